@@ -1,0 +1,247 @@
+"""The edge: create_app, the four contract routes, the lifespan.
+
+`uvicorn backend.app:app` works: the app is made when that name is first asked for, and no model before the lifespan.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Annotated, Any
+
+import anyio
+from fastapi import APIRouter, FastAPI, File, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.exceptions import HTTPException
+
+from backend import __version__
+from backend.config import Settings, load_settings
+from backend.edge import (
+    FormKey,
+    InspectorDep,
+    MmPerPx,
+    RecipeHeader,
+    UploadRoute,
+    identity,
+    run_job,
+    sentences,
+    uploads,
+)
+from backend.errors import InspectionError, InvalidValue
+from backend.features import Extractor
+from backend.infer import HeatmapScale, Region
+from backend.inspector import Inspector
+from backend.problems import on_http_exception, on_inspection_error, on_invalid_fields
+from backend.roi_mask import parse_shape
+from backend.schemas import (
+    CalibrateRequest,
+    CalibrateResponse,
+    ErrorBody,
+    FitOkResponse,
+    Health,
+    InferResponse,
+    RegionOut,
+)
+from backend.security import BodyLimit, Guard
+from backend.storage import ModelKey, check_recipe
+from backend.telemetry import RequestIdentity, configure_logging
+from backend.utils import to_base64
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = """\
+Tells a good part from a bad one having only seen good ones: where it differs, and how large the difference is in mm².
+
+1. `POST /fit_ok` with images of good parts.
+2. `POST /infer` some more good parts, and bad ones if there are any; `POST /calibrate_ng` with their scores.
+3. `POST /infer` each part.
+"""
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": meaning}
+    for status, meaning in {
+        400: "The request cannot be served as it is; `code` and `error` say why.",
+        413: "The file or the request is too large.",
+        422: "Fields are missing or not valid.",
+        500: "A fault of the service; the request's id is in its log.",
+        503: "Busy: try again after `Retry-After` seconds.",
+        507: "The disk is full; nothing was changed.",
+    }.items()
+}
+
+contract = APIRouter(route_class=UploadRoute, tags=["contract"])
+
+
+def create_app(settings: Settings | None = None, extractor: Extractor | None = None) -> FastAPI:
+    """The service.
+
+    Args:
+        settings: read from the environment and the files when None.
+        extractor: used instead of the one that the settings name.
+    """
+    settings = settings or load_settings()
+    app = FastAPI(title="Brake disc inspector", version=__version__, description=DESCRIPTION, lifespan=_lifespan)
+    app.state.settings = settings
+    app.state.inspector = Inspector(settings, extractor)
+    app.include_router(contract)
+    app.add_exception_handler(InspectionError, on_inspection_error)
+    app.add_exception_handler(RequestValidationError, on_invalid_fields)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_middleware(BodyLimit, settings=settings)
+    app.add_middleware(Guard, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
+    app.add_middleware(RequestIdentity)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    configure_logging(settings.log_level, settings.log_format)
+    app.state.limiter = anyio.CapacityLimiter(settings.max_queue + 8)
+    inspector: Inspector = app.state.inspector
+    logger.info("version %s, models in %s", __version__, settings.models_dir)
+    inspector.start()
+    yield
+    inspector.close()
+
+
+@contract.get("/health", response_model=Health, response_model_exclude_unset=True, responses=ERRORS)
+def health(request: Request, inspector: InspectorDep, x_recipe_id: RecipeHeader = None) -> dict[str, Any]:
+    """Whether the service is up, on which device, with which extractor."""
+    own = {"request_id": request.state.request_id, "recipe_id": check_recipe(x_recipe_id)}
+    return {**inspector.health(), **own}
+
+
+@contract.post("/fit_ok", response_model=FitOkResponse, responses=ERRORS)
+async def fit_ok(
+    request: Request,
+    inspector: InspectorDep,
+    key: FormKey,
+    mm_per_px: MmPerPx,
+    images: Annotated[list[UploadFile], File(description="Canonical ROIs of good parts.")] = [],  # noqa: B006
+) -> dict[str, Any]:
+    """Build the memory of (role_id, roi_id) from good parts; it replaces the former one in one step."""
+    files = uploads(images)
+    result = await run_job(request, lambda job: inspector.fit(key, files, mm_per_px=mm_per_px, job=job))
+    logger.info("fit_ok %s: %d images, %d rows in %s ms", key, len(files), result.coreset_size, result.timings_ms)
+    metadata = result.metadata
+    return {
+        "n_embeddings": metadata["n_embeddings"],
+        "coreset_size": result.coreset_size,
+        "token_shape": list(result.token_shape),
+        "coreset_rate_requested": metadata["coreset_rate"],
+        "coreset_rate_applied": metadata["coreset_rate_applied"],
+        "n_images": metadata["n_images"],
+        "radius": metadata["radius"],
+        "model_version": metadata["model_version"],
+        "generation": metadata["generation"],
+        "timings_ms": result.timings_ms,
+        "warnings": sentences(request, result.warnings),
+        **identity(request, key),
+    }
+
+
+@contract.post("/calibrate_ng", response_model=CalibrateResponse, response_model_exclude_unset=True, responses=ERRORS)
+async def calibrate_ng(
+    request: Request, inspector: InspectorDep, body: CalibrateRequest, x_recipe_id: RecipeHeader = None
+) -> dict[str, Any]:
+    """Choose the threshold from scores of good parts and of none to a few bad ones."""
+    key = ModelKey.of(body.role_id, body.roi_id, body.recipe_id or x_recipe_id)
+    result = await run_job(
+        request,
+        lambda _: inspector.calibrate(
+            key,
+            ok_scores=body.ok_scores,
+            ng_scores=body.ng_scores or (),
+            mm_per_px=body.mm_per_px,
+            area_mm2_thr=body.area_mm2_thr,
+            score_percentile=body.score_percentile,
+        ),
+    )
+    logger.info("calibrate_ng %s: threshold %.6g", key, result.values["threshold"])
+    known = {name: value for name, value in result.values.items() if name in CalibrateResponse.model_fields}
+    return {**known, "warnings": sentences(request, result.warnings), **identity(request, key)}
+
+
+@contract.post("/infer", response_model=InferResponse, response_model_exclude_unset=True, responses=ERRORS)
+async def infer(
+    request: Request,
+    inspector: InspectorDep,
+    key: FormKey,
+    mm_per_px: MmPerPx,
+    image: Annotated[UploadFile, File(description="The canonical ROI of the part.")],
+    shape: Annotated[
+        str | None,
+        Form(description="The part inside the ROI.", examples=['{"kind":"circle","cx":192,"cy":192,"r":180}']),
+    ] = None,
+    heatmap: Annotated[str | None, Form(description="relative, absolute, color or none.")] = None,
+) -> dict[str, Any]:
+    """Inspect one part: score, verdict, heatmap and the regions that differ."""
+    (file,) = uploads([image])
+    mask, scale = parse_shape(shape), _heatmap_scale(heatmap)
+    result = await run_job(
+        request,
+        lambda job: inspector.infer(key, file, mm_per_px=mm_per_px, shape=mask, heatmap=scale, job=job),
+    )
+    found = result.inspection
+    logger.info("infer %s: score %.6g, threshold %s, %s ms", key, found.score, result.threshold, result.timings_ms)
+    verdict = {} if result.is_anomaly is None else {"decision": "ng" if result.is_anomaly else "ok"}
+    return {
+        **identity(request, key),
+        "score": found.score,
+        "threshold": result.threshold,
+        "is_anomaly": result.is_anomaly,
+        **verdict,
+        "heatmap_png_base64": to_base64(result.heatmap),
+        "heatmap_range": list(result.heatmap_range),
+        "regions": [_region(region) for region in found.regions],
+        "token_shape": list(result.token_shape),
+        "stats": found.stats,
+        "inference_ms": result.timings_ms["total"],
+        "timings_ms": result.timings_ms,
+        "params": result.params,
+        "warnings": sentences(request, result.warnings),
+    }
+
+
+def _heatmap_scale(value: str | None) -> HeatmapScale | None:
+    text = (value or "").strip().lower()
+    if text in {"relative", "absolute", "color", "none"}:
+        return text  # type: ignore[return-value]
+    if text:
+        raise InvalidValue(field="heatmap", value=repr(text[:40]), expected="relative, absolute, color, none")
+    return None
+
+
+def _region(region: Region) -> RegionOut:
+    x, y, w, h = region.bbox
+    return RegionOut(
+        x=x,
+        y=y,
+        w=w,
+        h=h,
+        bbox=[x, y, w, h],
+        area_px=region.area_px,
+        area_mm2=region.area_mm2,
+        contour=region.contour,
+    )
+
+
+@cache
+def _default_app() -> FastAPI:
+    return create_app()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return _default_app()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,119 @@
+"""Loaded models, least recently used, bounded by bytes; a change on disk is noticed from the file's stamp."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from cachetools import LRUCache
+
+from backend.errors import DiskFull, ExtractorMismatch, MemoryNotFound, Notice, ReadOnlyStore
+from backend.features import Extractor
+from backend.patchcore import PatchCoreMemory
+from backend.storage import ModelKey, ModelStore, Stamp, StoredMemory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """A memory ready to be searched."""
+
+    memory: PatchCoreMemory
+    stored: StoredMemory
+    stamp: Stamp | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the cache counts for it."""
+        return self.memory.nbytes
+
+
+class ModelCache:
+    """Gives the newest memory and calibration of a key, reading the disk only when a file changed."""
+
+    def __init__(self, store: ModelStore, *, cache_mb: float, knn_backend: str) -> None:
+        self.store = store
+        self.knn_backend = knn_backend
+        self._models: LRUCache[ModelKey, FittedModel] = LRUCache(cache_mb * 2**20, getsizeof=lambda m: m.nbytes)
+        self._calibrations: LRUCache[ModelKey, tuple[Stamp, dict[str, Any]]] = LRUCache(4096)
+        self._lock = threading.Lock()
+
+    def model(self, key: ModelKey) -> FittedModel:
+        """The fitted model of `key`. Raises MemoryNotFound, DamagedFile."""
+        stamp = self.store.stamp(key)
+        if stamp is None:
+            raise MemoryNotFound(key=key)
+        with self._lock:
+            known = self._models.get(key)
+        if known is not None and known.stamp == stamp:
+            return known
+        stored = self.store.load_memory(key)
+        return self.put(key, self._searchable(key, stored), stored, stamp)
+
+    def put(self, key: ModelKey, memory: PatchCoreMemory, stored: StoredMemory, stamp: Stamp | None) -> FittedModel:
+        """Remember a model; one larger than the whole cache is only returned."""
+        model = FittedModel(memory, stored, stamp)
+        with self._lock:
+            self._models.pop(key, None)
+            if model.nbytes <= self._models.maxsize:
+                self._models[key] = model
+        return model
+
+    def calibration(self, key: ModelKey) -> dict[str, Any] | None:
+        """calib.json of `key`, or None. Raises DamagedFile."""
+        stamp = self.store.stamp(key, "calib.json")
+        if stamp is None:
+            return None
+        with self._lock:
+            known = self._calibrations.get(key)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        given = self.store.load_calibration(key)
+        if given is not None:
+            with self._lock:
+                self._calibrations[key] = (stamp, given)
+        return given
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the memories held."""
+        with self._lock:
+            return int(self._models.currsize)
+
+    def _searchable(self, key: ModelKey, stored: StoredMemory) -> PatchCoreMemory:
+        memory = PatchCoreMemory(stored.emb, backend=self.knn_backend, src=stored.src)  # type: ignore[arg-type]
+        if not self.store.derived_is_current(key, stored.generation, indexed=memory.backend == "faiss"):
+            try:
+                self.store.write_derived(key, stored, index_bytes(memory))
+                logger.info("rebuilt index and manifest of %s", key)
+            except (DiskFull, ReadOnlyStore) as err:
+                logger.warning("index and manifest of %s are out of date and cannot be rebuilt: %s", key, err)
+        return memory
+
+
+def check_extractor(key: ModelKey, model: FittedModel, extractor: Extractor) -> Notice | None:
+    """Whether `extractor` made this memory; a notice when an older file cannot say.
+
+    Raises:
+        ExtractorMismatch: another extractor made it.
+    """
+    theirs = model.stored.fingerprint
+    if theirs == extractor.fingerprint:
+        return None
+    name = str(model.stored.metadata.get("extractor", "?"))
+    dim = model.memory.dim
+    if theirs is not None or dim != extractor.dim:
+        raise ExtractorMismatch(
+            key=key,
+            theirs=f"{name}, {dim} dims, {theirs}",
+            ours=f"{extractor.name}, {extractor.dim} dims, {extractor.fingerprint}",
+        )
+    return Notice("older_memory")
+
+
+def index_bytes(memory: PatchCoreMemory) -> bytes | None:
+    """What index.faiss holds for `memory`; None where FAISS is not in use."""
+    return memory.index_bytes() if memory.backend == "faiss" else None

@@ -1,0 +1,189 @@
+"""Settings: the only reader of the environment, of `.env` and of `backend/config.yaml`.
+
+A setting NAME is looked up as BDI_NAME, then NAME, then in `.env` (both spellings), then in `backend/config.yaml`;
+keyword arguments given in code come before all of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AliasChoices,
+    AliasGenerator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from backend.errors import InvalidSettings
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+CONFIG_YAML = PROJECT_ROOT / "backend" / "config.yaml"
+
+OTHER_SPELLINGS = {
+    "coreset_rate": ["PATCHCORE_CORESET_RATIO"],
+    "max_batch": ["PATCHCORE_BATCH_SIZE"],
+}
+
+
+def _split(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _auto_is_none(value: Any) -> Any:
+    return None if isinstance(value, str) and value.strip().lower() in {"auto", "none", ""} else value
+
+
+def _names(field: str) -> list[str]:
+    upper = field.upper()
+    return [field, f"BDI_{upper}", upper, *OTHER_SPELLINGS.get(field, [])]
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
+OptionalText = Annotated[str | None, BeforeValidator(_auto_is_none)]
+Folder = Path
+
+
+class Settings(BaseSettings):
+    """Every setting of the service, with its default. Relative folders are relative to the project's root.
+
+    Raises InvalidSettings from `load_settings`; pydantic's ValidationError when built directly.
+    """
+
+    model_config = SettingsConfigDict(
+        alias_generator=AliasGenerator(validation_alias=lambda field: AliasChoices(*_names(field)[1:])),
+        env_file=PROJECT_ROOT / ".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        protected_namespaces=(),
+        yaml_file=CONFIG_YAML,
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on; another one needs API_KEYS or ALLOW_INSECURE.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on (0: any free one).")
+    models_dir: Folder = Field(Path("models"), description="Folder of the fitted models.")
+    datasets_dir: Folder = Field(Path("datasets"), description="Folder of the stored samples.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the extractor runs; auto: CUDA if present."
+    )
+    patchcore_use_gpu: bool | None = Field(
+        None, description="Older spelling of DEVICE: false means cpu, true means auto."
+    )
+    model_name: str = Field(
+        "vit_small_patch14_dinov2.lvd142m",
+        min_length=1,
+        description="Extractor: any timm ViT, `resnet18`, or `texture` (needs no weights).",
+    )
+    weights: str = Field(
+        "auto",
+        description="`auto`: the folder weights/, then timm's hub name; or a .safetensors/.pth file or folder.",
+    )
+    require_pretrained: bool = Field(False, description="Refuse to start rather than fall back to `texture`.")
+    input_size: int = Field(448, ge=56, le=2048, description="The ROI is resized to about INPUT_SIZE² pixels.")
+    blocks: Names = Field((), description="ViT blocks whose tokens are joined, as 9,11; empty: 9 and 11 of 12.")
+    runtime: Literal["auto", "torch", "openvino"] = Field("auto", description="Who runs the network.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Arithmetic of the network.")
+    threads: AutoInt = Field(None, ge=1, description="Threads of the extractor (auto: all cores).")
+    coreset_rate: float = Field(0.02, gt=0, le=1, description="Share of the embeddings kept in the memory.")
+    max_coreset: int = Field(25_600, ge=1, description="Rows of a memory at most.")
+    knn_backend: Literal["auto", "faiss", "sklearn"] = Field("auto", description="Who searches the memory.")
+    patchcore_knn_k: int = Field(1, ge=1, le=100, description="Neighbours whose distances are averaged.")
+    seed: int = Field(0, ge=0, description="Seed of the coreset's first centre.")
+    score_percentile: float = Field(99, gt=0, le=100, description="Percentile of the heatmap that is the score.")
+    score_method: Literal["percentile", "max", "top_mean"] = Field("percentile", description="How a heatmap is scored.")
+    blur_sigma: float = Field(1.0, ge=0, le=100, description="Gaussian blur of the heatmap, in ROI pixels.")
+    area_mm2_thr: float = Field(1.0, ge=0, description="Regions smaller than this (mm²) are dropped.")
+    threshold_margin: float = Field(0.0, ge=0, le=10, description="Added to the OK percentile when there is no NG.")
+    heatmap_scale: Literal["relative", "absolute", "color", "none"] = Field("relative", description="Default heatmap.")
+    max_upload_mb: float = Field(64, gt=0, description="Size of one uploaded file at most.")
+    max_request_mb: float = Field(2048, gt=0, description="Size of one request at most.")
+    max_files: int = Field(1000, ge=1, description="Files in one request at most.")
+    max_image_mp: float = Field(100, gt=0, description="Megapixels of one image at most, read from its header.")
+    max_queue: int = Field(64, ge=1, description="Requests that may wait for the extractor; more get a 503.")
+    max_batch: AutoInt = Field(
+        None, ge=1, le=1024, description="Images per forward pass (auto: 1 on a CPU, 32 on CUDA)."
+    )
+    cache_mb: float = Field(1024, gt=0, description="Memory for loaded models.")
+    fit_memory_mb: float = Field(4096, gt=0, description="Memory for the embeddings of one fit.")
+    fit_wait_s: float = Field(600, ge=0, description="How long a fit waits for another one of the same ROI.")
+    api_keys: Names = Field((), description="Keys that may do everything, plain or sha256:<hex>, separated by commas.")
+    allow_insecure: bool = Field(False, description="Serve other machines without API_KEYS.")
+    cors_origins: Names = Field((), description="Origins whose pages may call the service, separated by commas.")
+    contract_only: bool = Field(False, description="Only the four contract routes and /docs.")
+    expose_traces: bool = Field(False, description="Put tracebacks of 5xx into the answers of any client.")
+    log_format: Literal["text", "json"] = Field("text", description="Form of the log lines.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order of the sources: keyword arguments, environment, `.env`, `config.yaml`."""
+        return init_settings, env_settings, dotenv_settings, _YamlNames(settings_cls)
+
+    @field_validator("models_dir", "datasets_dir", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value if value.is_absolute() else PROJECT_ROOT / value
+
+    @field_validator("blocks", mode="after")
+    @classmethod
+    def _block_numbers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not part.isdecimal() for part in value):
+            raise ValueError("BLOCKS must be block numbers such as 9,11")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gpu_switch(cls, data: dict[str, Any]) -> dict[str, Any]:
+        switch = next((data[n] for n in _names("patchcore_use_gpu") if n in data), None)
+        if switch is not None and not any(n in data for n in _names("device")):
+            data = {**data, "device": "cpu" if str(switch).lower() in {"0", "false", "no", "off"} else "auto"}
+        return data
+
+
+class _YamlNames(YamlConfigSettingsSource):
+    """`config.yaml` with the same names as the environment, in any case."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        given = {str(k).lower(): v for k, v in self.yaml_data.items()}
+        known = {n.lower(): name for name in settings_cls.model_fields for n in _names(name)}
+        fields = {known[k]: v for k, v in given.items() if k in known and v is not None}
+        InitSettingsSource.__init__(self, settings_cls, fields)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment and the files, `overrides` first.
+
+    Raises:
+        InvalidSettings: names the settings that are not valid and why.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as err:
+        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in err.errors())
+        raise InvalidSettings(reason=reasons) from err

@@ -1,0 +1,144 @@
+"""What the routes share: bounded uploads, ids from the request, work in a thread that a leaving client cancels."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Annotated, Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from fastapi import Depends, Form, Header, Request, Response, UploadFile
+from fastapi.routing import APIRoute
+from starlette.datastructures import FormData, Headers
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from backend.config import Settings
+from backend.errors import BadForm, BadRequest, FileTooLarge, Notice
+from backend.fitting import ImageFile
+from backend.inspector import Inspector
+from backend.lane import Job
+from backend.problems import Refused, language_of
+from backend.security import MB
+from backend.storage import ModelKey
+
+T = TypeVar("T")
+
+MmPerPx = Annotated[float, Form(gt=0, le=1e6, allow_inf_nan=False, description="Millimetres per pixel of the ROI.")]
+RoleId = Annotated[str, Form(description="Role, such as Master1.", examples=["Master1"])]
+RoiId = Annotated[str, Form(description="ROI, such as Pattern.", examples=["Pattern"])]
+ModelKeyField = Annotated[str | None, Form(description="The station's name of the ROI; roi_id is used.")]
+RecipeField = Annotated[str | None, Form(description="Recipe; the X-Recipe-Id header says the same.")]
+RecipeHeader = Annotated[str | None, Header(alias="X-Recipe-Id", description="Recipe; `default` without one.")]
+
+
+class _BoundedParser(MultiPartParser):
+    """Refuses a file over the limit while it streams."""
+
+    max_upload_mb: float = 64
+
+    def on_part_begin(self) -> None:
+        super().on_part_begin()
+        self._part_bytes = 0
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._part_bytes += end - start
+        if self._part_bytes > self.max_upload_mb * MB:
+            file = self._current_part.file
+            name = ImageFile.named(file.filename if file else "", bytes).name
+            raise Refused(FileTooLarge(name=name, limit=f"{self.max_upload_mb:g}"))
+        super().on_part_data(data, start, end)
+
+
+class _UploadRequest(Request):
+    async def _get_form(self, **_: Any) -> FormData:
+        if self._form is not None:
+            return self._form
+        if not self.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            self._form = await super()._get_form(max_files=1, max_fields=100, max_part_size=MB)
+            return self._form
+        settings: Settings = self.app.state.settings
+        parser = _BoundedParser(Headers(scope=self.scope), self.stream(), max_files=settings.max_files, max_fields=2000)
+        parser.max_upload_mb = settings.max_upload_mb
+        try:
+            self._form = await parser.parse()
+        except MultiPartException as err:
+            raise Refused(BadForm() if "boundary" in err.message else BadRequest(reason=err.message)) from err
+        return self._form
+
+
+class UploadRoute(APIRoute):
+    """A route whose multipart body is held to MAX_UPLOAD_MB a file and MAX_FILES files, while it streams."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's hook for the request object."""
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            return await handle(_UploadRequest(request.scope, request.receive))
+
+        return bounded
+
+
+def get_inspector(request: Request) -> Inspector:
+    """The app's inspector."""
+    inspector: Inspector = request.app.state.inspector
+    return inspector
+
+
+InspectorDep = Annotated[Inspector, Depends(get_inspector)]
+
+
+def form_key(
+    role_id: RoleId,
+    roi_id: RoiId,
+    model_key: ModelKeyField = None,
+    recipe_id: RecipeField = None,
+    x_recipe_id: RecipeHeader = None,
+) -> ModelKey:
+    """The model that a form names. Raises InvalidId, RecipeInvalid."""
+    return ModelKey.of(role_id, roi_id, recipe_id or x_recipe_id)
+
+
+FormKey = Annotated[ModelKey, Depends(form_key)]
+
+
+def uploads(files: Sequence[UploadFile]) -> list[ImageFile]:
+    """The uploaded files as image files whose bytes are read when needed."""
+    return [ImageFile.named(file.filename, file.file.read) for file in files]
+
+
+def sentences(request: Request, notices: Sequence[Notice]) -> list[str]:
+    """Notices in the client's language."""
+    language = language_of(request.headers)
+    return [notice.text(language) for notice in notices]
+
+
+def identity(request: Request, key: ModelKey) -> dict[str, str]:
+    """The fields that tell whose answer this is."""
+    return {
+        "role_id": key.role_id,
+        "roi_id": key.roi_id,
+        "recipe_id": key.recipe_id,
+        "request_id": request.state.request_id,
+    }
+
+
+async def run_job(request: Request, work: Callable[[Job], T], job: Job | None = None) -> T:
+    """Run `work(job)` in a thread; a client that goes away cancels the job.
+
+    The threads are as many as requests may be admitted, so that the queue's own limit is the one that answers.
+    """
+    job = job or Job()
+    limiter: anyio.CapacityLimiter = request.app.state.limiter
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        job.cancel()
+
+    watcher = asyncio.ensure_future(watch())
+    try:
+        return await anyio.to_thread.run_sync(work, job, limiter=limiter)
+    finally:
+        watcher.cancel()

@@ -1,0 +1,403 @@
+"""Everything that can go wrong, and every warning, each with a stable code and a text in Spanish and English.
+
+InspectionError
+├── BadRequest (400)
+│   ├── InvalidId · RecipeInvalid · NoImages · BadForm
+│   ├── BadImage: EmptyFile · UndecodableImage · ImageTooSmall · ImageTooLarge
+│   ├── InvalidShape: ShapeNotJson · ShapeUnknownKind · ShapeBadNumber · ShapeInverted · MaskEmpty
+│   ├── MemoryNotFound · TokenGridMismatch · ExtractorMismatch
+│   └── InvalidValue
+├── Unauthorized (401) · LoopbackOnly (403) · ReadOnlyKey (403) · OriginRefused (403)
+├── NotFound (404) · MethodNotAllowed (405) · Cancelled (499)
+├── FileTooLarge · RequestTooLarge (413) · InvalidFields (422) · TooManyRequests (429)
+├── ServerFault (500): DamagedFile
+├── QueueFull · NotReady · FitInProgress (503) · DiskFull (507) · ReadOnlyStore (503)
+└── StartupError: WeightsUnavailable · BackendUnavailable · InvalidSettings
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+Language = Literal["es", "en"]
+
+
+class InspectionError(Exception):
+    """Base of all errors. `code` is stable; `text` is a sentence that tells the person what to do."""
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    es: ClassVar[str] = "Error interno. Busca el identificador {request_id} en el registro del servicio."
+    en: ClassVar[str] = "Internal error. Look for the identifier {request_id} in the service's log."
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+        super().__init__(self.text("en"))
+
+    def text(self, language: Language) -> str:
+        """The sentence in `language`; values the template names but that were not given read as '?'."""
+        template = self.es if language == "es" else self.en
+        return template.format_map(_Lenient(self.values))
+
+
+class _Lenient(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+class BadRequest(InspectionError):
+    code = "bad_request"
+    status = 400
+    es = "Petición no válida: {reason}"
+    en = "Bad request: {reason}"
+
+
+class BadForm(BadRequest):
+    code = "bad_form"
+    es = "No se pudo leer el cuerpo de la petición: envía multipart/form-data (o JSON) bien formado."
+    en = "The request's body could not be read: send well-formed multipart/form-data (or JSON)."
+
+
+class InvalidValue(BadRequest):
+    code = "invalid_value"
+    es = "{field}: el valor {value} no es válido; se espera {expected}."
+    en = "{field}: the value {value} is not valid; expected {expected}."
+
+
+class InvalidId(BadRequest):
+    code = "invalid_id"
+    es = (
+        "{field} no es válido ({value}): usa letras, dígitos, espacio y _ - . (64 como máximo), sin separadores, "
+        "sin punto ni espacio al principio o al final y sin nombres reservados."
+    )
+    en = (
+        "{field} is not valid ({value}): use letters, digits, spaces and _ - . (64 at most), no separators, "
+        "no leading or trailing dot or space and no reserved name."
+    )
+
+
+class RecipeInvalid(BadRequest):
+    code = "invalid_recipe"
+    es = "recipe_id no es válido ({value}): usa [a-z0-9][a-z0-9_-]* (64 como máximo); 'last' está reservado."
+    en = "recipe_id is not valid ({value}): use [a-z0-9][a-z0-9_-]* (64 at most); 'last' is reserved."
+
+
+class NoImages(BadRequest):
+    code = "no_images"
+    es = "No hay imágenes: envía al menos una en el campo 'images'."
+    en = "There are no images: send at least one in the field 'images'."
+
+
+class BadImage(BadRequest):
+    code = "bad_image"
+    es = "{name}: imagen no válida."
+    en = "{name}: not a usable image."
+
+
+class EmptyFile(BadImage):
+    code = "empty_file"
+    es = "{name}: Archivo vacío."
+    en = "{name}: the file is empty."
+
+
+class UndecodableImage(BadImage):
+    code = "unreadable_image"
+    es = "{name}: No se pudo decodificar la imagen. Envía un PNG, JPEG, BMP, TIFF o WebP completo."
+    en = "{name}: the image could not be decoded. Send a whole PNG, JPEG, BMP, TIFF or WebP file."
+
+
+class ImageTooSmall(BadImage):
+    code = "image_too_small"
+    es = "{name}: la imagen mide {width}×{height} px; cada lado debe tener {limit} px como mínimo."
+    en = "{name}: the image is {width}×{height} px; each side must be at least {limit} px."
+
+
+class ImageTooLarge(BadImage):
+    code = "image_too_large"
+    es = "{name}: la imagen mide {width}×{height} px; el límite es de {limit} megapíxeles (MAX_IMAGE_MP)."
+    en = "{name}: the image is {width}×{height} px; the limit is {limit} megapixels (MAX_IMAGE_MP)."
+
+
+class InvalidShape(BadRequest):
+    code = "invalid_shape"
+    es = "shape no es válido."
+    en = "shape is not valid."
+
+
+class ShapeNotJson(InvalidShape):
+    code = "shape_not_json"
+    es = 'shape no es un objeto JSON; por ejemplo: {{"kind":"circle","cx":192,"cy":192,"r":180}}.'
+    en = 'shape is not a JSON object; for example: {{"kind":"circle","cx":192,"cy":192,"r":180}}.'
+
+
+class ShapeUnknownKind(InvalidShape):
+    code = "shape_unknown_kind"
+    es = "shape: el tipo {kind} no existe; usa rect, circle o annulus."
+    en = "shape: there is no kind {kind}; use rect, circle or annulus."
+
+
+class ShapeBadNumber(InvalidShape):
+    code = "shape_bad_number"
+    es = "shape ({kind}): {field} debe ser un número finito{rule}."
+    en = "shape ({kind}): {field} must be a finite number{rule}."
+
+
+class ShapeInverted(InvalidShape):
+    code = "shape_inverted"
+    es = "shape (annulus): r_inner ({r_inner}) debe ser menor que r ({r})."
+    en = "shape (annulus): r_inner ({r_inner}) must be smaller than r ({r})."
+
+
+class MaskEmpty(InvalidShape):
+    code = "mask_empty"
+    es = "shape no cubre ningún píxel de la imagen de {width}×{height} px: comprueba las coordenadas."
+    en = "shape covers no pixel of the {width}×{height} px image: check its coordinates."
+
+
+class MemoryNotFound(BadRequest):
+    code = "memory_not_found"
+    es = "Memoria no encontrada para {key}. Ejecuta /fit_ok primero."
+    en = "Memory not found for {key}. Run /fit_ok first."
+
+
+class TokenGridMismatch(BadRequest):
+    code = "token_grid_mismatch"
+    es = (
+        "Token grid mismatch: got {got}, expected {expected}. {name} no tiene las proporciones del ROI "
+        "con que se entrenó: envía el mismo recorte o repite /fit_ok."
+    )
+    en = (
+        "Token grid mismatch: got {got}, expected {expected}. {name} does not have the proportions of the fitted "
+        "ROI: send the same crop, or run /fit_ok again."
+    )
+
+
+class ExtractorMismatch(BadRequest):
+    code = "extractor_mismatch"
+    es = (
+        "La memoria de {key} se hizo con otro extractor ({theirs}) y ahora se usa {ours}: "
+        "repite /fit_ok o vuelve al extractor anterior."
+    )
+    en = (
+        "The memory of {key} was made with another extractor ({theirs}); the running one is {ours}: "
+        "run /fit_ok again, or go back to the former extractor."
+    )
+
+
+class Unauthorized(InspectionError):
+    code = "unauthorized"
+    status = 401
+    es = "Falta una clave de API válida: envíala en X-API-Key o en Authorization: Bearer."
+    en = "A valid API key is missing: send it in X-API-Key or in Authorization: Bearer."
+
+
+class LoopbackOnly(InspectionError):
+    code = "loopback_only"
+    status = 403
+    es = (
+        "Sin API_KEYS sólo se atiende a clientes de esta máquina: configura API_KEYS "
+        "(o ALLOW_INSECURE=1 si la red es de confianza)."
+    )
+    en = (
+        "Without API_KEYS only clients on this machine are served: set API_KEYS "
+        "(or ALLOW_INSECURE=1 on a network you trust)."
+    )
+
+
+class OriginRefused(InspectionError):
+    code = "origin_refused"
+    status = 403
+    es = "El origen {origin} no puede llamar a este servicio desde un navegador: añádelo a CORS_ORIGINS."
+    en = "The origin {origin} may not call this service from a browser: add it to CORS_ORIGINS."
+
+
+class NotFound(InspectionError):
+    code = "not_found"
+    status = 404
+    es = "No existe {path}. La lista de rutas está en /docs."
+    en = "There is no {path}. The list of routes is at /docs."
+
+
+class MethodNotAllowed(InspectionError):
+    code = "method_not_allowed"
+    status = 405
+    es = "El método {method} no está permitido en {path}. La lista de rutas está en /docs."
+    en = "The method {method} is not allowed on {path}. The list of routes is at /docs."
+
+
+class Cancelled(InspectionError):
+    code = "cancelled"
+    status = 499
+    es = "La petición se canceló; no se ha cambiado nada."
+    en = "The request was cancelled; nothing was changed."
+
+
+class FileTooLarge(InspectionError):
+    code = "file_too_large"
+    status = 413
+    es = "{name} supera el límite de {limit} MB por fichero (MAX_UPLOAD_MB)."
+    en = "{name} is over the limit of {limit} MB a file (MAX_UPLOAD_MB)."
+
+
+class RequestTooLarge(InspectionError):
+    code = "request_too_large"
+    status = 413
+    es = "La petición supera el límite de {limit} MB ({setting}): divídela en varias."
+    en = "The request is over the limit of {limit} MB ({setting}): split it into several."
+
+
+class InvalidFields(InspectionError):
+    code = "validation_error"
+    status = 422
+    es = "Hay campos que faltan o no son válidos: {fields}."
+    en = "Some fields are missing or not valid: {fields}."
+
+
+class ServerFault(InspectionError):
+    code = "internal_error"
+    status = 500
+
+
+class DamagedFile(ServerFault):
+    code = "artifact_damaged"
+    es = "El fichero {path} está dañado ({reason}): restáuralo de una copia o repite {remedy}."
+    en = "The file {path} is damaged ({reason}): restore it from a backup, or run {remedy} again."
+
+
+class QueueFull(InspectionError):
+    code = "queue_full"
+    status = 503
+    es = "El servicio está ocupado ({waiting} peticiones en espera): reintenta en {retry_after} s."
+    en = "The service is busy ({waiting} requests waiting): try again in {retry_after} s."
+
+
+class NotReady(InspectionError):
+    code = "not_ready"
+    status = 503
+    es = "El modelo todavía se está cargando: reintenta en {retry_after} s."
+    en = "The model is still loading: try again in {retry_after} s."
+
+
+class FitInProgress(InspectionError):
+    code = "fit_in_progress"
+    status = 503
+    es = "Otro entrenamiento de {key} está en curso: reintenta en {retry_after} s."
+    en = "Another fit of {key} is under way: try again in {retry_after} s."
+
+
+class ReadOnlyStore(InspectionError):
+    code = "store_read_only"
+    status = 503
+    es = "No se puede escribir en {path}: da permiso de escritura a la carpeta o cambia MODELS_DIR."
+    en = "{path} cannot be written: make the folder writable, or change MODELS_DIR."
+
+
+class DiskFull(InspectionError):
+    code = "disk_full"
+    status = 507
+    es = "No queda espacio en disco para {path}: libera espacio y repite. El modelo anterior sigue intacto."
+    en = "There is no disk space left for {path}: free some and try again. The former model is untouched."
+
+
+class StartupError(InspectionError):
+    code = "startup_error"
+    es = "El servicio no puede arrancar: {reason}"
+    en = "The service cannot start: {reason}"
+
+
+class WeightsUnavailable(StartupError):
+    code = "weights_unavailable"
+    es = (
+        "No se encuentran los pesos de {model}: {reason}. Copia el fichero .safetensors o .pth a esta máquina e "
+        "indica su ruta en WEIGHTS (docs/DEPLOYMENT.md explica cómo)."
+    )
+    en = (
+        "The weights of {model} cannot be had: {reason}. Copy the .safetensors or .pth file to this machine and "
+        "set WEIGHTS to its path (docs/DEPLOYMENT.md says how)."
+    )
+
+
+class BackendUnavailable(StartupError):
+    code = "backend_unavailable"
+    es = "{option}={value} necesita el paquete {package}: instálalo o usa {option}=auto."
+    en = "{option}={value} needs the package {package}: install it, or use {option}=auto."
+
+
+class InvalidSettings(StartupError):
+    code = "invalid_settings"
+    es = "La configuración no es válida: {reason}"
+    en = "The settings are not valid: {reason}"
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A warning that travels with an answer: a stable code and its sentence in both languages."""
+
+    code: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def text(self, language: Language) -> str:
+        """The sentence in `language`."""
+        es, en = NOTICES[self.code]
+        return (es if language == "es" else en).format_map(_Lenient(self.values))
+
+
+NOTICES: dict[str, tuple[str, str]] = {
+    "degraded": (
+        "Servicio degradado: sin los pesos de {model} se usa el extractor sin pesos 'texture' ({reason}).",
+        "Degraded service: without the weights of {model} the weight-free extractor 'texture' is used ({reason}).",
+    ),
+    "older_memory": (
+        "La memoria es de un formato anterior y no dice con qué extractor se hizo: repite /fit_ok cuando puedas.",
+        "The memory is of an older format and does not say which extractor made it: run /fit_ok again soon.",
+    ),
+    "older_calibration": (
+        "La calibración es de un formato anterior y no dice para qué memoria se hizo: calibra de nuevo.",
+        "The calibration is of an older format and does not say which memory it was made for: calibrate again.",
+    ),
+    "calibration_of_former_memory": (
+        "El umbral se calibró con una memoria anterior de este ROI: calibra de nuevo.",
+        "The threshold was calibrated with a former memory of this ROI: calibrate again.",
+    ),
+    "calibration_stale": (
+        "El umbral se calibró con otro extractor u otra forma de puntuar y no se aplica: calibra de nuevo.",
+        "The threshold was calibrated with another extractor or way of scoring and is not applied: calibrate again.",
+    ),
+    "not_calibrated": (
+        "Sin calibrar: no hay umbral ni veredicto hasta que se llame a /calibrate_ng.",
+        "Not calibrated: there is no threshold and no verdict until /calibrate_ng is called.",
+    ),
+    "percentile_changed": (
+        "Las puntuaciones se hicieron con el percentil {former} y ahora se usa {new}: inspecciona y calibra de nuevo.",
+        "The scores were made with percentile {former}; {new} is used from now on: inspect and calibrate again.",
+    ),
+    "scores_overlap": (
+        "Las puntuaciones OK y NG se solapan (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): el umbral no puede separarlas.",
+        "The OK and NG scores overlap (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): no threshold can separate them.",
+    ),
+    "few_ok_scores": (
+        "Sólo hay {n} puntuaciones OK: con menos de 20 el umbral es poco fiable.",
+        "There are only {n} OK scores: with fewer than 20 the threshold is not reliable.",
+    ),
+    "coreset_capped": (
+        "La memoria se limitó a {limit} filas (MAX_CORESET) en lugar de {wanted}.",
+        "The memory was limited to {limit} rows (MAX_CORESET) instead of {wanted}.",
+    ),
+    "roi_resized": (
+        "El ROI daba una rejilla de {got} tokens y se ajustó a la de la memoria, {expected}.",
+        "The ROI gave a grid of {got} tokens and was fitted to the memory's, {expected}.",
+    ),
+    "image_downscaled": (
+        "La imagen de {megapixels:.1f} MP se redujo a 12 MP para el análisis; las coordenadas son las originales.",
+        "The {megapixels:.1f} MP image was scaled down to 12 MP for analysis; coordinates are the original ones.",
+    ),
+    "mm_per_px_differs": (
+        "mm_per_px es {got} y la memoria se hizo con {expected}: las áreas usan {got}.",
+        "mm_per_px is {got} and the memory was made with {expected}: areas use {got}.",
+    ),
+    "duplicates_left_out": (
+        "{n} imágenes repetidas no se han contado dos veces.",
+        "{n} repeated images were not counted twice.",
+    ),
+}

@@ -1,0 +1,123 @@
+"""ExtractorHost: brings the extractor up, in the background, and says how it is doing."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from time import perf_counter
+
+import numpy as np
+
+from backend.config import PROJECT_ROOT, Settings
+from backend.errors import Notice, NotReady, WeightsUnavailable
+from backend.features import Extractor, build_extractor, token_grid
+from backend.lane import Lane
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_DIR = PROJECT_ROOT / "weights"
+READY_WAIT_S = 300.0
+
+
+class ExtractorHost:
+    """Owns the extractor and the lane in front of it.
+
+    `start` returns at once unless REQUIRE_PRETRAINED is set; requests wait for the extractor to be ready.
+    """
+
+    def __init__(self, settings: Settings, extractor: Extractor | None = None) -> None:
+        self.settings = settings
+        self.degraded: Notice | None = None
+        self._given = extractor
+        self._lane: Future[Lane] = Future()
+        self._warm = threading.Event()
+        self._started = False
+
+    def start(self) -> None:
+        """Load the extractor and run it once. Raises WeightsUnavailable when REQUIRE_PRETRAINED is set."""
+        if self._started:
+            return
+        self._started = True
+        if self._given is not None:
+            self._up(self._given)
+        elif self.settings.require_pretrained:
+            self._up(_build(self.settings))
+        else:
+            threading.Thread(target=self._load, name="extractor-loading", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop the lane."""
+        if self._lane.done() and self._lane.exception() is None:
+            self._lane.result().close()
+
+    @property
+    def status(self) -> str:
+        """`warming`, `ok`, `degraded` or `failed`."""
+        if self._lane.done() and self._lane.exception() is not None:
+            return "failed"
+        if not self._warm.is_set():
+            return "warming"
+        return "degraded" if self.degraded else "ok"
+
+    def lane(self, wait: float = READY_WAIT_S) -> Lane:
+        """The lane, once the extractor is loaded. Raises NotReady after `wait` seconds, or why loading failed."""
+        self.start()
+        try:
+            return self._lane.result(timeout=wait)
+        except FutureTimeout as err:
+            raise NotReady(retry_after=5) from err
+
+    @property
+    def extractor(self) -> Extractor | None:
+        """The extractor, or None while it is loading."""
+        ready = self._lane.done() and self._lane.exception() is None
+        return self._lane.result().extractor if ready else None
+
+    def _load(self) -> None:
+        try:
+            extractor = _build(self.settings)
+        except WeightsUnavailable as err:
+            logger.warning("degraded: %s", err)
+            self.degraded = Notice("degraded", err.values)
+            extractor = build_extractor("texture", input_size=self.settings.input_size)
+        except BaseException as err:  # whoever waits for the lane is told
+            logger.exception("the extractor could not be built")
+            self._lane.set_exception(err)
+            return
+        self._up(extractor)
+
+    def _up(self, extractor: Extractor) -> None:
+        batch = self.settings.max_batch or (32 if extractor.device == "cuda" else 1)
+        lane = Lane(extractor, max_queue=self.settings.max_queue, max_batch=batch)
+        self._lane.set_result(lane)
+        threading.Thread(target=self._warm_up, args=(lane,), name="warm-up", daemon=True).start()
+
+    def _warm_up(self, lane: Lane) -> None:
+        extractor, started = lane.extractor, perf_counter()
+        side = self.settings.input_size
+        rows, cols = token_grid(side, side, input_size=side, patch=extractor.patch)
+        blank = np.zeros((rows * extractor.patch, cols * extractor.patch, 3), np.uint8)
+        lane.submit(blank).result()
+        self._warm.set()
+        logger.info(
+            "extractor %s ready on %s (%s), first pass %.0f ms",
+            extractor.name,
+            extractor.device,
+            extractor.runtime,
+            1000 * (perf_counter() - started),
+        )
+
+
+def _build(settings: Settings) -> Extractor:
+    return build_extractor(
+        settings.model_name,
+        weights=settings.weights,
+        input_size=settings.input_size,
+        device=settings.device,
+        blocks=[int(block) for block in settings.blocks],
+        precision=settings.precision,
+        threads=settings.threads,
+        weights_dir=WEIGHTS_DIR,
+    )

@@ -1,0 +1,203 @@
+"""One image's tokens and one memory become an anomaly map, a score and regions. Pure: no disk, no HTTP, no network.
+
+The anomaly map is each token's distance to the memory (PatchCore, Roth et al. 2022, eq. 6 without re-weighting) on the
+token grid, bilinear at ROI resolution, blurred; the score is a percentile of it inside the mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.utils import encode_png, percentile, working_scale
+
+Float = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+HeatmapScale = Literal["relative", "absolute", "color", "none"]
+TOP_SHARE = 0.01
+
+
+class Memory(Protocol):
+    """What scoring needs of a memory bank."""
+
+    def distances(self, q: Float, k: int = 1, *, leave_out: int | None = None) -> Float:
+        """(T,) mean Euclidean distance of each row of q to its k nearest rows."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How a heatmap becomes a number; a calibration holds only for the scoring it was made with."""
+
+    method: Literal["percentile", "max", "top_mean"] = "percentile"
+    percentile: float = 99.0
+    blur_sigma: float = 1.0
+    k: int = 1
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The sender's ROI size in pixels and the (smaller or equal) size the heatmap is computed at."""
+
+    height: int
+    width: int
+
+    @property
+    def scale(self) -> float:
+        """Working pixels per sender's pixel (≤ 1)."""
+        return working_scale(self.height, self.width)
+
+    @property
+    def working(self) -> tuple[int, int]:
+        """(height, width) of the heatmap."""
+        return max(1, round(self.height * self.scale)), max(1, round(self.width * self.scale))
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected area at or above the threshold, in the sender's pixels (x to the right, y down)."""
+
+    bbox: tuple[int, int, int, int]
+    area_px: float
+    area_mm2: float
+    contour: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What scoring says of one image. `heat`: (h, w) float32 distances at working resolution, 0 outside the mask."""
+
+    score: float
+    stats: dict[str, float]
+    heat: Float
+    mask: Mask | None
+    regions: list[Region]
+    frame: Frame
+
+
+class InferenceEngine:
+    """Scores tokens against a memory with one `Scoring`."""
+
+    def __init__(self, scoring: Scoring) -> None:
+        self.scoring = scoring
+
+    def token_map(self, tokens: Float, grid: tuple[int, int], memory: Memory, leave_out: int | None = None) -> Float:
+        """(h, w) float32 distances of tokens (h·w, D) to `memory`; rows of image `leave_out` are no neighbours."""
+        return memory.distances(tokens, self.scoring.k, leave_out=leave_out).reshape(grid)
+
+    def anomaly_map(self, token_map: Float, frame: Frame, mask: Mask | None = None) -> Float:
+        """The token map at working resolution, blurred, 0 outside `mask`: (h, w) float32."""
+        height, width = frame.working
+        heat = cv2.resize(token_map, (width, height), interpolation=cv2.INTER_LINEAR)
+        if self.scoring.blur_sigma > 0:
+            heat = cv2.GaussianBlur(heat, (0, 0), self.scoring.blur_sigma)
+        if mask is not None:
+            heat[~mask] = 0.0
+        return heat  # type: ignore[return-value]
+
+    def run(
+        self,
+        token_map: Float,
+        frame: Frame,
+        *,
+        mask: Mask | None = None,
+        threshold: float | None = None,
+        mm_per_px: float = 1.0,
+        area_mm2_thr: float = 0.0,
+    ) -> Inspection:
+        """Score a token map and outline what is at or above `threshold`.
+
+        Args:
+            token_map: (h, w) float32 distances on the token grid.
+            frame: the sender's ROI size.
+            mask: working-resolution bool mask of the part, or None for the whole ROI.
+            mm_per_px: millimetres per sender's pixel.
+            area_mm2_thr: regions smaller than this (mm²) are dropped.
+        """
+        heat = self.anomaly_map(token_map, frame, mask)
+        inside = heat.ravel() if mask is None else heat[mask]
+        stats = statistics(inside)
+        score = score_of(inside, self.scoring, stats)
+        found = [] if threshold is None else regions(heat, mask, threshold, frame, mm_per_px, area_mm2_thr)
+        return Inspection(score, stats, heat, mask, found, frame)
+
+
+def score_of(values: Float, scoring: Scoring, stats: dict[str, float] | None = None) -> float:
+    """The score of the masked heatmap's values (any shape) under `scoring`."""
+    if scoring.method == "percentile":
+        return percentile(values, scoring.percentile)
+    known = stats or statistics(values)
+    return known["max"] if scoring.method == "max" else known["top1_mean"]
+
+
+def statistics(values: Float) -> dict[str, float]:
+    """max, mean, median and the mean of the largest 1 % (at least one value) of a non-empty array."""
+    flat = values.ravel()
+    top = max(1, round(flat.size * TOP_SHARE))
+    middle = (flat.size - 1) // 2
+    parted = np.partition(flat, sorted({middle, flat.size // 2, flat.size - top}))
+    return {
+        "max": float(parted[flat.size - top :].max()),
+        "mean": float(flat.mean(dtype=np.float64)),
+        "median": (float(parted[middle]) + float(parted[flat.size // 2])) / 2.0,
+        "top1_mean": float(parted[flat.size - top :].mean(dtype=np.float64)),
+    }
+
+
+def regions(
+    heat: Float, mask: Mask | None, threshold: float, frame: Frame, mm_per_px: float, area_mm2_thr: float
+) -> list[Region]:
+    """Connected components (8 neighbours) of heat ≥ threshold inside the mask, largest first."""
+    hot = heat >= threshold
+    if mask is not None:
+        hot &= mask
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(hot.view(np.uint8), connectivity=8)
+    px_area = 1.0 / frame.scale**2
+    found = []
+    for label in range(1, count):
+        area_px = float(stats[label, cv2.CC_STAT_AREA]) * px_area
+        area_mm2 = area_px * mm_per_px**2
+        if area_mm2 >= area_mm2_thr:
+            found.append(_region(labels, label, stats[label], frame, area_px, area_mm2))
+    return sorted(found, key=lambda region: region.area_px, reverse=True)
+
+
+def _region(labels: NDArray[Any], label: int, stats: NDArray[Any], frame: Frame, px: float, mm2: float) -> Region:
+    x, y, w, h = (int(v) for v in stats[:4])
+    alone = (labels[y : y + h, x : x + w] == label).astype(np.uint8)
+    contours, _ = cv2.findContours(alone, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    points = contours[0].reshape(-1, 2) + np.array((x, y))
+    if frame.scale == 1.0:
+        return Region((x, y, w, h), px, mm2, points.tolist())
+    up = 1.0 / frame.scale
+    left, top = int(x * up), int(y * up)
+    right, bottom = min(frame.width, round((x + w) * up)), min(frame.height, round((y + h) * up))
+    scaled = np.minimum(np.rint(points * up), (frame.width - 1, frame.height - 1)).astype(int)
+    return Region((left, top, right - left, bottom - top), px, mm2, scaled.tolist())
+
+
+def heatmap_range(inspection: Inspection, scale: HeatmapScale, threshold: float | None) -> tuple[float, float]:
+    """The distances that 0 and 255 of the heatmap stand for: p1–p99 of this image, or 0 to a fixed top.
+
+    The top of an absolute heatmap is twice the threshold, or without one the image's own maximum.
+    """
+    inside = inspection.heat if inspection.mask is None else inspection.heat[inspection.mask]
+    if scale == "absolute":
+        top = max(2.0 * threshold if threshold else 0.0, inspection.stats["max"])
+        return 0.0, float(top) or 1.0
+    low, high = percentile(inside, 1.0), percentile(inside, 99.0)
+    return (low, high) if high > low else (low, low + 1e-6)
+
+
+def heatmap_png(inspection: Inspection, scale: HeatmapScale, low: float, high: float) -> bytes:
+    """PNG of the heatmap at the sender's ROI size: 8-bit grey, or BGR with scale "color"; 0 outside the mask."""
+    grey = cv2.convertScaleAbs(inspection.heat - np.float32(low), alpha=255.0 / (high - low))
+    grey[inspection.heat < low] = 0
+    frame = inspection.frame
+    if grey.shape != (frame.height, frame.width):
+        grey = cv2.resize(grey, (frame.width, frame.height), interpolation=cv2.INTER_LINEAR)
+    return encode_png(cv2.applyColorMap(grey, cv2.COLORMAP_JET) if scale == "color" else grey)

@@ -1,0 +1,138 @@
+"""The one builder of error answers, and the language that the client reads."""
+
+from __future__ import annotations
+
+import ipaddress
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
+
+from backend.errors import (
+    BadForm,
+    BadRequest,
+    InspectionError,
+    InvalidFields,
+    Language,
+    MethodNotAllowed,
+    NotFound,
+    ServerFault,
+)
+
+_NAMED = {404: NotFound, 405: MethodNotAllowed}
+FORWARDING_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip")
+
+
+class Refused(HTTPException):
+    """An InspectionError in the clothes that the framework lets through while it reads a body."""
+
+    def __init__(self, error: InspectionError) -> None:
+        super().__init__(error.status, str(error))
+        self.error = error
+
+
+def language_of(headers: Headers) -> Language:
+    """`es` or `en`, whichever Accept-Language ranks higher; Spanish without one."""
+    best: tuple[float, Language] = (0.0, "es")
+    for part in headers.get("accept-language", "").split(","):
+        tag, _, quality = part.strip().lower().partition(";q=")
+        code = tag.split("-", 1)[0]
+        try:
+            weight = float(quality or 1)
+        except ValueError:
+            continue
+        if code in {"es", "en"} and weight > best[0]:
+            best = (weight, "en" if code == "en" else "es")
+    return best[1]
+
+
+def is_local(scope: Scope) -> bool:
+    """Whether the client is on this machine: a loopback address, or none at all, and no forwarding header."""
+    headers = Headers(scope=scope)
+    if any(name in headers for name in FORWARDING_HEADERS):
+        return False
+    host = (scope.get("client") or ("",))[0]
+    try:
+        address = ipaddress.ip_address(host.split("%", 1)[0])
+    except ValueError:  # a unix socket or an in-process transport: no network in between
+        return True
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def problem(
+    scope: Scope, error: InspectionError, *, detail: Any = None, cause: BaseException | None = None
+) -> JSONResponse:
+    """The answer to a request that failed with `error`.
+
+    `trace` is filled on 5xx only, for a client on this machine or with EXPOSE_TRACES=1.
+    """
+    language = language_of(Headers(scope=scope))
+    request_id = scope.get("state", {}).get("request_id", "-")
+    error.values.setdefault("request_id", request_id)
+    text = error.text(language)
+    body = {
+        "error": text,
+        "trace": _trace(scope, error, cause),
+        "code": error.code,
+        "request_id": request_id,
+        "detail": text if detail is None else detail,
+    }
+    headers: dict[str, str] = {"Content-Language": language}
+    if "retry_after" in error.values:
+        headers["Retry-After"] = str(error.values["retry_after"])
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body, status_code=error.status, headers=headers)
+
+
+def _trace(scope: Scope, error: InspectionError, cause: BaseException | None) -> str | None:
+    if error.status < 500:
+        return None
+    settings = getattr(getattr(scope.get("app"), "state", None), "settings", None)
+    if not (is_local(scope) or (settings is not None and settings.expose_traces)):
+        return None
+    return "".join(traceback.format_exception(cause or error))
+
+
+async def on_inspection_error(request: Request, error: Exception) -> Response:
+    """Handler of InspectionError."""
+    assert isinstance(error, InspectionError)
+    return problem(request.scope, error)
+
+
+async def on_invalid_fields(request: Request, error: Exception) -> Response:
+    """Handler of FastAPI's 422: `detail` keeps its list, without the values that were sent."""
+    assert isinstance(error, RequestValidationError)
+    fields = [{"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in error.errors()]
+    return problem(request.scope, InvalidFields(fields=_sentence(fields)), detail=fields)
+
+
+def _sentence(fields: Sequence[dict[str, Any]]) -> str:
+    return "; ".join(f"{'.'.join(str(p) for p in f['loc'][1:]) or f['loc'][0]}: {f['msg']}" for f in fields[:10])
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Handler of the framework's own HTTP errors: unknown path, method, unreadable body."""
+    assert isinstance(error, HTTPException)
+    if isinstance(error, Refused):
+        return problem(request.scope, error.error)
+    named = _NAMED.get(error.status_code)
+    if named is not None:
+        return problem(request.scope, named(path=request.url.path[:200], method=request.method))
+    if error.status_code == 400:
+        return problem(request.scope, BadForm())
+    other = BadRequest(reason=error.detail)
+    other.status = error.status_code  # type: ignore[misc]
+    return problem(request.scope, other)
+
+
+def unexpected(scope: Scope, error: Exception) -> JSONResponse:
+    """The answer to an error that nobody foresaw."""
+    return problem(scope, ServerFault(), cause=error)

@@ -1,0 +1,258 @@
+"""Requests and responses as /docs shows them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+
+Number = Annotated[float, PlainSerializer(lambda v: int(v) if float(v).is_integer() else v, return_type=float | int)]
+Finite = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e9)]
+
+
+class Health(BaseModel):
+    """State of the service."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "example": {
+                "status": "ok",
+                "device": "cpu",
+                "model": "vit_small_patch14_dinov2.lvd142m",
+                "version": "0.1.0",
+                "request_id": "9f1c2e5a7b",
+                "recipe_id": "default",
+            }
+        },
+    )
+
+    status: str = Field(description="`ok`, `warming` (still loading), `degraded` (see reason) or `failed`.")
+    device: str = Field(description="`cpu` or `cuda`; the DEVICE setting while loading.")
+    model: str = Field(description="The extractor in use.")
+    version: str = Field(description="Version of the service.")
+    reason: str = Field(default="", description="Why the service is degraded; left out when it is not.")
+    request_id: str = ""
+    recipe_id: str = "default"
+
+
+class FitOkResponse(BaseModel):
+    """The memory that was built."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "n_embeddings": 10240,
+                "coreset_size": 205,
+                "token_shape": [32, 32],
+                "coreset_rate_requested": 0.02,
+                "coreset_rate_applied": 0.02002,
+                "n_images": 10,
+                "radius": 0.41,
+                "model_version": "2026.1",
+                "generation": "0b7c",
+                "timings_ms": {"extract": 900.0, "coreset": 40.0, "store": 12.0, "total": 952.0},
+                "warnings": [],
+                "role_id": "Master1",
+                "roi_id": "Pattern",
+                "recipe_id": "default",
+                "request_id": "9f1c2e5a7b",
+            }
+        }
+    )
+
+    n_embeddings: int = Field(description="Embeddings of all images: images × token rows × token columns.")
+    coreset_size: int = Field(description="Rows kept in the memory.")
+    token_shape: list[int] = Field(description="[rows, columns] of the token grid.")
+    coreset_rate_requested: float
+    coreset_rate_applied: float = Field(description="coreset_size / n_embeddings.")
+    n_images: int
+    radius: float = Field(description="Covering radius: the farthest embedding is this far from the memory (0–2).")
+    model_version: str = Field(description="`<year>.<n>`, one more with each fit.")
+    generation: str
+    timings_ms: dict[str, float]
+    warnings: list[str]
+    role_id: str
+    roi_id: str
+    recipe_id: str
+    request_id: str
+
+
+class CalibrateRequest(BaseModel):
+    """Scores that /infer gave for parts known to be good (OK) and, if there are any, bad (NG)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "role_id": "Master1",
+                "roi_id": "Pattern",
+                "mm_per_px": 0.2,
+                "ok_scores": [0.41, 0.38, 0.44],
+                "ng_scores": [0.71],
+                "area_mm2_thr": 1.0,
+                "score_percentile": 99,
+            }
+        }
+    )
+
+    role_id: str
+    roi_id: str
+    mm_per_px: float = Field(gt=0, le=1e6, allow_inf_nan=False)
+    ok_scores: list[Finite] = Field(min_length=1, max_length=1_000_000)
+    ng_scores: list[Finite] | None = Field(None, max_length=1_000_000)
+    area_mm2_thr: float | None = Field(None, ge=0, le=1e12, allow_inf_nan=False, description="Smallest region, mm².")
+    score_percentile: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        allow_inf_nan=False,
+        description="Percentile of the heatmap that is the score, 99 or 95.",
+    )
+    model_key: str | None = Field(None, description="The station's name of the ROI; roi_id is used.")
+    recipe_id: str | None = None
+
+
+class CalibrateResponse(BaseModel):
+    """The threshold and what it was made from. `ng_mean` is left out when there were no NG scores."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "threshold": 0.575,
+                "p99_ok": 0.44,
+                "p5_ng": 0.71,
+                "mm_per_px": 0.2,
+                "area_mm2_thr": 1.0,
+                "score_percentile": 99,
+                "ok_mean": 0.41,
+                "ng_mean": 0.71,
+                "n_ok": 3,
+                "n_ng": 1,
+                "warnings": [],
+                "role_id": "Master1",
+                "roi_id": "Pattern",
+                "recipe_id": "default",
+                "request_id": "9f1c2e5a7b",
+            }
+        }
+    )
+
+    threshold: float
+    p99_ok: float = Field(description="The `score_percentile` of the OK scores.")
+    p5_ng: float | None = Field(description="5th percentile of the NG scores; null without any.")
+    mm_per_px: float
+    area_mm2_thr: float
+    score_percentile: Number
+    ok_mean: float
+    ng_mean: float = Field(default=0.0, description="Mean of the NG scores; left out without any.")
+    n_ok: int
+    n_ng: int
+    warnings: list[str]
+    role_id: str
+    roi_id: str
+    recipe_id: str
+    request_id: str
+
+
+class RegionOut(BaseModel):
+    """A defective area, in pixels of the sent image (x to the right, y down)."""
+
+    x: int
+    y: int
+    w: int
+    h: int
+    bbox: list[int] = Field(description="[x, y, w, h]")
+    area_px: float
+    area_mm2: float
+    contour: list[list[int]] = Field(description="[[x, y], …] of the outline.")
+
+
+class InferResponse(BaseModel):
+    """The verdict on one ROI. `decision` is left out, and `is_anomaly` null, without a threshold."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "role_id": "Master1",
+                "roi_id": "Pattern",
+                "score": 0.66,
+                "threshold": 0.575,
+                "is_anomaly": True,
+                "decision": "ng",
+                "heatmap_png_base64": "iVBORw0K…",
+                "heatmap_range": [0.18, 0.79],
+                "regions": [
+                    {
+                        "x": 120,
+                        "y": 88,
+                        "w": 31,
+                        "h": 12,
+                        "bbox": [120, 88, 31, 12],
+                        "area_px": 250.0,
+                        "area_mm2": 10.0,
+                        "contour": [[120, 90], [150, 88], [150, 99]],
+                    }
+                ],
+                "token_shape": [32, 32],
+                "stats": {"max": 0.81, "mean": 0.22, "median": 0.2, "top1_mean": 0.7},
+                "inference_ms": 118.4,
+                "timings_ms": {
+                    "decode": 6.1,
+                    "forward": 101.0,
+                    "knn": 3.0,
+                    "post": 4.1,
+                    "png": 2.2,
+                    "total": 118.4,
+                },
+                "params": {
+                    "extractor": "vit_small_patch14_dinov2.lvd142m",
+                    "input_size": 448,
+                    "patch_size": 14,
+                    "k": 1,
+                },
+                "warnings": [],
+                "recipe_id": "default",
+                "request_id": "9f1c2e5a7b",
+            }
+        }
+    )
+
+    role_id: str
+    roi_id: str
+    score: float = Field(description="Distance (0–2): the percentile of the heatmap inside the mask.")
+    threshold: float | None = Field(description="Null until the model is calibrated.")
+    is_anomaly: bool | None = Field(description="score > threshold; null without a threshold.")
+    decision: str = Field(default="", description='"ok" or "ng"; left out without a threshold.')
+    heatmap_png_base64: str = Field(description="PNG of the ROI's size; empty with heatmap=none.")
+    heatmap_range: list[float] = Field(description="The distances that 0 and 255 of the heatmap stand for.")
+    regions: list[RegionOut] = Field(description="Areas at or above the threshold, largest first.")
+    token_shape: list[int]
+    stats: dict[str, float] = Field(description="max, mean, median and top1_mean of the heatmap inside the mask.")
+    inference_ms: float
+    timings_ms: dict[str, float]
+    params: dict[str, Any]
+    warnings: list[str]
+    recipe_id: str
+    request_id: str
+
+
+class ErrorBody(BaseModel):
+    """Every 4xx and 5xx."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "error": "Memoria no encontrada para Master1/Pattern. Ejecuta /fit_ok primero.",
+                "trace": None,
+                "code": "memory_not_found",
+                "request_id": "9f1c2e5a7b",
+                "detail": "Memoria no encontrada para Master1/Pattern. Ejecuta /fit_ok primero.",
+            }
+        }
+    )
+
+    error: str = Field(description="A sentence, in the language of Accept-Language (es, en).")
+    trace: str | None = Field(description="Traceback, on 5xx and for clients on the same machine only.")
+    code: str = Field(description="Stable name of the error.")
+    request_id: str
+    detail: Any = Field(description="The text again; on 422 the list of fields.")

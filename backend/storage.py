@@ -1,0 +1,396 @@
+"""ModelStore: models/<role>/<roi>/ on disk. The rename of memory.npz is the commit; all else is derived from it.
+
+memory.npz    emb float32 (N, D) unit rows · token_h · token_w · src int32 (N,) · metadata (JSON text)
+index.faiss   FAISS flat index of emb, followed by a trailer that names the generation
+calib.json    the threshold and what it was made for
+manifest.json the metadata again, for people
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import tempfile
+import unicodedata
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from backend.errors import (
+    DamagedFile,
+    DiskFull,
+    FitInProgress,
+    InvalidId,
+    MemoryNotFound,
+    ReadOnlyStore,
+    RecipeInvalid,
+)
+
+DEFAULT_RECIPE = "default"
+_RECIPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_ID_MAX = 64
+_RESERVED_IDS = {"recipes", "patchcore", "datasets"}
+_DEVICE_NAMES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
+    f"{d}{n}" for d in ("com", "lpt") for n in range(10)
+}
+_TRAILER = b"BDI-GENERATION:"
+
+
+def check_id(value: str, field: str) -> str:
+    """`value`, if it can name a folder on every system.
+
+    Raises:
+        InvalidId: it says what is allowed.
+    """
+    text = unicodedata.normalize("NFC", value)
+    allowed = all(c.isalnum() or unicodedata.category(c).startswith("M") or c in " _-." for c in text)
+    reserved = text.lower() in _RESERVED_IDS or text.split(".", 1)[0].strip().lower() in _DEVICE_NAMES
+    edges = text[:1] in {"", " ", "."} or text[-1:] in {" ", "."}
+    too_long = len(text) > _ID_MAX or len(text.encode("utf-8", "surrogatepass")) > 255
+    if not allowed or reserved or edges or too_long:
+        raise InvalidId(field=field, value=repr(value[:80]))
+    return text
+
+
+def check_recipe(value: str | None) -> str:
+    """The recipe id in lower case; `default` for None or blank.
+
+    Raises:
+        RecipeInvalid: it is not [a-z0-9][a-z0-9_-]{0,63}, or it is `last`.
+    """
+    text = (value or "").strip().lower() or DEFAULT_RECIPE
+    if not _RECIPE.fullmatch(text) or text == "last":
+        raise RecipeInvalid(value=repr((value or "")[:80]))
+    return text
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """Whose model it is: a role, an ROI and a recipe. Build it with `ModelKey.of`, which checks the ids."""
+
+    role_id: str
+    roi_id: str
+    recipe_id: str = DEFAULT_RECIPE
+
+    @classmethod
+    def of(cls, role_id: str, roi_id: str, recipe_id: str | None = None) -> ModelKey:
+        """The key of these ids. Raises InvalidId or RecipeInvalid."""
+        return cls(check_id(role_id, "role_id"), check_id(roi_id, "roi_id"), check_recipe(recipe_id))
+
+    @property
+    def path(self) -> Path:
+        """The model's folder, relative to the root of a store."""
+        own = Path(self.role_id) / self.roi_id
+        return own if self.recipe_id == DEFAULT_RECIPE else Path("recipes") / self.recipe_id / own
+
+    def __str__(self) -> str:
+        recipe = "" if self.recipe_id == DEFAULT_RECIPE else f" ({self.recipe_id})"
+        return f"{self.role_id}/{self.roi_id}{recipe}"
+
+
+@dataclass(frozen=True)
+class StoredMemory:
+    """What memory.npz holds. `metadata` is empty-ish for files of the older layout, and `src` then all −1."""
+
+    emb: NDArray[np.float32]
+    grid: tuple[int, int]
+    src: NDArray[np.int32]
+    metadata: dict[str, Any]
+
+    @property
+    def generation(self) -> str:
+        """Identifier of this very memory; empty for the older layout."""
+        return str(self.metadata.get("generation", ""))
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the extractor that made it; None for the older layout."""
+        value = self.metadata.get("fingerprint")
+        return None if value is None else str(value)
+
+
+Stamp = tuple[int, int, int]
+
+
+class ModelStore:
+    """The models folder.
+
+    Writers of one model exclude each other across processes with a lock file whose owner may die; readers never wait.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, key: ModelKey) -> Path:
+        """models/<role>/<roi>, or models/recipes/<recipe>/<role>/<roi>."""
+        folder = self.root / key.path
+        if not folder.resolve().is_relative_to(self.root.resolve()):
+            raise InvalidId(field="role_id/roi_id", value=str(key))
+        return folder
+
+    def stamp(self, key: ModelKey, name: str = "memory.npz") -> Stamp | None:
+        """What changes whenever the file does (inode, size, mtime), without reading it; None when it is absent."""
+        try:
+            status = (self.folder(key) / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    @contextmanager
+    def writing(self, key: ModelKey, timeout: float = 600) -> Iterator[None]:
+        """Hold the model for writing, against other threads and other processes.
+
+        Raises:
+            FitInProgress: another writer held it for `timeout` seconds.
+            ReadOnlyStore, DiskFull: the folder cannot be made.
+        """
+        folder = self.folder(key)
+        with _disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock", thread_local=False)
+            try:
+                lock.acquire(timeout=timeout)
+            except Timeout as err:
+                raise FitInProgress(key=key, retry_after=5) from err
+        try:
+            for left_over in folder.glob(".*.tmp"):
+                left_over.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
+
+    def save_memory(
+        self,
+        key: ModelKey,
+        emb: NDArray[np.float32],
+        grid: tuple[int, int],
+        src: NDArray[np.int32],
+        metadata: dict[str, Any],
+        index: bytes | None = None,
+    ) -> StoredMemory:
+        """Replace the memory in one step, then what is derived from it. The caller holds `writing(key)`.
+
+        Raises:
+            DiskFull, ReadOnlyStore: nothing was changed.
+        """
+        folder = self.folder(key)
+        former = self._former_metadata(key)
+        metadata = {
+            **metadata,
+            "generation": uuid.uuid4().hex,
+            "model_version": next_version(former.get("model_version")),
+            "created_utc": utc_now(),
+        }
+        arrays: dict[str, Any] = {
+            "emb": emb,
+            "token_h": np.int64(grid[0]),
+            "token_w": np.int64(grid[1]),
+            "src": src,
+            "metadata": np.array(json.dumps(metadata, ensure_ascii=False)),
+        }
+        write_atomic(folder / "memory.npz", lambda file: np.savez(file, **arrays))
+        stored = StoredMemory(emb, grid, src, metadata)
+        self.write_derived(key, stored, index)
+        return stored
+
+    def write_derived(self, key: ModelKey, stored: StoredMemory, index: bytes | None) -> None:
+        """Write index.faiss and manifest.json of `stored`; without `index` an index of another generation goes."""
+        folder = self.folder(key)
+        if index is None:
+            (folder / "index.faiss").unlink(missing_ok=True)
+        else:
+            trailer = _TRAILER + stored.generation.encode()
+            write_atomic(folder / "index.faiss", lambda file: file.write(index + trailer))
+        manifest = {
+            **stored.metadata,
+            "token_shape": list(stored.grid),
+            "coreset_size": len(stored.emb),
+            "dim": int(stored.emb.shape[1]),
+        }
+        write_json(folder / "manifest.json", manifest)
+
+    def derived_is_current(self, key: ModelKey, generation: str, *, indexed: bool = True) -> bool:
+        """Whether manifest.json, and index.faiss if `indexed`, belong to `generation`; the older layout has neither."""
+        if not generation:
+            return True
+        folder = self.folder(key)
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+            same = isinstance(manifest, dict) and manifest.get("generation") == generation
+            return same and (not indexed or _trailer(folder / "index.faiss") == generation)
+        except (OSError, ValueError):
+            return False
+
+    def load_memory(self, key: ModelKey) -> StoredMemory:
+        """Read memory.npz, of this layout or the older one (emb, token_h, token_w, metadata).
+
+        Raises:
+            MemoryNotFound: it was never fitted.
+            DamagedFile: the file is cut off, is no npz, or its arrays do not fit each other.
+        """
+        path = self.folder(key) / "memory.npz"
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as npz:
+                arrays = {name: npz[name] for name in npz.files if name != "metadata"}
+                metadata = _metadata(npz)
+        except (FileNotFoundError, NotADirectoryError) as err:
+            raise MemoryNotFound(key=key) from err
+        except (
+            OSError,
+            ValueError,
+            zipfile.BadZipFile,
+            EOFError,
+            KeyError,
+            NotImplementedError,
+            RuntimeError,
+        ) as err:
+            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/fit_ok") from err
+        try:
+            return _stored_memory(arrays, metadata)
+        except (KeyError, ValueError, TypeError, AttributeError) as err:
+            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/fit_ok") from err
+
+    def save_calibration(self, key: ModelKey, calibration: dict[str, Any]) -> None:
+        """Replace calib.json in one step. Raises DiskFull, ReadOnlyStore."""
+        write_json(self.folder(key) / "calib.json", {**calibration, "created_utc": utc_now()})
+
+    def load_calibration(self, key: ModelKey) -> dict[str, Any] | None:
+        """calib.json, or None when the model was never calibrated.
+
+        Raises:
+            DamagedFile: it is no JSON object with a finite `threshold`.
+        """
+        path = self.folder(key) / "calib.json"
+        try:
+            given = json.loads(path.read_text("utf-8"))
+            if not isinstance(given, dict) or not np.isfinite(float(given["threshold"])):
+                raise ValueError("it has no finite threshold")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/calibrate_ng") from err
+        return given
+
+    def keys(self) -> list[ModelKey]:
+        """Every (role, roi, recipe) that has a memory."""
+        found = []
+        for path in sorted(self.root.glob("*/*/memory.npz")) + sorted(self.root.glob("recipes/*/*/*/memory.npz")):
+            parts = path.parent.relative_to(self.root).parts
+            recipe = parts[1] if len(parts) == 4 else None
+            try:
+                found.append(ModelKey.of(parts[-2], parts[-1], recipe))
+            except (InvalidId, RecipeInvalid):
+                continue
+        return found
+
+    def _former_metadata(self, key: ModelKey) -> dict[str, Any]:
+        try:
+            return self.load_memory(key).metadata
+        except (MemoryNotFound, DamagedFile):
+            return {}
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.root.parent).as_posix()
+
+
+def _trailer(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 128))
+        return file.read().rpartition(_TRAILER)[2].decode("ascii", "replace")
+
+
+def _metadata(npz: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    if "metadata" not in npz:
+        return {}
+    text = npz["metadata"]
+    metadata = json.loads(text.tobytes().rstrip(b"\0") if text.dtype.kind in "Sui" else str(text))
+    if not isinstance(metadata, dict):
+        raise ValueError("metadata is no JSON object")
+    return metadata
+
+
+def _stored_memory(arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> StoredMemory:
+    emb = np.ascontiguousarray(arrays["emb"], dtype=np.float32)
+    grid = int(arrays["token_h"]), int(arrays["token_w"])
+    if emb.ndim != 2 or 0 in emb.shape or min(grid) < 1 or not np.isfinite(emb).all():
+        raise ValueError(f"emb has shape {emb.shape} or values that are not finite, token grid {grid}")
+    src = arrays.get("src", np.full(len(emb), -1)).astype(np.int32)
+    if src.shape != (len(emb),):
+        raise ValueError(f"src has shape {src.shape} for {len(emb)} rows")
+    return StoredMemory(emb, grid, src, metadata)
+
+
+def next_version(former: object) -> str:
+    """`<year>.<n>`: one more than the former version of this year, else <year>.1."""
+    year = datetime.now(timezone.utc).year
+    match = re.fullmatch(r"(\d{4})\.(\d+)", str(former or ""))
+    return f"{year}.{int(match[2]) + 1 if match and int(match[1]) == year else 1}"
+
+
+def utc_now() -> str:
+    """The time as 2026-01-31T12:00:00.123456Z."""
+    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file in one step. Raises DiskFull, ReadOnlyStore."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False).encode()
+    write_atomic(path, lambda file: file.write(text))
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write beside `path`, fsync, rename over it, fsync the folder: a reader sees the old file or the whole new one.
+
+    Raises:
+        DiskFull, ReadOnlyStore: `path` is as it was.
+    """
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        if err.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", -1)}:
+            raise DiskFull(path=path.name) from err
+        if isinstance(err, PermissionError) or err.errno == errno.EROFS:
+            raise ReadOnlyStore(path=path.name) from err
+        raise
+
+
+def _brief(err: Exception) -> str:
+    return " ".join(str(err).split())[:160] or type(err).__name__

@@ -1,0 +1,110 @@
+"""Images in and out, percentiles, millimetres: helpers that know nothing of models."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from backend.errors import EmptyFile, ImageTooLarge, ImageTooSmall, UndecodableImage
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+MIN_SIDE = 28
+WORKING_PIXELS = 12_000_000
+
+# What Pillow's decoders raise on files that are cut off, corrupt or hostile.
+_DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
+    NotImplementedError, RuntimeError, AttributeError,
+)  # fmt: skip
+
+
+def decode_image(data: bytes, *, name: str = "image", max_megapixels: float = 100) -> NDArray[np.uint8]:
+    """Decode a PNG, JPEG, BMP, TIFF or WebP by its content.
+
+    Grey and palette images become three channels, alpha is dropped, 16-bit samples keep their high byte, and EXIF
+    rotation is ignored: the ROI is canonical as it was sent. The size is read from the header and refused before a
+    pixel is decoded.
+
+    Returns:
+        (H, W, 3) uint8, BGR, C-contiguous.
+
+    Raises:
+        EmptyFile, UndecodableImage, ImageTooSmall, ImageTooLarge: with `name` in their text.
+    """
+    if not data:
+        raise EmptyFile(name=name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            _check_size(image, name, max_megapixels)
+            image.load()
+            pixels = _to_bgr(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
+        raise ImageTooLarge(name=name, width="?", height="?", limit=max_megapixels) from err
+    except _DECODER_ERRORS as err:
+        raise UndecodableImage(name=name) from err
+    return pixels
+
+
+def _check_size(image: ImageFile.ImageFile, name: str, max_megapixels: float) -> None:
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        raise ImageTooSmall(name=name, width=width, height=height, limit=MIN_SIDE)
+    if width * height > max_megapixels * 1e6:
+        raise ImageTooLarge(name=name, width=width, height=height, limit=max_megapixels)
+
+
+def _to_bgr(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode == "F":
+        raise ValueError("floating point samples have no agreed range")
+    if image.mode.startswith("I"):
+        grey = (np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
+
+
+def encode_png(image: NDArray[Any], *, level: int = 1) -> bytes:
+    """PNG bytes of a (H, W) grey or (H, W, 3) BGR uint8 image; `level` 0–9 trades time for size."""
+    ok, png = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, level])
+    if not ok:
+        raise ValueError(f"cannot encode an array of shape {image.shape} and dtype {image.dtype} as PNG")
+    return png.tobytes()
+
+
+def to_base64(data: bytes) -> str:
+    """Base64 text of `data`."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def percentile(values: NDArray[np.float32], q: float) -> float:
+    """The q-th percentile (0–100) with linear interpolation, as numpy.percentile, of a non-empty array."""
+    flat = np.asarray(values).ravel()
+    position = (flat.size - 1) * q / 100.0
+    low = int(np.floor(position))
+    high = min(low + 1, flat.size - 1)
+    parted = np.partition(flat, (low, high))
+    below, above = float(parted[low]), float(parted[high])
+    return below + (above - below) * (position - low)
+
+
+def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """`image` at (height, width): area average when it shrinks, cubic when it grows; dtype and channels stay."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    resized: NDArray[Any] = cv2.resize(image, (width, height), interpolation=method)
+    return resized
+
+
+def working_scale(height: int, width: int) -> float:
+    """Factor (≤ 1) that brings an image over 12 megapixels down to 12."""
+    return min(1.0, float(WORKING_PIXELS / (height * width)) ** 0.5)

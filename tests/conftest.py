@@ -1,0 +1,47 @@
+"""What every test may ask for, and what no test may inherit from the machine it runs on."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backend.config import OTHER_SPELLINGS, Settings
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = PROJECT_ROOT.parent / "shared" / "data"
+
+
+def _reaches_settings(name: str) -> bool:
+    """Whether the service would read this environment variable."""
+    spellings = {field.upper() for field in Settings.model_fields} | {
+        n for ns in OTHER_SPELLINGS.values() for n in ns
+    }
+    return name.upper().startswith(("BDI_", "PATCHCORE_")) or name.upper() in spellings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_environment() -> Iterator[None]:
+    """Defaults mean defaults: no setting leaks in from the shell, and no hub is asked for weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in filter(_reaches_settings, list(os.environ)):
+            patch.delenv(name)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setitem(Settings.model_config, "env_file", None)
+        patch.setitem(Settings.model_config, "yaml_file", None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images and weights that lies beside the project, or a skip."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs the real images of ../shared/data, which is not beside this checkout")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Seeded, and new for each test: no test's numbers depend on which ran before."""
+    return np.random.default_rng(20_240_917)
