@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +71,7 @@ class Trunk:
         import timm
         import torch
 
-        self.model: Any = timm.create_model(hub_name, pretrained=False)
+        self.model = cast("Any", timm.create_model(hub_name, pretrained=False))
         levels: list[dict[str, Any]] = self.model.feature_info[2:4]
         self.dim = sum(int(level["num_chs"]) for level in levels)
         self.model.layer4 = torch.nn.Identity()
