@@ -147,7 +147,7 @@ def _crack(surface: Surface, part: Part, rng: np.random.Generator) -> Surface:
 
 
 def _scratch(surface: Surface, part: Part, rng: np.random.Generator) -> Surface:
-    """A handling scratch across the turning marks: a bright, broken furrow with dark flanks and a fainter one beside."""
+    """A handling scratch across the turning marks: a bright furrow, dark flanks, a fainter one beside."""
     x, y = _spot(rng)
     heading = np.arctan2(y, x) + rng.uniform(0.5, 1.1) * rng.choice([-1, 1])
     t = np.linspace(-1, 1, 40)
@@ -158,7 +158,7 @@ def _scratch(surface: Surface, part: Part, rng: np.random.Generator) -> Surface:
     beside = 1 - smooth_step(0.0, 0.7, _distance(surface, path[6:27] + rng.uniform(1.4, 2.4) * v))
     ends = 1 - smooth_step(0.75 * half, 1.02 * half, _away(surface, x, y))
     broken = np.clip(0.85 + 0.25 * _clouds(rng, surface.x.shape[0], (12.0, 4.0)), 0, 1)
-    flank = band(0.75, 1.5, _distance(surface, path), 0.3) * ends * broken * _ground(surface)
+    flank = band(0.9, 1.9, _distance(surface, path), 0.3) * ends * broken * _ground(surface)
     core = np.maximum(main, 0.5 * beside) * ends * broken * _ground(surface)
     slope_x, slope_y = _relief(surface, -0.22 * core)
     return replace(
@@ -168,7 +168,7 @@ def _scratch(surface: Surface, part: Part, rng: np.random.Generator) -> Surface:
         rough=surface.rough + 0.5 * core,
         gloss=surface.gloss * (1 + 0.2 * core),
         albedo=surface.albedo * (1 + 0.5 * core)[..., None],
-        open=surface.open * (1 - 0.33 * flank),
+        open=surface.open * (1 - 0.5 * flank),
     )
 
 

@@ -42,9 +42,7 @@ def square(left: int, top: int, side: int) -> list[list[int]]:
     ("height", "width", "drawn"),
     [(28, 28, (320, 320)), (448, 448, (448, 448)), (3000, 4000, (1200, 1600)), (40, 2000, (32, 1600))],
 )
-def test_the_roi_is_scaled_to_a_readable_size_in_proportion(
-    height: int, width: int, drawn: tuple[int, int]
-) -> None:
+def test_the_roi_is_scaled_to_a_readable_size_in_proportion(height: int, width: int, drawn: tuple[int, int]) -> None:
     picture = draw(grey(height, width))
     assert picture.dtype == np.uint8
     assert picture.shape[1] == drawn[1]

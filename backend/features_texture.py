@@ -1,0 +1,153 @@
+"""A weight-free extractor: opponent-colour histograms and local DCT energies, in NumPy and OpenCV alone.
+
+What a station without network weights inspects with. The parts are classical: opponent chromaticities as in van de
+Sande et al. 2010 (Evaluating Color Descriptors), soft binning as in Lowe 2004 (SIFT), block-DCT energies as texture
+features as in Ngo et al. 2001. Each block is L2-normalised so that neither outweighs the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from itertools import product
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+RGB = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+PATCH = 14
+VERSION = 1
+# The mean that an image's brightness is brought to, so that exposure alone makes no defect.
+BRIGHTNESS = 0.45
+# Keeps the chromaticity of dark pixels finite and their sensor noise small.
+DARK = 0.3
+BINS = 8
+RANGES = ((0.0, 1.0), (-0.7, 0.7), (-0.7, 0.7))
+# Side, in tokens, of the neighbourhoods that the histograms are averaged over.
+NEIGHBOURHOODS = (1, 3)
+WINDOW = 8
+# Per scale: pixels of a token's side, stride of the windows, and per plane the highest u + v of its coefficients.
+# Sensors and JPEG hold colour at half the resolution of brightness, so the finest scale has nothing of it to measure.
+SCALES = ((14, 2, (4, 0, 0)), (8, 2, (4, 2, 2)), (4, 1, (4, 2, 2)))
+# Joins the energies before they are normalised: a flat token then has a direction of its own and not its noise's.
+FLOOR = 1.0
+# Length of the energies beside the histograms' 1: energies vary more from one good part to the next.
+ENERGY_WEIGHT = 0.5
+
+_COLOURS = BINS * len(RANGES) * len(NEIGHBOURHOODS)
+_ENERGIES = sum((order + 1) * (order + 2) // 2 - 1 for _, _, orders in SCALES for order in orders)
+DIM = _COLOURS + _ENERGIES + 1
+
+
+def texture_tokens(rgb: RGB, grid: tuple[int, int]) -> Floats:
+    """Descriptors of the cells of a token grid.
+
+    Args:
+        rgb: (H, W, 3) uint8 RGB, with H == grid[0] * 14 and W == grid[1] * 14.
+        grid: token rows and columns, (h, w).
+
+    Returns:
+        (h * w, DIM) float32, row-major, each row of unit length; Euclidean distances lie in [0, 2].
+
+    Raises:
+        ValueError: the image is not of the grid's size.
+    """
+    if rgb.shape != (grid[0] * PATCH, grid[1] * PATCH, 3):
+        raise ValueError(f"an image of {rgb.shape} does not have {grid} tokens of {PATCH} px")
+    planes = _opponent_planes(rgb)
+    blocks = [_unit(_colour(planes, grid)), np.float32(ENERGY_WEIGHT) * _unit(_energy(planes, grid))]
+    return _unit(np.concatenate(blocks, axis=1))
+
+
+def _opponent_planes(rgb: RGB) -> list[Floats]:
+    """Brightness at a fixed mean, and the red-green and yellow-blue chromaticities: three (H, W) float32 planes."""
+    gain = BRIGHTNESS / max(float(rgb.mean()), 1.0)
+    red, green, blue = np.moveaxis(rgb, 2, 0).astype(np.float32) * np.float32(gain)
+    light = (red + green + blue) / np.float32(3)
+    scale = np.float32(1) / (light + np.float32(DARK))
+    return [light, (red - green) * scale, ((red + green) / np.float32(2) - blue) * scale]
+
+
+def _colour(planes: list[Floats], grid: tuple[int, int]) -> Floats:
+    """(h * w, 48) soft histograms of each plane, over the token and over its neighbourhood."""
+    shares = [_soft_histogram(plane, low, high, grid) for plane, (low, high) in zip(planes, RANGES, strict=True)]
+    own = np.concatenate(shares, axis=2)
+    around = [cv2.blur(own, (side, side), borderType=cv2.BORDER_REFLECT) for side in NEIGHBOURHOODS]
+    return np.concatenate(around, axis=2).reshape(grid[0] * grid[1], -1)
+
+
+def _soft_histogram(plane: Floats, low: float, high: float, grid: tuple[int, int]) -> Floats:
+    """(h, w, 8) shares of a token's pixels, each pixel split linearly between its two nearest bin centres.
+
+    The ramps clip(t - k, 0, 1) averaged over the token differ from one to the next by exactly the bins' shares.
+    """
+    position = (plane - np.float32(low)) * np.float32((BINS - 1) / (high - low))
+    ramps = [_pool(np.clip(position - np.float32(k), 0, 1), grid) for k in range(BINS - 1)]
+    steps = [np.ones(grid, np.float32), *ramps, np.zeros(grid, np.float32)]
+    return -np.diff(np.stack(steps, axis=2), axis=2)
+
+
+def _energy(planes: list[Floats], grid: tuple[int, int]) -> Floats:
+    """(h * w, 63) mean magnitudes of the low DCT coefficients of each plane at each scale, and the constant FLOOR."""
+    pooled = [np.full(grid, FLOOR, np.float32)]
+    for cell, stride, orders in SCALES:
+        for plane, order in zip(planes, orders, strict=True):
+            if order:
+                scaled = plane if cell == PATCH else _pool(plane, (grid[0] * cell, grid[1] * cell))
+                pooled += [_pool(c, grid) for c in np.abs(_coefficients(scaled, order, stride))]
+    return np.stack(pooled, axis=2).reshape(grid[0] * grid[1], -1)
+
+
+def _coefficients(plane: Floats, order: int, stride: int) -> Floats:
+    """(n, H / stride, W / stride) DCT-II coefficients 0 < u + v <= order of 8×8 windows, one centred on each stride."""
+    pairs = product(range(order + 1), repeat=2)
+    basis = np.stack([np.outer(_cosine(u), _cosine(v)).ravel() for u, v in pairs if 0 < u + v <= order])
+    before, after = (WINDOW - stride) // 2, (WINDOW - stride + 1) // 2
+    padded = cv2.copyMakeBorder(plane, before, after, before, after, cv2.BORDER_REFLECT)
+    rows, cols = plane.shape[0] // stride, plane.shape[1] // stride
+    windows = np.empty((WINDOW, WINDOW, rows, cols), np.float32)
+    for y, x in product(range(WINDOW), repeat=2):
+        windows[y, x] = padded[y : y + rows * stride : stride, x : x + cols * stride : stride]
+    coefficients = basis @ windows.reshape(WINDOW * WINDOW, -1)
+    return np.asarray(coefficients.reshape(-1, rows, cols), np.float32)
+
+
+def _cosine(frequency: int) -> Floats:
+    """(8,) the orthonormal DCT-II basis vector of a frequency."""
+    wave = np.cos(np.pi * frequency * (2 * np.arange(WINDOW) + 1) / (2 * WINDOW))
+    return (wave / np.linalg.norm(wave)).astype(np.float32)
+
+
+def _pool(plane: Floats, grid: tuple[int, int]) -> Floats:
+    """(h, w) means of a plane over the cells of a grid."""
+    return np.asarray(cv2.resize(plane, grid[::-1], interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _unit(rows: Floats) -> Floats:
+    """Rows of unit length. No row is all zeros: shares sum to one and energies have their floor."""
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+class TextureFeatures:
+    """The weight-free Extractor: `texture_tokens` of each image, on one core, the same on every machine."""
+
+    name = "texture"
+    dim = DIM
+    patch = PATCH
+    device = "cpu"
+    runtime = "numpy"
+
+    def __init__(self, input_size: int = 448) -> None:
+        self.input_size = input_size
+        recipe = (
+            VERSION, PATCH, BRIGHTNESS, DARK, BINS, RANGES, NEIGHBOURHOODS, WINDOW, SCALES, FLOOR, ENERGY_WEIGHT,
+        )  # fmt: skip
+        self.fingerprint = hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
+
+    def extract(self, images: Sequence[RGB]) -> Floats:
+        """(B, T, DIM) float32 unit rows of equally large (H, W, 3) uint8 RGB images; sides are multiples of 14."""
+        grid = (images[0].shape[0] // PATCH, images[0].shape[1] // PATCH)
+        return np.stack([texture_tokens(image, grid) for image in images])
