@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 # The lock was made on Python 3.11; some of its versions no longer install on 3.10, which takes the ranges instead.
 LOCK = $(shell $(PY) -c "import sys; print('-c requirements.lock' if sys.version_info >= (3, 11) else '')")
-INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
+INSTALL = $(PY) -m pip install -qq --disable-pip-version-check $(PIP_FLAGS)
 INPUTS := pyproject.toml requirements.txt requirements.lock
 
 export PYTHONUTF8 := 1

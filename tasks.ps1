@@ -54,7 +54,7 @@ function Install-Extras([string] $Extras, [string[]] $Stamps) {
     $lock = @()
     & $Py -c 'import sys; sys.exit(sys.version_info < (3, 11))'
     if ($LASTEXITCODE -eq 0) { $lock = @('-c', 'requirements.lock') }
-    $install = @('-m', 'pip', 'install', '--quiet', '--disable-pip-version-check') + $PipFlags + $lock
+    $install = @('-m', 'pip', 'install', '-qq', '--disable-pip-version-check') + $PipFlags + $lock
     Invoke-Checked $Py ($install + @('pip>=25', 'setuptools>=77'))
     Invoke-Checked $Py ($install + @('--no-build-isolation', '-e', ".[$Extras]"))
     foreach ($name in $Stamps) { New-Item -ItemType File -Force (Join-Path $Venv $name) | Out-Null }

@@ -27,7 +27,8 @@ from backend.scenes import MM_PER_PX, Defect, Scene, brake_disc
 from backend.utils import encode_png
 
 IDS = {"role_id": "Demo", "roi_id": "BrakeDisc", "mm_per_px": str(MM_PER_PX)}
-CALIBRATION_PARTS = 10
+CALIBRATION_PARTS = 12
+SMALLEST_MM2 = 60.0
 FRESH_PARTS = 3
 START_WAIT_S = 120.0
 DEFECTS: tuple[Defect, ...] = tuple(name for name in get_args(Defect) if name)
@@ -63,7 +64,7 @@ def run_demo(out: Path, *, good: int, console: Console, seed: int = 7) -> dict[s
         health = client.get("/health").json()
         _say(console, "fit", _fit(client, fitted))
         scores = [_infer(client, part)["score"] for part in track(spare, "calibrate", console=console)]
-        calibration = _checked(client.post("/calibrate_ng", json={**IDS, "ok_scores": scores}))
+        calibration = _checked(client.post("/calibrate_ng", json={**IDS, "ok_scores": scores, "area_mm2_thr": SMALLEST_MM2}))
         answers = {part.name: _infer(client, part) for part in track(unseen, "inspect", console=console)}
         health = client.get("/health").json()
     pictures = {part.name: _picture(part, answers[part.name]) for part in unseen}
@@ -129,8 +130,8 @@ def _picture(part: Part, answer: Mapping[str, Any]) -> NDArray[np.uint8]:
     return overlay(
         part.scene.image,
         heat,
-        low=0.6 * threshold,
-        high=1.4 * threshold,
+        low=0.85 * threshold,
+        high=1.5 * threshold,
         regions=answer["regions"],
         score=answer["score"],
         threshold=threshold,
