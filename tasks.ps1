@@ -75,7 +75,7 @@ function Clear-Outputs {
     $outputs = 'build', 'dist', '*.egg-info', 'demo', '.coverage', '.coverage.*', 'htmlcov', 'coverage.xml',
         '.mypy_cache', '.ruff_cache', '.pytest_cache', '.hypothesis'
     Remove-Item -Recurse -Force -ErrorAction SilentlyContinue $outputs
-    Get-ChildItem backend, tests -Recurse -Directory -Filter __pycache__ | Remove-Item -Recurse -Force
+    Get-ChildItem -Path @('backend', 'tests') -Recurse -Directory -Filter __pycache__ | Remove-Item -Recurse -Force
 }
 
 switch ($Verb) {

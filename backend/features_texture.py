@@ -25,7 +25,8 @@ BRIGHTNESS = 0.45
 # Keeps the chromaticity of dark pixels finite and their sensor noise small.
 DARK = 0.3
 BINS = 8
-RANGES = ((0.0, 1.0), (-0.7, 0.7), (-0.7, 0.7))
+# What the bins span: the root of the brightness (a step in the shade counts as much as one in the light), and chroma.
+RANGES = ((0.0, 1.1), (-0.7, 0.7), (-0.7, 0.7))
 # Side, in tokens, of the neighbourhoods that the histograms are averaged over.
 NEIGHBOURHOODS = (1, 3)
 WINDOW = 8
@@ -63,12 +64,13 @@ def texture_tokens(rgb: RGB, grid: tuple[int, int]) -> Floats:
 
 
 def _opponent_planes(rgb: RGB) -> list[Floats]:
-    """Brightness at a fixed mean, and the red-green and yellow-blue chromaticities: three (H, W) float32 planes."""
+    """Root brightness, and the red-green and yellow-blue chromaticities: three (H, W) float32 planes."""
     gain = BRIGHTNESS / max(float(rgb.mean()), 1.0)
-    red, green, blue = np.moveaxis(rgb, 2, 0).astype(np.float32) * np.float32(gain)
-    light = (red + green + blue) / np.float32(3)
-    scale = np.float32(1) / (light + np.float32(DARK))
-    return [light, (red - green) * scale, ((red + green) / np.float32(2) - blue) * scale]
+    scaled: Floats = rgb.astype(np.float32) * np.float32(gain)
+    red, green, blue = scaled[:, :, 0], scaled[:, :, 1], scaled[:, :, 2]
+    light: Floats = (red + green + blue) / np.float32(3)
+    share: Floats = np.float32(1) / (light + np.float32(DARK))
+    return [np.sqrt(light), (red - green) * share, ((red + green) / np.float32(2) - blue) * share]
 
 
 def _colour(planes: list[Floats], grid: tuple[int, int]) -> Floats:
@@ -87,7 +89,8 @@ def _soft_histogram(plane: Floats, low: float, high: float, grid: tuple[int, int
     position = (plane - np.float32(low)) * np.float32((BINS - 1) / (high - low))
     ramps = [_pool(np.clip(position - np.float32(k), 0, 1), grid) for k in range(BINS - 1)]
     steps = [np.ones(grid, np.float32), *ramps, np.zeros(grid, np.float32)]
-    return -np.diff(np.stack(steps, axis=2), axis=2)
+    shares: Floats = -np.diff(np.stack(steps, axis=2), axis=2)
+    return shares
 
 
 def _energy(planes: list[Floats], grid: tuple[int, int]) -> Floats:
@@ -111,8 +114,8 @@ def _coefficients(plane: Floats, order: int, stride: int) -> Floats:
     windows = np.empty((WINDOW, WINDOW, rows, cols), np.float32)
     for y, x in product(range(WINDOW), repeat=2):
         windows[y, x] = padded[y : y + rows * stride : stride, x : x + cols * stride : stride]
-    coefficients = basis @ windows.reshape(WINDOW * WINDOW, -1)
-    return np.asarray(coefficients.reshape(-1, rows, cols), np.float32)
+    coefficients: Floats = (basis @ windows.reshape(WINDOW * WINDOW, -1)).reshape(-1, rows, cols)
+    return coefficients
 
 
 def _cosine(frequency: int) -> Floats:

@@ -1,0 +1,77 @@
+"""The documentation names what there is, and its commands run."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backend import errors
+from backend.app import create_app
+from backend.cli import settings_table
+from backend.config import OTHER_SPELLINGS, Settings
+from backend.demo import served
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = {path.name: path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")}
+PUBLIC = DOCS | {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "README.es.md")}
+
+
+def error_codes(base: type[errors.InspectionError] = errors.InspectionError) -> Iterator[str]:
+    yield base.code
+    for child in base.__subclasses__():
+        yield from error_codes(child)
+
+
+def test_the_settings_table_is_the_one_the_program_prints() -> None:
+    table = DOCS["DEV_GUIDE.md"].split("<!-- settings: python -m backend settings -->\n")[1]
+    assert table.split("<!-- end of settings -->")[0].strip() == settings_table().strip()
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_every_setting_is_documented_with_a_sentence(name: str) -> None:
+    assert f"`{name.upper()}`" in DOCS["DEV_GUIDE.md"]
+    assert (Settings.model_fields[name].description or "").endswith(".")
+
+
+@pytest.mark.parametrize("spelling", sorted(n for names in OTHER_SPELLINGS.values() for n in names))
+def test_every_other_spelling_is_documented(spelling: str) -> None:
+    assert f"`{spelling}`" in DOCS["DEV_GUIDE.md"]
+
+
+@pytest.mark.parametrize("code", sorted(set(error_codes())))
+def test_every_error_code_is_documented(code: str) -> None:
+    assert f"`{code}`" in DOCS["API_REFERENCE.md"]
+
+
+def test_every_route_is_documented() -> None:
+    routes = {
+        f"{method.upper()} {path}" for path, methods in create_app().openapi()["paths"].items() for method in methods
+    }
+    assert {"GET /health", "POST /fit_ok", "POST /calibrate_ng", "POST /infer"} <= routes
+    assert not {route for route in routes if not any(route in text for text in DOCS.values())}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_links_between_documents_lead_somewhere(name: str) -> None:
+    folder = ROOT / "docs" if name in DOCS else ROOT
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", PUBLIC[name]):
+        assert (folder / target).exists(), f"{name} links to {target}"
+
+
+def test_the_tour_by_curl_runs_against_the_service(tmp_path: Path) -> None:
+    settings = Settings(models_dir=tmp_path / "models", model_name="texture")
+    with served(settings) as client:
+        run = subprocess.run(
+            ["bash", ROOT / "tests" / "smoke.sh"],
+            env={"URL": str(client.base_url).rstrip("/"), "PATH": "/usr/bin:/bin", "PYTHON": sys.executable},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert '"decision"' in run.stdout
+    assert "every block of docs/curl_examples.md was answered" in run.stdout
