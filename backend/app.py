@@ -15,6 +15,7 @@ import anyio
 from fastapi import APIRouter, FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from backend import __version__
@@ -82,7 +83,9 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
         extractor: used instead of the one that the settings name.
     """
     settings = settings or load_settings()
-    app = FastAPI(title="Brake disc inspector", version=__version__, description=DESCRIPTION, lifespan=_lifespan)
+    app = FastAPIOffline(  # /docs without a CDN: a station has no internet
+        title="Brake disc inspector", version=__version__, description=DESCRIPTION, lifespan=_lifespan
+    )
     app.state.settings = settings
     app.state.inspector = Inspector(settings, extractor)
     app.include_router(contract)
