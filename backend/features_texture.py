@@ -1,8 +1,7 @@
 """A weight-free extractor: opponent-colour histograms and local DCT energies, in NumPy and OpenCV alone.
 
-What a station without network weights inspects with. The parts are classical: opponent chromaticities as in van de
-Sande et al. 2010 (Evaluating Color Descriptors), soft binning as in Lowe 2004 (SIFT), block-DCT energies as texture
-features as in Ngo et al. 2001. Each block is L2-normalised so that neither outweighs the other.
+What a station without network weights inspects with. The parts are classical: opponent colour (van de Sande et al.,
+2010), soft binning (Lowe, 2004) and the energies of local DCT filters (Ng, Tan and Kittler, 1992).
 """
 
 from __future__ import annotations
@@ -35,12 +34,11 @@ WINDOW = 8
 SCALES = ((14, 2, (4, 0, 0)), (8, 2, (4, 2, 2)), (4, 1, (4, 2, 2)))
 # Joins the energies before they are normalised: a flat token then has a direction of its own and not its noise's.
 FLOOR = 1.0
-# Length of the energies beside the histograms' 1: energies vary more from one good part to the next.
+# Of the energies, beside the histograms' 1: they vary more from one good part to the next.
 ENERGY_WEIGHT = 0.5
 
-_COLOURS = BINS * len(RANGES) * len(NEIGHBOURHOODS)
-_ENERGIES = sum((order + 1) * (order + 2) // 2 - 1 for _, _, orders in SCALES for order in orders)
-DIM = _COLOURS + _ENERGIES + 1
+_ENERGIES = sum((n + 1) * (n + 2) // 2 - 1 for *_, orders in SCALES for n in orders)
+DIM = BINS * len(RANGES) * len(NEIGHBOURHOODS) + _ENERGIES + 1
 
 
 def texture_tokens(rgb: RGB, grid: tuple[int, int]) -> Floats:
@@ -51,7 +49,7 @@ def texture_tokens(rgb: RGB, grid: tuple[int, int]) -> Floats:
         grid: token rows and columns, (h, w).
 
     Returns:
-        (h * w, DIM) float32, row-major, each row of unit length; Euclidean distances lie in [0, 2].
+        (h * w, DIM) float32, row-major, each row of unit length.
 
     Raises:
         ValueError: the image is not of the grid's size.
@@ -59,15 +57,15 @@ def texture_tokens(rgb: RGB, grid: tuple[int, int]) -> Floats:
     if rgb.shape != (grid[0] * PATCH, grid[1] * PATCH, 3):
         raise ValueError(f"an image of {rgb.shape} does not have {grid} tokens of {PATCH} px")
     planes = _opponent_planes(rgb)
-    blocks = [_unit(_colour(planes, grid)), np.float32(ENERGY_WEIGHT) * _unit(_energy(planes, grid))]
-    return _unit(np.concatenate(blocks, axis=1))
+    colour, energy = _unit(_colour(planes, grid)), _unit(_energy(planes, grid))
+    return _unit(np.concatenate([colour, np.float32(ENERGY_WEIGHT) * energy], axis=1))
 
 
 def _opponent_planes(rgb: RGB) -> list[Floats]:
     """Root brightness, and the red-green and yellow-blue chromaticities: three (H, W) float32 planes."""
     gain = BRIGHTNESS / max(float(rgb.mean()), 1.0)
     scaled: Floats = rgb.astype(np.float32) * np.float32(gain)
-    red, green, blue = scaled[:, :, 0], scaled[:, :, 1], scaled[:, :, 2]
+    red, green, blue = np.moveaxis(scaled, 2, 0)
     light: Floats = (red + green + blue) / np.float32(3)
     share: Floats = np.float32(1) / (light + np.float32(DARK))
     return [np.sqrt(light), (red - green) * share, ((red + green) / np.float32(2) - blue) * share]
@@ -77,8 +75,8 @@ def _colour(planes: list[Floats], grid: tuple[int, int]) -> Floats:
     """(h * w, 48) soft histograms of each plane, over the token and over its neighbourhood."""
     shares = [_soft_histogram(plane, low, high, grid) for plane, (low, high) in zip(planes, RANGES, strict=True)]
     own = np.concatenate(shares, axis=2)
-    around = [cv2.blur(own, (side, side), borderType=cv2.BORDER_REFLECT) for side in NEIGHBOURHOODS]
-    return np.concatenate(around, axis=2).reshape(grid[0] * grid[1], -1)
+    pooled = [cv2.blur(own, (side, side), borderType=cv2.BORDER_REFLECT) for side in NEIGHBOURHOODS]
+    return np.concatenate(pooled, axis=2, dtype=np.float32).reshape(grid[0] * grid[1], -1)
 
 
 def _soft_histogram(plane: Floats, low: float, high: float, grid: tuple[int, int]) -> Floats:
@@ -89,39 +87,36 @@ def _soft_histogram(plane: Floats, low: float, high: float, grid: tuple[int, int
     position = (plane - np.float32(low)) * np.float32((BINS - 1) / (high - low))
     ramps = [_pool(np.clip(position - np.float32(k), 0, 1), grid) for k in range(BINS - 1)]
     steps = [np.ones(grid, np.float32), *ramps, np.zeros(grid, np.float32)]
-    shares: Floats = -np.diff(np.stack(steps, axis=2), axis=2)
-    return shares
+    return np.asarray(-np.diff(np.stack(steps, axis=2), axis=2), np.float32)
 
 
 def _energy(planes: list[Floats], grid: tuple[int, int]) -> Floats:
-    """(h * w, 63) mean magnitudes of the low DCT coefficients of each plane at each scale, and the constant FLOOR."""
+    """(h * w, 63) mean magnitudes of the low DCT coefficients of each plane and scale, and the constant FLOOR."""
     pooled = [np.full(grid, FLOOR, np.float32)]
     for cell, stride, orders in SCALES:
         for plane, order in zip(planes, orders, strict=True):
-            if order:
-                scaled = plane if cell == PATCH else _pool(plane, (grid[0] * cell, grid[1] * cell))
-                pooled += [_pool(c, grid) for c in np.abs(_coefficients(scaled, order, stride))]
+            scaled = plane if cell == PATCH else _pool(plane, (grid[0] * cell, grid[1] * cell))
+            pooled += [_pool(c, grid) for c in np.abs(_coefficients(scaled, order, stride))] if order else []
     return np.stack(pooled, axis=2).reshape(grid[0] * grid[1], -1)
 
 
 def _coefficients(plane: Floats, order: int, stride: int) -> Floats:
     """(n, H / stride, W / stride) DCT-II coefficients 0 < u + v <= order of 8×8 windows, one centred on each stride."""
-    pairs = product(range(order + 1), repeat=2)
-    basis = np.stack([np.outer(_cosine(u), _cosine(v)).ravel() for u, v in pairs if 0 < u + v <= order])
+    pairs = [(u, v) for u, v in product(range(order + 1), repeat=2) if 0 < u + v <= order]
+    basis = np.stack([np.outer(_cosine(u), _cosine(v)).ravel() for u, v in pairs])
     before, after = (WINDOW - stride) // 2, (WINDOW - stride + 1) // 2
     padded = cv2.copyMakeBorder(plane, before, after, before, after, cv2.BORDER_REFLECT)
     rows, cols = plane.shape[0] // stride, plane.shape[1] // stride
     windows = np.empty((WINDOW, WINDOW, rows, cols), np.float32)
     for y, x in product(range(WINDOW), repeat=2):
         windows[y, x] = padded[y : y + rows * stride : stride, x : x + cols * stride : stride]
-    coefficients: Floats = (basis @ windows.reshape(WINDOW * WINDOW, -1)).reshape(-1, rows, cols)
-    return coefficients
+    return np.asarray((basis @ windows.reshape(WINDOW * WINDOW, -1)).reshape(-1, rows, cols), np.float32)
 
 
 def _cosine(frequency: int) -> Floats:
     """(8,) the orthonormal DCT-II basis vector of a frequency."""
     wave = np.cos(np.pi * frequency * (2 * np.arange(WINDOW) + 1) / (2 * WINDOW))
-    return (wave / np.linalg.norm(wave)).astype(np.float32)
+    return np.asarray(wave / np.linalg.norm(wave), np.float32)
 
 
 def _pool(plane: Floats, grid: tuple[int, int]) -> Floats:
@@ -130,7 +125,7 @@ def _pool(plane: Floats, grid: tuple[int, int]) -> Floats:
 
 
 def _unit(rows: Floats) -> Floats:
-    """Rows of unit length. No row is all zeros: shares sum to one and energies have their floor."""
+    """Rows of unit length; none is all zeros, since shares sum to one and energies have their floor."""
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
@@ -145,9 +140,8 @@ class TextureFeatures:
 
     def __init__(self, input_size: int = 448) -> None:
         self.input_size = input_size
-        recipe = (
-            VERSION, PATCH, BRIGHTNESS, DARK, BINS, RANGES, NEIGHBOURHOODS, WINDOW, SCALES, FLOOR, ENERGY_WEIGHT,
-        )  # fmt: skip
+        levels, bins = (BRIGHTNESS, DARK, FLOOR, ENERGY_WEIGHT), (BINS, RANGES, NEIGHBOURHOODS)
+        recipe = (VERSION, PATCH, levels, bins, WINDOW, SCALES)
         self.fingerprint = hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
 
     def extract(self, images: Sequence[RGB]) -> Floats:
