@@ -15,7 +15,9 @@ LONGEST_FILE = 400
 ROOMS = {
     **dict.fromkeys(["errors", "config", "utils"], 0),
     **dict.fromkeys(["features", "features_texture", "features_resnet", "features_openvino"], 1),
-    **dict.fromkeys(["patchcore", "coreset", "calib", "roi_mask", "pictures", "scenes", "scenes_render"], 1),
+    **dict.fromkeys(
+        ["patchcore", "coreset", "coreset_passes", "calib", "roi_mask", "pictures", "scenes", "scenes_render"], 1
+    ),
     **dict.fromkeys(["infer", "storage", "samples", "evaluation"], 2),
     **dict.fromkeys(["inspector", "binding", "fitting", "cache", "host", "lane"], 3),
     **dict.fromkeys(["schemas", "problems", "telemetry", "security", "edge", "routes", "app"], 4),
@@ -29,7 +31,8 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "config": frozenset({"errors"}),
     "utils": frozenset({"errors"}),
     **dict.fromkeys(EXTRACTORS, EXTRACTORS),
-    "patchcore": frozenset({"coreset"}),
+    "coreset_passes": frozenset({"coreset"}),
+    "patchcore": frozenset({"coreset", "coreset_passes"}),
     "scenes": frozenset({"scenes_render"}),
     "evaluation": frozenset({"infer", "storage", "samples"}),
     **dict.fromkeys(["host", "fitting"], frozenset({"lane"})),
@@ -49,9 +52,7 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
 # The rooms in which a library may be imported; the longest name that fits decides, any other library is free.
 EDGES = frozenset({"app", "routes", "edge", "problems", "security", "telemetry"})
 GUESTS: dict[str, frozenset[str]] = {
-    **dict.fromkeys(
-        ["torch", "torchvision", "timm", "openvino", "safetensors", "huggingface_hub"], EXTRACTORS
-    ),
+    **dict.fromkeys(["torch", "torchvision", "timm", "openvino", "safetensors", "huggingface_hub"], EXTRACTORS),
     **dict.fromkeys(["faiss", "sklearn"], frozenset({"patchcore"})),
     "sklearn.metrics": frozenset({"evaluation"}),
     **dict.fromkeys(["fastapi", "starlette"], EDGES),
@@ -187,18 +188,12 @@ def readers_of_the_environment(house: House) -> list[str]:
     wrong = []
     for module, tree in house.trees.items():
         names = {
-            a.asname or a.name
-            for n in ast.walk(tree)
-            if isinstance(n, ast.Import)
-            for a in n.names
-            if a.name == "os"
+            a.asname or a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names if a.name == "os"
         }
         lines = [
             n.lineno
             for n in ast.walk(tree)
-            if (
-                isinstance(n, ast.ImportFrom) and n.module == "os" and {a.name for a in n.names} & ENVIRONMENT
-            )
+            if (isinstance(n, ast.ImportFrom) and n.module == "os" and {a.name for a in n.names} & ENVIRONMENT)
             or (
                 isinstance(n, ast.Attribute)
                 and n.attr in ENVIRONMENT
@@ -207,9 +202,7 @@ def readers_of_the_environment(house: House) -> list[str]:
             )
         ]
         if room_of(module) != "config":
-            wrong += [
-                f"{module} (line {line}) reads the environment: make it a setting in config" for line in lines
-            ]
+            wrong += [f"{module} (line {line}) reads the environment: make it a setting in config" for line in lines]
     return wrong
 
 
@@ -341,9 +334,7 @@ def build(folder: Path, files: dict[str, str]) -> House:
 
 
 @pytest.mark.parametrize(("check", "files", "said"), BROKEN)
-def test_a_broken_rule_is_found_and_named(
-    tmp_path: Path, check: Check, files: dict[str, str], said: str
-) -> None:
+def test_a_broken_rule_is_found_and_named(tmp_path: Path, check: Check, files: dict[str, str], said: str) -> None:
     assert said in "\n".join(check(build(tmp_path, files)))
 
 
