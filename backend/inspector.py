@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
@@ -122,7 +122,7 @@ class Inspector:
             raise NoImages()
         job, clock = job or Job(), _Clock()
         lane = self.host.lane()
-        with self._one_fit(key):
+        with self._one_fit(key, job):
             embedded = embed_images(files, lane, job, max_megapixels=self.settings.max_image_mp)
             clock.mark("extract")
             memory = self._remember(embedded, job)
@@ -278,10 +278,13 @@ class Inspector:
         )
 
     @contextmanager
-    def _one_fit(self, key: ModelKey) -> Iterator[None]:
-        """One fit at a time in this process, so that FIT_MEMORY_MB holds."""
-        if not self._fitting.acquire(timeout=self.settings.fit_wait_s):
-            raise FitInProgress(key=key, retry_after=5)
+    def _one_fit(self, key: ModelKey, job: Job) -> Iterator[None]:
+        """One fit at a time in this process, so that FIT_MEMORY_MB holds. Raises FitInProgress, Cancelled."""
+        deadline = monotonic() + self.settings.fit_wait_s
+        while not self._fitting.acquire(timeout=0.1):
+            job.check()
+            if monotonic() >= deadline:
+                raise FitInProgress(key=key, retry_after=5)
         try:
             yield
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import warnings
 from typing import Any
 
 import cv2
@@ -41,17 +40,22 @@ def decode_image(data: bytes, *, name: str = "image", max_megapixels: float = 10
     if not data:
         raise EmptyFile(name=name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(image, name, max_megapixels)
-            image.load()
-            pixels = _to_bgr(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
-        raise ImageTooLarge(name=name, width="?", height="?", limit=max_megapixels) from err
+        image = _open(data)
+        _check_size(image, name, max_megapixels)
+        image.load()
+        return _to_bgr(image)
     except _DECODER_ERRORS as err:
         raise UndecodableImage(name=name) from err
-    return pixels
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """The file with its header read. Unlike Image.open it leaves the limit of the size to the caller."""
+    Image.init()
+    for name in FORMATS:
+        factory, accepts = Image.OPEN[name]
+        if accepts is not None and accepts(data[:16]) is True:
+            return factory(io.BytesIO(data), "")
+    raise ValueError("no format that is read here")
 
 
 def _check_size(image: ImageFile.ImageFile, name: str, max_megapixels: float) -> None:
@@ -68,6 +72,7 @@ def _to_bgr(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):
         grey = (np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
+    image.info.pop("transparency", None)
     return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
 
 
