@@ -43,7 +43,9 @@ OTHER_SPELLINGS = {
 def _split(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list | tuple):
+        return tuple(str(part) for part in value)
+    return (str(value),) if isinstance(value, int) else value
 
 
 def _auto_is_none(value: Any) -> Any:
@@ -184,9 +186,11 @@ class _YamlNames(YamlConfigSettingsSource):
         except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as err:
             reason = " ".join(str(err).split())
             raise InvalidSettings(reason=f"{CONFIG_YAML.name} is not a YAML table of settings: {reason}") from err
-        given = {str(k).lower(): v for k, v in self.yaml_data.items()}
-        known = {n.lower(): name for name in settings_cls.model_fields for n in _names(name)}
-        fields = {known[k]: v for k, v in given.items() if k in known and v is not None}
+        given = {str(k).lower(): v for k, v in self.yaml_data.items() if v is not None}
+        fields = {}
+        for field in settings_cls.model_fields:
+            said = [given[name.lower()] for name in _names(field)[1:] if name.lower() in given]
+            fields.update({field: said[0]} if said else {})
         InitSettingsSource.__init__(self, settings_cls, fields)
 
 

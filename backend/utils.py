@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from typing import Any
 
 import cv2
@@ -112,4 +113,4 @@ def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
 
 def working_scale(height: int, width: int) -> float:
     """Factor (≤ 1) that brings an image over 12 megapixels down to 12."""
-    return min(1.0, float(WORKING_PIXELS / (height * width)) ** 0.5)
+    return min(1.0, math.sqrt(WORKING_PIXELS / (height * width)))

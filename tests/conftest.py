@@ -15,9 +15,7 @@ SHARED_DATA = PROJECT_ROOT.parent / "shared" / "data"
 
 def _reaches_settings(name: str) -> bool:
     """Whether the service would read this environment variable."""
-    spellings = {field.upper() for field in Settings.model_fields} | {
-        n for ns in OTHER_SPELLINGS.values() for n in ns
-    }
+    spellings = {field.upper() for field in Settings.model_fields} | {n for ns in OTHER_SPELLINGS.values() for n in ns}
     return name.upper().startswith(("BDI_", "PATCHCORE_")) or name.upper() in spellings
 
 

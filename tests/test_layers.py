@@ -50,9 +50,7 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
 # The rooms in which a library may be imported; the longest name that fits decides, any other library is free.
 EDGES = frozenset({"app", "routes", "edge", "problems", "security", "telemetry"})
 GUESTS: dict[str, frozenset[str]] = {
-    **dict.fromkeys(
-        ["torch", "torchvision", "timm", "openvino", "safetensors", "huggingface_hub"], EXTRACTORS
-    ),
+    **dict.fromkeys(["torch", "torchvision", "timm", "openvino", "safetensors", "huggingface_hub"], EXTRACTORS),
     **dict.fromkeys(["faiss", "sklearn"], frozenset({"patchcore"})),
     "sklearn.metrics": frozenset({"evaluation"}),
     **dict.fromkeys(["fastapi", "starlette"], EDGES),
@@ -188,18 +186,12 @@ def readers_of_the_environment(house: House) -> list[str]:
     wrong = []
     for module, tree in house.trees.items():
         names = {
-            a.asname or a.name
-            for n in ast.walk(tree)
-            if isinstance(n, ast.Import)
-            for a in n.names
-            if a.name == "os"
+            a.asname or a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names if a.name == "os"
         }
         lines = [
             n.lineno
             for n in ast.walk(tree)
-            if (
-                isinstance(n, ast.ImportFrom) and n.module == "os" and {a.name for a in n.names} & ENVIRONMENT
-            )
+            if (isinstance(n, ast.ImportFrom) and n.module == "os" and {a.name for a in n.names} & ENVIRONMENT)
             or (
                 isinstance(n, ast.Attribute)
                 and n.attr in ENVIRONMENT
@@ -208,9 +200,7 @@ def readers_of_the_environment(house: House) -> list[str]:
             )
         ]
         if room_of(module) != "config":
-            wrong += [
-                f"{module} (line {line}) reads the environment: make it a setting in config" for line in lines
-            ]
+            wrong += [f"{module} (line {line}) reads the environment: make it a setting in config" for line in lines]
     return wrong
 
 
@@ -342,9 +332,7 @@ def build(folder: Path, files: dict[str, str]) -> House:
 
 
 @pytest.mark.parametrize(("check", "files", "said"), BROKEN)
-def test_a_broken_rule_is_found_and_named(
-    tmp_path: Path, check: Check, files: dict[str, str], said: str
-) -> None:
+def test_a_broken_rule_is_found_and_named(tmp_path: Path, check: Check, files: dict[str, str], said: str) -> None:
     assert said in "\n".join(check(build(tmp_path, files)))
 
 
