@@ -45,6 +45,8 @@ def decode_image(data: bytes, *, name: str = "image", max_megapixels: float = 10
         _check_size(image, name, max_megapixels)
         image.load()
         return _to_bgr(image)
+    except Image.DecompressionBombError as err:  # Pillow's own limit, inside its WebP reader
+        raise ImageTooLarge(name=name, width="?", height="?", limit=max_megapixels) from err
     except _DECODER_ERRORS as err:
         raise UndecodableImage(name=name) from err
 
