@@ -17,7 +17,7 @@ from backend.binding import Applied, apply_calibration, scoring_id
 from backend.cache import FittedModel, ModelCache, check_extractor, index_bytes
 from backend.calib import FEW_OK, choose_threshold
 from backend.config import Settings
-from backend.errors import FitInProgress, NoImages, Notice
+from backend.errors import FitInProgress, MaskEmpty, NoImages, Notice
 from backend.features import Extractor, Grid
 from backend.fitting import Embedded, ImageFile, embed_images, fit_metadata, prepare_image
 from backend.host import ExtractorHost
@@ -26,6 +26,7 @@ from backend.infer import (
     HeatmapScale,
     InferenceEngine,
     Inspection,
+    Mask,
     Scoring,
     heatmap_png,
     heatmap_range,
@@ -218,7 +219,7 @@ class Inspector:
                 file, lane.extractor, expected=model.stored.grid, max_megapixels=self.settings.max_image_mp
             )
             frame = Frame(*image.size)
-            mask = build_mask(shape.scaled(frame.scale) if shape else None, *frame.working)
+            mask = _part_mask(shape, frame)
             clock.mark("decode")
             tokens = job.wait(lane.submit(image.pixels))
             clock.mark("forward")
@@ -332,6 +333,14 @@ class _Clock:
 
     def report(self) -> dict[str, float]:
         return {**self._stages, "total": round(1000 * (perf_counter() - self._started), 3)}
+
+
+def _part_mask(shape: Shape | None, frame: Frame) -> Mask | None:
+    """The mask at working resolution. Raises MaskEmpty, which speaks of the sender's pixels."""
+    try:
+        return build_mask(shape.scaled(frame.scale) if shape else None, *frame.working)
+    except MaskEmpty as err:
+        raise MaskEmpty(width=frame.width, height=frame.height) from err
 
 
 def _about_size(frame: Frame, mm_per_px: float, model: FittedModel) -> list[Notice]:

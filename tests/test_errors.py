@@ -40,7 +40,7 @@ def test_both_languages_say_the_same_things(kind: type[InspectionError]) -> None
 
 @pytest.mark.parametrize("kind", ALL)
 def test_no_sentence_keeps_a_hole_when_its_values_are_given(kind: type[InspectionError]) -> None:
-    error = kind(**{name: 7 for name in named_in(kind.en)})
+    error = kind(**dict.fromkeys(named_in(kind.en), 7))
     for language in ("es", "en"):
         text = error.text(language)
         assert "?" not in text and "{" not in text.replace('{"kind"', "")
@@ -55,7 +55,7 @@ def test_a_value_that_was_not_given_reads_as_a_question_mark() -> None:
 def test_notices_speak_both_languages(code: str) -> None:
     spanish, english = NOTICES[code]
     assert named_in(spanish) == named_in(english)
-    notice = Notice(code, {name: 0.5 for name in named_in(english)})
+    notice = Notice(code, dict.fromkeys(named_in(english), 0.5))
     assert notice.text("es") != notice.text("en")
     assert "?" not in notice.text("es") + notice.text("en")
 

@@ -162,7 +162,7 @@ WRONG: dict[str, Callable[[State], Any]] = {
     "missing tensors": lambda state: dict(list(state.items())[:20]),
     "extra tensors": lambda state: {**state, "blocks.12.norm1.weight": torch.zeros(384)},
     "another width": lambda state: {k: v[..., : v.shape[-1] // 2] for k, v in state.items()},
-    "numbers": lambda state: {k: 1.0 for k in state},
+    "numbers": lambda state: dict.fromkeys(state, 1.0),
 }
 
 
