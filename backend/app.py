@@ -88,6 +88,7 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     )
     app.state.settings = settings
     app.state.inspector = Inspector(settings, extractor)
+    app.state.limiter = anyio.CapacityLimiter(settings.max_queue + 8)
     app.include_router(contract)
     app.add_exception_handler(InspectionError, on_inspection_error)
     app.add_exception_handler(RequestValidationError, on_invalid_fields)
@@ -109,7 +110,6 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     configure_logging(settings.log_level, settings.log_format)
-    app.state.limiter = anyio.CapacityLimiter(settings.max_queue + 8)
     inspector: Inspector = app.state.inspector
     logger.info("version %s, models in %s", __version__, settings.models_dir)
     inspector.start()

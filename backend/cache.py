@@ -9,7 +9,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from backend.errors import DiskFull, ExtractorMismatch, MemoryNotFound, Notice, ReadOnlyStore
+from backend.errors import DiskFull, ExtractorMismatch, FitInProgress, MemoryNotFound, Notice, ReadOnlyStore
 from backend.features import Extractor
 from backend.patchcore import PatchCoreMemory
 from backend.storage import ModelKey, ModelStore, Stamp, StoredMemory
@@ -40,18 +40,31 @@ class ModelCache:
         self._models: LRUCache[ModelKey, FittedModel] = LRUCache(cache_mb * 2**20, getsizeof=lambda m: m.nbytes)
         self._calibrations: LRUCache[ModelKey, tuple[Stamp, dict[str, Any]]] = LRUCache(4096)
         self._lock = threading.Lock()
+        # One load at a time: requests that all miss the same model would else each hold a copy of it.
+        self._loading = threading.Lock()
 
     def model(self, key: ModelKey) -> FittedModel:
         """The fitted model of `key`. Raises MemoryNotFound, DamagedFile."""
+        known = self._current(key)
+        if known is not None:
+            return known
+        with self._loading:
+            known = self._current(key)
+            return known if known is not None else self._load(key)
+
+    def _current(self, key: ModelKey) -> FittedModel | None:
         stamp = self.store.stamp(key)
         if stamp is None:
             raise MemoryNotFound(key=key)
         with self._lock:
             known = self._models.get(key)
-        if known is not None and known.stamp == stamp:
-            return known
+        return known if known is not None and known.stamp == stamp else None
+
+    def _load(self, key: ModelKey) -> FittedModel:
+        # Before the read: when the file is replaced meanwhile, the next request finds the stamp outdated, never wrong.
+        stamp = self.store.stamp(key)
         stored = self.store.load_memory(key)
-        return self.put(key, self._searchable(key, stored), stored, stamp)
+        return self.put(key, self._searchable(key, stored, stamp), stored, stamp)
 
     def put(self, key: ModelKey, memory: PatchCoreMemory, stored: StoredMemory, stamp: Stamp | None) -> FittedModel:
         """Remember a model; one larger than the whole cache is only returned."""
@@ -83,15 +96,20 @@ class ModelCache:
         with self._lock:
             return int(self._models.currsize)
 
-    def _searchable(self, key: ModelKey, stored: StoredMemory) -> PatchCoreMemory:
+    def _searchable(self, key: ModelKey, stored: StoredMemory, stamp: Stamp | None) -> PatchCoreMemory:
         memory = PatchCoreMemory(stored.emb, backend=self.knn_backend, src=stored.src)  # type: ignore[arg-type]
         if not self.store.derived_is_current(key, stored.generation, indexed=memory.backend == "faiss"):
-            try:
-                self.store.write_derived(key, stored, index_bytes(memory))
-                logger.info("rebuilt index and manifest of %s", key)
-            except (DiskFull, ReadOnlyStore) as err:
-                logger.warning("index and manifest of %s are out of date and cannot be rebuilt: %s", key, err)
+            self._rebuild_derived(key, stored, stamp, index_bytes(memory))
         return memory
+
+    def _rebuild_derived(self, key: ModelKey, stored: StoredMemory, stamp: Stamp | None, index: bytes | None) -> None:
+        try:
+            with self.store.writing(key, timeout=0):
+                if self.store.stamp(key) == stamp:
+                    self.store.write_derived(key, stored, index)
+                    logger.info("rebuilt index and manifest of %s", key)
+        except (FitInProgress, DiskFull, ReadOnlyStore, OSError) as err:
+            logger.warning("index and manifest of %s are not rebuilt now: %s", key, err)
 
 
 def check_extractor(key: ModelKey, model: FittedModel, extractor: Extractor) -> Notice | None:

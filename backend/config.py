@@ -6,9 +6,11 @@ keyword arguments given in code come before all of them.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import (
     AliasChoices,
     AliasGenerator,
@@ -41,7 +43,9 @@ OTHER_SPELLINGS = {
 def _split(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list | tuple):
+        return tuple(str(part) for part in value)
+    return (str(value),) if isinstance(value, int) else value
 
 
 def _auto_is_none(value: Any) -> Any:
@@ -149,6 +153,14 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value if value.is_absolute() else PROJECT_ROOT / value
 
+    @field_validator("api_keys", mode="after")
+    @classmethod
+    def _hashed_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        hashes = [key[len("sha256:") :] for key in value if key.startswith("sha256:")]
+        if not all(re.fullmatch("[0-9a-fA-F]{64}", digest) for digest in hashes):
+            raise ValueError("after sha256: come the 64 hexadecimal digits of a key's SHA-256")
+        return value
+
     @field_validator("blocks", mode="after")
     @classmethod
     def _block_numbers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -169,10 +181,16 @@ class _YamlNames(YamlConfigSettingsSource):
     """`config.yaml` with the same names as the environment, in any case."""
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
-        super().__init__(settings_cls)
-        given = {str(k).lower(): v for k, v in self.yaml_data.items()}
-        known = {n.lower(): name for name in settings_cls.model_fields for n in _names(name)}
-        fields = {known[k]: v for k, v in given.items() if k in known and v is not None}
+        try:
+            super().__init__(settings_cls)
+        except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as err:
+            reason = " ".join(str(err).split())
+            raise InvalidSettings(reason=f"{CONFIG_YAML.name} is not a YAML table of settings: {reason}") from err
+        given = {str(k).lower(): v for k, v in self.yaml_data.items() if v is not None}
+        fields = {}
+        for field in settings_cls.model_fields:
+            said = [given[name.lower()] for name in _names(field)[1:] if name.lower() in given]
+            fields.update({field: said[0]} if said else {})
         InitSettingsSource.__init__(self, settings_cls, fields)
 
 
@@ -184,6 +202,8 @@ def load_settings(**overrides: Any) -> Settings:
     """
     try:
         return Settings(**overrides)
+    except UnicodeDecodeError as err:
+        raise InvalidSettings(reason=f".env is not UTF-8 text: {err}") from err
     except ValidationError as err:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in err.errors())
         raise InvalidSettings(reason=reasons) from err

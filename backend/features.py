@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
+
+# What torch's reader raises on files that are cut off, corrupt or no checkpoint at all.
+_READ_ERRORS = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
+    MemoryError, struct.error,
+)  # fmt: skip
 
 RGB = NDArray[np.uint8]
 Grid = tuple[int, int]
@@ -279,7 +286,7 @@ def read_state(path: Path, model_name: str) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as err:
+    except (SafetensorError, pickle.UnpicklingError, *_READ_ERRORS) as err:
         raise WeightsUnavailable(model=model_name, reason=f"{path.name} cannot be read: {_brief(err)}") from err
     for wrapper in ("model", "state_dict", "teacher"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import PurePath
 from typing import Any
 
@@ -72,12 +73,19 @@ def prepare_image(
     grid = token_grid(height, width, input_size=extractor.input_size, patch=extractor.patch)
     notices: tuple[Notice, ...] = ()
     if expected is not None and grid != expected:
-        if max(abs(grid[0] - expected[0]), abs(grid[1] - expected[1])) > 1:
+        if not _same_roi(height, width, expected, extractor):
             raise TokenGridMismatch(got=grid, expected=expected, name=file.name)
         notices = (Notice("roi_resized", {"got": grid, "expected": expected}),)
     grid = expected or grid
     pixels = prepare(image, grid, extractor.patch)
     return PreparedImage(pixels, grid, (height, width), hashlib.sha256(data).hexdigest(), notices)
+
+
+def _same_roi(height: int, width: int, expected: Grid, extractor: Extractor) -> bool:
+    """Whether an ROI of this size, or of one pixel more or less, lies within one token per side of `expected`."""
+    sizes = product(range(max(1, height - 1), height + 2), range(max(1, width - 1), width + 2))
+    grids = (token_grid(h, w, input_size=extractor.input_size, patch=extractor.patch) for h, w in sizes)
+    return any(max(abs(rows - expected[0]), abs(cols - expected[1])) <= 1 for rows, cols in grids)
 
 
 def embed_images(

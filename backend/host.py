@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from time import perf_counter
 
@@ -34,12 +34,15 @@ class ExtractorHost:
         self._lane: Future[Lane] = Future()
         self._warm = threading.Event()
         self._started = False
+        self._starting = threading.Lock()
+        self._broken = False
 
     def start(self) -> None:
         """Load the extractor and run it once. Raises WeightsUnavailable when REQUIRE_PRETRAINED is set."""
-        if self._started:
-            return
-        self._started = True
+        with self._starting:
+            if self._started:
+                return
+            self._started = True
         if self._given is not None:
             self._up(self._given)
         elif self.settings.require_pretrained:
@@ -55,7 +58,7 @@ class ExtractorHost:
     @property
     def status(self) -> str:
         """`warming`, `ok`, `degraded` or `failed`."""
-        if self._lane.done() and self._lane.exception() is not None:
+        if self._broken or (self._lane.done() and self._lane.exception() is not None):
             return "failed"
         if not self._warm.is_set():
             return "warming"
@@ -99,7 +102,14 @@ class ExtractorHost:
         side = self.settings.input_size
         rows, cols = token_grid(side, side, input_size=side, patch=extractor.patch)
         blank = np.zeros((rows * extractor.patch, cols * extractor.patch, 3), np.uint8)
-        lane.submit(blank).result()
+        try:
+            lane.submit(blank).result()
+        except (CancelledError, NotReady):  # closed before it was warm
+            return
+        except Exception:  # as the first request will find; /health says so
+            logger.exception("the extractor's first pass failed")
+            self._broken = True
+            return
         self._warm.set()
         logger.info(
             "extractor %s ready on %s (%s), first pass %.0f ms",

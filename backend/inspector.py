@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from backend.binding import Applied, apply_calibration, scoring_id
 from backend.cache import FittedModel, ModelCache, check_extractor, index_bytes
 from backend.calib import FEW_OK, choose_threshold
 from backend.config import Settings
-from backend.errors import FitInProgress, NoImages, Notice
+from backend.errors import FitInProgress, MaskEmpty, NoImages, Notice
 from backend.features import Extractor, Grid
 from backend.fitting import Embedded, ImageFile, embed_images, fit_metadata, prepare_image
 from backend.host import ExtractorHost
@@ -26,6 +26,7 @@ from backend.infer import (
     HeatmapScale,
     InferenceEngine,
     Inspection,
+    Mask,
     Scoring,
     heatmap_png,
     heatmap_range,
@@ -122,7 +123,7 @@ class Inspector:
             raise NoImages()
         job, clock = job or Job(), _Clock()
         lane = self.host.lane()
-        with self._one_fit(key):
+        with self._one_fit(key, job):
             embedded = embed_images(files, lane, job, max_megapixels=self.settings.max_image_mp)
             clock.mark("extract")
             memory = self._remember(embedded, job)
@@ -218,7 +219,7 @@ class Inspector:
                 file, lane.extractor, expected=model.stored.grid, max_megapixels=self.settings.max_image_mp
             )
             frame = Frame(*image.size)
-            mask = build_mask(shape.scaled(frame.scale) if shape else None, *frame.working)
+            mask = _part_mask(shape, frame)
             clock.mark("decode")
             tokens = job.wait(lane.submit(image.pixels))
             clock.mark("forward")
@@ -278,10 +279,13 @@ class Inspector:
         )
 
     @contextmanager
-    def _one_fit(self, key: ModelKey) -> Iterator[None]:
-        """One fit at a time in this process, so that FIT_MEMORY_MB holds."""
-        if not self._fitting.acquire(timeout=self.settings.fit_wait_s):
-            raise FitInProgress(key=key, retry_after=5)
+    def _one_fit(self, key: ModelKey, job: Job) -> Iterator[None]:
+        """One fit at a time in this process, so that FIT_MEMORY_MB holds. Raises FitInProgress, Cancelled."""
+        deadline = monotonic() + self.settings.fit_wait_s
+        while not self._fitting.acquire(timeout=0.1):
+            job.check()
+            if monotonic() >= deadline:
+                raise FitInProgress(key=key, retry_after=5)
         try:
             yield
         finally:
@@ -329,6 +333,14 @@ class _Clock:
 
     def report(self) -> dict[str, float]:
         return {**self._stages, "total": round(1000 * (perf_counter() - self._started), 3)}
+
+
+def _part_mask(shape: Shape | None, frame: Frame) -> Mask | None:
+    """The mask at working resolution. Raises MaskEmpty, which speaks of the sender's pixels."""
+    try:
+        return build_mask(shape.scaled(frame.scale) if shape else None, *frame.working)
+    except MaskEmpty as err:
+        raise MaskEmpty(width=frame.width, height=frame.height) from err
 
 
 def _about_size(frame: Frame, mm_per_px: float, model: FittedModel) -> list[Notice]:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import Cancelled, QueueFull
+from backend.errors import Cancelled, NotReady, QueueFull
 from backend.features import RGB, Extractor
 
 T = TypeVar("T")
@@ -108,11 +108,11 @@ class Lane:
                 self._admitted -= 1
 
     def submit(self, image: RGB, *, bulk: bool = False) -> Future[NDArray[np.float32]]:
-        """Queue one prepared image; the future gives its (T, D) float32 embeddings."""
+        """Queue one prepared image; the future gives its (T, D) float32 embeddings. Raises NotReady once closed."""
         item = _Item(image)
         with self._ready:
             if self._closed:
-                raise RuntimeError("the lane is closed")
+                raise NotReady(retry_after=5)
             (self._bulk if bulk else self._urgent).append(item)
             self._ready.notify()
         return item.future
@@ -137,11 +137,12 @@ class Lane:
     def _extract(self, items: list[_Item]) -> None:
         try:
             embeddings = self.extractor.extract([item.image for item in items])
+            answers = list(zip(items, embeddings, strict=True))
         except BaseException as err:  # noqa: BLE001 - the worker must outlive any failure; each waiting request gets it
             for item in items:
                 item.future.set_exception(err)
             return
-        for item, tokens in zip(items, embeddings, strict=True):
+        for item, tokens in answers:
             item.future.set_result(tokens)
 
     def _next_batch(self) -> list[_Item]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -26,7 +27,7 @@ from backend.errors import (
 )
 
 _NAMED = {404: NotFound, 405: MethodNotAllowed}
-FORWARDING_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip")
+FORWARDING_HEADERS = frozenset({"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"})
 
 
 class Refused(HTTPException):
@@ -41,21 +42,27 @@ def language_of(headers: Headers) -> Language:
     """`es` or `en`, whichever Accept-Language ranks higher; Spanish without one."""
     best: tuple[float, Language] = (0.0, "es")
     for part in headers.get("accept-language", "").split(","):
-        tag, _, quality = part.strip().lower().partition(";q=")
+        tag, *parameters = (piece.strip() for piece in part.lower().split(";"))
         code = tag.split("-", 1)[0]
-        try:
-            weight = float(quality or 1)
-        except ValueError:
-            continue
+        weight = _quality(parameters)
         if code in {"es", "en"} and weight > best[0]:
             best = (weight, "en" if code == "en" else "es")
     return best[1]
 
 
+def _quality(parameters: Sequence[str]) -> float:
+    """The q of a language range (RFC 9110, section 12.4.2), 1 without one and 0 when it is not valid."""
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            return float(value) if re.fullmatch(r"\s*(0(\.\d*)?|1(\.0*)?)\s*", value) else 0.0
+    return 1.0
+
+
 def is_local(scope: Scope) -> bool:
     """Whether the client is on this machine: a loopback address, or none at all, and no forwarding header."""
     headers = Headers(scope=scope)
-    if any(name in headers for name in FORWARDING_HEADERS):
+    if any(name in FORWARDING_HEADERS or name.startswith("x-forwarded") for name in headers):
         return False
     host = (scope.get("client") or ("",))[0]
     try:
@@ -67,7 +74,12 @@ def is_local(scope: Scope) -> bool:
 
 
 def problem(
-    scope: Scope, error: InspectionError, *, detail: Any = None, cause: BaseException | None = None
+    scope: Scope,
+    error: InspectionError,
+    *,
+    detail: Any = None,
+    cause: BaseException | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """The answer to a request that failed with `error`.
 
@@ -84,12 +96,12 @@ def problem(
         "request_id": request_id,
         "detail": text if detail is None else detail,
     }
-    headers: dict[str, str] = {"Content-Language": language}
+    sent = {**(headers or {}), "Content-Language": language}
     if "retry_after" in error.values:
-        headers["Retry-After"] = str(error.values["retry_after"])
+        sent["Retry-After"] = str(error.values["retry_after"])
     if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(body, status_code=error.status, headers=headers)
+        sent["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body, status_code=error.status, headers=sent)
 
 
 def _trace(scope: Scope, error: InspectionError, cause: BaseException | None) -> str | None:
@@ -125,7 +137,8 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         return problem(request.scope, error.error)
     named = _NAMED.get(error.status_code)
     if named is not None:
-        return problem(request.scope, named(path=request.url.path[:200], method=request.method))
+        error_named = named(path=request.url.path[:200], method=request.method)
+        return problem(request.scope, error_named, headers=error.headers)
     if error.status_code == 400:
         return problem(request.scope, BadForm())
     other = BadRequest(reason=error.detail)

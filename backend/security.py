@@ -88,7 +88,8 @@ class BodyLimit:
         body = _CountedBody(receive, limit_mb, setting)
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit_mb * MB:
-            await body.drain()
+            if headers.get("expect", "").lower() != "100-continue":  # who asks first has not sent it yet
+                await body.drain()
             await problem(scope, body.refusal())(scope, receive, send)
             return
         await self.app(scope, body, _DrainFirst(send, body))

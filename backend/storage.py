@@ -8,25 +8,28 @@ manifest.json the metadata again, for people
 
 from __future__ import annotations
 
-import errno
 import json
+import logging
+import lzma
 import os
 import re
-import tempfile
+import struct
 import unicodedata
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from backend.atomic import disk_errors, patiently, utc_now, write_atomic, write_json
 from backend.errors import (
     DamagedFile,
     DiskFull,
@@ -37,14 +40,21 @@ from backend.errors import (
     RecipeInvalid,
 )
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_RECIPE = "default"
 _RECIPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _ID_MAX = 64
 _RESERVED_IDS = {"recipes", "patchcore", "datasets"}
 _DEVICE_NAMES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
-    f"{d}{n}" for d in ("com", "lpt") for n in range(10)
+    f"{d}{n}" for d in ("com", "lpt") for n in "0123456789¹²³"
 }
 _TRAILER = b"BDI-GENERATION:"
+# What zipfile and NumPy raise on files that are cut off, corrupt or no npz at all.
+_NPZ_ERRORS = (
+    OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, MemoryError, OverflowError, SyntaxError,
+    struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 
 
 def check_id(value: str, field: str) -> str:
@@ -156,7 +166,7 @@ class ModelStore:
             ReadOnlyStore, DiskFull: the folder cannot be made.
         """
         folder = self.folder(key)
-        with _disk_errors(folder):
+        with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / ".lock", thread_local=False)
             try:
@@ -201,7 +211,10 @@ class ModelStore:
         }
         write_atomic(folder / "memory.npz", lambda file: np.savez(file, **arrays))
         stored = StoredMemory(emb, grid, src, metadata)
-        self.write_derived(key, stored, index)
+        try:
+            self.write_derived(key, stored, index)
+        except (DiskFull, ReadOnlyStore, OSError) as err:  # the memory is committed; the next load writes them
+            logger.warning("index and manifest of %s could not be written: %s", key, err)
         return stored
 
     def write_derived(self, key: ModelKey, stored: StoredMemory, index: bytes | None) -> None:
@@ -241,20 +254,12 @@ class ModelStore:
         """
         path = self.folder(key) / "memory.npz"
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as npz:
+            with patiently(lambda: path.open("rb")) as file, np.load(file, allow_pickle=False) as npz:
                 arrays = {name: npz[name] for name in npz.files if name != "metadata"}
                 metadata = _metadata(npz)
         except (FileNotFoundError, NotADirectoryError) as err:
             raise MemoryNotFound(key=key) from err
-        except (
-            OSError,
-            ValueError,
-            zipfile.BadZipFile,
-            EOFError,
-            KeyError,
-            NotImplementedError,
-            RuntimeError,
-        ) as err:
+        except _NPZ_ERRORS as err:
             raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/fit_ok") from err
         try:
             return _stored_memory(arrays, metadata)
@@ -269,18 +274,15 @@ class ModelStore:
         """calib.json, or None when the model was never calibrated.
 
         Raises:
-            DamagedFile: it is no JSON object with a finite `threshold`.
+            DamagedFile: it is no JSON object with a finite `threshold`, or its other numbers cannot be used.
         """
         path = self.folder(key) / "calib.json"
         try:
-            given = json.loads(path.read_text("utf-8"))
-            if not isinstance(given, dict) or not np.isfinite(float(given["threshold"])):
-                raise ValueError("it has no finite threshold")
+            return _calibration(json.loads(patiently(lambda: path.read_text("utf-8"))))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, KeyError, TypeError) as err:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
             raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/calibrate_ng") from err
-        return given
 
     def keys(self) -> list[ModelKey]:
         """Every (role, roi, recipe) that has a memory."""
@@ -313,7 +315,12 @@ def _trailer(path: Path) -> str:
 def _metadata(npz: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     if "metadata" not in npz:
         return {}
-    text = npz["metadata"]
+    try:
+        text = npz["metadata"]
+    except ValueError as err:
+        if "allow_pickle" in str(err):  # an older file's dict, pickled: never opened
+            return {}
+        raise
     metadata = json.loads(text.tobytes().rstrip(b"\0") if text.dtype.kind in "Sui" else str(text))
     if not isinstance(metadata, dict):
         raise ValueError("metadata is no JSON object")
@@ -322,7 +329,7 @@ def _metadata(npz: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
 
 def _stored_memory(arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> StoredMemory:
     emb = np.ascontiguousarray(arrays["emb"], dtype=np.float32)
-    grid = int(arrays["token_h"]), int(arrays["token_w"])
+    grid = int(arrays["token_h"].item()), int(arrays["token_w"].item())
     if emb.ndim != 2 or 0 in emb.shape or min(grid) < 1 or not np.isfinite(emb).all():
         raise ValueError(f"emb has shape {emb.shape} or values that are not finite, token grid {grid}")
     src = arrays.get("src", np.full(len(emb), -1)).astype(np.int32)
@@ -331,65 +338,22 @@ def _stored_memory(arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) ->
     return StoredMemory(emb, grid, src, metadata)
 
 
+def _calibration(given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict) or not np.isfinite(float(given["threshold"])):
+        raise ValueError("it has no finite threshold")
+    limits = {"area_mm2_thr": np.inf, "score_percentile": 100.0}
+    for name, most in limits.items():
+        value = given.get(name)
+        if value is not None and not 0 <= float(value) <= most:
+            raise ValueError(f"{name} is {value}")
+    return {name: value for name, value in given.items() if value is not None or name not in limits}
+
+
 def next_version(former: object) -> str:
     """`<year>.<n>`: one more than the former version of this year, else <year>.1."""
     year = datetime.now(timezone.utc).year
     match = re.fullmatch(r"(\d{4})\.(\d+)", str(former or ""))
     return f"{year}.{int(match[2]) + 1 if match and int(match[1]) == year else 1}"
-
-
-def utc_now() -> str:
-    """The time as 2026-01-31T12:00:00.123456Z."""
-    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file in one step. Raises DiskFull, ReadOnlyStore."""
-    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False).encode()
-    write_atomic(path, lambda file: file.write(text))
-
-
-def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write beside `path`, fsync, rename over it, fsync the folder: a reader sees the old file or the whole new one.
-
-    Raises:
-        DiskFull, ReadOnlyStore: `path` is as it was.
-    """
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as err:
-        if err.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", -1)}:
-            raise DiskFull(path=path.name) from err
-        if isinstance(err, PermissionError) or err.errno == errno.EROFS:
-            raise ReadOnlyStore(path=path.name) from err
-        raise
 
 
 def _brief(err: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import warnings
+import math
 from typing import Any
 
 import cv2
@@ -41,17 +41,24 @@ def decode_image(data: bytes, *, name: str = "image", max_megapixels: float = 10
     if not data:
         raise EmptyFile(name=name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(image, name, max_megapixels)
-            image.load()
-            pixels = _to_bgr(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
+        image = _open(data)
+        _check_size(image, name, max_megapixels)
+        image.load()
+        return _to_bgr(image)
+    except Image.DecompressionBombError as err:  # Pillow's own limit, inside its WebP reader
         raise ImageTooLarge(name=name, width="?", height="?", limit=max_megapixels) from err
     except _DECODER_ERRORS as err:
         raise UndecodableImage(name=name) from err
-    return pixels
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """The file with its header read. Unlike Image.open it leaves the limit of the size to the caller."""
+    Image.init()
+    for name in FORMATS:
+        factory, accepts = Image.OPEN[name]
+        if accepts is not None and accepts(data[:16]) is True:
+            return factory(io.BytesIO(data), "")
+    raise ValueError("no format that is read here")
 
 
 def _check_size(image: ImageFile.ImageFile, name: str, max_megapixels: float) -> None:
@@ -68,6 +75,7 @@ def _to_bgr(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):
         grey = (np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
+    image.info.pop("transparency", None)
     return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
 
 
@@ -107,4 +115,4 @@ def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
 
 def working_scale(height: int, width: int) -> float:
     """Factor (≤ 1) that brings an image over 12 megapixels down to 12."""
-    return min(1.0, float(WORKING_PIXELS / (height * width)) ** 0.5)
+    return min(1.0, math.sqrt(WORKING_PIXELS / (height * width)))

@@ -13,11 +13,10 @@ LONGEST_FILE = 400
 
 # The floor of each room. A room may import any room of a lower floor.
 ROOMS = {
-    **dict.fromkeys(["errors", "config", "utils"], 0),
+    **dict.fromkeys(["errors", "notices", "config", "utils"], 0),
     **dict.fromkeys(["features", "features_texture", "features_resnet", "features_openvino"], 1),
-    **dict.fromkeys(
-        ["patchcore", "coreset", "coreset_passes", "calib", "roi_mask", "pictures", "scenes", "scenes_render"], 1
-    ),
+    **dict.fromkeys(["patchcore", "coreset", "coreset_passes", "calib", "roi_mask", "atomic"], 1),
+    **dict.fromkeys(["pictures", "scenes", "scenes_render"], 1),
     **dict.fromkeys(["infer", "storage", "samples", "evaluation"], 2),
     **dict.fromkeys(["inspector", "binding", "fitting", "cache", "host", "lane"], 3),
     **dict.fromkeys(["schemas", "problems", "telemetry", "security", "edge", "routes", "app"], 4),
@@ -28,6 +27,7 @@ ROOMS = {
 EXTRACTORS = frozenset(room for room in ROOMS if room.startswith("features"))
 NOBODY: frozenset[str] = frozenset()
 NEIGHBOURS: dict[str, frozenset[str]] = {
+    "errors": frozenset({"notices"}),
     "config": frozenset({"errors"}),
     "utils": frozenset({"errors"}),
     **dict.fromkeys(EXTRACTORS, EXTRACTORS),

@@ -1,0 +1,90 @@
+"""Files that are whole or absent: written beside, fsynced, renamed over the former one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from backend.errors import DiskFull, ReadOnlyStore
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# Windows lets nobody rename over a file, or open it, while another process is about to finish with it.
+PAUSES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if os.name == "nt" else ()
+
+
+def utc_now() -> str:
+    """The time as 2026-01-31T12:00:00.123456Z."""
+    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file in one step. Raises DiskFull, ReadOnlyStore."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False).encode()
+    write_atomic(path, lambda file: file.write(text))
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write beside `path`, fsync, rename over it, fsync the folder: a reader sees the old file or the whole new one.
+
+    Raises:
+        DiskFull, ReadOnlyStore: `path` is as it was.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            patiently(lambda: temporary.replace(path))
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """The action's result, tried again while Windows says that another process holds the file."""
+    for pause in PAUSES:
+        with suppress(PermissionError):
+            return action()
+        time.sleep(pause)
+    return action()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as err:  # the rename is done and cannot be taken back
+        logger.warning("%s is renamed, but may not survive a loss of power: %s", folder.name, err)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raises DiskFull or ReadOnlyStore, naming `path`, in place of the OSError that means it."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", -1)}:
+            raise DiskFull(path=path.name) from err
+        if isinstance(err, PermissionError) or err.errno == errno.EROFS:
+            raise ReadOnlyStore(path=path.name) from err
+        raise

@@ -1,0 +1,57 @@
+"""Small pictures of a part, good and bad, and the settings of a service that is quick to test."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from backend.config import Settings
+from backend.fitting import ImageFile
+
+BGR = NDArray[np.uint8]
+
+
+def part(seed: int = 0, *, height: int = 96, width: int = 96, defect: bool = False) -> BGR:
+    """A brushed disc on a dark ground with noise of its own; a bad one has a bright blue scratch."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    radius = np.hypot(y - height / 2, x - width / 2)
+    grey = np.where(radius < 0.42 * min(height, width), 150 + 25 * np.sin(radius * 0.9), 40.0)
+    image = np.repeat(grey[:, :, None], 3, axis=2) * (1.0, 0.97, 0.94) + rng.normal(0, 3, (height, width, 3))
+    if defect:
+        cv2.line(image, (width // 3, height // 2), (2 * width // 3, height // 2 + 6), (255, 60, 20), 4)
+    return np.asarray(np.clip(image, 0, 255), np.uint8)
+
+
+def encoded(image: NDArray[Any], form: str = "PNG", **options: Any) -> bytes:
+    """`image` (BGR, grey or BGRA; uint8 or uint16 grey) as a file of that format."""
+    if image.ndim == 3:
+        image = image[:, :, [2, 1, 0, 3][: image.shape[2]]]
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def image_file(image: NDArray[Any], name: str = "part.png") -> ImageFile:
+    """The image as the Inspector takes it."""
+    data = encoded(image)
+    return ImageFile.named(name, lambda: data)
+
+
+def good_files(count: int = 3, **size: int) -> list[ImageFile]:
+    return [image_file(part(seed, **size), f"good_{seed}.png") for seed in range(count)]
+
+
+def quick_settings(root: Path, **given: Any) -> Settings:
+    """The weight-free extractor on 8×8 tokens, and folders under `root`."""
+    own = {"model_name": "texture", "input_size": 112, "models_dir": root / "models", "datasets_dir": root / "datasets"}
+    return Settings(**{**own, **given})
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file under `root` and what is in it."""
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}

@@ -1,0 +1,231 @@
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from backend.infer import (
+    Frame,
+    InferenceEngine,
+    Scoring,
+    heatmap_png,
+    heatmap_range,
+    regions,
+    score_of,
+    statistics,
+)
+from backend.patchcore import PatchCoreMemory
+from backend.roi_mask import Shape, build_mask
+
+Float = NDArray[np.float32]
+
+
+def read(png: bytes) -> Any:
+    return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def bilinear(grid: Float, height: int, width: int) -> NDArray[np.float64]:
+    """The half-pixel bilinear interpolation, edges held, one pixel at a time."""
+    out = np.empty((height, width))
+    for y in range(height):
+        for x in range(width):
+            v = min(max((y + 0.5) * grid.shape[0] / height - 0.5, 0), grid.shape[0] - 1)
+            u = min(max((x + 0.5) * grid.shape[1] / width - 0.5, 0), grid.shape[1] - 1)
+            i, j = int(v), int(u)
+            k, m = min(i + 1, grid.shape[0] - 1), min(j + 1, grid.shape[1] - 1)
+            a, b = v - i, u - j
+            top, low = (grid[i, j] * (1 - b) + grid[i, m] * b), (grid[k, j] * (1 - b) + grid[k, m] * b)
+            out[y, x] = top * (1 - a) + low * a
+    return out
+
+
+@pytest.fixture
+def problem(rng: np.random.Generator) -> tuple[Float, Float]:
+    """Unit tokens of a 5×7 grid and a memory of 40 unit rows."""
+    tokens, bank = rng.normal(size=(35, 16)), rng.normal(size=(40, 16))
+    unit = [np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), np.float32) for x in (tokens, bank)]
+    return unit[0], unit[1]
+
+
+@pytest.mark.parametrize("shape", [None, Shape("circle", {"cx": 40, "cy": 28, "r": 25})])
+@pytest.mark.parametrize("scoring", [Scoring(), Scoring(percentile=90, k=3, blur_sigma=2), Scoring(blur_sigma=0)])
+def test_the_score_is_what_the_slow_road_gives(
+    problem: tuple[Float, Float], scoring: Scoring, shape: Shape | None
+) -> None:
+    tokens, bank = problem
+    mask = build_mask(shape, 60, 84)
+    engine = InferenceEngine(scoring)
+    found = engine.run(engine.token_map(tokens, (5, 7), PatchCoreMemory(bank)), Frame(60, 84), mask=mask)
+
+    pairs = np.sqrt(((tokens[:, None].astype(np.float64) - bank[None]) ** 2).sum(axis=2))
+    token_map = np.sort(pairs, axis=1)[:, : scoring.k].mean(axis=1).reshape(5, 7)
+    heat = bilinear(token_map.astype(np.float32), 60, 84)
+    if scoring.blur_sigma:
+        heat = ndimage.gaussian_filter(heat, scoring.blur_sigma, mode="mirror", truncate=4)
+    inside = heat if mask is None else heat[mask]
+    assert found.score == pytest.approx(np.percentile(inside, scoring.percentile), abs=2e-3)
+    assert found.stats["max"] == pytest.approx(inside.max(), abs=2e-3)
+    assert found.stats["mean"] == pytest.approx(inside.mean(), abs=2e-3)
+    assert found.stats["median"] == pytest.approx(np.median(inside), abs=2e-3)
+    assert np.abs(found.heat - (heat if mask is None else heat * mask)).max() < 4e-3
+
+
+def test_the_other_scores_are_maximum_and_mean_of_the_top_percent(rng: np.random.Generator) -> None:
+    values = rng.random(1000, np.float32)
+    assert score_of(values, Scoring(method="max")) == values.max()
+    assert score_of(values, Scoring(method="top_mean")) == pytest.approx(np.sort(values)[-10:].mean())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 99, 100, 1001])
+def test_statistics_equal_their_definitions(rng: np.random.Generator, size: int) -> None:
+    values = rng.random(size, np.float32)
+    top = max(1, round(size * 0.01))
+    assert statistics(values) == pytest.approx(
+        {
+            "max": values.max(),
+            "mean": values.mean(dtype=np.float64),
+            "median": np.median(values),
+            "top1_mean": np.sort(values)[-top:].mean(dtype=np.float64),
+        }
+    )
+
+
+def test_a_hot_spot_outside_the_mask_counts_for_nothing() -> None:
+    token_map = np.full((8, 8), 0.2, np.float32)
+    token_map[0, 0] = 1.5
+    mask = build_mask(Shape("rect", {"x": 40, "y": 40, "w": 40, "h": 40}), 80, 80)
+    found = InferenceEngine(Scoring()).run(token_map, Frame(80, 80), mask=mask, threshold=0.5)
+    assert found.score == pytest.approx(0.2, abs=1e-5) and found.regions == []
+    assert (found.heat[:40] == 0).all()
+
+
+def found_in(heat: Float, **given: Any) -> Any:
+    frame = Frame(*heat.shape)
+    own: dict[str, Any] = {"mask": None, "threshold": 0.5, "mm_per_px": 0.2, "area_mm2_thr": 0.0, **given}
+    return regions(heat, own["mask"], own["threshold"], frame, own["mm_per_px"], own["area_mm2_thr"])
+
+
+@pytest.fixture
+def three_spots() -> Float:
+    heat = np.zeros((60, 90), np.float32)
+    heat[5:10, 5:11] = 0.9  # 30 px
+    heat[20:40, 30:60] = 0.8  # 600 px with a hole of 100
+    heat[25:35, 40:50] = 0.1
+    heat[50, 80] = 0.5  # exactly the threshold
+    return heat
+
+
+def test_regions_count_pixels_and_come_largest_first(three_spots: Float) -> None:
+    found = found_in(three_spots)
+    assert [region.area_px for region in found] == [500, 30, 1]
+    assert [region.bbox for region in found] == [(30, 20, 30, 20), (5, 5, 6, 5), (80, 50, 1, 1)]
+    assert [region.area_mm2 for region in found] == pytest.approx([20.0, 1.2, 0.04])
+
+
+def test_small_islands_are_dropped_by_their_area_in_square_millimetres(three_spots: Float) -> None:
+    assert [region.area_px for region in found_in(three_spots, area_mm2_thr=1.2)] == [500, 30]
+    assert [region.area_px for region in found_in(three_spots, area_mm2_thr=1.21)] == [500]
+    assert found_in(three_spots, area_mm2_thr=21) == []
+
+
+def test_regions_agree_with_scipys_labels(rng: np.random.Generator) -> None:
+    heat = ndimage.gaussian_filter(rng.random((120, 150)), 2).astype(np.float32)
+    threshold = float(np.percentile(heat, 80))
+    labels, count = ndimage.label(heat >= threshold, structure=np.ones((3, 3)))
+    sizes = sorted(np.bincount(labels.ravel())[1:], reverse=True)
+    found = found_in(heat, threshold=threshold)
+    assert len(found) == count and [region.area_px for region in found] == sizes
+
+
+def test_touching_corners_are_one_region_and_the_mask_divides() -> None:
+    heat = np.zeros((20, 20), np.float32)
+    heat[2:5, 2:5] = heat[5:8, 5:8] = 1
+    assert len(found_in(heat)) == 1
+    mask = np.ones((20, 20), bool)
+    mask[:, 4:6] = False
+    assert [region.area_px for region in found_in(heat, mask=mask)] == [6, 6]
+
+
+def test_a_contour_outlines_its_region(three_spots: Float) -> None:
+    region = found_in(three_spots)[0]
+    x, y, w, h = region.bbox
+    points = np.array(region.contour)
+    assert points.min(axis=0).tolist() == [x, y] and points.max(axis=0).tolist() == [x + w - 1, y + h - 1]
+    assert all(three_spots[py, px] >= 0.5 for px, py in region.contour)
+
+
+def test_over_12_megapixels_everything_comes_back_in_the_senders_pixels() -> None:
+    frame = Frame(6000, 8000)
+    assert frame.working == (3000, 4000) and frame.scale == pytest.approx(0.5)
+    token_map = np.full((27, 36), 0.1, np.float32)
+    token_map[9:12, 12:15] = 1.0
+    engine = InferenceEngine(Scoring())
+    found = engine.run(token_map, frame, threshold=0.55, mm_per_px=0.01)
+    (region,) = found.regions
+    x, y, w, h = region.bbox
+    cell = 8000 / 36
+    assert (x, y) == pytest.approx((12 * cell, 9 * cell), abs=0.2 * cell)
+    assert (w, h) == pytest.approx((3 * cell, 3 * cell), abs=0.4 * cell)
+    assert region.area_px == pytest.approx(9 * cell**2, rel=0.1)
+    assert region.area_mm2 == pytest.approx(region.area_px * 1e-4)
+    assert region.area_px > 0.9 * w * h
+    assert all(x <= px <= x + w and y <= py <= y + h for px, py in region.contour)
+    picture = read(heatmap_png(found, "relative", *heatmap_range(found, "relative", 0.55)))
+    assert picture.shape == (6000, 8000)
+    assert picture[int(10.5 * cell), int(13.5 * cell)] > 200 and picture[100, 100] < 20
+
+
+@pytest.fixture
+def ramp() -> Any:
+    """An inspection whose heat rises from 0.2 to 0.6 from left to right; its lower half is masked out."""
+    token_map = np.tile(np.linspace(0.2, 0.6, 16, dtype=np.float32), (16, 1))
+    mask = np.zeros((64, 64), bool)
+    mask[:32] = True
+    return InferenceEngine(Scoring(blur_sigma=0)).run(token_map, Frame(64, 64), mask=mask)
+
+
+def test_a_relative_heatmap_spans_the_1st_to_99th_percentile_inside_the_mask(ramp: Any) -> None:
+    low, high = heatmap_range(ramp, "relative", None)
+    inside = ramp.heat[:32]
+    assert (low, high) == pytest.approx((np.percentile(inside, 1), np.percentile(inside, 99)), abs=1e-5)
+    picture = read(heatmap_png(ramp, "relative", low, high))
+    assert picture.dtype == np.uint8 and picture.shape == (64, 64)
+    assert (picture[32:] == 0).all() and picture[:32, -1].min() == 255 and picture[:32, 0].max() == 0
+    expected = np.clip(255 * (inside - low) / (high - low), 0, 255)
+    assert np.abs(picture[:32] - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("threshold", "top"), [(None, 0.6), (0.5, 1.0), (0.1, 0.6), (0.0, 0.6)])
+def test_an_absolute_heatmap_starts_at_zero(ramp: Any, threshold: float | None, top: float) -> None:
+    low, high = heatmap_range(ramp, "absolute", threshold)
+    assert (low, high) == (0.0, pytest.approx(top))
+    picture = read(heatmap_png(ramp, "absolute", low, high))
+    assert picture[0, 0] == pytest.approx(255 * 0.2 / top, abs=1)
+    assert (picture[32:] == 0).all()
+
+
+def test_a_colour_heatmap_has_three_channels_and_is_red_where_it_is_hot(ramp: Any) -> None:
+    low, high = heatmap_range(ramp, "color", None)
+    picture = read(heatmap_png(ramp, "color", low, high)).astype(int)
+    assert picture.shape == (64, 64, 3)
+    assert picture[0, -1, 2] > picture[0, -1, 0] and picture[0, 0, 0] > picture[0, 0, 2]
+
+
+def test_a_flat_heatmap_still_has_a_range() -> None:
+    flat = InferenceEngine(Scoring()).run(np.zeros((4, 4), np.float32), Frame(32, 32))
+    for scale in ("relative", "absolute", "color"):
+        low, high = heatmap_range(flat, scale, None)
+        assert high > low and math.isfinite(high)
+        assert read(heatmap_png(flat, scale, low, high)).max() <= 128
+
+
+def test_rows_of_an_image_left_out_are_no_neighbours(problem: tuple[Float, Float]) -> None:
+    tokens, _ = problem
+    memory = PatchCoreMemory(tokens, src=np.repeat(np.arange(5, dtype=np.int32), 7))
+    engine = InferenceEngine(Scoring())
+    assert engine.token_map(tokens, (5, 7), memory).max() < 1e-3
+    left_out = engine.token_map(tokens, (5, 7), memory, leave_out=2)
+    assert left_out[2].min() > 0.1 and np.delete(left_out, 2, axis=0).max() < 1e-3

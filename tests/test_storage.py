@@ -1,0 +1,481 @@
+import errno
+import io
+import json
+import os
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from backend import atomic
+from backend.cache import ModelCache
+from backend.errors import (
+    DamagedFile,
+    DiskFull,
+    FitInProgress,
+    InspectionError,
+    InvalidId,
+    MemoryNotFound,
+    ReadOnlyStore,
+    RecipeInvalid,
+)
+from backend.patchcore import PatchCoreMemory
+from backend.storage import ModelKey, ModelStore, StoredMemory, check_id, check_recipe, next_version
+from tests.parts import tree
+
+KEY = ModelKey.of("Master1", "Pattern")
+
+
+def rows(seed: int = 0, count: int = 12, dim: int = 8) -> Any:
+    emb = np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32)
+    return emb / np.linalg.norm(emb, axis=1, keepdims=True)
+
+
+def save(store: ModelStore, key: ModelKey = KEY, seed: int = 0, **metadata: Any) -> StoredMemory:
+    emb = rows(seed)
+    with store.writing(key):
+        src = np.arange(len(emb), dtype=np.int32)
+        return store.save_memory(key, emb, (3, 4), src, metadata, PatchCoreMemory(emb).index_bytes())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "models")
+
+
+def test_a_memory_comes_back_as_it_was_saved(store: ModelStore) -> None:
+    saved = save(store, fingerprint="f1", images=[{"name": "ñandú 零.png"}])
+    loaded = store.load_memory(KEY)
+    assert (loaded.emb == rows()).all() and loaded.emb.dtype == np.float32
+    assert loaded.grid == (3, 4) and loaded.src.tolist() == list(range(12))
+    assert loaded.metadata == saved.metadata and loaded.fingerprint == "f1"
+    assert loaded.generation == saved.generation != ""
+
+
+def test_plain_numpy_and_json_read_what_is_written(store: ModelStore) -> None:
+    saved = save(store, coreset_rate=0.02)
+    folder = store.folder(KEY)
+    assert folder == store.root / "Master1" / "Pattern"
+    with np.load(folder / "memory.npz", allow_pickle=False) as npz:
+        assert set(npz.files) == {"emb", "token_h", "token_w", "src", "metadata"}
+        assert npz["emb"].dtype == np.float32 and npz["src"].dtype == np.int32
+        assert (int(npz["token_h"]), int(npz["token_w"])) == (3, 4)
+        assert json.loads(str(npz["metadata"]))["generation"] == saved.generation
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    assert manifest["token_shape"] == [3, 4] and manifest["dim"] == 8 and manifest["coreset_size"] == 12
+
+
+def test_faiss_reads_the_index(store: ModelStore) -> None:
+    import faiss
+
+    save(store)
+    index = faiss.read_index(str(store.folder(KEY) / "index.faiss"))
+    assert (index.ntotal, index.d) == (12, 8)
+    assert np.allclose(index.reconstruct_n(0, 12), rows())
+
+
+@pytest.mark.parametrize(
+    "older",
+    [
+        {"metadata": '{"coreset_rate": 0.02}'},
+        {"metadata": np.array(b'{"coreset_rate": 0.02}')},
+        {"metadata": np.frombuffer(b'{"coreset_rate": 0.02}', np.uint8)},
+        {"metadata": np.array({"coreset_rate": 0.02}, dtype=object)},
+        {},
+        {"token_h": np.array([3]), "token_w": np.array([4])},
+        {"emb": rows().astype(np.float64)},
+    ],
+    ids=["text", "bytes", "utf8 array", "pickled", "none", "1-d numbers", "float64"],
+)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_older_layout_loads(store: ModelStore, older: dict[str, Any], compressed: bool) -> None:
+    folder = store.folder(KEY)
+    folder.mkdir(parents=True)
+    write = np.savez_compressed if compressed else np.savez
+    write(folder / "memory.npz", **{"emb": rows(), "token_h": 3, "token_w": 4, **older})
+    loaded = store.load_memory(KEY)
+    assert np.allclose(loaded.emb, rows()) and loaded.emb.dtype == np.float32
+    assert loaded.grid == (3, 4) and (loaded.src == -1).all()
+    assert loaded.generation == "" and loaded.fingerprint is None
+
+
+def test_no_pickle_is_opened(store: ModelStore, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    folder = store.folder(KEY)
+    folder.mkdir(parents=True)
+    np.savez(
+        folder / "memory.npz", emb=np.array([Trap()], dtype=object), token_h=1, token_w=1, metadata=np.array(Trap())
+    )
+    with pytest.raises(DamagedFile):
+        store.load_memory(KEY)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_what_was_never_fitted_is_not_found(store: ModelStore) -> None:
+    with pytest.raises(MemoryNotFound, match="Master1/Pattern"):
+        store.load_memory(KEY)
+    assert store.load_calibration(KEY) is None
+    assert store.stamp(KEY) is None
+    assert not store.root.exists()
+
+
+def bad_npz(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{"emb": rows(), "token_h": 3, "token_w": 4, "src": np.arange(12), **arrays})
+    return buffer.getvalue()
+
+
+DAMAGED = {
+    "empty": b"",
+    "garbage": os.urandom(500),
+    "cut off": bad_npz()[:-60],
+    "cut in half": bad_npz()[:400],
+    "a text": b'{"emb": []}',
+    "a lone npy": b"\x93NUMPY\x01\x00v\x00",
+    "rows of nan": bad_npz(emb=np.full((12, 8), np.nan, np.float32)),
+    "one dimension": bad_npz(emb=rows().ravel()),
+    "no rows": bad_npz(emb=np.empty((0, 8), np.float32), src=np.empty(0)),
+    "text for numbers": bad_npz(emb=np.array([["a"] * 8] * 12)),
+    "src of another length": bad_npz(src=np.arange(5)),
+    "a grid of nothing": bad_npz(token_h=0),
+    "two heights": bad_npz(token_h=np.array([3, 3])),
+    "metadata that is no json": bad_npz(metadata="{"),
+    "metadata that is a list": bad_npz(metadata="[1]"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_memory_is_named_and_never_half_read(store: ModelStore, kind: str) -> None:
+    save(store)
+    path = store.folder(KEY) / "memory.npz"
+    path.write_bytes(DAMAGED[kind])
+    with pytest.raises(DamagedFile, match=r"models/Master1/Pattern/memory\.npz"):
+        store.load_memory(KEY)
+    assert path.read_bytes() == DAMAGED[kind]
+
+
+def test_a_zip_without_the_arrays_is_damaged(store: ModelStore) -> None:
+    save(store)
+    with zipfile.ZipFile(store.folder(KEY) / "memory.npz", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    with pytest.raises(DamagedFile):
+        store.load_memory(KEY)
+
+
+def test_a_folder_in_the_files_place_is_damaged(store: ModelStore) -> None:
+    (store.folder(KEY) / "memory.npz").mkdir(parents=True)
+    with pytest.raises(DamagedFile):
+        store.load_memory(KEY)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.booleans(), st.integers(0, 10**6), st.binary(min_size=1, max_size=6))
+def test_flipped_bytes_are_noticed_or_harmless(store: ModelStore, compressed: bool, place: int, patch: bytes) -> None:
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, emb=rows(), token_h=3, token_w=4, metadata="{}")
+    data = bytearray(buffer.getvalue())
+    at = place % len(data)
+    data[at : at + len(patch)] = patch
+    path = store.folder(KEY) / "memory.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    try:
+        assert np.array_equal(store.load_memory(KEY).emb, rows())
+    except DamagedFile as err:
+        assert "memory.npz" in err.text("es")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"threshold": null}', '{"threshold": "x"}', '{"threshold": NaN}',
+    '{"threshold": 1, "area_mm2_thr": -1}', '{"threshold": 1, "score_percentile": 101}', '{"threshold": 1, "area_mm2_thr": "a"}',
+    '{"threshold": 1, "score_percentile": NaN}', "[" * 100_000, "\0\0"])  # fmt: skip
+def test_a_damaged_calibration_is_named(store: ModelStore, text: str) -> None:
+    save(store)
+    (store.folder(KEY) / "calib.json").write_text(text, "utf-8")
+    with pytest.raises(DamagedFile, match=r"calib\.json") as caught:
+        store.load_calibration(KEY)
+    assert "/calibrate_ng" in str(caught.value)
+
+
+def test_a_calibration_comes_back(store: ModelStore) -> None:
+    store.save_calibration(KEY, {"threshold": 0.5, "p5_ng": None})
+    assert store.load_calibration(KEY) == {**(store.load_calibration(KEY) or {}), "threshold": 0.5, "p5_ng": None}
+
+
+def test_an_older_calibration_may_leave_numbers_out_or_null(store: ModelStore) -> None:
+    folder = store.folder(KEY)
+    folder.mkdir(parents=True)
+    (folder / "calib.json").write_text('{"threshold": 20.0, "area_mm2_thr": null, "score_percentile": null}')
+    assert store.load_calibration(KEY) == {"threshold": 20.0}
+
+
+class Broken:
+    """Makes one step of writing fail with an errno."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, step: str, number: int) -> None:
+        def fail(*_: Any, **__: Any) -> Any:
+            raise OSError(number, os.strerror(number))
+
+        def half(file: Any, **_: Any) -> None:
+            file.write(b"half of it")
+            fail()
+
+        if step == "open":
+            patch.setattr(Path, "open", fail)
+        elif step == "write":
+            patch.setattr(np, "savez", half)
+        elif step == "fsync":
+            patch.setattr(os, "fsync", fail)
+        else:
+            patch.setattr(Path, "replace", fail)
+
+
+FAULTS = [
+    (errno.ENOSPC, DiskFull),
+    (errno.EDQUOT, DiskFull),
+    (errno.EROFS, ReadOnlyStore),
+    (errno.EACCES, ReadOnlyStore),
+    (errno.EIO, OSError),
+]
+
+
+@pytest.mark.parametrize("step", ["open", "write", "fsync", "rename"])
+@pytest.mark.parametrize(("number", "error"), FAULTS)
+def test_a_failed_write_leaves_the_old_model(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch, step: str, number: int, error: type[Exception]
+) -> None:
+    former = save(store, seed=1)
+    before = tree(store.root)
+    with store.writing(KEY), monkeypatch.context() as patch, pytest.raises(error):
+        Broken(patch, step, number)
+        store.save_memory(KEY, rows(2), (3, 4), np.zeros(12, np.int32), {}, b"index")
+    assert tree(store.root) == before
+    assert store.load_memory(KEY).generation == former.generation
+
+
+def test_what_fails_after_the_commit_does_not_undo_it(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(store, seed=1)
+    with store.writing(KEY), monkeypatch.context() as patch:
+        patch.setattr(ModelStore, "write_derived", lambda *_: (_ for _ in ()).throw(DiskFull(path="index.faiss")))
+        saved = store.save_memory(KEY, rows(2), (3, 4), np.zeros(12, np.int32), {}, b"index")
+    assert store.load_memory(KEY).generation == saved.generation
+    assert not store.derived_is_current(KEY, saved.generation)
+    ModelCache(store, cache_mb=1, knn_backend="faiss").model(KEY)
+    assert store.derived_is_current(KEY, saved.generation)
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.EINVAL, "no")
+
+    monkeypatch.setattr(os, "open", refuse)
+    atomic.write_atomic(tmp_path / "file", lambda file: file.write(b"new"))
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_file_held_open_by_windows_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "PAUSES", (0.0, 0.0))
+    tries: list[int] = []
+
+    def action() -> str:
+        tries.append(1)
+        if len(tries) < 3:
+            raise PermissionError
+        return "done"
+
+    assert atomic.patiently(action) == "done"
+    with pytest.raises(PermissionError):
+        atomic.patiently(lambda: (_ for _ in ()).throw(PermissionError()))
+
+
+def test_files_are_as_readable_as_the_users_others(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    atomic.write_json(tmp_path / "ours", {})
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_left_overs_of_a_killed_writer_go_with_the_next_write(store: ModelStore) -> None:
+    save(store)
+    left_over = store.folder(KEY) / ".memory.npz.0123.tmp"
+    left_over.write_bytes(b"half")
+    assert len(store.load_memory(KEY).emb) == 12
+    save(store)
+    assert not left_over.exists()
+
+
+def test_an_index_of_another_generation_is_rebuilt(store: ModelStore) -> None:
+    save(store, seed=1)
+    old_index = (store.folder(KEY) / "index.faiss").read_bytes()
+    saved = save(store, seed=2)
+    (store.folder(KEY) / "index.faiss").write_bytes(old_index)
+    assert not store.derived_is_current(KEY, saved.generation)
+    model = ModelCache(store, cache_mb=1, knn_backend="faiss").model(KEY)
+    assert model.memory.distances(rows(2)).max() < 1e-3
+    assert store.derived_is_current(KEY, saved.generation)
+    assert (store.folder(KEY) / "index.faiss").read_bytes() != old_index
+
+
+@pytest.mark.parametrize("lost", ["index.faiss", "manifest.json"])
+def test_what_is_derived_may_be_deleted(store: ModelStore, lost: str) -> None:
+    saved = save(store)
+    (store.folder(KEY) / lost).unlink()
+    assert not store.derived_is_current(KEY, saved.generation)
+    ModelCache(store, cache_mb=1, knn_backend="faiss").model(KEY)
+    assert (store.folder(KEY) / lost).exists()
+
+
+def test_a_reader_does_not_wait_for_a_writer_to_rebuild_an_index(store: ModelStore) -> None:
+    save(store)
+    (store.folder(KEY) / "index.faiss").unlink()
+    with store.writing(KEY):
+        assert len(ModelCache(store, cache_mb=1, knn_backend="faiss").model(KEY).memory) == 12
+    assert not (store.folder(KEY) / "index.faiss").exists()
+
+
+def test_without_faiss_no_index_is_kept(store: ModelStore) -> None:
+    saved = save(store)
+    assert store.derived_is_current(KEY, saved.generation, indexed=False)
+    with store.writing(KEY):
+        store.save_memory(KEY, rows(), (3, 4), np.zeros(12, np.int32), {}, None)
+    assert not (store.folder(KEY) / "index.faiss").exists()
+
+
+def test_two_writers_exclude_each_other(store: ModelStore) -> None:
+    with store.writing(KEY):
+        with pytest.raises(FitInProgress), store.writing(KEY, timeout=0.05):
+            pass
+        other = ModelKey.of("Master1", "Other")
+        with store.writing(other, timeout=0.05):
+            pass
+    with FileLock(store.folder(KEY) / ".lock"), pytest.raises(FitInProgress), store.writing(KEY, timeout=0.05):
+        pass
+
+
+def test_readers_see_whole_files_while_a_writer_writes(store: ModelStore) -> None:
+    save(store)
+    stop = threading.Event()
+    wrong: list[str] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                loaded = store.load_memory(KEY)
+                assert np.array_equal(loaded.emb, rows(int(loaded.metadata.get("seed", 0))))
+            except (AssertionError, InspectionError) as err:
+                wrong.append(f"{err!r} from {err.__cause__!r}")
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for seed in range(25):
+        with store.writing(KEY):
+            store.save_memory(KEY, rows(seed), (3, 4), np.zeros(12, np.int32), {"seed": seed}, None)
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert wrong == []
+
+
+def test_the_stamp_changes_with_each_write(store: ModelStore) -> None:
+    stamps = set()
+    for _ in range(5):
+        save(store)
+        stamps.add(store.stamp(KEY))
+    assert len(stamps) == 5
+
+
+def test_the_version_counts_the_fits_of_a_year(store: ModelStore) -> None:
+    first, second = (save(store).metadata["model_version"] for _ in range(2))
+    year, _, number = first.partition(".")
+    assert number == "1" and second == f"{year}.2"
+    assert next_version("1999.7").endswith(".1") and next_version("junk").endswith(".1")
+
+
+GOOD_IDS = ["Master1", "Pattern 2", "pieza_ñ", "盤", "a.b-c", "x" * 64, "1", "conveyor", "é"]
+BAD_IDS = [
+    "", " ", ".", "..", "../x", "a/b", "a\\b", "/etc", "C:x", "CON", "con.txt", "nul", "COM1", "com¹", "LPT9.log", "aux ", " a", "a ",
+    ".a", "a.", "x" * 65, "x" * 300, "a\0b", "a\nb", "a:b", "a*b", "a?b", 'a"b', "a<b", "a|b", "recipes", "Datasets", "PATCHCORE",
+    "\ud800", "a\u202eb", "🙂", "CONIN$",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", GOOD_IDS)
+def test_ids_may_be_names_of_any_script(store: ModelStore, value: str) -> None:
+    key = ModelKey.of(value, value)
+    save(store, key)
+    assert store.keys() == [key]
+
+
+@pytest.mark.parametrize("value", BAD_IDS)
+def test_an_id_that_cannot_name_a_folder_everywhere_is_refused(value: str) -> None:
+    for arguments in ((value, "ok"), ("ok", value)):
+        with pytest.raises(InvalidId) as caught:
+            ModelKey.of(*arguments)
+        assert len(caught.value.text("es")) < 400
+        caught.value.text("en").encode()  # an answer must be able to carry it
+
+
+def test_the_same_name_composed_differently_is_the_same_id() -> None:
+    assert check_id("n\u0303", "role_id") == "\u00f1"
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_an_id_or_is_refused(value: str) -> None:
+    try:
+        folder = ModelStore(Path("/models")).folder(ModelKey.of(value, value))
+    except InspectionError:
+        return
+    assert folder.parent.parent == Path("/models")
+
+
+def test_a_link_out_of_the_models_folder_is_not_followed(store: ModelStore, tmp_path: Path) -> None:
+    store.root.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (store.root / "Master1").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InvalidId):
+        store.folder(KEY)
+
+
+def test_a_recipe_is_a_namespace_of_its_own(store: ModelStore) -> None:
+    key = ModelKey.of("Master1", "Pattern", "Night-Shift")
+    save(store, key)
+    assert store.folder(key) == store.root / "recipes" / "night-shift" / "Master1" / "Pattern"
+    with pytest.raises(MemoryNotFound):
+        store.load_memory(KEY)
+    assert store.keys() == [key] and str(key) == "Master1/Pattern (night-shift)"
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", "default", "DEFAULT"])
+def test_without_a_recipe_it_is_the_default_one(value: str | None) -> None:
+    assert ModelKey.of("a", "b", value) == ModelKey.of("a", "b")
+
+
+@pytest.mark.parametrize("value", ["last", "LAST", "_a", "-a", "a b", "a/b", "../x", "ñ", "a" * 65, "a\0", "a\nb"])
+def test_a_recipe_outside_the_rule_is_refused(value: str) -> None:
+    with pytest.raises(RecipeInvalid):
+        check_recipe(value)
+
+
+def test_folders_that_are_no_models_are_not_listed(store: ModelStore) -> None:
+    save(store)
+    stray = store.root / "_bad." / "x"
+    stray.mkdir(parents=True)
+    (stray / "memory.npz").write_bytes(b"")
+    assert store.keys() == [KEY]
+
+
+def test_a_store_that_cannot_be_written_says_so(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ReadOnlyStore), store.writing(KEY):
+        pass
