@@ -276,7 +276,7 @@ def read_state(path: Path, model_name: str) -> dict[str, torch.Tensor]:
     Raises:
         WeightsUnavailable: the file cannot be read.
     """
-    import pickle
+    from pickle import UnpicklingError
 
     import torch
     from safetensors import SafetensorError
@@ -286,7 +286,7 @@ def read_state(path: Path, model_name: str) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, *_READ_ERRORS) as err:
+    except (SafetensorError, UnpicklingError, *_READ_ERRORS) as err:
         raise WeightsUnavailable(model=model_name, reason=f"{path.name} cannot be read: {_brief(err)}") from err
     for wrapper in ("model", "state_dict", "teacher"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
