@@ -33,9 +33,21 @@ RecipeHeader = Annotated[str | None, Header(alias="X-Recipe-Id", description="Re
 
 
 class _BoundedParser(MultiPartParser):
-    """Refuses a file over the limit while it streams."""
+    """Refuses a file over the limit while it streams, and a body that ends before its last boundary."""
 
     max_upload_mb: float = 64
+    _whole = False
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self._whole:
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise Refused(BadForm())
+        return form
+
+    def on_end(self) -> None:
+        self._whole = True
 
     def on_part_begin(self) -> None:
         super().on_part_begin()

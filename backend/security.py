@@ -6,7 +6,7 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.config import Settings
@@ -88,9 +88,8 @@ class BodyLimit:
         body = _CountedBody(receive, limit_mb, setting)
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit_mb * MB:
-            if headers.get("expect", "").lower() != "100-continue":  # who asks first has not sent it yet
-                await body.drain()
-            await problem(scope, body.refusal())(scope, receive, send)
+            body.asks_first = headers.get("expect", "").lower() == "100-continue"
+            await problem(scope, body.refusal())(scope, receive, _DrainFirst(send, body))
             return
         await self.app(scope, body, _DrainFirst(send, body))
 
@@ -102,6 +101,7 @@ class _CountedBody:
         self._setting = setting
         self._count = 0
         self.complete = False
+        self.asks_first = False
 
     def refusal(self) -> RequestTooLarge:
         return RequestTooLarge(limit=f"{self._limit_mb:g}", setting=self._setting)
@@ -122,7 +122,12 @@ class _CountedBody:
         return message
 
     async def drain(self) -> None:
-        """Swallow a bounded rest of the body, so that the client reads the answer instead of a reset connection."""
+        """Swallow a bounded rest of the body, so that the client reads the answer instead of a reset connection.
+
+        A client that asked first (Expect: 100-continue) has not sent it yet.
+        """
+        if self.asks_first:
+            return
         stop = self._count + DRAINED_BYTES
         while not self.complete and self._count < stop:
             await self._next()
@@ -136,4 +141,6 @@ class _DrainFirst:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] == 413:
             await self._body.drain()
+            if not self._body.complete:
+                MutableHeaders(scope=message)["connection"] = "close"
         await self._send(message)

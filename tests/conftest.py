@@ -1,5 +1,6 @@
 """What every test may ask for, and what no test may inherit from the machine it runs on."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,3 +44,15 @@ def shared_data() -> Path:
 def rng() -> np.random.Generator:
     """Seeded, and new for each test: no test's numbers depend on which ran before."""
     return np.random.default_rng(20_240_917)
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were() -> Iterator[None]:
+    """A service that a test started configures logging for its process; the next test starts from scratch."""
+    names = ("backend", "uvicorn", "uvicorn.error", "uvicorn.access")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(one.handlers, one.level, one.propagate) for one in loggers]
+    yield
+    for one, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)

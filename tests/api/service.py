@@ -1,0 +1,90 @@
+"""A service to call: in this process, or behind a real uvicorn on a free port."""
+
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from tests.parts import encoded, part
+
+IDS = {"role_id": "Master1", "roi_id": "Pattern"}
+FORM = {**IDS, "mm_per_px": "0.2"}
+GOOD = encoded(part(40))
+BAD = encoded(part(41, defect=True))
+LOCAL = ("127.0.0.1", 50_000)
+
+
+@contextmanager
+def client_of(app: FastAPI, client: tuple[str, int] = LOCAL) -> Iterator[TestClient]:
+    """A client in this process; it gets 500s as answers, as a real one would."""
+    with TestClient(app, raise_server_exceptions=False, client=client) as opened:
+        yield opened
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[int]:
+    """The port of `app` behind uvicorn."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        for _ in range(1000):
+            if server.started or not thread.is_alive():
+                break
+            threading.Event().wait(0.01)
+        yield int(server.servers[0].sockets[0].getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def fit(client: httpx.Client, count: int = 3, **form: str) -> httpx.Response:
+    files = [("images", (f"good_{n}.png", encoded(part(n)), "image/png")) for n in range(count)]
+    return client.post("/fit_ok", data={**FORM, **form}, files=files)
+
+
+def infer(client: httpx.Client, image: bytes = GOOD, headers: Mapping[str, str] | None = None, **form: str) -> Any:
+    files = {"image": ("roi.png", image, "image/png")}
+    return client.post("/infer", data={**FORM, **form}, files=files, headers=headers)
+
+
+def calibrate(client: httpx.Client, **body: Any) -> httpx.Response:
+    return client.post("/calibrate_ng", json={**IDS, "mm_per_px": 0.2, "ok_scores": [0.2, 0.21], **body})
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a multipart body as .NET's MultipartFormDataContent writes it."""
+
+    name: str
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+    filename: str | None = None
+    filename_star: str | None = None
+
+    def encode(self) -> bytes:
+        disposition = f"form-data; name={self.name}"
+        if self.filename is not None:
+            disposition += f"; filename={self.filename}; filename*=utf-8''{self.filename_star or self.filename}"
+        head = f"Content-Type: {self.content_type}\r\nContent-Disposition: {disposition}\r\n\r\n"
+        return head.encode("ascii") + self.body
+
+
+def text(name: str, value: str) -> Part:
+    return Part(name, value.encode())
+
+
+def dotnet(parts: Sequence[Part]) -> tuple[dict[str, str], bytes]:
+    """Headers and body of System.Net.Http.MultipartFormDataContent: unquoted names, a quoted boundary."""
+    boundary = str(uuid.UUID(int=7))
+    body = f"--{boundary}\r\n".encode()
+    body += f"\r\n--{boundary}\r\n".encode().join(part.encode() for part in parts)
+    body += f"\r\n--{boundary}--\r\n".encode()
+    return {"Content-Type": f'multipart/form-data; boundary="{boundary}"', "Content-Length": str(len(body))}, body
