@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import importlib
 import logging
-import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import httpx
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import WeightsUnavailable
+from backend.features_weights import find_weights, fingerprint, load_weights, read_state
 from backend.utils import resize
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
+    from backend.features_torch import TorchExtractor
+
+__all__ = [
+    "RGB",
+    "DinoV2Features",
+    "Extractor",
+    "Grid",
+    "build_extractor",
+    "find_weights",
+    "fingerprint",
+    "load_weights",
+    "normaliser",
+    "pick_device",
+    "prepare",
+    "read_state",
+    "token_grid",
+]
 
 logger = logging.getLogger(__name__)
 
-# What torch's reader raises on files that are cut off, corrupt or no checkpoint at all.
-_READ_ERRORS = (
-    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
-    MemoryError, struct.error,
-)  # fmt: skip
-
 RGB = NDArray[np.uint8]
 Grid = tuple[int, int]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Runtime = Literal["auto", "torch", "openvino"]
 
 
 class Extractor(Protocol):
@@ -43,9 +58,13 @@ class Extractor(Protocol):
     dim: int
     patch: int
     input_size: int
-    device: str
     runtime: str
     fingerprint: str
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`; what the extractor runs on may change when memory runs out."""
+        ...
 
     def extract(self, images: Sequence[RGB]) -> NDArray[np.float32]:
         """Embeddings of equally large (H, W, 3) uint8 RGB images: (B, T, dim) float32 with unit rows, row-major."""
@@ -71,17 +90,18 @@ def token_grid(height: int, width: int, *, input_size: int, patch: int) -> Grid:
 
 def prepare(image: NDArray[np.uint8], grid: Grid, patch: int) -> RGB:
     """A (H, W, 3) uint8 BGR ROI as contiguous RGB of exactly grid × patch pixels. No padding, no crop."""
-    return np.ascontiguousarray(resize(image, grid[0] * patch, grid[1] * patch)[:, :, ::-1])
+    return np.asarray(cv2.cvtColor(resize(image, grid[0] * patch, grid[1] * patch), cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def build_extractor(
+def build_extractor(  # noqa: PLR0913 - a keyword for each setting
     model_name: str,
     *,
     weights: str = "auto",
     input_size: int = 448,
     device: str = "auto",
     blocks: Sequence[int] = (),
-    precision: str = "auto",
+    runtime: Runtime = "torch",
+    precision: Precision = "auto",
     threads: int | None = None,
     weights_dir: Path | None = None,
 ) -> Extractor:
@@ -89,9 +109,12 @@ def build_extractor(
 
     Args:
         weights: a .safetensors/.pth file or a folder that has one; `auto`: `weights_dir`, then timm's hub name.
+        runtime: who runs the network; `auto` takes OpenVINO on a CPU when it is installed and agrees with torch.
+        precision: arithmetic of the network; `auto` takes the fastest that agrees with fp32.
 
     Raises:
         WeightsUnavailable: the weights cannot be found, read or fitted to the model.
+        BackendUnavailable: `runtime` is openvino, and it is not installed.
     """
     if model_name == "texture":
         from backend.features_texture import TextureFeatures
@@ -99,20 +122,35 @@ def build_extractor(
         return TextureFeatures(input_size)
     if threads:
         importlib.import_module("torch").set_num_threads(threads)
+    reference: TorchExtractor
     if model_name.startswith("resnet"):
         from backend.features_resnet import ResNetFeatures
 
-        return ResNetFeatures(model_name, weights, input_size=input_size, device=device, weights_dir=weights_dir)
-    return DinoV2Features(
-        model_name, weights, input_size=input_size, device=device, blocks=blocks, weights_dir=weights_dir
-    )
+        reference = ResNetFeatures(
+            model_name, weights, input_size=input_size, device=device, precision=precision, weights_dir=weights_dir
+        )
+    else:
+        reference = DinoV2Features(
+            model_name,
+            weights,
+            input_size=input_size,
+            device=device,
+            blocks=blocks,
+            precision=precision,
+            weights_dir=weights_dir,
+        )
+    if runtime == "torch" or reference.device != "cpu":
+        return reference
+    from backend.features_openvino import with_openvino
+
+    return with_openvino(reference, precision, threads=threads, insist=runtime == "openvino")
 
 
 class DinoV2Features:
     """Patch tokens of a frozen ViT (Oquab et al. 2023, DINOv2), of two blocks, each through the final norm.
 
     The tokens of blocks 9 and 11 (of 12; the last and the one three quarters in for other depths) are concatenated and
-    L2-normalised. Any grid works: position embeddings are resampled by timm.
+    L2-normalised. Any grid works: timm resamples the position embeddings, once per grid.
 
     Raises:
         WeightsUnavailable: as build_extractor.
@@ -128,39 +166,48 @@ class DinoV2Features:
         input_size: int = 448,
         device: str = "auto",
         blocks: Sequence[int] = (),
+        precision: Precision = "auto",
         weights_dir: Path | None = None,
     ) -> None:
         import timm
 
+        from backend.features_torch import TorchRunner
+
         if not timm.is_model(model_name):
             raise WeightsUnavailable(model=model_name, reason="timm has no model of that name (MODEL_NAME)")
         source = find_weights(model_name, weights, weights_dir)
-        model: Any = timm.create_model(model_name, pretrained=False, dynamic_img_size=True, num_classes=0)
+        model: Any = timm.create_model(model_name, pretrained=False, num_classes=0)
         load_weights(model, source, model_name)
         self.name = model_name
-        self.device = pick_device(device)
-        self.model = model.eval().requires_grad_(False).to(self.device)
+        self.model = model.eval().requires_grad_(False)
         self.patch = int(model.patch_embed.patch_size[0])
         self.input_size = input_size
         self.blocks = tuple(blocks) or (len(model.blocks) - 3, len(model.blocks) - 1)
         self.dim = int(model.embed_dim) * len(self.blocks)
-        self._normalise = normaliser(model.pretrained_cfg["mean"], model.pretrained_cfg["std"], self.device)
         self.fingerprint = fingerprint(model, f"{model_name}|{self.blocks}|norm|cat|l2")
+        side = round(input_size / self.patch) * self.patch
+        self.run = TorchRunner(
+            model, self.network, device=pick_device(device), precision=precision, check_size=(side, side)
+        )
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        return self.run.device
+
+    def network(self, height: int, width: int) -> nn.Module:
+        """See TorchExtractor."""
+        from backend.features_torch import TokenNetwork, ViTTokens
+
+        cfg = self.model.pretrained_cfg
+        shared = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
+        fixed = copy.deepcopy(self.model, shared)
+        fixed.set_input_size((height, width))
+        return TokenNetwork(ViTTokens(fixed, self.blocks), cfg["mean"], cfg["std"])
 
     def extract(self, images: Sequence[RGB]) -> NDArray[np.float32]:
         """See Extractor."""
-        import torch
-
-        with torch.inference_mode():
-            taken = self.model.forward_intermediates(
-                self._normalise(images),
-                indices=list(self.blocks),
-                norm=True,
-                intermediates_only=True,
-                output_fmt="NLC",
-            )
-            tokens = torch.nn.functional.normalize(torch.cat(taken, dim=-1).float(), dim=-1)
-            return np.asarray(tokens.cpu().numpy())
+        return self.run(images)
 
 
 def pick_device(device: str) -> str:
@@ -176,7 +223,7 @@ def normaliser(mean: Sequence[float], std: Sequence[float], device: str) -> Call
     """A function from equally large uint8 RGB images to a normalised (B, 3, H, W) float32 tensor on `device`."""
     import torch
 
-    scale = torch.tensor([1.0 / (255.0 * s) for s in std], device=device).view(1, 3, 1, 1)
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(1, 3, 1, 1)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(1, 3, 1, 1)
 
     def normalise(images: Sequence[RGB]) -> torch.Tensor:
@@ -184,126 +231,3 @@ def normaliser(mean: Sequence[float], std: Sequence[float], device: str) -> Call
         return torch.addcmul(shift, batch.float(), scale)
 
     return normalise
-
-
-def find_weights(model_name: str, weights: str, weights_dir: Path | None) -> Path:
-    """The local file that holds the weights: the given one, one in `weights_dir`, or the hub's (cached or fetched).
-
-    Raises:
-        WeightsUnavailable: with the reason.
-    """
-    if weights not in {"auto", "hub"}:
-        return _local_weights(model_name, Path(weights).expanduser())
-    if weights == "auto" and weights_dir is not None and weights_dir.is_dir():
-        found = _in_folder(model_name, weights_dir)
-        if found is not None:
-            return found
-    return _hub_weights(model_name)
-
-
-def _local_weights(model_name: str, path: Path) -> Path:
-    if path.is_dir():
-        found = _in_folder(model_name, path) or _only_file(path)
-        if found is None:
-            raise WeightsUnavailable(model=model_name, reason=f"the folder {path} holds no weights of that name")
-        return found
-    if not path.is_file():
-        raise WeightsUnavailable(model=model_name, reason=f"there is no file {path}")
-    return path
-
-
-def _in_folder(model_name: str, folder: Path) -> Path | None:
-    bare = model_name.split(".", 1)[0]
-    stems = [model_name, bare, "dinov2_vits14_pretrain"] if "small_patch14_dinov2" in bare else [model_name, bare]
-    paths = (folder / f"{stem}{ending}" for stem in stems for ending in (".safetensors", ".pth", ".pt"))
-    return next((path for path in paths if path.is_file()), None)
-
-
-def _only_file(folder: Path) -> Path | None:
-    files = [p for p in folder.iterdir() if p.suffix in {".safetensors", ".pth", ".pt", ".bin"}]
-    return files[0] if len(files) == 1 else None
-
-
-def _hub_weights(model_name: str) -> Path:
-    import timm
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-
-    cfg = timm.get_pretrained_cfg(model_name)
-    if cfg is None or not cfg.hf_hub_id:
-        raise WeightsUnavailable(model=model_name, reason="timm's hub has no weights of that name")
-    bare, tag = model_name.split(".", 1)[0], cfg.tag
-    repo = cfg.hf_hub_id + (f"{bare}.{tag}" if tag else bare) if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id
-    cached = try_to_load_from_cache(repo, "model.safetensors")
-    if isinstance(cached, str):
-        return Path(cached)
-    if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
-        raise WeightsUnavailable(
-            model=model_name, reason=f"{repo} is not in the local cache and the hub is out of reach"
-        )
-    try:
-        return Path(hf_hub_download(repo, "model.safetensors"))
-    except (OSError, ValueError) as err:
-        raise WeightsUnavailable(model=model_name, reason=f"{repo} could not be fetched: {err}") from err
-
-
-def _reachable(endpoint: str) -> bool:
-    """Whether the hub answers at all: its own client would retry a closed network for three quarters of a minute."""
-    try:
-        return httpx.head(endpoint, timeout=5).status_code > 0
-    except httpx.HTTPError:
-        return False
-
-
-def load_weights(model: torch.nn.Module, path: Path, model_name: str) -> None:
-    """Load timm's or Meta's key layout into a timm ViT, without executing pickles.
-
-    Raises:
-        WeightsUnavailable: the file cannot be read, or its tensors do not fit the model.
-    """
-    state = read_state(path, model_name)
-    try:
-        filter_fn = importlib.import_module(type(model).__module__).checkpoint_filter_fn
-        fitted = filter_fn(state, model)
-        fitted = {k: v for k, v in fitted.items() if not k.startswith(("head.", "head_dist."))}
-        model.load_state_dict(fitted, strict=True)
-    except (RuntimeError, KeyError, AttributeError, ValueError) as err:
-        raise WeightsUnavailable(model=model_name, reason=f"{path.name} does not fit the model: {_brief(err)}") from err
-
-
-def read_state(path: Path, model_name: str) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors or .pth file; pickled code is never executed.
-
-    Raises:
-        WeightsUnavailable: the file cannot be read.
-    """
-    from pickle import UnpicklingError
-
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, *_READ_ERRORS) as err:
-        raise WeightsUnavailable(model=model_name, reason=f"{path.name} cannot be read: {_brief(err)}") from err
-    for wrapper in ("model", "state_dict", "teacher"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise WeightsUnavailable(model=model_name, reason=f"{path.name} holds no state dict")
-    return dict(state)
-
-
-def _brief(err: Exception) -> str:
-    return " ".join(str(err).split())[:300]
-
-
-def fingerprint(model: torch.nn.Module, recipe: str) -> str:
-    """Short hash of what determines embeddings: the weights and the way tokens are taken from them."""
-    digest = hashlib.sha256(recipe.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

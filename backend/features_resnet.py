@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import WeightsUnavailable
-from backend.features import RGB, find_weights, fingerprint, normaliser, pick_device, read_state
+from backend.features import RGB, Precision, pick_device
+from backend.features_weights import find_weights, fingerprint, read_state
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 HUB_NAMES = {"resnet18": "resnet18.tv_in1k"}
 _UNUSED = ("layer4.", "fc.")
@@ -38,34 +40,49 @@ class ResNetFeatures:
         *,
         input_size: int = 448,
         device: str = "auto",
+        precision: Precision = "auto",
         weights_dir: Path | None = None,
     ) -> None:
         import timm
+        import torch
+
+        from backend.features_torch import TorchRunner
 
         hub_name = HUB_NAMES.get(model_name, model_name)
         if not timm.is_model(hub_name):
             raise WeightsUnavailable(model=model_name, reason="timm has no model of that name (MODEL_NAME)")
         trunk = Trunk(hub_name)
-        _load(trunk.model, find_weights(hub_name, weights, weights_dir), model_name)
+        load_trunk(trunk.model, find_weights(hub_name, weights, weights_dir), model_name)
         self.name = model_name
-        self.device = pick_device(device)
-        self.model = trunk.model.eval().requires_grad_(False).to(self.device)
-        self._forward = trunk.forward
+        self.model = trunk.model.eval().requires_grad_(False)
         self.input_size = input_size
         self.dim = trunk.dim
-        self._normalise = normaliser(trunk.model.pretrained_cfg["mean"], trunk.model.pretrained_cfg["std"], self.device)
         self.fingerprint = fingerprint(self.model, f"{model_name}|layer2+layer3|bilinear|l2")
+        self.model.to(memory_format=torch.channels_last)
+        side = round(input_size / self.patch) * self.patch
+        self.run = TorchRunner(
+            self.model, self.network, device=pick_device(device), precision=precision, check_size=(side, side)
+        )
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        return self.run.device
+
+    def network(self, height: int, width: int) -> nn.Module:
+        """See TorchExtractor."""
+        from backend.features_torch import ResNetTokens, TokenNetwork
+
+        cfg = self.model.pretrained_cfg
+        return TokenNetwork(ResNetTokens(self.model), cfg["mean"], cfg["std"])
 
     def extract(self, images: Sequence[RGB]) -> NDArray[np.float32]:
         """See features.Extractor."""
-        import torch
-
-        with torch.inference_mode():
-            return np.asarray(self._forward(self._normalise(images)).cpu().numpy())
+        return self.run(images)
 
 
 class Trunk:
-    """timm's ResNet up to layer3 and the joining of its two levels."""
+    """timm's ResNet up to layer3, and the width of layer2 and layer3 together."""
 
     def __init__(self, hub_name: str) -> None:
         import timm
@@ -77,20 +94,13 @@ class Trunk:
         self.model.layer4 = torch.nn.Identity()
         self.model.fc = torch.nn.Identity()
 
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) normalised -> (B, H/8 · W/8, dim) unit rows."""
-        import torch
-        from torch.nn import functional
 
-        model = self.model
-        stem = model.maxpool(model.act1(model.bn1(model.conv1(batch))))
-        layer2 = model.layer2(model.layer1(stem))
-        layer3 = functional.interpolate(model.layer3(layer2), layer2.shape[-2:], mode="bilinear", align_corners=False)
-        joined = torch.cat((layer2, layer3), dim=1).flatten(2).transpose(1, 2)
-        return functional.normalize(joined.float(), dim=-1)
+def load_trunk(model: torch.nn.Module, path: Path, model_name: str) -> None:
+    """Load a weights file into a trunk; layer4 and the classifier may be there or not.
 
-
-def _load(model: torch.nn.Module, path: Path, model_name: str) -> None:
+    Raises:
+        WeightsUnavailable: the file cannot be read, lacks tensors or does not fit.
+    """
     state = {k: v for k, v in read_state(path, model_name).items() if not k.startswith(_UNUSED)}
     wanted = {k for k in model.state_dict() if not k.endswith("num_batches_tracked")}
     missing = wanted - state.keys()

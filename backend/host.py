@@ -127,6 +127,7 @@ def _build(settings: Settings) -> Extractor:
         input_size=settings.input_size,
         device=settings.device,
         blocks=[int(block) for block in settings.blocks],
+        runtime=settings.runtime,
         precision=settings.precision,
         threads=settings.threads,
         weights_dir=WEIGHTS_DIR,

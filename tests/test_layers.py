@@ -14,7 +14,8 @@ LONGEST_FILE = 400
 # The floor of each room. A room may import any room of a lower floor.
 ROOMS = {
     **dict.fromkeys(["errors", "notices", "config", "utils"], 0),
-    **dict.fromkeys(["features", "features_texture", "features_resnet", "features_openvino"], 1),
+    **dict.fromkeys(["features", "features_texture", "features_resnet"], 1),
+    **dict.fromkeys(["features_weights", "features_torch", "features_openvino"], 1),
     **dict.fromkeys(["patchcore", "coreset", "coreset_passes", "calib", "roi_mask", "atomic"], 1),
     **dict.fromkeys(["pictures", "scenes", "scenes_render"], 1),
     **dict.fromkeys(["infer", "storage", "samples", "evaluation"], 2),
