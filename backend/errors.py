@@ -187,6 +187,18 @@ class ExtractorMismatch(BadRequest):
     )
 
 
+class SetNotUnderstood(BadRequest):
+    code = "set_not_understood"
+    es = (
+        "{path} no es un conjunto evaluable: hacen falta train/good y test/<clase> (con test/good y una clase "
+        "defectuosa), o bien ok y ng con imágenes; los .json junto a ellas deben ser JSON."
+    )
+    en = (
+        "{path} cannot be evaluated: it needs train/good and test/<class> (with test/good and a defective class), or "
+        "ok and ng with images; a .json beside an image must be JSON."
+    )
+
+
 class Unauthorized(InspectionError):
     code = "unauthorized"
     status = 401

@@ -22,6 +22,8 @@ ROOMS = {
     **dict.fromkeys(["inspector", "binding", "fitting", "cache", "host", "lane"], 3),
     **dict.fromkeys(["schemas", "problems", "telemetry", "security", "edge", "routes", "app"], 4),
     **dict.fromkeys(["demo", "bench", "serve_ray", "cli", "__main__"], 4),
+    **dict.fromkeys(["sets"], 2),
+    **dict.fromkeys(["evaluate", "report"], 4),
 }
 
 # On its own floor a room knows nobody but these.
@@ -45,8 +47,9 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "app": frozenset({"schemas", "problems", "telemetry", "security", "edge", "routes"}),
     "demo": frozenset({"app", "schemas"}),
     "bench": frozenset({"app", "schemas"}),
+    "report": frozenset({"evaluate"}),
     "serve_ray": frozenset({"app", "telemetry"}),
-    "cli": frozenset({"app", "telemetry", "demo", "bench", "serve_ray"}),
+    "cli": frozenset({"app", "telemetry", "demo", "bench", "evaluate", "report", "serve_ray"}),
     "__main__": frozenset({"cli"}),
 }
 
@@ -58,6 +61,7 @@ GUESTS: dict[str, frozenset[str]] = {
     "sklearn.metrics": frozenset({"evaluation"}),
     **dict.fromkeys(["fastapi", "starlette"], EDGES),
     **dict.fromkeys(["dotenv", "pydantic_settings"], frozenset({"config"})),
+    "matplotlib": frozenset({"report"}),
     "prometheus_client": frozenset({"telemetry"}),
     "typer": frozenset({"cli"}),
     "uvicorn": frozenset({"cli", "demo", "bench"}),

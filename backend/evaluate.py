@@ -1,0 +1,399 @@
+"""Runs the service's own code over labelled sets: fit on the good parts, inspect the test images, take the figures."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from backend.config import Settings
+from backend.evaluation import (
+    ImageFigures,
+    Interval,
+    PixelFigures,
+    Rates,
+    auroc_interval,
+    calibration_rates,
+    image_figures,
+    pixel_figures,
+)
+from backend.features import RGB, Extractor
+from backend.fitting import ImageFile
+from backend.infer import Inspection
+from backend.inspector import InferResult, Inspector
+from backend.lane import Job
+from backend.pictures import overlay
+from backend.sets import GOOD, InspectionSet, LabelledImage
+from backend.storage import ModelKey
+from backend.utils import decode_image, encode_png, resize
+
+KEY = ModelKey.of("evaluation", "set")
+CALIBRATION_OK = (10, 20, 50)
+CALIBRATION_NG = (0, 1, 2, 3)
+MAP_PIXELS = 1_000_000
+PICTURE_WIDTH = 560
+DRAWS_OF_CALIBRATION = 200
+
+SETTINGS_THAT_COUNT = (
+    "model_name",
+    "input_size",
+    "blocks",
+    "coreset_rate",
+    "patchcore_knn_k",
+    "score_method",
+    "score_percentile",
+    "blur_sigma",
+    "seed",
+)
+
+Progress = Callable[[str, int, int], None]
+Map = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """A test image, its score, and the milliseconds that its inspection took."""
+
+    image: LabelledImage
+    score: float
+    ms: float
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image to look at in a report: why, and a picture of it (PNG bytes)."""
+
+    why: str
+    image: LabelledImage
+    score: float
+    png: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """Figures with `shots` good parts to fit on: (mean, standard deviation) over `draws` draws of them."""
+
+    shots: int
+    draws: int
+    auroc: tuple[float, float]
+    ap: tuple[float, float]
+    f1_max: tuple[float, float]
+    pixel_auroc: tuple[float, float] | None
+    aupro: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Image figures, and pixel figures where there are masks."""
+
+    image: ImageFigures
+    pixels: PixelFigures | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of the fit, median milliseconds of an inspection, rows and MB of the memory, MB of the process."""
+
+    fit_s: float
+    inspect_ms: float
+    memory_rows: int
+    memory_mb: float
+    process_mb: float
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """What one model does on one set.
+
+    `classes`: the figures of each class of defect against the good parts. `rates`: what calibrations would do.
+    """
+
+    set_name: str
+    model: str
+    settings: dict[str, Any]
+    n_train: int
+    counts: dict[str, int]
+    figures: Figures
+    interval: Interval
+    classes: dict[str, Figures]
+    rates: list[Rates]
+    cost: Cost
+    few: list[FewShot]
+    scored: list[ScoredImage] = field(repr=False)
+    shown: list[Shown] = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values: everything but the pictures, with the test images by path and class."""
+        own = {name: value for name, value in asdict(self).items() if name not in {"scored", "shown"}}
+        images = [
+            {"file": s.image.path.as_posix(), "class": s.image.label, "score": s.score, "ms": s.ms} for s in self.scored
+        ]
+        return {**own, "images": images}
+
+
+class RememberingExtractor:
+    """An Extractor that embeds each image once and keeps its tokens in a folder: draws of few shots share them."""
+
+    def __init__(self, extractor: Extractor, folder: Path) -> None:
+        self.name, self.dim, self.patch = extractor.name, extractor.dim, extractor.patch
+        self.input_size, self.device, self.runtime = extractor.input_size, extractor.device, extractor.runtime
+        self.fingerprint = extractor.fingerprint
+        self._extractor, self._folder = extractor, folder
+
+    def extract(self, images: Sequence[RGB]) -> NDArray[np.float32]:
+        """See features.Extractor."""
+        return np.stack([self._tokens(image) for image in images])
+
+    def _tokens(self, image: RGB) -> NDArray[np.float32]:
+        seal = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+        path = self._folder / f"{seal}.npy"
+        if not path.exists():
+            np.save(path, self._extractor.extract([image])[0])
+        tokens: NDArray[np.float32] = np.load(path)
+        return tokens
+
+
+class Evaluator:
+    """One extractor, many sets. A context manager: models and tokens live in a temporary folder.
+
+    Args:
+        settings: as for the service, but nothing falls back to another extractor.
+        extractor: used instead of the one that the settings name.
+        remember: keep the tokens of each image (for few-shot figures).
+        progress: called with (what, done, total).
+
+    Raises:
+        WeightsUnavailable: on entering.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        extractor: Extractor | None = None,
+        *,
+        remember: bool = False,
+        progress: Progress = lambda *_: None,
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="evaluate-", ignore_cleanup_errors=True)
+        self.root = Path(self._folder.name)
+        own = {"require_pretrained": True, "models_dir": self.root / "models", "datasets_dir": self.root / "datasets"}
+        self.settings = settings.model_copy(update=own)
+        self.progress = progress
+        self._remember = remember
+        self._inspectors = [Inspector(self.settings, extractor)]
+
+    def __enter__(self) -> Evaluator:
+        try:
+            self.inspector.start()
+            if self._remember:
+                tokens = self.root / "tokens"
+                tokens.mkdir()
+                extractor = RememberingExtractor(self.inspector.host.lane().extractor, tokens)
+                self._inspectors.append(Inspector(self.settings, extractor))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for inspector in self._inspectors:
+            inspector.close()
+        self._folder.cleanup()
+
+    @property
+    def inspector(self) -> Inspector:
+        """The service's core that does the work."""
+        return self._inspectors[-1]
+
+    def run(self, given: InspectionSet, *, shots: Sequence[int] = (), draws: int = 3) -> SetResult:
+        """Everything about one set, fitted on all its good parts, and the figures with few of them."""
+        fit_s = self._fit(given, "fit")
+        scored, maps = self._inspect(given, "inspect")
+        shown = [self._picture(why, s) for why, s in worth_showing(scored)]
+        cost = self._cost(fit_s, scored)
+        rng = np.random.default_rng(self.settings.seed)
+        defective, scores = _columns(scored)
+        return SetResult(
+            set_name=given.name,
+            model=self.inspector.health()["model"],
+            settings=_settings_of(self.settings),
+            n_train=len(given.train),
+            counts=given.counts,
+            figures=figures_of(scored, maps),
+            interval=auroc_interval(defective, scores, rng),
+            classes=_by_class(scored, maps),
+            rates=_rates(scores[~defective], scores[defective], rng, self.settings),
+            cost=cost,
+            few=[self._few(given, n, draws) for n in shots],
+            scored=scored,
+            shown=shown,
+        )
+
+    def _fit(self, given: InspectionSet, what: str) -> float:
+        job = _Reported(lambda done, total: self.progress(f"{given.name}: {what}", done, total))
+        files = [_file(image) for image in given.train]
+        mm_per_px = next((image.mm_per_px for image in given.train if image.mm_per_px), 1.0)
+        fitted = self.inspector.fit(KEY, files, mm_per_px=mm_per_px, job=job)
+        return fitted.timings_ms["total"] / 1000
+
+    def _inspect(self, given: InspectionSet, what: str) -> tuple[list[ScoredImage], list[Map]]:
+        masked = any(image.mask for image in given.test)
+        scored, maps = [], []
+        for number, image in enumerate(given.test, start=1):
+            result = self._infer(image)
+            scored.append(ScoredImage(image, result.inspection.score, result.timings_ms["total"]))
+            if masked:
+                maps.append(_small(result.inspection.heat))
+            self.progress(f"{given.name}: {what}", number, len(given.test))
+        return scored, maps
+
+    def _infer(self, image: LabelledImage) -> InferResult:
+        mm_per_px = image.mm_per_px or 1.0
+        return self.inspector.infer(KEY, _file(image), mm_per_px=mm_per_px, shape=image.shape, heatmap="none")
+
+    def _few(self, given: InspectionSet, shots: int, draws: int) -> FewShot:
+        found = []
+        for seed in range(draws):
+            few = given.few(shots, np.random.default_rng([self.settings.seed, shots, seed]))
+            what = f"{len(few.train)} shots, draw {seed + 1}"
+            self._fit(few, what)
+            found.append(figures_of(*self._inspect(few, what)))
+        pixels = [figures.pixels for figures in found if figures.pixels]
+        return FewShot(
+            shots=min(shots, len(given.train)),
+            draws=draws,
+            auroc=_spread([f.image.auroc for f in found]),
+            ap=_spread([f.image.ap for f in found]),
+            f1_max=_spread([f.image.f1_max for f in found]),
+            pixel_auroc=_spread([p.auroc for p in pixels]) if pixels else None,
+            aupro=_spread([p.aupro for p in pixels]) if pixels else None,
+        )
+
+    def _cost(self, fit_s: float, scored: list[ScoredImage]) -> Cost:
+        memory = self.inspector.cache.model(KEY).memory
+        process_mb = psutil.Process().memory_info().rss / 2**20
+        return Cost(fit_s, float(np.median([s.ms for s in scored])), len(memory), memory.nbytes / 2**20, process_mb)
+
+    def _picture(self, why: str, scored: ScoredImage) -> Shown:
+        found = self._infer(scored.image).inspection
+        return Shown(why, scored.image, scored.score, _beside(scored.image, found))
+
+
+class _Reported(Job):
+    def __init__(self, tell: Callable[[int, int], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        if stage == "extract":
+            self._tell(done, total)
+
+
+def figures_of(scored: Sequence[ScoredImage], maps: Sequence[Map]) -> Figures:
+    """The figures of scored images; `maps` holds their anomaly maps, or nothing where there are no masks.
+
+    A defective image without a mask counts for the image figures only: nobody said where its defect is.
+    """
+    known = [(s.image, m) for s, m in zip(scored, maps, strict=False) if s.image.mask or not s.image.defective]
+    masks = [_mask(image, found.shape) for image, found in known]
+    pixels = pixel_figures(masks, [found for _, found in known]) if masks else None
+    return Figures(image_figures(*_columns(scored)), pixels)
+
+
+def worth_showing(scored: Sequence[ScoredImage], *, each: int = 6) -> list[tuple[str, ScoredImage]]:
+    """The images of a report: the bad ones that score lowest, the good ones that score highest, one of each class."""
+    good = sorted((s for s in scored if not s.image.defective), key=lambda s: s.score, reverse=True)
+    bad = sorted((s for s in scored if s.image.defective), key=lambda s: s.score)
+    kinds: dict[str, list[ScoredImage]] = {}
+    for s in (*reversed(good), *bad):
+        kinds.setdefault(s.image.label, []).append(s)
+    typical = [("class", of_kind[len(of_kind) // 2]) for of_kind in kinds.values()]
+    return [("miss", s) for s in bad[:each]] + [("false alarm", s) for s in good[:each]] + typical
+
+
+def _by_class(scored: list[ScoredImage], maps: list[Map]) -> dict[str, Figures]:
+    found = {}
+    for kind in sorted({s.image.label for s in scored} - {GOOD}):
+        chosen = [i for i, s in enumerate(scored) if s.image.label in {GOOD, kind}]
+        found[kind] = figures_of([scored[i] for i in chosen], [maps[i] for i in chosen] if maps else [])
+    return found
+
+
+def _rates(
+    ok: NDArray[np.float64], ng: NDArray[np.float64], rng: np.random.Generator, settings: Settings
+) -> list[Rates]:
+    return [
+        calibration_rates(
+            ok,
+            ng,
+            n_ok=n_ok,
+            n_ng=n_ng,
+            rng=rng,
+            draws=DRAWS_OF_CALIBRATION,
+            percentile=settings.score_percentile,
+            margin=settings.threshold_margin,
+        )
+        for n_ok in CALIBRATION_OK
+        for n_ng in CALIBRATION_NG
+        if n_ok < len(ok) and n_ng < len(ng)
+    ]
+
+
+def _columns(scored: Sequence[ScoredImage]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    return np.array([s.image.defective for s in scored]), np.array([s.score for s in scored])
+
+
+def _spread(values: list[float]) -> tuple[float, float]:
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _small(heat: Map) -> Map:
+    """The map, brought down to MAP_PIXELS where it is larger: pixel figures sort every pixel of every image."""
+    scale = (MAP_PIXELS / heat.size) ** 0.5
+    if scale >= 1:
+        return heat
+    size = max(1, round(heat.shape[1] * scale)), max(1, round(heat.shape[0] * scale))
+    return np.asarray(cv2.resize(heat, size, interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _mask(image: LabelledImage, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    if image.mask is None:
+        return np.zeros(shape, bool)
+    picture = decode_image(image.mask.read_bytes(), name=image.mask.name).max(axis=2)
+    return np.asarray(cv2.resize(picture, shape[::-1], interpolation=cv2.INTER_NEAREST) > 0)
+
+
+def _beside(image: LabelledImage, found: Inspection) -> bytes:
+    """PNG: the ROI and, to its right, the same under its anomaly map, with the mask of the defect outlined."""
+    plain = resize(decode_image(image.path.read_bytes(), name=image.path.name), *found.heat.shape)
+    low, high = (float(v) for v in np.percentile(found.heat, [1, 99.9]))
+    heated = overlay(
+        plain, found.heat, low=low, high=max(high, low), score=found.score, threshold=None, mask=found.mask
+    )
+    left = plain.copy()
+    outline, _ = cv2.findContours(
+        _mask(image, found.heat.shape).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+    )
+    cv2.drawContours(left, outline, -1, (255, 255, 255), max(1, left.shape[1] // 200))
+    left = resize(left, round(left.shape[0] * heated.shape[1] / left.shape[1]), heated.shape[1])
+    left = cv2.copyMakeBorder(left, 0, max(0, heated.shape[0] - left.shape[0]), 0, 4, cv2.BORDER_CONSTANT)
+    pair = np.hstack([left[: heated.shape[0]], heated])
+    scale = min(1.0, PICTURE_WIDTH / pair.shape[1])
+    return encode_png(resize(pair, round(pair.shape[0] * scale), round(pair.shape[1] * scale)), level=6)
+
+
+def _file(image: LabelledImage) -> ImageFile:
+    return ImageFile.named(image.path.name, image.path.read_bytes)
+
+
+def _settings_of(settings: Settings) -> dict[str, Any]:
+    """The settings that accuracy depends on, by the names of the environment."""
+    return {name.upper(): getattr(settings, name) for name in SETTINGS_THAT_COUNT}
