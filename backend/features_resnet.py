@@ -46,7 +46,7 @@ class ResNetFeatures:
         if not timm.is_model(hub_name):
             raise WeightsUnavailable(model=model_name, reason="timm has no model of that name (MODEL_NAME)")
         trunk = Trunk(hub_name)
-        _load(trunk.model, find_weights(hub_name, weights, weights_dir), model_name)
+        load_trunk(trunk.model, find_weights(hub_name, weights, weights_dir), model_name)
         self.name = model_name
         self.device = pick_device(device)
         self.model = trunk.model.eval().requires_grad_(False).to(self.device)
@@ -90,7 +90,12 @@ class Trunk:
         return functional.normalize(joined.float(), dim=-1)
 
 
-def _load(model: torch.nn.Module, path: Path, model_name: str) -> None:
+def load_trunk(model: torch.nn.Module, path: Path, model_name: str) -> None:
+    """Load a weights file into a trunk; layer4 and the classifier may be there or not.
+
+    Raises:
+        WeightsUnavailable: the file cannot be read, lacks tensors or does not fit.
+    """
     state = {k: v for k, v in read_state(path, model_name).items() if not k.startswith(_UNUSED)}
     wanted = {k for k in model.state_dict() if not k.endswith("num_batches_tracked")}
     missing = wanted - state.keys()

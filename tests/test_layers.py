@@ -14,11 +14,11 @@ LONGEST_FILE = 400
 # The floor of each room. A room may import any room of a lower floor.
 ROOMS = {
     **dict.fromkeys(["errors", "notices", "config", "utils"], 0),
-    **dict.fromkeys(["features", "features_texture", "features_resnet", "features_openvino"], 1),
+    **dict.fromkeys(["features", "features_texture", "features_resnet", "features_openvino", "features_grey"], 1),
     **dict.fromkeys(["patchcore", "coreset", "coreset_passes", "calib", "roi_mask", "atomic"], 1),
-    **dict.fromkeys(["pictures", "scenes", "scenes_render"], 1),
-    **dict.fromkeys(["infer", "storage", "samples", "evaluation"], 2),
-    **dict.fromkeys(["inspector", "binding", "fitting", "cache", "host", "lane"], 3),
+    **dict.fromkeys(["pictures", "scenes", "scenes_render", "overlays"], 1),
+    **dict.fromkeys(["infer", "storage", "samples", "evaluation", "bank"], 2),
+    **dict.fromkeys(["inspector", "binding", "fitting", "cache", "host", "lane", "predictor", "grey_host"], 3),
     **dict.fromkeys(["schemas", "problems", "telemetry", "security", "edge", "routes", "app"], 4),
     **dict.fromkeys(["demo", "bench", "serve_ray", "cli", "__main__"], 4),
 }
@@ -34,9 +34,12 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "coreset_passes": frozenset({"coreset"}),
     "patchcore": frozenset({"coreset", "coreset_passes"}),
     "scenes": frozenset({"scenes_render"}),
+    "bank": frozenset({"storage"}),
     "evaluation": frozenset({"infer", "storage", "samples"}),
     **dict.fromkeys(["host", "fitting"], frozenset({"lane"})),
     "inspector": frozenset({"binding", "fitting", "cache", "host", "lane"}),
+    "grey_host": frozenset({"host", "lane"}),
+    "predictor": frozenset({"fitting", "grey_host", "lane"}),
     "telemetry": frozenset({"problems"}),
     "security": frozenset({"problems", "telemetry"}),
     "edge": frozenset({"schemas", "problems", "telemetry", "security"}),
