@@ -8,7 +8,7 @@ import { learn, offerModels, refreshState, showState, startModel } from "./model
 import { addParts } from "./parts.js";
 import * as resnet from "./resnet.js";
 
-const TABS = ["fit", "inspect", "calibrate", "resnet"];
+const TABS = ["fit", "calibrate", "inspect", "resnet"];
 const THEMES = ["auto", "light", "dark"];
 const PASTE = {
   fit: (files) => fit.addFiles(files),

@@ -13,19 +13,19 @@ export async function decodeHeat(base64, [low, high]) {
 }
 
 const STOPS = [
-  [0.0, 20, 30, 120, 0],
-  [0.45, 30, 90, 200, 40],
-  [0.75, 250, 210, 60, 120],
-  [1.0, 255, 140, 0, 190],
-  [1.35, 225, 20, 40, 230],
-  [2.0, 160, 0, 90, 255],
+  [0.0, 40, 110, 230, 0],
+  [0.35, 40, 130, 230, 70],
+  [0.7, 245, 220, 70, 130],
+  [1.0, 255, 130, 0, 215],
+  [1.4, 225, 20, 40, 245],
+  [2.0, 150, 0, 90, 255],
 ];
 
-function colours(heat, reference) {
+function colours(heat, usual, limit) {
   const table = new Uint8ClampedArray(1024);
   for (let grey = 0; grey < 256; grey += 1) {
     const distance = heat.low + ((heat.high - heat.low) * grey) / 255;
-    const ratio = Math.min(distance / reference, 2);
+    const ratio = Math.min(Math.max((distance - usual) / Math.max(limit - usual, 1e-6), 0), 2);
     const above = STOPS.findIndex((stop) => stop[0] >= ratio);
     const b = STOPS[Math.max(above, 1)];
     const a = STOPS[Math.max(above, 1) - 1];
@@ -35,9 +35,9 @@ function colours(heat, reference) {
   return table;
 }
 
-/* The heat as a canvas whose colours turn at `reference`: the threshold, or the image's own top without one. */
-export function paintHeat(heat, reference) {
-  const table = colours(heat, reference);
+/* The heat as a canvas: clear up to what is usual in the image, and turning red above `limit`. */
+export function paintHeat(heat, usual, limit) {
+  const table = colours(heat, usual, limit);
   const canvas = new OffscreenCanvas(heat.width, heat.height);
   const context = canvas.getContext("2d");
   const picture = context.createImageData(heat.width, heat.height);

@@ -100,6 +100,8 @@ const TEXTS = {
   busy: ["Inspeccionando…", "Inspecting…"],
   failed: ["No se pudo", "Failed"],
   score: ["Puntuación", "Score"],
+  above: ["{n} % por encima del umbral", "{n} % above the threshold"],
+  below: ["{n} % por debajo del umbral", "{n} % below the threshold"],
   regions0: ["Ninguna zona sobre el umbral", "No region above the threshold"],
   regions1: ["1 zona", "1 region"],
   regionsN: ["{n} zonas", "{n} regions"],

@@ -52,6 +52,7 @@ export async function inspectFiles(files) {
 function select(part) {
   current = part;
   show();
+  $("parts").querySelector("[aria-pressed=true]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
 export function setThreshold(value) {
@@ -84,19 +85,22 @@ function moveInList(event) {
   select(next);
 }
 
+/* Where the gauge ends; the same for all parts, so that bars compare. */
+function scaleTop() {
+  return Math.max(2 * (view.calibrated ?? 0), ...parts.map((part) => (part.result?.score ?? 0) * 1.1));
+}
+
 function controls() {
   const known = view.calibrated !== null;
   for (const input of [...document.querySelectorAll('input[name="mode"]'), $("threshold")]) input.disabled = !known;
   choose("truth", current?.truth ?? "");
   if (!known) {
-    $("threshold-out").textContent = "–";
     $("changed").hidden = true;
     return;
   }
-  const top = Math.max(2 * view.calibrated, ...parts.map((part) => (part.result?.score ?? 0) * 1.1));
-  Object.assign($("threshold"), { max: top, step: top / 1000 });
+  const top = scaleTop();
+  Object.assign($("threshold"), { max: top, step: top / 2000 });
   $("threshold").value = view.threshold;
-  $("threshold-out").textContent = number(view.threshold);
   const factor = [0.8, 1, 1.2].find((f) => Math.abs(view.threshold - f * view.calibrated) < 1e-9 * top);
   choose("mode", factor ?? "other");
   $("changed").hidden = factor === 1;
@@ -139,8 +143,8 @@ async function scene(part) {
   const { width, height } = heat ?? part.image ?? { width: 0, height: 0 };
   const layers = [{ image: part.image, alpha: 1 }];
   if (heat) {
-    const reference = view.threshold || part.result.stats?.max || heat.high;
-    layers.push({ image: paintHeat(heat, reference), alpha: Number($("opacity").value) / 100 });
+    const { median = 0, max = heat.high } = part.result.stats ?? {};
+    layers.push({ image: paintHeat(heat, median, view.threshold || max), alpha: Number($("opacity").value) / 100 });
   }
   stage.show({ width, height, layers, outlines: part.regions ?? [], shape: view.shape });
 }
@@ -149,7 +153,7 @@ function panel(part) {
   const decision = part ? decisionOf(part) : "none";
   const why = !part ? t("empty") : decision === "none" ? t("noneWhy") : t(decision);
   showVerdict($("verdict"), decision, why);
-  showGauge($("gauge"), part?.result?.score ?? null, view.threshold);
+  showGauge($("gauge"), part?.result?.score ?? null, view.threshold, scaleTop());
   const found = part?.result ? regionsNow(part) : [];
   if (part) part.regions = found;
   const whole = found.reduce((sum, region) => sum + region.area_mm2, 0);

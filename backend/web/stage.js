@@ -59,25 +59,30 @@ export class Stage {
         context.restore();
       }
     }
-    const size = (17 * ratio) / scale;
+    const size = (15 * ratio) / scale;
     context.font = `700 ${size}px system-ui, sans-serif`;
     context.textBaseline = "middle";
-    outlines.forEach((outline, i) => this.#tag(context, outline, i, size));
+    const taken = outlines.map(({ x, y, w, h }) => [x, y, w, h]);
+    outlines.forEach((outline, i) => outline.area_mm2 !== undefined && this.#tag(context, outline, i, size, taken));
   }
 
-  #tag(context, { x, y, w, h, area_mm2: area }, i, size) {
-    if (area === undefined || i > 11) return;
+  /* The area beside its region, where there is room for it: first come the largest. */
+  #tag(context, { x, y, w, h, area_mm2: area }, i, size, taken) {
     const text = `${i + 1} · ${brief(area)} mm²`;
-    const width = context.measureText(text).width + size;
-    const left = Math.min(Math.max(x + w / 2 - width / 2, 0), Math.max(0, this.scene.width - width));
-    const above = y - size * 1.9;
-    const top = above >= 0 ? above : Math.min(y + h + size * 0.3, this.scene.height - size * 1.6);
+    const [width, height, gap] = [context.measureText(text).width + size, size * 1.6, size * 0.4];
+    const [middle, centre] = [x + w / 2 - width / 2, y + h / 2 - height / 2];
+    const places = [[middle, y - height - gap], [middle, y + h + gap], [x + w + gap, centre], [x - width - gap, centre]];
+    const [right, bottom] = [Math.max(0, this.scene.width - width), Math.max(0, this.scene.height - height)];
+    const inside = places.map(([px, py]) => [Math.min(Math.max(px, 0), right), Math.min(Math.max(py, 0), bottom)]);
+    const free = inside.find(([px, py]) => taken.every((t) => px + width < t[0] || t[0] + t[2] < px || py + height < t[1] || t[1] + t[3] < py));
+    if (!free) return;
+    taken.push([...free, width, height]);
     context.fillStyle = "#000d";
     context.beginPath();
-    context.roundRect(left, top, width, size * 1.6, size * 0.25);
+    context.roundRect(...free, width, height, size * 0.25);
     context.fill();
     context.fillStyle = "#fff";
-    context.fillText(text, left + size / 2, top + size * 0.84);
+    context.fillText(text, free[0] + size / 2, free[1] + size * 0.84);
   }
 
   #shape(context, scale, ratio) {

@@ -1,5 +1,5 @@
 import { el } from "./dom.js";
-import { number, t } from "./i18n.js";
+import { brief, number, t } from "./i18n.js";
 
 const MARKS = { ok: "✓", ng: "✕", none: "?", busy: "…", failed: "!" };
 const WORDS = { ok: "OK", ng: "NG", none: "?", busy: "…", failed: "!" };
@@ -17,15 +17,15 @@ export function showVerdict(box, decision, detail = "") {
 }
 
 /* The score as a bar from 0, the threshold as a post on the same scale. */
-export function showGauge(box, score, threshold) {
+export function showGauge(box, score, threshold, end = 0) {
   if (score === null) {
     box.replaceChildren();
     return;
   }
-  const top = Math.max(score, threshold ? threshold * 2 : 0) * 1.02 || 1;
+  const top = end || Math.max(score * 1.1, threshold ? threshold * 2 : 0) || 1;
   const over = threshold !== null && score > threshold;
   const fill = el("div", { className: "fill" });
-  fill.style.width = `${(100 * score) / top}%`;
+  fill.style.width = `${Math.min(100, (100 * score) / top)}%`;
   const track = el("div", { className: "track" }, fill);
   if (threshold !== null) {
     const post = el("div", { className: "post" });
@@ -36,7 +36,9 @@ export function showGauge(box, score, threshold) {
   box.dataset.over = over;
   const line = (key, value, name) =>
     el("div", {}, el("dt", { textContent: t(key) }), el("dd", { className: name, textContent: value === null ? "–" : number(value), data: { value: value ?? "" } }));
-  box.replaceChildren(track, el("dl", {}, line("score", score, "score"), line("threshold", threshold, "limit")));
+  const away = threshold ? Math.round((1000 * (score - threshold)) / threshold) / 10 : 0;
+  const words = threshold ? el("p", { textContent: t(over ? "above" : "below", { n: brief(Math.abs(away)) }) }) : "";
+  box.replaceChildren(el("dl", {}, line("score", score, "score"), line("threshold", threshold, "limit")), track, words);
 }
 
 /* One button of a list of parts. */
