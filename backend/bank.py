@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.atomic import utc_now, write_atomic, write_json
 from backend.errors import BankNotFound, DamagedFile, Notice
 from backend.patchcore import PatchCoreMemory, l2_normalize
-from backend.storage import utc_now, write_atomic, write_json
 
 BANK = "memory_bank_core.npz"
 CONFIG = "config.json"

@@ -34,7 +34,6 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "coreset_passes": frozenset({"coreset"}),
     "patchcore": frozenset({"coreset", "coreset_passes"}),
     "scenes": frozenset({"scenes_render"}),
-    "bank": frozenset({"storage"}),
     "evaluation": frozenset({"infer", "storage", "samples"}),
     **dict.fromkeys(["host", "fitting"], frozenset({"lane"})),
     "inspector": frozenset({"binding", "fitting", "cache", "host", "lane"}),
