@@ -35,8 +35,10 @@ from backend.errors import InspectionError, InvalidValue
 from backend.features import Extractor
 from backend.infer import HeatmapScale, Region
 from backend.inspector import Inspector
+from backend.predictor import Predictor
 from backend.problems import on_http_exception, on_inspection_error, on_invalid_fields
 from backend.roi_mask import parse_shape
+from backend.routes import console, predict
 from backend.schemas import (
     CalibrateRequest,
     CalibrateResponse,
@@ -90,6 +92,9 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     app.state.inspector = Inspector(settings, extractor)
     app.state.limiter = anyio.CapacityLimiter(settings.max_queue + 8)
     app.include_router(contract)
+    if not settings.contract_only:
+        _include_predict(app, settings)
+        console.mount_console(app)
     app.add_exception_handler(InspectionError, on_inspection_error)
     app.add_exception_handler(RequestValidationError, on_invalid_fields)
     app.add_exception_handler(HTTPException, on_http_exception)
@@ -106,14 +111,26 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     return app
 
 
+def _include_predict(app: FastAPI, settings: Settings) -> None:
+    inspector: Inspector = app.state.inspector
+    app.state.predictor = Predictor(settings, inspector.busy)
+    app.include_router(predict.router)
+    predict.mount_pictures(app, settings.static_dir)
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     configure_logging(settings.log_level, settings.log_format)
     inspector: Inspector = app.state.inspector
     logger.info("version %s, models in %s", __version__, settings.models_dir)
+    predictor: Predictor | None = getattr(app.state, "predictor", None)
     inspector.start()
+    if predictor is not None:
+        predictor.start(after=inspector.host.lane)
     yield
+    if predictor is not None:
+        predictor.close()
     inspector.close()
 
 
@@ -121,7 +138,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def health(request: Request, inspector: InspectorDep, x_recipe_id: RecipeHeader = None) -> dict[str, Any]:
     """Whether the service is up, on which device, with which extractor."""
     own = {"request_id": request.state.request_id, "recipe_id": check_recipe(x_recipe_id)}
-    return {**inspector.health(), **own}
+    predictor: Predictor | None = getattr(request.app.state, "predictor", None)
+    return {**(predictor.health() if predictor else {}), **inspector.health(), **own}
 
 
 @contract.post("/fit_ok", response_model=FitOkResponse, responses=ERRORS)

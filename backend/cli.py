@@ -1,4 +1,4 @@
-"""python -m backend: serve, fit, infer, evaluate, demo, settings."""
+"""python -m backend: serve, fit, infer, evaluate, bank, demo, settings."""
 
 from __future__ import annotations
 
@@ -175,6 +175,30 @@ def _settings_for(model: str) -> Settings:
 
 
 @app.command()
+def bank(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of images of good parts.")],
+    coreset_rate: Annotated[float, typer.Option(min=1e-4, max=1, help="Share of the patches kept.")] = 0.01,
+    version: Annotated[str | None, typer.Option("--embedding-version", help="How patches become vectors.")] = None,
+) -> None:
+    """Build the memory bank and the threshold of the ResNet18 API from a folder of good parts."""
+    from backend.features_grey import RECIPES, RECOMMENDED
+    from backend.predictor import Predictor
+
+    if version is not None and version not in RECIPES:
+        raise typer.BadParameter(f"known versions are {', '.join(RECIPES)}")
+    paths = images_in([folder])
+    predictor = Predictor(load_settings())
+    with _progress() as progress:
+        built = predictor.build(
+            _files(paths), coreset_rate=coreset_rate, version=version or RECOMMENDED, job=_shown_job(progress)
+        )
+    predictor.close()
+    about = built.bank.about
+    console.print(f"{predictor.store.path}: {len(paths)} images, {len(built.bank.memory)} rows")
+    console.print(f"threshold {about['threshold']:.4f}, {about['embedding_version']}")
+
+
+@app.command()
 def settings() -> None:
     """Print every setting with its default, as a Markdown table."""
     typer.echo(settings_table())
@@ -230,9 +254,7 @@ class _Session:
         from backend.inspector import Inspector
 
         self.inspector: Inspector = Inspector(settings)
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-        )
+        self.progress = _progress()
 
     def __enter__(self) -> _Session:
         self.inspector.start()
@@ -251,18 +273,28 @@ class _Session:
             console.print(f"[yellow]warning[/]: {notice.text('en')}", highlight=False)
 
     def job(self) -> Job:
-        from backend.lane import Job
+        return _shown_job(self.progress)
 
-        progress = self.progress
-        tasks: dict[str, Any] = {}
 
-        class Shown(Job):
-            def report(self, stage: str, done: int, total: int) -> None:
-                if stage not in tasks:
-                    tasks[stage] = progress.add_task(stage, total=total)
-                progress.update(tasks[stage], completed=done, total=total)
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    )
 
-        return Shown()
+
+def _shown_job(progress: Progress) -> Job:
+    """A job whose stages are bars of `progress`."""
+    from backend.lane import Job
+
+    tasks: dict[str, Any] = {}
+
+    class Shown(Job):
+        def report(self, stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+            progress.update(tasks[stage], completed=done, total=total)
+
+    return Shown()
 
 
 def _files(paths: list[Path]) -> list[Any]:

@@ -59,6 +59,7 @@ def _names(field: str) -> list[str]:
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
+OptionalFloat = Annotated[float | None, BeforeValidator(_auto_is_none)]
 OptionalText = Annotated[str | None, BeforeValidator(_auto_is_none)]
 Folder = Path
 
@@ -132,6 +133,27 @@ class Settings(BaseSettings):
     allow_insecure: bool = Field(False, description="Serve other machines without API_KEYS.")
     cors_origins: Names = Field((), description="Origins whose pages may call the service, separated by commas.")
     contract_only: bool = Field(False, description="Only the four contract routes and /docs.")
+    artifacts_dir: Folder = Field(Path("models/patchcore"), description="ResNet18 API: folder of its memory bank.")
+    static_dir: Folder = Field(Path("static"), description="ResNet18 API: folder that /static serves.")
+    overlays_subdir: str = Field(
+        "overlays",
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        description="ResNet18 API: folder of its pictures inside STATIC_DIR.",
+    )
+    max_overlays: int = Field(200, ge=1, description="ResNet18 API: predictions whose pictures are kept.")
+    threshold: OptionalFloat = Field(
+        None, ge=0, allow_inf_nan=False, description="ResNet18 API: threshold (auto: the bank's config.json, or 0.35)."
+    )
+    img_size: int = Field(256, ge=32, le=2048, description="ResNet18 API: side that images are resized to.")
+    knn_k: int = Field(3, ge=1, le=100, description="ResNet18 API: neighbours whose distances are averaged.")
+    patch_stride: int = Field(1, ge=1, le=16, description="ResNet18 API: every n-th row and column of patches is used.")
+    save_vis: bool = Field(True, description="ResNet18 API: write overlay, heat and mask pictures.")
+    area_min: float = Field(200, ge=0, description="ResNet18 API: smallest polygon, in pixels of the resized image.")
+    ignore_border_pct: float = Field(0, ge=0, le=100, description="ResNet18 API: share of each edge left out, in %.")
+    roi_path: OptionalText = Field(None, description="ResNet18 API: mask picture, white where the score counts.")
+    resnet_weights: str = Field(
+        "auto", description="ResNet18 API: as WEIGHTS, for timm's `resnet18.tv_in1k` up to layer3."
+    )
     expose_traces: bool = Field(False, description="Put tracebacks of 5xx into the answers of any client.")
     log_format: Literal["text", "json"] = Field("text", description="Form of the log lines.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
@@ -148,7 +170,7 @@ class Settings(BaseSettings):
         """Order of the sources: keyword arguments, environment, `.env`, `config.yaml`."""
         return init_settings, env_settings, dotenv_settings, _YamlNames(settings_cls)
 
-    @field_validator("models_dir", "datasets_dir", mode="after")
+    @field_validator("models_dir", "datasets_dir", "artifacts_dir", "static_dir", mode="after")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value if value.is_absolute() else PROJECT_ROOT / value

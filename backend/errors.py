@@ -3,7 +3,7 @@
 InspectionError
 ├── BadRequest (400)
 │   ├── InvalidId · RecipeInvalid · NoImages · BadForm
-│   ├── BadImage: EmptyFile · UndecodableImage · ImageTooSmall · ImageTooLarge
+│   ├── BadImage: EmptyFile · UndecodableImage · ImageTooSmall · ImageTooLarge · EmptyUpload · UndecodableUpload
 │   ├── InvalidShape: ShapeNotJson · ShapeUnknownKind · ShapeBadNumber · ShapeInverted · MaskEmpty
 │   ├── MemoryNotFound · TokenGridMismatch · ExtractorMismatch
 │   └── InvalidValue
@@ -11,6 +11,7 @@ InspectionError
 ├── NotFound (404) · MethodNotAllowed (405) · Cancelled (499)
 ├── FileTooLarge · RequestTooLarge (413) · InvalidFields (422) · TooManyRequests (429)
 ├── ServerFault (500): DamagedFile
+├── BankNotFound · BankMismatch · ResNetUnavailable · RoiUnreadable (503)
 ├── QueueFull · NotReady · FitInProgress (503) · DiskFull (507) · ReadOnlyStore (503)
 └── StartupError: WeightsUnavailable · BackendUnavailable · InvalidSettings
 """
@@ -119,6 +120,18 @@ class ImageTooLarge(BadImage):
     code = "image_too_large"
     es = "{name}: la imagen mide {width}×{height} px; el límite es de {limit} megapíxeles (MAX_IMAGE_MP)."
     en = "{name}: the image is {width}×{height} px; the limit is {limit} megapixels (MAX_IMAGE_MP)."
+
+
+class EmptyUpload(BadImage):
+    code = "empty_upload"
+    es = "Archivo vacío."
+    en = "The file is empty."
+
+
+class UndecodableUpload(BadImage):
+    code = "unreadable_upload"
+    es = "No se pudo decodificar la imagen."
+    en = "The image could not be decoded."
 
 
 class InvalidShape(BadRequest):
@@ -298,6 +311,40 @@ class FitInProgress(InspectionError):
     status = 503
     es = "Otro entrenamiento de {key} está en curso: reintenta en {retry_after} s."
     en = "Another fit of {key} is under way: try again in {retry_after} s."
+
+
+class BankNotFound(InspectionError):
+    code = "bank_not_found"
+    status = 503
+    es = "No existe memory bank: {path}. Créalo con: python -m backend bank CARPETA_DE_PIEZAS_BUENAS."
+    en = "There is no memory bank: {path}. Build it with: python -m backend bank FOLDER_OF_GOOD_PARTS."
+
+
+class BankMismatch(InspectionError):
+    code = "bank_mismatch"
+    status = 503
+    es = "El memory bank tiene vectores de {theirs} valores y ResNet18 da {ours}: rehazlo con python -m backend bank."
+    en = "The memory bank has vectors of {theirs} values, and ResNet18 gives {ours}: run python -m backend bank again."
+
+
+class ResNetUnavailable(InspectionError):
+    code = "resnet_unavailable"
+    status = 503
+    es = (
+        "No se encuentran los pesos de ResNet18: {reason}. Copia el fichero .safetensors o .pth a esta máquina e "
+        "indica su ruta en RESNET_WEIGHTS."
+    )
+    en = (
+        "The weights of ResNet18 cannot be had: {reason}. Copy the .safetensors or .pth file to this machine and "
+        "set RESNET_WEIGHTS to its path."
+    )
+
+
+class RoiUnreadable(InspectionError):
+    code = "roi_unreadable"
+    status = 503
+    es = "No se puede leer la máscara {path} (ROI_PATH): indica una imagen, blanca donde cuenta la puntuación."
+    en = "The mask {path} (ROI_PATH) cannot be read: name a picture that is white where the score counts."
 
 
 class ReadOnlyStore(InspectionError):

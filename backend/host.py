@@ -78,6 +78,12 @@ class ExtractorHost:
         ready = self._lane.done() and self._lane.exception() is None
         return self._lane.result().extractor if ready else None
 
+    @property
+    def depth(self) -> int:
+        """Inspections admitted and not yet answered."""
+        ready = self._lane.done() and self._lane.exception() is None
+        return self._lane.result().depth if ready else 0
+
     def _load(self) -> None:
         try:
             extractor = _build(self.settings)

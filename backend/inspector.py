@@ -96,6 +96,10 @@ class Inspector:
         """Stop the lane; waiting requests are cancelled."""
         self.host.close()
 
+    def busy(self) -> bool:
+        """Whether inspections are waiting for their answer."""
+        return self.host.depth > 0
+
     def health(self) -> dict[str, str]:
         """status, device, model, version, and `reason` while degraded."""
         extractor = self.host.extractor

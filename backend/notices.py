@@ -55,6 +55,14 @@ NOTICES: dict[str, tuple[str, str]] = {
         "mm_per_px es {got} y la memoria se hizo con {expected}: las áreas usan {got}.",
         "mm_per_px is {got} and the memory was made with {expected}: areas use {got}.",
     ),
+    "bank_of_unknown_make": (
+        "El memory bank dice embedding_version {version}, que no se conoce: se lee como {assumed}.",
+        "The memory bank says embedding_version {version}, which is not known: it is read as {assumed}.",
+    ),
+    "bank_threshold_of_former": (
+        "config.json es de un memory bank anterior: se usa el umbral que guarda el propio banco.",
+        "config.json belongs to a former memory bank: the threshold kept in the bank itself is used.",
+    ),
     "duplicates_left_out": (
         "{n} imágenes repetidas no se han contado dos veces.",
         "{n} repeated images were not counted twice.",

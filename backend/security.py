@@ -13,8 +13,8 @@ from backend.config import Settings
 from backend.errors import InspectionError, LoopbackOnly, OriginRefused, RequestTooLarge, Unauthorized
 from backend.problems import Refused, is_local, problem
 
-PUBLIC_PATHS = frozenset({"/livez"})
-PUBLIC_PREFIXES: tuple[str, ...] = ()
+PUBLIC_PATHS = frozenset({"/livez", "/"})
+PUBLIC_PREFIXES: tuple[str, ...] = ("/web/",)
 MAX_JSON_MB = 16
 DRAINED_BYTES = 64 * 2**20
 MB = 2**20

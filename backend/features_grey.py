@@ -1,0 +1,112 @@
+"""ResNet18 features of grey images, as the ResNet18 web API takes them; a named recipe says what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.features import RGB, fingerprint, normaliser, pick_device
+from backend.features_resnet import HUB_NAMES, Trunk, load_trunk
+from backend.features_weights import find_weights
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreyRecipe:
+    """How a patch becomes a vector.
+
+    `imagenet`: pixels are normalised with ImageNet's mean and deviation instead of staying in 0–1.
+    `neighbourhood`: side of the window whose features are averaged on each level first (Roth et al. 2022, eq. 2);
+    1 takes each patch alone.
+    """
+
+    imagenet: bool
+    neighbourhood: int
+
+
+RECIPES = {
+    "resnet18_layer2_3_concat_v1": GreyRecipe(imagenet=False, neighbourhood=1),
+    "resnet18_grey_imagenet_layer2_3_concat": GreyRecipe(imagenet=True, neighbourhood=1),
+    "resnet18_grey_imagenet_avg3_layer2_3_concat": GreyRecipe(imagenet=True, neighbourhood=3),
+}
+DOCUMENTED = "resnet18_layer2_3_concat_v1"
+RECOMMENDED = "resnet18_grey_imagenet_avg3_layer2_3_concat"
+
+
+class GreyResNet:
+    """layer2 and layer3 (bilinear to layer2's grid) of ResNet18, concatenated, every `stride`-th patch, unit rows.
+
+    An Extractor for square images of `input_size` px whose three channels are equal.
+
+    Raises:
+        WeightsUnavailable: the weights cannot be found, read or fitted to the model.
+    """
+
+    name = "resnet18"
+    runtime = "torch"
+
+    def __init__(
+        self,
+        version: str = RECOMMENDED,
+        weights: str = "auto",
+        *,
+        input_size: int = 256,
+        stride: int = 1,
+        device: str = "auto",
+        weights_dir: Path | None = None,
+    ) -> None:
+        hub_name = HUB_NAMES["resnet18"]
+        trunk = Trunk(hub_name)
+        load_trunk(trunk.model, find_weights(hub_name, weights, weights_dir), "resnet18")
+        self.version = version
+        self.recipe = RECIPES[version]
+        self.device = pick_device(device)
+        self.model = trunk.model.eval().requires_grad_(False).to(self.device)
+        self.input_size = input_size
+        self.patch = 8 * stride
+        self.stride = stride
+        self.dim = trunk.dim
+        config = self.model.pretrained_cfg
+        mean, std = (config["mean"], config["std"]) if self.recipe.imagenet else ((0.0,) * 3, (1.0,) * 3)
+        self._normalise = normaliser(mean, std, self.device)
+        self.fingerprint = fingerprint(self.model, f"{version}|{stride}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches: input_size / 8 rounded up, every stride-th of them."""
+        side = ceil(ceil(self.input_size / 8) / self.stride)
+        return side, side
+
+    def extract(self, images: Sequence[RGB]) -> NDArray[np.float32]:
+        """See features.Extractor."""
+        import torch
+
+        with torch.inference_mode():
+            return np.asarray(self._embed(self._normalise(images)).cpu().numpy())
+
+    def _embed(self, batch: torch.Tensor) -> torch.Tensor:
+        import torch
+        from torch.nn import functional
+
+        model = self.model
+        stem = model.maxpool(model.act1(model.bn1(model.conv1(batch))))
+        layer2 = model.layer2(model.layer1(stem))
+        layer3 = model.layer3(layer2)
+        layer2, layer3 = self._averaged(layer2), self._averaged(layer3)
+        layer3 = functional.interpolate(layer3, layer2.shape[-2:], mode="bilinear", align_corners=False)
+        joined = torch.cat((layer2, layer3), dim=1)[:, :, :: self.stride, :: self.stride]
+        return functional.normalize(joined.flatten(2).transpose(1, 2).float(), dim=-1)
+
+    def _averaged(self, level: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional
+
+        side = self.recipe.neighbourhood
+        return level if side == 1 else functional.avg_pool2d(level, side, stride=1, padding=side // 2)

@@ -1,0 +1,113 @@
+import { language, t } from "./i18n.js";
+
+const KEY = "api-key";
+let asking = null;
+let askForKey = async () => null;
+
+export class ApiError extends Error {
+  constructor(message, { status = 0, code = "", requestId = "" } = {}) {
+    super(message);
+    Object.assign(this, { status, code, requestId });
+  }
+}
+
+export function onKeyNeeded(ask) {
+  askForKey = ask;
+}
+
+export function newId() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(12)), (b) => b.toString(16).padStart(2, "0")).join("");
+}
+
+async function keyFromPerson() {
+  asking ??= askForKey().finally(() => (asking = null));
+  const key = await asking;
+  if (key) sessionStorage.setItem(KEY, key);
+  return key;
+}
+
+function headersOf(extra) {
+  const headers = new Headers(extra);
+  headers.set("Accept-Language", language);
+  const key = sessionStorage.getItem(KEY);
+  if (key) headers.set("X-API-Key", key);
+  return headers;
+}
+
+export async function send(path, { headers, ...options } = {}) {
+  for (;;) {
+    const used = sessionStorage.getItem(KEY);
+    let response;
+    try {
+      response = await fetch(path, { ...options, headers: headersOf(headers) });
+    } catch (err) {
+      if (err.name === "AbortError") throw err;
+      throw new ApiError(t("offline"), { code: "offline" });
+    }
+    if (response.ok) return response;
+    const problem = await errorOf(response);
+    if (response.status !== 401) throw problem;
+    if (used === sessionStorage.getItem(KEY)) {
+      sessionStorage.removeItem(KEY);
+      if (!(await keyFromPerson())) throw problem;
+    }
+  }
+}
+
+async function errorOf(response) {
+  const body = await response.json().catch(() => null);
+  const text = body?.error || t("odd", { status: response.status });
+  const wait = Number(response.headers.get("Retry-After")) || 0;
+  const error = new ApiError(text, { status: response.status, code: body?.code, requestId: body?.request_id });
+  error.wait = wait;
+  return error;
+}
+
+export async function json(path, options) {
+  return (await send(path, options)).json();
+}
+
+export async function patiently(work, tries = 6) {
+  for (let n = 1; ; n += 1) {
+    try {
+      return await work();
+    } catch (err) {
+      const worth = err.status === 503 && ["queue_full", "not_ready", "fit_in_progress"].includes(err.code);
+      if (!worth || n >= tries) throw err;
+      await new Promise((done) => setTimeout(done, 1000 * Math.min(err.wait || 1, 10)));
+    }
+  }
+}
+
+/* Server-sent events with headers, which EventSource cannot send. Ends quietly where there is no such route. */
+export async function follow(path, signal, tell) {
+  while (!signal.aborted) {
+    try {
+      const response = await send(path, { headers: { Accept: "text/event-stream" }, signal });
+      await readEvents(response, tell);
+      return;
+    } catch (err) {
+      if (err.name === "AbortError" || err.code === "not_found" || err.status === 405) return;
+      await new Promise((done) => setTimeout(done, 700));
+    }
+  }
+}
+
+async function readEvents(response, tell) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const blocks = (rest + value).split(/\r?\n\r?\n/);
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const data = block.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5)).join("\n");
+      try {
+        if (data) tell(JSON.parse(data));
+      } catch (err) {
+        if (!(err instanceof SyntaxError)) throw err;
+      }
+    }
+  }
+}

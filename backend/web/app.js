@@ -1,0 +1,133 @@
+import { json, onKeyNeeded } from "./api.js";
+import * as calibrate from "./calibrate.js";
+import { $, complain, images } from "./dom.js";
+import * as fit from "./fit.js";
+import { applyLanguage, language, t } from "./i18n.js";
+import * as inspect from "./inspect.js";
+import { learn, offerModels, refreshState, showState, startModel } from "./model.js";
+import { addParts } from "./parts.js";
+import * as resnet from "./resnet.js";
+
+const TABS = ["fit", "calibrate", "inspect", "resnet"];
+const THEMES = ["auto", "light", "dark"];
+const PASTE = {
+  fit: (files) => fit.addFiles(files),
+  inspect: (files) => inspect.inspectFiles(files),
+  calibrate: (files) => addParts(files, "ok"),
+  resnet: (files) => resnet.addFiles(files),
+};
+let open = "inspect";
+let health = { status: "wait" };
+
+function goTo(name, focus = false) {
+  open = TABS.includes(name) ? name : "inspect";
+  for (const tab of TABS) {
+    const on = tab === open;
+    $(tab).hidden = !on;
+    $(`tab-${tab}`).setAttribute("aria-selected", on);
+    $(`tab-${tab}`).tabIndex = on ? 0 : -1;
+  }
+  if (focus) $(`tab-${open}`).focus();
+  if (location.hash !== `#${open}`) history.replaceState(null, "", `#${open}`);
+  if (open === "resnet") resnet.config();
+  $("model").hidden = open === "resnet";
+}
+
+function startTabs() {
+  for (const tab of TABS) $(`tab-${tab}`).addEventListener("click", () => goTo(tab));
+  document.querySelector("[role=tablist]").addEventListener("keydown", (event) => {
+    const at = TABS.indexOf(open);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1 + TABS.length, Home: 0, End: TABS.length - 1 }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    goTo(TABS[to % TABS.length], true);
+  });
+  addEventListener("hashchange", () => goTo(location.hash.slice(1)));
+}
+
+function showHealth() {
+  $("service").dataset.state = { ok: "ok", degraded: "warn", failed: "bad", down: "bad", key: "warn" }[health.status] ?? "wait";
+  $("service-text").textContent = t(`service_${health.status}`);
+  $("service").title = health.reason ?? [health.model, health.device, health.version].filter(Boolean).join(" · ");
+}
+
+async function watchHealth() {
+  try {
+    health = await json("/health");
+  } catch (err) {
+    health = { status: err.status === 401 ? "key" : "down" };
+  }
+  showHealth();
+  learn({ degraded: health.status === "degraded" ? health.reason ?? "degraded" : "" });
+  setTimeout(watchHealth, health.status === "ok" || health.status === "degraded" ? 20000 : 2000);
+}
+
+function setTheme(theme) {
+  localStorage.setItem("theme", theme);
+  document.documentElement.dataset.theme = theme;
+  $("theme").textContent = t(`theme${theme[0].toUpperCase()}${theme.slice(1)}`);
+}
+
+const theme = () => localStorage.getItem("theme") ?? "auto";
+
+function speak(next) {
+  applyLanguage(next);
+  $("language").textContent = t("language");
+  $("language").lang = language === "es" ? "en" : "es";
+  $("model").setAttribute("aria-label", t("modelLabel"));
+  setTheme(theme());
+  showHealth();
+  showState();
+}
+
+function startPrefs() {
+  $("language").addEventListener("click", () => {
+    speak(language === "es" ? "en" : "es");
+    inspect.renumber();
+    for (const page of [fit, inspect, calibrate, resnet]) page.show();
+    if (open === "resnet") resnet.config();
+  });
+  $("theme").addEventListener("click", () => setTheme(THEMES[(THEMES.indexOf(theme()) + 1) % THEMES.length]));
+}
+
+function startKey() {
+  onKeyNeeded(() => new Promise((done) => {
+    $("key-value").value = "";
+    $("key").returnValue = "";
+    $("key").showModal();
+    $("key").addEventListener("close", () => done($("key").returnValue === "ok" ? $("key-value").value.trim() : null), { once: true });
+  }));
+  $("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    $("key").close("ok");
+  });
+  $("key-no").addEventListener("click", () => $("key").close(""));
+}
+
+function startPaste() {
+  addEventListener("paste", (event) => {
+    if (!event.clipboardData?.files.length) return;
+    event.preventDefault();
+    PASTE[open](images(event.clipboardData.files));
+  });
+  for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => {
+    if (!event.defaultPrevented) event.preventDefault();
+  });
+}
+
+speak();
+startKey();
+startTabs();
+startPrefs();
+startPaste();
+fit.startFit(goTo);
+inspect.startInspect();
+calibrate.startCalibrate(goTo);
+resnet.startResnet();
+goTo(location.hash.slice(1) || "inspect");
+watchHealth();
+startModel().catch(complain);
+addEventListener("focus", () => {
+  refreshState();
+  offerModels();
+});

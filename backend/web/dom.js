@@ -1,0 +1,92 @@
+import { t } from "./i18n.js";
+
+export const $ = (id) => document.getElementById(id);
+
+export function el(tag, given = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(given)) {
+    if (name === "data") Object.assign(node.dataset, value);
+    else if (name in node) node[name] = value;
+    else node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+export function svg(tag, given = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(given)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+export function chosen(name) {
+  return document.querySelector(`input[name="${name}"]:checked`)?.value ?? "";
+}
+
+export function choose(name, value) {
+  for (const input of document.querySelectorAll(`input[name="${name}"]`)) input.checked = input.value === String(value);
+}
+
+export function complain(error) {
+  if (error?.name === "AbortError") return;
+  const known = [...$("alerts").children].find((box) => box.dataset.text === error.message);
+  known?.remove();
+  const close = el("button", { type: "button", className: "quiet", textContent: t("close") });
+  const id = error.requestId ? el("small", { textContent: t("request", { id: error.requestId }) }) : null;
+  const box = el("div", { className: "notice bad", data: { text: error.message } }, el("p", {}, error.message, id), close);
+  close.addEventListener("click", () => box.remove());
+  $("alerts").prepend(box);
+  while ($("alerts").children.length > 3) $("alerts").lastChild.remove();
+}
+
+export function calm() {
+  $("alerts").replaceChildren();
+}
+
+const IMAGE = /\.(png|jpe?g|bmp|tiff?|webp)$/i;
+
+export function images(list) {
+  const files = [...list].filter((file) => file.type.startsWith("image/") || IMAGE.test(file.name));
+  if (list.length && !files.length) complain(new Error(t("notImages")));
+  return files;
+}
+
+export function acceptFiles(input, take) {
+  const zone = input.closest(".drop");
+  input.addEventListener("change", () => {
+    take(images(input.files));
+    input.value = "";
+  });
+  for (const kind of ["dragenter", "dragover"]) zone.addEventListener(kind, (event) => {
+    event.preventDefault();
+    zone.classList.add("over");
+  });
+  for (const kind of ["dragleave", "drop"]) zone.addEventListener(kind, () => zone.classList.remove("over"));
+  zone.addEventListener("drop", (event) => {
+    event.preventDefault();
+    take(images(event.dataTransfer.files));
+  });
+}
+
+/* As the server reads it: EXIF rotation ignored. Null for what the browser cannot show, such as TIFF. */
+export async function bitmapOf(blob, options = {}) {
+  try {
+    return await createImageBitmap(blob, { imageOrientation: "none", ...options });
+  } catch {
+    return null;
+  }
+}
+
+export async function thumbnail(file) {
+  const canvas = el("canvas", { width: 1, height: 1, className: "thumb" });
+  canvas.setAttribute("aria-hidden", "true");
+  const small = await bitmapOf(file, { resizeWidth: 168, resizeQuality: "medium" });
+  if (small) {
+    canvas.width = small.width;
+    canvas.height = small.height;
+    canvas.getContext("2d").drawImage(small, 0, 0);
+    small.close();
+  }
+  return canvas;
+}

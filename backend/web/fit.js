@@ -1,0 +1,111 @@
+import { follow, json, newId } from "./api.js";
+import { $, acceptFiles, calm, complain, el, thumbnail } from "./dom.js";
+import { number, t } from "./i18n.js";
+import { formOf, learn, model, offerModels, onModel, refreshState, remember, requireModel } from "./model.js";
+
+const chosen = [];
+let stop = null;
+
+export function startFit(goTo) {
+  acceptFiles($("fit-files"), addFiles);
+  $("fit-go").addEventListener("click", () => fit(goTo));
+  $("fit-cancel").addEventListener("click", () => stop?.abort());
+  $("fit-clear").addEventListener("click", () => {
+    chosen.length = 0;
+    $("fit-list").replaceChildren();
+    show();
+  });
+  onModel(() => {
+    $("fit-result").replaceChildren();
+    show();
+  });
+  show();
+}
+
+export async function addFiles(files) {
+  for (const file of files) {
+    const entry = { file };
+    chosen.push(entry);
+    const remove = el("button", { type: "button", className: "remove", textContent: "×" });
+    remove.setAttribute("aria-label", t("remove", { name: file.name }));
+    const item = el("li", { title: file.name }, await thumbnail(file), remove);
+    remove.addEventListener("click", () => {
+      chosen.splice(chosen.indexOf(entry), 1);
+      item.remove();
+      show();
+    });
+    $("fit-list").append(item);
+    show();
+  }
+}
+
+export function show() {
+  const n = chosen.length;
+  $("fit-count").textContent = n;
+  const hints = n === 0 ? [t("fitHintNone")] : n < 10 ? [t("fitHintFew")] : [];
+  if (n && model.fitted) hints.push(t("fitHintReplaces", { model: model.name }));
+  $("fit-hint").textContent = hints.join(" ");
+  $("fit-go").disabled = !n || stop !== null;
+  $("fit-clear").hidden = !n || stop !== null;
+  $("fit-cancel").hidden = stop === null;
+}
+
+async function fit(goTo) {
+  calm();
+  try {
+    requireModel();
+  } catch (err) {
+    complain(err);
+    return;
+  }
+  const id = newId();
+  stop = new AbortController();
+  const watch = new AbortController();
+  progress({ stage: "send" });
+  show();
+  follow(`/progress/${id}`, watch.signal, progress);
+  const form = formOf();
+  for (const { file } of chosen) form.append("images", file, file.name);
+  try {
+    done(await json("/fit_ok", { method: "POST", body: form, headers: { "X-Request-Id": id }, signal: stop.signal }), goTo);
+  } catch (err) {
+    if (err.name === "AbortError") say(t("fitCancelled"), "wait");
+    else complain(err);
+  } finally {
+    watch.abort();
+    stop = null;
+    $("fit-progress").hidden = true;
+    show();
+  }
+}
+
+function progress({ stage, done: n, total, eta_s: eta }) {
+  $("fit-progress").hidden = false;
+  const left = eta > 0.5 ? ` · ${t("stageLeft", { s: Math.ceil(eta) })}` : "";
+  const part = total ? ` ${n}/${total}` : "";
+  $("fit-stage").textContent = t(`stage_${stage}`).replace(/^stage_/, "") + part + left;
+  if (total) $("fit-bar").value = n / total;
+  else $("fit-bar").removeAttribute("value");
+}
+
+function say(text, state, ...more) {
+  $("fit-result").replaceChildren(el("div", { className: "notice", data: { state } }, el("p", {}, text), ...more));
+}
+
+function done(result, goTo) {
+  const next = el("button", { type: "button", className: "primary", textContent: t("goCalibrate") });
+  next.addEventListener("click", () => goTo("calibrate"));
+  const words = t("fitDone", {
+    n: result.n_images ?? chosen.length,
+    rows: number(result.coreset_size, 0),
+    all: number(result.n_embeddings, 0),
+    version: result.model_version ?? "",
+    s: number((result.timings_ms?.total ?? 0) / 1000, 1),
+  });
+  const warnings = (result.warnings ?? []).map((text) => el("p", { className: "warn", textContent: text }));
+  say(words, "ok", ...warnings, el("p", { textContent: t("fitNext") }), next);
+  learn({ fitted: true });
+  remember();
+  offerModels();
+  refreshState();
+}

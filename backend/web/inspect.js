@@ -1,0 +1,216 @@
+import { $, acceptFiles, bitmapOf, choose, el } from "./dom.js";
+import { contourPath, decodeHeat, paintHeat, regionsOf } from "./heat.js";
+import { brief, counted, number, t } from "./i18n.js";
+import { keep, model, onModel, recall } from "./model.js";
+import { addParts, again, clearParts, decisionOf, onParts, parts, tell, view } from "./parts.js";
+import { FIELDS, Stage } from "./stage.js";
+import { partButton, showGauge, showVerdict } from "./verdict.js";
+
+let stage = null;
+let current = null;
+let drawn = 0;
+let pending = 0;
+
+export function startInspect() {
+  stage = new Stage($("stage"));
+  stage.onShape = (shape, settled) => setShape(shape, settled);
+  acceptFiles($("parts-files"), (files) => inspectFiles(files));
+  $("parts-clear").addEventListener("click", clearParts);
+  $("opacity").addEventListener("input", redraw);
+  $("threshold").addEventListener("input", () => setThreshold(Number($("threshold").value)));
+  for (const input of document.querySelectorAll('input[name="mode"]'))
+    input.addEventListener("change", () => setThreshold(view.calibrated * Number(input.value)));
+  for (const input of document.querySelectorAll('input[name="kind"]')) input.addEventListener("change", () => pickKind(input.value));
+  for (const input of document.querySelectorAll('input[name="truth"]'))
+    input.addEventListener("change", () => {
+      if (current) current.truth = input.value;
+      tell();
+    });
+  $("parts").addEventListener("keydown", moveInList);
+  onParts((part) => {
+    if (current && !parts.includes(current)) current = null;
+    current ??= parts[0] ?? null;
+    if (part === null || part === current) show();
+    else list();
+  });
+  onModel(() => {
+    Object.assign(view, { threshold: null, calibrated: null, shape: recall("shape", null) });
+    choose("kind", view.shape?.kind ?? "");
+    numbers();
+    for (const part of parts) part.result = part.decoded = part.error = null;
+    show();
+    if (model.ready) again(current);
+  });
+  show();
+}
+
+export async function inspectFiles(files) {
+  const [first] = await addParts(files);
+  if (first) select(first);
+}
+
+function select(part) {
+  current = part;
+  show();
+  $("parts").querySelector("[aria-pressed=true]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+}
+
+export function setThreshold(value) {
+  view.threshold = value;
+  tell();
+}
+
+export function show() {
+  list();
+  controls();
+  redraw();
+}
+
+function list() {
+  const focused = $("parts").contains(document.activeElement);
+  $("parts").replaceChildren(...parts.map((part) => {
+    const button = partButton(part, part === current, decisionOf(part));
+    button.addEventListener("click", () => select(part));
+    return el("li", {}, button);
+  }));
+  if (focused) $("parts").querySelector("[aria-pressed=true]")?.focus();
+  $("parts-clear").hidden = !parts.length;
+}
+
+function moveInList(event) {
+  const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
+  const next = parts[parts.indexOf(current) + (step ?? NaN)];
+  if (!next) return;
+  event.preventDefault();
+  select(next);
+}
+
+/* Where the gauge ends; the same for all parts, so that bars compare. */
+function scaleTop() {
+  return Math.max(2 * (view.calibrated ?? 0), ...parts.map((part) => (part.result?.score ?? 0) * 1.1));
+}
+
+function controls() {
+  const known = view.calibrated !== null;
+  for (const input of [...document.querySelectorAll('input[name="mode"]'), $("threshold")]) input.disabled = !known;
+  choose("truth", current?.truth ?? "");
+  if (!known) {
+    $("changed").hidden = true;
+    return;
+  }
+  const top = scaleTop();
+  Object.assign($("threshold"), { max: top, step: top / 2000 });
+  $("threshold").value = view.threshold;
+  const factor = [0.8, 1, 1.2].find((f) => Math.abs(view.threshold - f * view.calibrated) < 1e-9 * top);
+  choose("mode", factor ?? "other");
+  $("changed").hidden = factor === 1;
+  $("changed").textContent = t("changed", { value: number(view.calibrated) });
+}
+
+/* At the calibrated threshold the regions are the server's own; elsewhere they are found again in the heatmap. */
+function regionsNow(part) {
+  const { result, decoded } = part;
+  if (view.threshold === null) return [];
+  if (view.threshold === result.threshold) return result.regions.map((region) => ({ ...region, path: contourPath(region.contour) }));
+  if (!decoded) return [];
+  const heat = decoded.heat;
+  return regionsOf(heat, view.threshold, result.params.mm_per_px, result.params.area_mm2_thr).map((r) => ({ ...r, path: r.edges }));
+}
+
+async function redraw() {
+  const turn = (drawn += 1);
+  const part = current;
+  $("opacity-out").textContent = `${$("opacity").value} %`;
+  if (part?.result && !part.decoded) {
+    const image = part.image ?? (part.image = await bitmapOf(part.file));
+    const heat = await decodeHeat(part.result.heatmap_png_base64, part.result.heatmap_range);
+    part.decoded = { image, heat };
+    for (const other of parts) if (other !== part && other !== current) other.decoded = null;
+    if (turn !== drawn) return redraw();
+  }
+  panel(part);
+  scene(part);
+}
+
+async function scene(part) {
+  const decision = part ? decisionOf(part) : "none";
+  const score = part?.result ? number(part.result.score) : "–";
+  $("stage").setAttribute("aria-label", part ? t("stageLabel", { name: part.name, verdict: t(decision), score }) : t("stageEmpty"));
+  if (!part) return stage.show({ width: 0, outlines: [], layers: [] });
+  part.image ??= await bitmapOf(part.file);
+  if (part !== current) return;
+  const heat = part.decoded?.heat;
+  const { width, height } = heat ?? part.image ?? { width: 0, height: 0 };
+  const layers = [{ image: part.image, alpha: 1 }];
+  if (heat) {
+    const { median = 0, max = heat.high } = part.result.stats ?? {};
+    layers.push({ image: paintHeat(heat, median, view.threshold || max), alpha: Number($("opacity").value) / 100 });
+  }
+  stage.show({ width, height, layers, outlines: part.regions ?? [], shape: view.shape });
+}
+
+function panel(part) {
+  const decision = part ? decisionOf(part) : "none";
+  const why = !part ? t("empty") : decision === "none" ? t("noneWhy") : t(decision);
+  showVerdict($("verdict"), decision, why);
+  showGauge($("gauge"), part?.result?.score ?? null, view.threshold, scaleTop());
+  const found = part?.result ? regionsNow(part) : [];
+  if (part) part.regions = found;
+  const whole = found.reduce((sum, region) => sum + region.area_mm2, 0);
+  const some = part?.result && view.threshold !== null;
+  $("regions-title").textContent = some ? counted("regions", found.length) + (found.length ? ` · ${t("total", { area: brief(whole) })}` : "") : "";
+  $("regions").replaceChildren(...found.slice(0, 50).map((region) => el("li", { data: { area: region.area_mm2 } },
+    el("strong", { textContent: `${brief(region.area_mm2)} mm²` }), " ", t("regionAt", { x: region.x, y: region.y }))));
+  const notes = [part?.error?.message, ...(part?.result?.warnings ?? [])].filter(Boolean);
+  $("warnings").replaceChildren(...notes.map((text) => el("li", { textContent: text })));
+}
+
+function pickKind(kind) {
+  stage.kind = kind;
+  const heat = current?.decoded?.heat ?? current?.image;
+  const [w, h] = heat ? [heat.width, heat.height] : [400, 400];
+  const r = Math.round(Math.min(w, h) * 0.45);
+  const middle = { cx: Math.round(w / 2), cy: Math.round(h / 2) };
+  const first = {
+    rect: { kind, x: Math.round(w * 0.1), y: Math.round(h * 0.1), w: Math.round(w * 0.8), h: Math.round(h * 0.8) },
+    circle: { kind, ...middle, r },
+    annulus: { kind, ...middle, r, r_inner: Math.round(r / 2) },
+  };
+  setShape(kind ? first[kind] : null, true);
+}
+
+function setShape(shape, settled) {
+  view.shape = shape;
+  stage.kind = shape?.kind ?? "";
+  numbers();
+  stage.show({ shape });
+  if (!settled) return;
+  keep("shape", shape);
+  clearTimeout(pending);
+  pending = setTimeout(() => again(current), 150);
+}
+
+function numbers() {
+  const shape = view.shape;
+  stage.kind = shape?.kind ?? "";
+  $("shape-hint").hidden = !shape;
+  const box = $("shape-numbers");
+  if (box.dataset.kind === (shape?.kind ?? "") && shape && box.children.length) {
+    for (const input of box.querySelectorAll("input")) if (input !== document.activeElement) input.value = shape[input.name];
+    return;
+  }
+  box.dataset.kind = shape?.kind ?? "";
+  box.replaceChildren(...(shape ? FIELDS[shape.kind] : []).map((name) => {
+    const input = el("input", { type: "number", name, id: `shape-${name}`, step: "any", value: shape[name] });
+    input.addEventListener("change", () => {
+      const value = Number(input.value);
+      if (input.value !== "" && Number.isFinite(value)) setShape({ ...view.shape, [name]: value }, true);
+    });
+    return el("label", {}, el("span", { textContent: t(`f_${name}`) }), input);
+  }));
+}
+
+export function renumber() {
+  $("shape-numbers").replaceChildren();
+  numbers();
+}

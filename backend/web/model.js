@@ -1,0 +1,135 @@
+import { json } from "./api.js";
+import { $, el } from "./dom.js";
+import { t } from "./i18n.js";
+
+const kept = (name, other) => localStorage.getItem(name) ?? other;
+const absent = new Set();
+let listeners = [];
+let asked = 0;
+
+export const model = {
+  get role() { return $("role").value.trim(); },
+  get roi() { return $("roi").value.trim(); },
+  get recipe() { return $("recipe").value.trim(); },
+  get mm() { return Number($("mm").value); },
+  get name() { return `${this.role}/${this.roi}`; },
+  get key() { return [this.recipe || "default", this.role, this.roi].join("/"); },
+  get ready() { return Boolean(this.role && this.roi) && this.mm > 0; },
+  fitted: null,
+  calibrated: null,
+  stale: false,
+  degraded: "",
+  working: false,
+};
+
+export function requireModel() {
+  if (!model.role || !model.roi) throw new Error(t("noModel"));
+  if (!(model.mm > 0)) throw new Error(t("badMm"));
+}
+
+/* The fields that every request about a model carries. */
+export function formOf(extra = {}) {
+  const form = new FormData();
+  const own = { role_id: model.role, roi_id: model.roi, mm_per_px: model.mm, ...(model.recipe ? { recipe_id: model.recipe } : {}) };
+  for (const [name, value] of Object.entries({ ...own, ...extra })) form.append(name, value);
+  return form;
+}
+
+export function onModel(listener) {
+  listeners.push(listener);
+}
+
+/* A route that this service does not have is asked once. */
+async function optional(path, query) {
+  if (absent.has(path)) return null;
+  try {
+    return await json(`${path}?${new URLSearchParams(query)}`);
+  } catch (err) {
+    if (err.status === 404 || err.status === 405) absent.add(path);
+    return null;
+  }
+}
+
+export async function refreshState() {
+  const turn = (asked += 1);
+  showState();
+  if (!model.role || !model.roi) return;
+  const query = { role_id: model.role, roi_id: model.roi, ...(model.recipe ? { recipe_id: model.recipe } : {}) };
+  const state = await optional("/state", query);
+  if (turn !== asked || !state) return;
+  learn({ fitted: state.memory_fitted, calibrated: state.calib_present, stale: isStale(state), working: state.status === "rebuilding" });
+}
+
+const isStale = (state) => Boolean(state.calib_stale ?? state.stale ?? state.calibration?.stale ?? false);
+
+/* What an answer taught about the model. */
+export function learn(news) {
+  Object.assign(model, news);
+  showState();
+}
+
+export function showState() {
+  const badge = (kind, text) => el("li", { className: "badge", data: { state: kind } }, el("span", { className: "dot", ariaHidden: "true" }), text);
+  const list = [];
+  if (!model.role || !model.roi) list.push(badge("wait", t("noModel")));
+  else if (model.fitted === null) list.push(badge("wait", t("unknownState")));
+  else if (!model.fitted) list.push(badge("warn", t("notFitted")));
+  else {
+    list.push(badge("ok", t("fitted")));
+    if (model.calibrated !== null) list.push(model.calibrated ? badge("ok", t("calibrated")) : badge("warn", t("notCalibrated")));
+    if (model.stale) list.push(badge("warn", t("stale")));
+  }
+  if (model.working) list.push(badge("wait", t("working")));
+  if (model.degraded) list.push(badge("warn", t("degraded")));
+  $("state").replaceChildren(...list);
+}
+
+/* Recent choices, and the fitted models where the service lists them. */
+export async function offerModels() {
+  const recent = JSON.parse(kept("recent", "[]"));
+  const listed = await optional("/models", {});
+  const known = (Array.isArray(listed) ? listed : listed?.models ?? []).filter((m) => m.role_id && m.roi_id);
+  const all = [...known.map((m) => [m.role_id, m.roi_id, m.recipe_id ?? "default"]), ...recent];
+  const fill = (id, values) => $(id).replaceChildren(...[...new Set(values)].filter(Boolean).map((value) => el("option", { value })));
+  fill("roles", all.map((m) => m[0]));
+  fill("rois", all.filter((m) => !model.role || m[0] === model.role).map((m) => m[1]));
+  fill("recipes", all.map((m) => m[2]));
+  return all;
+}
+
+export function remember() {
+  const recent = JSON.parse(kept("recent", "[]")).filter(([role, roi]) => role !== model.role || roi !== model.roi);
+  recent.unshift([model.role, model.roi, model.recipe || "default"]);
+  localStorage.setItem("recent", JSON.stringify(recent.slice(0, 20)));
+}
+
+export function keep(name, value) {
+  localStorage.setItem(`${name}:${model.key}`, JSON.stringify(value));
+}
+
+export function recall(name, other) {
+  return JSON.parse(kept(`${name}:${model.key}`, JSON.stringify(other)));
+}
+
+export async function startModel() {
+  const params = new URLSearchParams(location.search);
+  const last = JSON.parse(kept("recent", "[]"))[0] ?? [];
+  $("role").value = params.get("role_id") ?? last[0] ?? "";
+  $("roi").value = params.get("roi_id") ?? last[1] ?? "";
+  $("recipe").value = params.get("recipe_id") ?? (last[2] && last[2] !== "default" ? last[2] : "");
+  $("mm").value = params.get("mm_per_px") ?? kept("mm", "0.2");
+  $("model").addEventListener("submit", (event) => event.preventDefault());
+  $("mm").addEventListener("change", () => localStorage.setItem("mm", $("mm").value));
+  for (const id of ["role", "roi", "recipe"]) $(id).addEventListener("change", changed);
+  const all = await offerModels();
+  if (!model.role && all.length) [$("role").value, $("roi").value] = all[0];
+  changed();
+}
+
+function changed() {
+  Object.assign(model, { fitted: null, calibrated: null, stale: false, working: false });
+  if (model.role && model.roi) remember();
+  offerModels();
+  refreshState();
+  for (const listener of listeners) listener();
+}

@@ -1,0 +1,100 @@
+/* The parts on the page, shared by Inspect and Calibrate: inspected in turn, two at a time. */
+import { json, patiently } from "./api.js";
+import { complain, thumbnail } from "./dom.js";
+import { formOf, learn, model, requireModel } from "./model.js";
+
+export const parts = [];
+export const view = { threshold: null, calibrated: null, shape: null };
+const listeners = [];
+const waiting = [];
+let running = 0;
+let count = 0;
+
+export function onParts(listener) {
+  listeners.push(listener);
+}
+
+export function tell(part = null) {
+  for (const listener of listeners) listener(part);
+}
+
+export function decisionOf(part) {
+  if (part.error) return "failed";
+  if (!part.result) return "busy";
+  if (view.threshold === null) return "none";
+  return part.result.score > view.threshold ? "ng" : "ok";
+}
+
+export async function addParts(files, truth = "") {
+  try {
+    requireModel();
+  } catch (err) {
+    complain(err);
+    return [];
+  }
+  const added = [];
+  for (const file of files) {
+    const part = { id: (count += 1), name: file.name, file, truth, result: null, error: null, thumb: await thumbnail(file) };
+    parts.push(part);
+    added.push(part);
+    tell();
+    enqueue(part);
+  }
+  return added;
+}
+
+export function clearParts() {
+  parts.length = 0;
+  waiting.length = 0;
+  tell();
+}
+
+/* Everything again, `first` before the others: after another mask, model or calibration. */
+export function again(first = null) {
+  waiting.length = 0;
+  const order = first ? [first, ...parts.filter((part) => part !== first)] : parts;
+  for (const part of order) enqueue(part);
+}
+
+export function enqueue(part) {
+  part.turn = (part.turn ?? 0) + 1;
+  if (!waiting.includes(part)) waiting.push(part);
+  work();
+}
+
+async function work() {
+  while (running < 2 && waiting.length) {
+    running += 1;
+    const part = waiting.shift();
+    inspect(part).finally(() => {
+      running -= 1;
+      work();
+    });
+  }
+}
+
+async function inspect(part) {
+  const turn = part.turn;
+  const key = model.key;
+  const form = formOf({ heatmap: "absolute", ...(view.shape ? { shape: JSON.stringify(view.shape) } : {}) });
+  form.append("image", part.file, part.name);
+  try {
+    const result = await patiently(() => json("/infer", { method: "POST", body: form }));
+    if (part.turn !== turn || key !== model.key) return;
+    part.result = result;
+    part.error = null;
+    part.decoded = null;
+    learn({ fitted: true, calibrated: result.threshold !== null });
+    if (result.threshold !== view.calibrated) {
+      view.calibrated = result.threshold;
+      view.threshold = result.threshold;
+    }
+  } catch (err) {
+    if (part.turn !== turn) return;
+    part.error = err;
+    part.result = null;
+    if (err.code === "memory_not_found") learn({ fitted: false, calibrated: false });
+    complain(err);
+  }
+  tell(part);
+}

@@ -1,0 +1,51 @@
+import { el } from "./dom.js";
+import { brief, number, t } from "./i18n.js";
+
+const MARKS = { ok: "✓", ng: "✕", none: "?", busy: "…", failed: "!" };
+const WORDS = { ok: "OK", ng: "NG", none: "?", busy: "…", failed: "!" };
+
+/* The big block: a colour, a sign and words. */
+export function showVerdict(box, decision, detail = "") {
+  const same = box.dataset.decision === decision && box.dataset.detail === detail && box.firstChild;
+  if (same) return;
+  box.dataset.decision = decision;
+  box.dataset.detail = detail;
+  const sign = el("span", { className: "sign", textContent: MARKS[decision] });
+  sign.setAttribute("aria-hidden", "true");
+  const word = decision === "ok" || decision === "ng" ? el("strong", { textContent: WORDS[decision] }) : null;
+  box.replaceChildren(sign, el("div", {}, word, el("span", { textContent: detail || t(decision) })));
+}
+
+/* The score as a bar from 0, the threshold as a post on the same scale. */
+export function showGauge(box, score, threshold, end = 0) {
+  if (score === null) {
+    box.replaceChildren();
+    return;
+  }
+  const top = end || Math.max(score * 1.1, threshold ? threshold * 2 : 0) || 1;
+  const over = threshold !== null && score > threshold;
+  const fill = el("div", { className: "fill" });
+  fill.style.width = `${Math.min(100, (100 * score) / top)}%`;
+  const track = el("div", { className: "track" }, fill);
+  if (threshold !== null) {
+    const post = el("div", { className: "post" });
+    post.style.left = `${(100 * threshold) / top}%`;
+    track.append(post);
+  }
+  track.setAttribute("aria-hidden", "true");
+  box.dataset.over = over;
+  const line = (key, value, name) =>
+    el("div", {}, el("dt", { textContent: t(key) }), el("dd", { className: name, textContent: value === null ? "–" : number(value), data: { value: value ?? "" } }));
+  const away = threshold ? Math.round((1000 * (score - threshold)) / threshold) / 10 : 0;
+  const words = threshold ? el("p", { textContent: t(over ? "above" : "below", { n: brief(Math.abs(away)) }) }) : "";
+  box.replaceChildren(el("dl", {}, line("score", score, "score"), line("threshold", threshold, "limit")), track, words);
+}
+
+/* One button of a list of parts. */
+export function partButton(part, selected, decision) {
+  const button = el("button", { type: "button", className: "part", data: { decision, id: part.id } });
+  button.setAttribute("aria-pressed", selected);
+  const mark = el("b", { textContent: WORDS[decision] });
+  button.append(part.thumb, el("span", { className: "name", textContent: part.name }), mark);
+  return button;
+}
