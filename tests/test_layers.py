@@ -10,6 +10,7 @@ import pytest
 
 BACKEND = Path(__file__).resolve().parent.parent / "backend"
 LONGEST_FILE = 400
+CATALOGUES = {"backend.errors": 700}  # one tree of errors, with a sentence in two languages each
 
 # The floor of each room. A room may import any room of a lower floor.
 ROOMS = {
@@ -230,7 +231,7 @@ def long_files(house: House) -> list[str]:
     return [
         f"{module} has {lines} lines, more than {LONGEST_FILE}: divide it"
         for module, lines in house.lengths.items()
-        if lines > LONGEST_FILE
+        if lines > CATALOGUES.get(module, LONGEST_FILE)
     ]
 
 

@@ -116,8 +116,11 @@ def has_types(body: dict[str, Any], types: dict[str, Any]) -> None:
 
 def test_health_has_its_fields(client: TestClient) -> None:
     types = dict.fromkeys(["status", "device", "model", "version", "request_id", "recipe_id"], string)
-    has_types(client.get("/health").json(), types)
-    assert client.get("/health").json()["model"] == "texture"
+    of_the_resnet18_api = {"img_size": integer, "knn_k": integer, "threshold": number, "ignore_border_pct": number}
+    body = client.get("/health").json()
+    assert body.pop("roi_path") is None
+    has_types(body, {**types, **of_the_resnet18_api})
+    assert body["model"] == "texture"
 
 
 def test_fit_ok_has_its_fields(client: TestClient) -> None:
