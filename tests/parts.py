@@ -42,7 +42,7 @@ def image_file(image: NDArray[Any], name: str = "part.png") -> ImageFile:
     return ImageFile.named(name, lambda: data)
 
 
-def good_files(count: int = 3, **size: int) -> list[ImageFile]:
+def good_files(count: int = 3, **size: Any) -> list[ImageFile]:
     return [image_file(part(seed, **size), f"good_{seed}.png") for seed in range(count)]
 
 

@@ -19,7 +19,9 @@ def named_in(template: str) -> set[str]:
     return {name for _, name, _, _ in string.Formatter().parse(template) if name}
 
 
-ALL = sorted({InspectionError, *descendants(InspectionError)}, key=lambda kind: kind.__name__)
+ALL: list[type[InspectionError]] = sorted(
+    {InspectionError, *descendants(InspectionError)}, key=lambda kind: kind.__name__
+)
 
 
 def test_each_code_belongs_to_one_kind_of_error() -> None:

@@ -49,7 +49,7 @@ def meta_state(timm_state: State) -> State:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory, timm_state: State, meta_state: State) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("weights")
-    files = {
+    files: dict[str, Any] = {
         "timm.safetensors": timm_state,
         "timm.pth": timm_state,
         "dinov2_vits14_pretrain.pth": meta_state,
@@ -145,9 +145,7 @@ class Trap:
         return (Path.touch, (self.path,))
 
 
-@pytest.mark.parametrize(
-    "write", [lambda o, p: torch.save(o, p), lambda o, p: p.write_bytes(pickle.dumps(o, protocol=2))]
-)
+@pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o, protocol=2))])
 def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path: Path, write: Callable[[Any, Path], Any]) -> None:
     write({"cls_token": Trap(tmp_path / "sprung")}, tmp_path / "evil.pth")
     with pytest.raises(WeightsUnavailable, match=r"evil\.pth"):
@@ -256,6 +254,7 @@ def test_resnet_tokens_are_layer2_and_layer3_of_the_network(tmp_path: Path, grid
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 2)
     save_file(model.state_dict(), tmp_path / "resnet18.safetensors")

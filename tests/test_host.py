@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend import host as host_module
 from backend.config import Settings
 from backend.errors import NotReady, WeightsUnavailable
+from backend.features import build_extractor
 from backend.features_texture import TextureFeatures
 from backend.host import ExtractorHost
 from tests.parts import quick_settings
@@ -61,15 +61,16 @@ def test_the_weight_free_extractor_asked_for_is_not_degraded(tmp_path: Path) -> 
 
 
 def test_it_warms_up_in_the_background_and_requests_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, real = threading.Event(), host_module.build_extractor
+    gate, real = threading.Event(), build_extractor
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         gate.wait(20)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(host_module, "build_extractor", slow)
+    monkeypatch.setattr("backend.host.build_extractor", slow)
     host = started(quick_settings(tmp_path))
-    assert host.status == "warming" and host.extractor is None
+    before = host.status, host.extractor
+    assert before == ("warming", None)
     with pytest.raises(NotReady):
         host.lane(wait=0.01)
     gate.set()
@@ -79,13 +80,13 @@ def test_it_warms_up_in_the_background_and_requests_wait(tmp_path: Path, monkeyp
 
 
 def test_many_first_requests_load_one_extractor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built, real = [], host_module.build_extractor
+    built, real = [], build_extractor
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         built.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(host_module, "build_extractor", counted)
+    monkeypatch.setattr("backend.host.build_extractor", counted)
     host = ExtractorHost(quick_settings(tmp_path))
     lanes: list[Any] = []
     threads = [threading.Thread(target=lambda: lanes.append(host.lane())) for _ in range(12)]
@@ -101,7 +102,7 @@ def test_a_fault_while_loading_reaches_whoever_waits(tmp_path: Path, monkeypatch
     def broken(*_: Any, **__: Any) -> Any:
         raise ImportError("no torch here")
 
-    monkeypatch.setattr(host_module, "build_extractor", broken)
+    monkeypatch.setattr("backend.host.build_extractor", broken)
     host = started(quick_settings(tmp_path))
     with pytest.raises(ImportError, match="no torch"):
         host.lane()

@@ -4,6 +4,7 @@ import threading
 import time
 import tracemalloc
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ from backend.errors import BadImage, EmptyFile, ImageTooLarge, ImageTooSmall, Un
 from backend.utils import decode_image, encode_png, percentile, resize, to_base64, working_scale
 from tests.parts import BGR, encoded, part
 
-LOSSLESS = [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {"lossless": True})]
+LOSSLESS: list[tuple[str, dict[str, Any]]] = [
+    ("PNG", {}),
+    ("BMP", {}),
+    ("TIFF", {}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+    ("WEBP", {"lossless": True}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +63,7 @@ def test_alpha_is_dropped_and_not_blended(picture: BGR, form: str) -> None:
 @pytest.mark.parametrize("transparency", [None, 7, b"\x00\x80\xff"])
 def test_a_palette_becomes_its_colours(picture: BGR, tmp_path: Path, transparency: int | bytes | None) -> None:
     image = Image.fromarray(picture[:, :, ::-1]).quantize(32)
-    extra = {} if transparency is None else {"transparency": transparency}
+    extra: dict[str, Any] = {} if transparency is None else {"transparency": transparency}
     image.save(tmp_path / "p.png", **extra)
     expected = np.asarray(image.convert("RGB"))[:, :, ::-1]
     assert (decode_image((tmp_path / "p.png").read_bytes()) == expected).all()
@@ -103,7 +110,7 @@ def test_opencv_reads_the_same_pixels(shared_data: Path) -> None:
 @pytest.mark.parametrize(("form", "options"), [*LOSSLESS, ("JPEG", {})])
 def test_a_truncated_file_is_refused(picture: BGR, form: str, options: dict[str, Any], share: float) -> None:
     data = encoded(picture, form, **options)
-    with pytest.raises(UndecodableImage, match="cut off.png"):
+    with pytest.raises(UndecodableImage, match=r"cut off\.png"):
         decode_image(data[: int(len(data) * share)], name="cut off.png")
 
 
@@ -209,10 +216,8 @@ def test_a_corrupted_file_is_decoded_or_refused_and_nothing_else(kind: int, plac
     data = bytearray(encoded(part(1, height=32, width=32), form, **options))
     at = place % len(data)
     data[at : at + len(patch)] = patch
-    try:
+    with suppress(BadImage):
         assert decode_image(bytes(data)).ndim == 3
-    except BadImage:
-        pass
 
 
 @settings(deadline=None)
@@ -231,7 +236,8 @@ def test_percentile_of_a_picture_equals_numpys(rng: np.random.Generator) -> None
 
 
 def test_png_is_lossless_and_refuses_what_is_no_picture(picture: BGR) -> None:
-    assert (cv2.imdecode(np.frombuffer(encode_png(picture), np.uint8), cv2.IMREAD_UNCHANGED) == picture).all()
+    back = cv2.imdecode(np.frombuffer(encode_png(picture), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(np.asarray(back), picture)
     with pytest.raises((ValueError, cv2.error)):
         encode_png(np.zeros((4, 4, 7), np.uint8))
 

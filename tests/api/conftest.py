@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from backend.app import create_app
-from tests.api.service import calibrate, client_of, fit, served
+from tests.api.service import Client, calibrate, client_of, fit, served
 from tests.parts import quick_settings
 
 
@@ -33,7 +33,7 @@ def fitted(client: TestClient) -> TestClient:
 
 
 @pytest.fixture(params=["in process", "uvicorn"])
-def either(request: pytest.FixtureRequest, app: FastAPI) -> Iterator[httpx.Client]:
+def either(request: pytest.FixtureRequest, app: FastAPI) -> Iterator[Client]:
     """The same service called in this process and through a socket."""
     if request.param == "in process":
         with client_of(app) as opened:

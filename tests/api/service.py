@@ -18,6 +18,7 @@ IDS = {"role_id": "Master1", "roi_id": "Pattern"}
 FORM = {**IDS, "mm_per_px": "0.2"}
 GOOD = encoded(part(40))
 BAD = encoded(part(41, defect=True))
+Client = httpx.Client | TestClient
 LOCAL = ("127.0.0.1", 50_000)
 
 
@@ -45,17 +46,17 @@ def served(app: FastAPI) -> Iterator[int]:
         thread.join(20)
 
 
-def fit(client: httpx.Client, count: int = 3, **form: str) -> httpx.Response:
+def fit(client: Client, count: int = 3, **form: str) -> Any:
     files = [("images", (f"good_{n}.png", encoded(part(n)), "image/png")) for n in range(count)]
     return client.post("/fit_ok", data={**FORM, **form}, files=files)
 
 
-def infer(client: httpx.Client, image: bytes = GOOD, headers: Mapping[str, str] | None = None, **form: str) -> Any:
+def infer(client: Client, image: bytes = GOOD, headers: Mapping[str, str] | None = None, **form: str) -> Any:
     files = {"image": ("roi.png", image, "image/png")}
     return client.post("/infer", data={**FORM, **form}, files=files, headers=headers)
 
 
-def calibrate(client: httpx.Client, **body: Any) -> httpx.Response:
+def calibrate(client: Client, **body: Any) -> Any:
     return client.post("/calibrate_ng", json={**IDS, "mm_per_px": 0.2, "ok_scores": [0.2, 0.21], **body})
 
 

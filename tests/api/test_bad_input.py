@@ -92,7 +92,7 @@ def unchanged(fitted: TestClient, tmp_path: Path) -> Iterator[TestClient]:
     )
 
 
-def refused(answer: httpx.Response, code: str | None = None, status: int | None = None) -> dict[str, Any]:
+def refused(answer: Any, code: str | None = None, status: int | None = None) -> dict[str, Any]:
     body: dict[str, Any] = json.loads(answer.text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert 400 <= answer.status_code < 500, body
     assert status in (None, answer.status_code)
@@ -140,7 +140,8 @@ def test_a_shape_that_makes_no_sense(unchanged: TestClient, kind: str) -> None:
 
 @pytest.mark.parametrize("value", BAD_IDS)
 def test_an_id_that_is_no_name(unchanged: TestClient, value: str) -> None:
-    for ids in ({"role_id": value}, {"roi_id": value}):
+    choices: list[dict[str, Any]] = [{"role_id": value}, {"roi_id": value}]
+    for ids in choices:
         for answer in (fit(unchanged, **ids), infer(unchanged, **ids), calibrate(unchanged, **ids)):
             body = refused(answer, "invalid_id", 400)
             assert next(iter(ids)) in body["error"]

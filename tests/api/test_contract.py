@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from backend.app import create_app
 from backend.features_texture import TextureFeatures
-from tests.api.service import BAD, FORM, GOOD, IDS, Part, calibrate, client_of, dotnet, fit, infer, served, text
+from tests.api.service import BAD, FORM, GOOD, IDS, Client, Part, calibrate, client_of, dotnet, fit, infer, served, text
 from tests.parts import encoded, part, quick_settings
 
 FIELDS = [text("role_id", "Master1"), text("roi_id", "Pattern"), text("mm_per_px", "0.2")]
@@ -29,12 +29,12 @@ def picture(name: str, number: int, **given: Any) -> Part:
     return Part(name, encoded(part(number, **given)), "image/png", f"SAMPLE_{number}.png")
 
 
-def send(client: httpx.Client, path: str, parts: Sequence[Part]) -> httpx.Response:
+def send(client: Client, path: str, parts: Sequence[Part]) -> Any:
     headers, body = dotnet(parts)
     return client.post(path, content=body, headers=headers)
 
 
-def test_the_stations_requests_work_byte_for_byte(either: httpx.Client) -> None:
+def test_the_stations_requests_work_byte_for_byte(either: Client) -> None:
     fitted = send(either, "/fit_ok", [*FIELDS, *(picture("images", n) for n in range(3))])
     assert fitted.status_code == 200, fitted.text
     assert fitted.json()["n_images"] == 3 and fitted.json()["n_embeddings"] == 192
