@@ -13,7 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.utils import encode_png, percentile, working_scale
+from backend.codecs import encode_grey
+from backend.order import Ranked
+from backend.utils import encode_png, working_scale
 
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -69,7 +71,10 @@ class Region:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What scoring says of one image. `heat`: (h, w) float32 distances at working resolution, 0 outside the mask."""
+    """What scoring says of one image.
+
+    `heat`: (h, w) float32 distances at working resolution, 0 outside the mask; `ranked`: those inside by rank.
+    """
 
     score: float
     stats: dict[str, float]
@@ -77,6 +82,7 @@ class Inspection:
     mask: Mask | None
     regions: list[Region]
     frame: Frame
+    ranked: Ranked
 
 
 class InferenceEngine:
@@ -96,7 +102,7 @@ class InferenceEngine:
         if self.scoring.blur_sigma > 0:
             heat = cv2.GaussianBlur(heat, (0, 0), self.scoring.blur_sigma)
         if mask is not None:
-            heat[~mask] = 0.0
+            heat = cv2.copyTo(heat, mask.view(np.uint8))
         return heat  # type: ignore[return-value]
 
     def run(
@@ -119,32 +125,28 @@ class InferenceEngine:
             area_mm2_thr: regions smaller than this (mm²) are dropped.
         """
         heat = self.anomaly_map(token_map, frame, mask)
-        inside = heat.ravel() if mask is None else heat[mask]
-        stats = statistics(inside)
-        score = score_of(inside, self.scoring, stats)
+        ranked = Ranked(heat, mask)
+        stats = statistics(ranked)
+        score = score_of(ranked, self.scoring, stats)
         found = [] if threshold is None else regions(heat, mask, threshold, frame, mm_per_px, area_mm2_thr)
-        return Inspection(score, stats, heat, mask, found, frame)
+        return Inspection(score, stats, heat, mask, found, frame, ranked)
 
 
-def score_of(values: Float, scoring: Scoring, stats: dict[str, float] | None = None) -> float:
-    """The score of the masked heatmap's values (any shape) under `scoring`."""
+def score_of(values: Ranked, scoring: Scoring, stats: dict[str, float] | None = None) -> float:
+    """The score of the masked heatmap's values under `scoring`."""
     if scoring.method == "percentile":
-        return percentile(values, scoring.percentile)
+        return values.percentile(scoring.percentile)
     known = stats or statistics(values)
     return known["max"] if scoring.method == "max" else known["top1_mean"]
 
 
-def statistics(values: Float) -> dict[str, float]:
-    """max, mean, median and the mean of the largest 1 % (at least one value) of a non-empty array."""
-    flat = values.ravel()
-    top = max(1, round(flat.size * TOP_SHARE))
-    middle = (flat.size - 1) // 2
-    parted = np.partition(flat, sorted({middle, flat.size // 2, flat.size - top}))
+def statistics(values: Ranked) -> dict[str, float]:
+    """max, mean, median and the mean of the largest 1 % (at least one value)."""
     return {
-        "max": float(parted[flat.size - top :].max()),
-        "mean": float(flat.mean(dtype=np.float64)),
-        "median": (float(parted[middle]) + float(parted[flat.size // 2])) / 2.0,
-        "top1_mean": float(parted[flat.size - top :].mean(dtype=np.float64)),
+        "max": values.max,
+        "mean": values.mean,
+        "median": values.median,
+        "top1_mean": values.top_mean(max(1, round(values.n * TOP_SHARE))),
     }
 
 
@@ -155,24 +157,29 @@ def regions(
     hot = heat >= threshold
     if mask is not None:
         hot &= mask
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(hot.view(np.uint8), connectivity=8)
+    outlines, tree = cv2.findContours(hot.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     px_area = 1.0 / frame.scale**2
     found = []
-    for label in range(1, count):
-        area_px = float(stats[label, cv2.CC_STAT_AREA]) * px_area
-        area_mm2 = area_px * mm_per_px**2
-        if area_mm2 >= area_mm2_thr:
-            found.append(_region(labels, label, stats[label], frame, area_px, area_mm2))
+    for outline, (_, _, _, parent) in zip(outlines, () if tree is None else tree[0], strict=True):
+        x, y, w, h = cv2.boundingRect(outline)
+        if parent >= 0 or w * h * px_area * mm_per_px**2 < area_mm2_thr:  # a hole, or too small at the very best
+            continue
+        area_px = _connected(hot[y : y + h, x : x + w], *(outline[0, 0] - (x, y))) * px_area
+        if area_px * mm_per_px**2 >= area_mm2_thr:
+            found.append(_region(outline[:, 0], (x, y, w, h), frame, area_px, area_px * mm_per_px**2))
     return sorted(found, key=lambda region: region.area_px, reverse=True)
 
 
-def _region(labels: NDArray[Any], label: int, stats: NDArray[Any], frame: Frame, px: float, mm2: float) -> Region:
-    x, y, w, h = (int(v) for v in stats[:4])
-    alone = (labels[y : y + h, x : x + w] == label).astype(np.uint8)
-    contours, _ = cv2.findContours(alone, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    points = contours[0].reshape(-1, 2) + np.array((x, y))
+def _connected(hot: Mask, x: int, y: int) -> int:
+    """Pixels of the component that (x, y) belongs to."""
+    _, labels = cv2.connectedComponents(np.ascontiguousarray(hot).view(np.uint8), connectivity=8)
+    return int(np.count_nonzero(labels == labels[y, x]))
+
+
+def _region(points: NDArray[Any], box: tuple[int, int, int, int], frame: Frame, px: float, mm2: float) -> Region:
     if frame.scale == 1.0:
-        return Region((x, y, w, h), px, mm2, points.tolist())
+        return Region(box, px, mm2, points.tolist())
+    x, y, w, h = box
     up = 1.0 / frame.scale
     left, top = int(x * up), int(y * up)
     right, bottom = min(frame.width, round((x + w) * up)), min(frame.height, round((y + h) * up))
@@ -185,19 +192,18 @@ def heatmap_range(inspection: Inspection, scale: HeatmapScale, threshold: float 
 
     The top of an absolute heatmap is twice the threshold, or without one the image's own maximum.
     """
-    inside = inspection.heat if inspection.mask is None else inspection.heat[inspection.mask]
     if scale == "absolute":
         top = max(2.0 * threshold if threshold else 0.0, inspection.stats["max"])
         return 0.0, float(top) or 1.0
-    low, high = percentile(inside, 1.0), percentile(inside, 99.0)
+    low, high = inspection.ranked.percentile(1.0), inspection.ranked.percentile(99.0)
     return (low, high) if high > low else (low, low + 1e-6)
 
 
 def heatmap_png(inspection: Inspection, scale: HeatmapScale, low: float, high: float) -> bytes:
     """PNG of the heatmap at the sender's ROI size: 8-bit grey, or BGR with scale "color"; 0 outside the mask."""
-    grey = cv2.convertScaleAbs(inspection.heat - np.float32(low), alpha=255.0 / (high - low))
-    grey[inspection.heat < low] = 0
+    gain = 255.0 / (high - low)
+    grey = cv2.addWeighted(inspection.heat, gain, inspection.heat, 0.0, -low * gain, dtype=cv2.CV_8U)
     frame = inspection.frame
     if grey.shape != (frame.height, frame.width):
         grey = cv2.resize(grey, (frame.width, frame.height), interpolation=cv2.INTER_LINEAR)
-    return encode_png(cv2.applyColorMap(grey, cv2.COLORMAP_JET) if scale == "color" else grey)
+    return encode_png(cv2.applyColorMap(grey, cv2.COLORMAP_JET)) if scale == "color" else encode_grey(grey)  # type: ignore[arg-type]

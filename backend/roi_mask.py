@@ -76,8 +76,10 @@ def build_mask(shape: Shape | None, height: int, width: int) -> NDArray[np.bool_
     if shape.kind == "rect":
         mask = ((x >= n["x"]) & (x < n["x"] + n["w"])) & ((y >= n["y"]) & (y < n["y"] + n["h"]))
     else:
-        d2 = (x - n["cx"]) ** 2 + (y - n["cy"]) ** 2
-        mask = (d2 <= n["r"] ** 2) & (d2 >= n.get("r_inner", 0.0) ** 2)
+        across, down = (x - n["cx"]) ** 2, (y - n["cy"]) ** 2
+        mask = across <= n["r"] ** 2 - down
+        if "r_inner" in n:
+            mask &= across >= n["r_inner"] ** 2 - down
     if not mask.any():
         raise MaskEmpty(width=width, height=height)
     return mask

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from backend.codecs import decode_whole
 from backend.errors import EmptyFile, ImageTooLarge, ImageTooSmall, UndecodableImage
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -43,6 +44,9 @@ def decode_image(data: bytes, *, name: str = "image", max_megapixels: float = 10
     try:
         image = _open(data)
         _check_size(image, name, max_megapixels)
+        whole = decode_whole(data)
+        if whole is not None:
+            return whole
         image.load()
         return _to_bgr(image)
     except Image.DecompressionBombError as err:  # Pillow's own limit, inside its WebP reader
@@ -90,17 +94,6 @@ def encode_png(image: NDArray[Any], *, level: int = 1) -> bytes:
 def to_base64(data: bytes) -> str:
     """Base64 text of `data`."""
     return base64.b64encode(data).decode("ascii")
-
-
-def percentile(values: NDArray[np.float32], q: float) -> float:
-    """The q-th percentile (0–100) with linear interpolation, as numpy.percentile, of a non-empty array."""
-    flat = np.asarray(values).ravel()
-    position = (flat.size - 1) * q / 100.0
-    low = int(np.floor(position))
-    high = min(low + 1, flat.size - 1)
-    parted = np.partition(flat, (low, high))
-    below, above = float(parted[low]), float(parted[high])
-    return below + (above - below) * (position - low)
 
 
 def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from backend.infer import (
     score_of,
     statistics,
 )
+from backend.order import Ranked
 from backend.patchcore import PatchCoreMemory
 from backend.roi_mask import Shape, build_mask
 
@@ -74,21 +75,21 @@ def test_the_score_is_what_the_slow_road_gives(
 
 
 def test_the_other_scores_are_maximum_and_mean_of_the_top_percent(rng: np.random.Generator) -> None:
-    values = rng.random(1000, np.float32)
-    assert score_of(values, Scoring(method="max")) == values.max()
-    assert score_of(values, Scoring(method="top_mean")) == pytest.approx(np.sort(values)[-10:].mean())
+    values = rng.random((20, 50), np.float32)
+    assert score_of(Ranked(values), Scoring(method="max")) == values.max()
+    assert score_of(Ranked(values), Scoring(method="top_mean")) == pytest.approx(np.sort(values, axis=None)[-10:].mean())
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 99, 100, 1001])
 def test_statistics_equal_their_definitions(rng: np.random.Generator, size: int) -> None:
-    values = rng.random(size, np.float32)
+    values = rng.random((1, size), np.float32)
     top = max(1, round(size * 0.01))
-    assert statistics(values) == pytest.approx(
+    assert statistics(Ranked(values)) == pytest.approx(
         {
             "max": values.max(),
             "mean": values.mean(dtype=np.float64),
             "median": np.median(values),
-            "top1_mean": np.sort(values)[-top:].mean(dtype=np.float64),
+            "top1_mean": np.sort(values, axis=None)[-top:].mean(dtype=np.float64),
         }
     )
 
@@ -229,3 +230,24 @@ def test_rows_of_an_image_left_out_are_no_neighbours(problem: tuple[Float, Float
     assert engine.token_map(tokens, (5, 7), memory).max() < 1e-3
     left_out = engine.token_map(tokens, (5, 7), memory, leave_out=2)
     assert left_out[2].min() > 0.1 and np.delete(left_out, 2, axis=0).max() < 1e-3
+
+
+@pytest.mark.parametrize(("share", "cell"), [(0.5, 1), (0.3, 1), (0.55, 4), (0.02, 3), (0.97, 2)])
+def test_regions_are_the_connected_components(rng: np.random.Generator, share: float, cell: int) -> None:
+    hot = (rng.random((40, 56)) < share).astype(np.float32)
+    heat = cv2.resize(hot, (56 * cell, 40 * cell), interpolation=cv2.INTER_NEAREST)
+    found = regions(heat, None, 0.5, Frame(*heat.shape), 0.1, 0.03)  # type: ignore[arg-type]
+
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(heat.astype(np.uint8), connectivity=8)
+    expected = []
+    for label in range(1, count):
+        x, y, w, h, area = (int(v) for v in stats[label])
+        if area * 0.01 >= 0.03:
+            (outline, *_), _ = cv2.findContours(
+                (labels == label).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+            )
+            expected.append(((x, y, w, h), area, {(int(px), int(py)) for px, py in outline[:, 0]}))
+    assert sorted((r.bbox, r.area_px) for r in found) == sorted((box, area) for box, area, _ in expected)
+    outlines = {r.bbox: {(px, py) for px, py in r.contour} for r in found}
+    assert all(outlines[box] == points for box, _, points in expected if sum(b == box for b, _, _ in expected) == 1)
+    assert [r.area_px for r in found] == sorted((r.area_px for r in found), reverse=True)

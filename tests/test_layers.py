@@ -14,7 +14,7 @@ CATALOGUES = {"backend.errors": 700}  # one tree of errors, with a sentence in t
 
 # The floor of each room. A room may import any room of a lower floor.
 ROOMS = {
-    **dict.fromkeys(["errors", "notices", "config", "utils"], 0),
+    **dict.fromkeys(["errors", "notices", "config", "utils", "codecs", "order"], 0),
     **dict.fromkeys(["features", "features_texture", "features_resnet", "features_grey"], 1),
     **dict.fromkeys(["features_weights", "features_torch", "features_openvino"], 1),
     **dict.fromkeys(["patchcore", "coreset", "coreset_passes", "calib", "roi_mask", "atomic"], 1),
@@ -33,7 +33,7 @@ NOBODY: frozenset[str] = frozenset()
 NEIGHBOURS: dict[str, frozenset[str]] = {
     "errors": frozenset({"notices"}),
     "config": frozenset({"errors"}),
-    "utils": frozenset({"errors"}),
+    "utils": frozenset({"errors", "codecs"}),
     **dict.fromkeys(EXTRACTORS, EXTRACTORS),
     "coreset_passes": frozenset({"coreset"}),
     "patchcore": frozenset({"coreset", "coreset_passes"}),

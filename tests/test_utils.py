@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from backend.errors import BadImage, EmptyFile, ImageTooLarge, ImageTooSmall, UndecodableImage
-from backend.utils import decode_image, encode_png, percentile, resize, to_base64, working_scale
+from backend.utils import decode_image, encode_png, resize, to_base64, working_scale
 from tests.parts import BGR, encoded, part
 
 LOSSLESS: list[tuple[str, dict[str, Any]]] = [
@@ -218,21 +218,6 @@ def test_a_corrupted_file_is_decoded_or_refused_and_nothing_else(kind: int, plac
     data[at : at + len(patch)] = patch
     with suppress(BadImage):
         assert decode_image(bytes(data)).ndim == 3
-
-
-@settings(deadline=None)
-@given(
-    hnp.arrays(np.float32, st.integers(1, 300), elements=st.floats(0, 2, width=32)),
-    st.floats(0, 100, exclude_min=True),
-)
-def test_percentile_equals_numpys(values: Any, q: float) -> None:
-    assert percentile(values, q) == pytest.approx(np.percentile(values.astype(np.float64), q), rel=1e-9, abs=1e-12)
-
-
-def test_percentile_of_a_picture_equals_numpys(rng: np.random.Generator) -> None:
-    values = rng.random((333, 257), np.float32)
-    for q in (1, 50, 95, 99, 100):
-        assert percentile(values, q) == pytest.approx(np.percentile(values.astype(np.float64), q), rel=1e-9)
 
 
 def test_png_is_lossless_and_refuses_what_is_no_picture(picture: BGR) -> None:

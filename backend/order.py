@@ -1,0 +1,75 @@
+"""Order statistics of heatmaps: exact, and without ordering the map."""
+
+from __future__ import annotations
+
+import sys
+from functools import cached_property
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float32]
+
+
+class Ranked:
+    """Answers which value of a heatmap has which rank, through a histogram.
+
+    The upper half of the bits of a non-negative float32 is an integer that rises with it. So the value of a rank lies
+    in the level (of equal upper halves) in which the counts reach that rank, and only this level is ordered.
+
+    Args:
+        values: (h, w) float32, finite, ≥ 0, not empty.
+        mask: (h, w) bool of the values that count, at least one; all when None.
+    """
+
+    def __init__(self, values: Float, mask: NDArray[np.bool_] | None = None) -> None:
+        self.values = values
+        self._mask = None if mask is None else mask.view(np.uint8)
+        self.min, self.max, _, _ = cv2.minMaxLoc(values, self._mask)
+        halves = np.ascontiguousarray(values).view(np.uint16).reshape(*values.shape, 2)
+        self._levels = cv2.extractChannel(halves, int(sys.byteorder == "little"))
+        self._first, last = (int(np.float32(v).view(np.uint32)) >> 16 for v in (self.min, self.max))
+        bins = last - self._first + 1
+        counts = cv2.calcHist([self._levels], [0], self._mask, [bins], [self._first, last + 1])
+        self._reached = np.cumsum(counts.ravel(), dtype=np.int64)
+        self._ordered: dict[int, Float] = {}
+        self.n = int(self._reached[-1])
+
+    @cached_property
+    def mean(self) -> float:
+        """Mean of all values."""
+        return float(cv2.mean(self.values, self._mask)[0])
+
+    @cached_property
+    def median(self) -> float:
+        """Median of all values."""
+        low, high = self._at((self.n - 1) // 2), self._at(self.n // 2)
+        return (low + high) / 2.0
+
+    def percentile(self, q: float) -> float:
+        """The q-th percentile (0–100) with linear interpolation, as numpy.percentile."""
+        position = (self.n - 1) * q / 100.0
+        rank = int(np.floor(position))
+        low, high = self._at(rank), self._at(min(rank + 1, self.n - 1))
+        return low + (high - low) * (position - rank)
+
+    def top_mean(self, n: int) -> float:
+        """Mean of the `n` largest values."""
+        above = self._chosen(self._levels >= self._first + self._level(self.n - n))
+        return float(np.partition(above, above.size - n)[above.size - n :].mean(dtype=np.float64))
+
+    def _at(self, rank: int) -> float:
+        """The value of `rank`, counted from 0 at the smallest."""
+        level = self._level(rank)
+        if level not in self._ordered:  # neighbouring ranks are mostly of one level
+            self._ordered[level] = np.sort(self._chosen(self._levels == self._first + level))
+        return float(self._ordered[level][rank - (int(self._reached[level - 1]) if level else 0)])
+
+    def _level(self, rank: int) -> int:
+        return int(np.searchsorted(self._reached, rank, side="right"))
+
+    def _chosen(self, where: NDArray[np.bool_]) -> Float:
+        if self._mask is not None:
+            where &= self._mask.view(np.bool_)
+        return self.values[where]
