@@ -6,7 +6,8 @@ everywhere: Euclidean between unit vectors, so 0 … 2, whichever library search
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Literal
 
@@ -16,17 +17,16 @@ from numpy.typing import NDArray
 from backend.coreset import (
     BLOCK,
     Array,
-    ChunkedCoreset,
     Coreset,
     Progress,
     blocks,
     checked,
     coreset_size,
     kcenter_greedy,
-    kcenter_greedy_chunked,
     l2_normalize,
     square_norms,
 )
+from backend.coreset_passes import ChunkedCoreset, kcenter_greedy_chunked
 from backend.errors import BackendUnavailable, InvalidValue
 
 __all__ = [
@@ -42,15 +42,14 @@ __all__ = [
 ]
 
 Backend = Literal["auto", "faiss", "sklearn"]
-Search = Callable[[Array, int], tuple[NDArray[np.float32], NDArray[np.int64]]]
+Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
-_SPARE = 4  # neighbours asked for beyond k, so that rounding in the search can be proven harmless
-
-
-def covering_radius(chunks: Iterable[Array], centres: Array) -> float:
-    """The largest Euclidean distance of any row of `chunks` (N_i, D) to its nearest row of `centres` (M, D)."""
-    memory = PatchCoreMemory(centres)
-    return max(float(memory.distances(chunk).max()) for chunk in chunks)
+_SPARE = 3  # neighbours asked for beyond k: a proof needs one that is certainly too far
+_SPARE_SHORT = 63  # the same among shortened vectors, which come closer together
+_SHORTEN_FROM = 8192  # rows; below, shortening costs what it saves
+_RESULTS = 1 << 18  # neighbours held at a time
+_SPLIT = 1 << 32  # multiplications that are worth a thread of their own
+_EPS = float(np.finfo(np.float32).eps)
 
 
 class PatchCoreMemory:
@@ -75,8 +74,9 @@ class PatchCoreMemory:
             raise InvalidValue(field="src", value=f"shape {self.src.shape}", expected=f"({len(self.emb)},)")
         self.dim = self.emb.shape[1]
         self.n_embeddings = len(self.emb)
-        self._search = _searcher(self.backend, self.emb)
-        self._largest = max(float(square_norms(self.emb[rows]).max()) for rows in blocks(len(self.emb), BLOCK))
+        self._plain = _Space(self.emb, _as_it_is)
+        shorten = _Shortener.of(self.emb) if len(self.emb) >= _SHORTEN_FROM else None
+        self._short = None if shorten is None else _Space(shorten(self.emb), shorten)
 
     @classmethod
     def build(
@@ -90,7 +90,7 @@ class PatchCoreMemory:
         src: NDArray[np.int32] | None = None,
         progress: Progress | None = None,
     ) -> PatchCoreMemory:
-        """The memory of a coreset of `emb` (N, D): `coreset_size(N, coreset_rate, limit)` rows by k-center greedy."""
+        """The memory of a coreset of `emb` (N, D): as many rows by k-center greedy as `coreset_size` says."""
         coreset = kcenter_greedy(emb, coreset_size(len(emb), coreset_rate, limit), rng=rng, progress=progress)
         rows = coreset.indices
         memory = cls(emb[rows], backend=backend, src=None if src is None else np.asarray(src)[rows])
@@ -103,13 +103,14 @@ class PatchCoreMemory:
     @property
     def nbytes(self) -> int:
         """Bytes the memory holds in RAM."""
-        return self.emb.nbytes + (0 if self.src is None else self.src.nbytes)
+        short = 0 if self._short is None else self._short.rows.nbytes
+        return self.emb.nbytes + short + (0 if self.src is None else self.src.nbytes)
 
     def distances(self, q: Array, k: int = 1, *, leave_out: int | None = None) -> NDArray[np.float32]:
         """Mean Euclidean distance of each patch to its `k` nearest rows.
 
-        The library only proposes neighbours; the distances are those of plain differences, and where rounding could
-        have hidden a nearer row the patch is searched again without that doubt.
+        The library only proposes neighbours, with lower bounds of their distances; the distances themselves are those
+        of plain differences, and a patch for which the bounds do not exclude every other row is searched further.
 
         Args:
             q: (T, D) float32, unit rows.
@@ -126,65 +127,97 @@ class PatchCoreMemory:
         if k < 1:
             raise InvalidValue(field="PATCHCORE_KNN_K", value=k, expected=">= 1")
         keep = self._kept(leave_out)
-        k = min(k, len(self.emb) if keep is None else len(keep))
-        nearest = np.empty(len(q), np.float32)
-        for block in blocks(len(q), BLOCK):
-            nearest[block] = self._nearest(q[block], k, keep)
-        return nearest
+        k = min(k, len(self) if keep is None else len(keep))
+        parts = max(self._workers(len(q)), -(-len(q) // BLOCK))
+        nearest = _in_threads(
+            self._workers(len(q)), lambda part: self._nearest(part, k, keep), np.array_split(q, parts)
+        )
+        mean: NDArray[np.float32] = np.concatenate(nearest).mean(axis=1)
+        return mean
+
+    def _workers(self, n_queries: int) -> int:
+        """Threads worth starting: no more than OpenMP would, none for little work or where the library has its own."""
+        if self.backend != "faiss":
+            return 1
+        import faiss
+
+        work = n_queries * (self._short or self._plain).rows.size // _SPLIT
+        return max(1, min(work, int(faiss.omp_get_max_threads())))
 
     def _kept(self, leave_out: int | None) -> NDArray[np.int64] | None:
         if leave_out is None:
             return None
         if self.src is None:
-            raise InvalidValue(field="leave_out", value=leave_out, expected="a memory that knows its rows' images")
+            raise InvalidValue(field="leave_out", value=leave_out, expected="a memory that knows its images")
         keep = np.flatnonzero(self.src != leave_out)
         if len(keep) == 0:
             raise InvalidValue(field="leave_out", value=leave_out, expected="an image that is not the only one")
-        return None if len(keep) == len(self.src) else keep
+        return None if len(keep) == len(self) else keep
 
     def _nearest(self, q: Array, k: int, keep: NDArray[np.int64] | None) -> NDArray[np.float32]:
-        approx, rows = self._candidates(q, k + _SPARE, keep)
-        exact = np.stack([_lengths(q - self.emb[column]) for column in rows.T], axis=1)
-        exact.sort(axis=1)
-        exact = exact[:, :k]
-        if rows.shape[1] < (len(self.emb) if keep is None else len(keep)):
-            slack = 2 * self.dim * float(np.finfo(np.float32).eps) * max(self._largest, float(square_norms(q).max()))
-            doubtful = np.flatnonzero((exact[:, -1] > 0) & (exact[:, -1] ** 2 > approx[:, -1] - slack))
-            for block in blocks(len(doubtful), 512):
-                t = doubtful[block]
-                exact[t] = self._rescan(q[t], exact[t], slack, keep)
-        nearest: NDArray[np.float32] = exact.mean(axis=1)
-        return nearest
-
-    def _candidates(
-        self, q: Array, m: int, keep: NDArray[np.int64] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Squared distances as the library rounds them, and rows, of the `m` nearest (fewer if there are fewer)."""
-        if keep is None:
-            return self._search(q, m)
-        near = np.empty((len(q), 0), np.float32)
-        rows = np.empty((len(q), 0), np.int64)
-        for block in blocks(len(keep), BLOCK):
-            squares, found = _searcher(self.backend, self.emb[keep[block]])(q, m)
-            near = np.concatenate([near, squares], axis=1)
-            rows = np.concatenate([rows, keep[block][found]], axis=1)
-            order = np.argsort(near, axis=1, kind="stable")[:, :m]
-            near, rows = np.take_along_axis(near, order, axis=1), np.take_along_axis(rows, order, axis=1)
-        return near, rows
-
-    def _rescan(
-        self, q: Array, known: NDArray[np.float32], slack: float, keep: NDArray[np.int64] | None
-    ) -> NDArray[np.float32]:
-        """The k least distances of each patch, given `known` (T, k) upper bounds and what rounding can do to a square."""
-        best = np.full_like(known, np.inf)
-        limit = known[:, -1:] ** 2 + slack
-        for block in blocks(len(self.emb) if keep is None else len(keep), BLOCK):
-            rows = self.emb[block] if keep is None else self.emb[keep[block]]
-            squares = square_norms(q)[:, None] + square_norms(rows) - 2 * (q @ rows.T)
-            t, r = np.nonzero(squares <= limit)
-            lengths = [_lengths(q[t[pairs]] - rows[r[pairs]]) for pairs in blocks(len(t), BLOCK)]
-            best = _least(best, t, np.concatenate([np.empty(0, np.float32), *lengths]))
+        """(T, k) distances of each patch to its nearest rows, ascending."""
+        best = np.empty((len(q), k), np.float32)
+        left = np.arange(len(q))
+        n_rows = len(self) if keep is None else len(keep)
+        for space, m in self._attempts(k, n_rows):
+            doubtful = []
+            for block in blocks(len(left), max(1, _RESULTS // m)):
+                t = left[block]
+                bounds, rows = self._candidates(space, q[t], m, keep)
+                best[t], doubt = self._measure(q[t], bounds, rows, k, n_rows)
+                doubtful.append(t[doubt])
+            left = np.concatenate(doubtful)
+            if len(left) == 0:
+                break
         return best
+
+    def _attempts(self, k: int, n_rows: int) -> Iterator[tuple[_Space, int]]:
+        """Where to look for how many neighbours, each time for the patches that the last time left in doubt."""
+        if self._short is not None:
+            yield self._short, min(k + _SPARE_SHORT, n_rows)
+        m = k + _SPARE
+        while m < n_rows:
+            yield self._plain, m
+            m *= 8
+        yield self._plain, n_rows
+
+    def _measure(
+        self, q: Array, bounds: NDArray[np.float32], rows: NDArray[np.int64], k: int, n_rows: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The k least distances among candidate `rows` (T, m), and whether a row beyond them may be nearer still."""
+        best = np.stack([self._lengths(q, row) for row in rows.T[:k]], axis=1)
+        best.sort(axis=1)
+        for bound, row in zip(bounds.T[k:], rows.T[k:], strict=True):
+            t = np.flatnonzero(bound < best[:, -1] ** 2)
+            if len(t) == 0:
+                break
+            best[t, -1] = np.minimum(best[t, -1], self._lengths(q[t], row[t]))
+            best[t] = np.sort(best[t], axis=1)
+        if rows.shape[1] == n_rows:
+            return best, np.zeros(len(q), np.bool_)
+        doubt: NDArray[np.bool_] = bounds[:, -1] < best[:, -1] ** 2
+        return best, doubt
+
+    def _lengths(self, q: Array, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        lengths: NDArray[np.float32] = np.sqrt(square_norms(q - self.emb[rows]))
+        return lengths
+
+    def _candidates(self, space: _Space, q: Array, m: int, keep: NDArray[np.int64] | None) -> Found:
+        """Lower bounds of squared distances, ascending, and numbers of the `m` rows nearest in `space`."""
+        search = _search_faiss if self.backend == "faiss" else _search_sklearn
+        short = space.view(q)
+        slack = space.slack(short)
+        if keep is None:
+            squares, rows = search(short, space.rows, m)
+            return squares - slack, rows
+        squares, rows = np.empty((len(q), 0), np.float32), np.empty((len(q), 0), np.int64)
+        for block in blocks(len(keep), BLOCK):
+            found, at = search(short, space.rows[keep[block]], min(m, block.stop - block.start))
+            squares = np.concatenate([squares, found], axis=1)
+            rows = np.concatenate([rows, keep[block][at]], axis=1)
+            order = np.argsort(squares, axis=1, kind="stable")[:, :m]
+            squares, rows = np.take_along_axis(squares, order, axis=1), np.take_along_axis(rows, order, axis=1)
+        return squares - slack, rows
 
     def index_bytes(self) -> bytes:
         """A FAISS flat index of the rows, serialised: what index.faiss holds. Its distances are squares.
@@ -200,20 +233,58 @@ class PatchCoreMemory:
         return bytes(faiss.serialize_index(index))
 
 
-def _lengths(x: Array) -> NDArray[np.float32]:
-    lengths: NDArray[np.float32] = np.sqrt(square_norms(x))
-    return lengths
+def covering_radius(chunks: Iterable[Array], centres: Array) -> float:
+    """The largest Euclidean distance of any row of `chunks` (N_i, D) to its nearest of `centres` (M, D)."""
+    memory = PatchCoreMemory(centres)
+    return max(float(memory.distances(chunk).max()) for chunk in chunks)
 
 
-def _least(best: NDArray[np.float32], t: NDArray[np.int64], lengths: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`best` (T, k), its rows ascending, after meeting `lengths` found for the rows `t` (ascending)."""
-    k = best.shape[1]
-    order = np.lexsort((lengths, t))
-    rank = np.arange(len(t)) - np.searchsorted(t, t)
-    few = rank < k
-    found = np.full_like(best, np.inf)
-    found[t[few], rank[few]] = lengths[order][few]
-    return np.sort(np.concatenate([best, found], axis=1), axis=1)[:, :k]
+class _Space:
+    """Rows to search, and how a patch becomes comparable with them."""
+
+    def __init__(self, rows: Array, view: Callable[[Array], Array]) -> None:
+        self.rows, self.view = rows, view
+        self.longest = max(float(square_norms(rows[block]).max()) for block in blocks(len(rows), BLOCK))
+
+    def slack(self, q: Array) -> float:
+        """What rounding adds to a squared distance at most: γ(D) · (|q| + |m|)², Higham 2002, section 3.1."""
+        return 2 * q.shape[1] * _EPS * max(self.longest, float(square_norms(q).max()))
+
+
+def _as_it_is(x: Array) -> Array:
+    return x
+
+
+class _Shortener:
+    """Maps vectors to fewer numbers whose Euclidean distances never exceed the vectors' own.
+
+    The leading principal coordinates, and the length of all that is left as one more: |q−m|² ≥ |Vᵀ(q−m)|² + (|q⊥| −
+    |m⊥|)² for orthonormal V, by the triangle inequality in the complement. Computed in float64, so that the result is
+    off by no more than its own rounding to float32.
+    """
+
+    def __init__(self, mean: NDArray[np.float64], axes: NDArray[np.float64]) -> None:
+        self.mean, self.axes = mean, axes
+
+    @classmethod
+    def of(cls, x: Array, explained: float = 0.93) -> _Shortener | None:
+        """One for vectors like `x` (N, D), or None if half the coordinates do not explain that much of the variance."""
+        mean = x.mean(axis=0, dtype=np.float64)
+        sample = x[:: -(-len(x) // BLOCK)] - mean.astype(np.float32)
+        variance, axes = np.linalg.eigh((sample.T @ sample).astype(np.float64))
+        share = np.cumsum(variance[::-1]) / max(variance.sum(), 1e-30)
+        width = 32 * (int(np.searchsorted(share, explained)) // 32 + 1)
+        return cls(mean, axes[:, :-width:-1]) if width <= x.shape[1] // 2 else None
+
+    def __call__(self, x: Array) -> Array:
+        """(N, D) to (N, R)."""
+        short = np.empty((len(x), self.axes.shape[1] + 1), np.float32)
+        for rows in blocks(len(x), BLOCK):
+            centred = x[rows] - self.mean
+            kept = centred @ self.axes
+            short[rows, :-1] = kept
+            short[rows, -1] = np.sqrt(np.maximum(square_norms(centred) - square_norms(kept), 0))
+        return short
 
 
 def _require(backend: str) -> None:
@@ -229,22 +300,33 @@ def _resolve(backend: Backend) -> Literal["faiss", "sklearn"]:
     return backend
 
 
-def _searcher(backend: str, rows: Array) -> Search:
-    """A function from (q, m) to the squared distances and positions of the `m` nearest of `rows`, nearest first."""
-    if backend == "faiss":
-        import faiss
+def _in_threads(n: int, task: Callable[[Array], NDArray[np.float32]], parts: list[Array]) -> list[NDArray[np.float32]]:
+    """`task` of each of `parts`, in order, `n` at a time."""
+    if n == 1:
+        return [task(part) for part in parts]
+    with ThreadPoolExecutor(n) as pool:
+        return list(pool.map(task, parts))
 
-        def search(q: Array, m: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-            squares, found = faiss.knn(q, rows, min(m, len(rows)))
-            return squares, found
 
-        return search
+def _search_faiss(q: Array, rows: Array, m: int) -> Found:
+    """The `m` nearest `rows` of each of `q`, on this thread alone.
+
+    OpenMP's team waits for its slowest member at every block of a search, which on a machine busy with other work
+    costs several times the search; whole parts of the queries go to threads instead.
+    """
+    import faiss
+
+    team = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # of this thread only: OpenMP keeps the number for each
+    try:
+        squares, at = faiss.knn(q, rows, m)
+    finally:
+        faiss.omp_set_num_threads(team)
+    return squares, at
+
+
+def _search_sklearn(q: Array, rows: Array, m: int) -> Found:
     from sklearn.neighbors import NearestNeighbors
 
-    neighbours = NearestNeighbors(algorithm="brute").fit(rows)
-
-    def search_brute(q: Array, m: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        lengths, found = neighbours.kneighbors(q, min(m, len(rows)))
-        return np.square(lengths, dtype=np.float32), found
-
-    return search_brute
+    lengths, at = NearestNeighbors(algorithm="brute").fit(rows).kneighbors(q, m)
+    return np.square(lengths, dtype=np.float32), at

@@ -14,6 +14,7 @@ from backend.errors import BackendUnavailable, InspectionError, InvalidValue
 from backend.patchcore import (
     Array,
     PatchCoreMemory,
+    _Shortener,
     coreset_size,
     covering_radius,
     kcenter_greedy,
@@ -226,6 +227,12 @@ class TestPasses:
         assert len(coreset.rows) == 60
         assert whole.radius * 0.5 <= actual <= min(coreset.radius, whole.radius * 2)
 
+    def test_the_radius_counts_rows_that_were_dropped_on_the_way(self) -> None:
+        chunks = [np.full((2, 1), at, np.float32) for at in (0, 10, 4, 10, 0)]
+        coreset = kcenter_greedy_chunked(chunks, 2, rate=0.5, buffer_rows=2, budget=(4 + 2 + 2) * 4)
+        assert sorted(coreset.rows[:, 0]) == [0, 10]
+        assert coreset.radius == covering_radius(chunks, coreset.rows) == 4
+
     def test_rows_know_where_they_came_from(self) -> None:
         chunks = [gaussian(np.random.default_rng(seed), 50 + 17 * seed, 8) for seed in range(9)]
         coreset = kcenter_greedy_chunked(iter(chunks), 40, rate=0.2, buffer_rows=128)
@@ -276,7 +283,7 @@ class TestDistances:
         memory = PatchCoreMemory(rows, backend=backend)  # type: ignore[arg-type]
         assert not memory.distances(rows[::3]).any()
 
-    @pytest.mark.parametrize("spread", [1e-3, 1e-5, 1e-6])
+    @pytest.mark.parametrize("spread", [1e-3, 1e-4, 3e-5, 1e-5, 1e-6])
     def test_hold_where_rows_crowd_closer_than_rounding(self, backend: str, spread: float) -> None:
         rng = np.random.default_rng(2)
         crowd = l2_normalize(gaussian(rng, 1, 256)) + spread * gaussian(rng, 640, 256)
@@ -343,6 +350,25 @@ class TestDistances:
         memory = PatchCoreMemory(np.eye(4, dtype=np.float32), backend=backend)  # type: ignore[arg-type]
         with pytest.raises(InvalidValue):
             memory.distances(q, **options)
+
+
+class TestShortenedVectors:
+    def test_are_never_farther_apart_than_the_vectors(self) -> None:
+        rng = np.random.default_rng(0)
+        rows = decaying(rng, 3000, 128)
+        shortener = _Shortener.of(rows)
+        assert shortener is not None
+        step = rng.choice([0, 1e-6, 1e-3, 0.1], (1000, 1)).astype(np.float32)
+        near = l2_normalize(rows[:1000] + step * gaussian(rng, 1000, 128))
+        for a, b in ((rows[:1000], near), (rows[:1500], rows[1500:])):
+            short = np.square(shortener(a).astype(np.float64) - shortener(b)).sum(axis=1)
+            whole = np.square(a.astype(np.float64) - b).sum(axis=1)
+            assert shortener(a).shape[1] <= 128 // 2 + 1
+            assert (short <= whole + 1e-6 * np.sqrt(whole) + 1e-12).all()
+        assert np.median(short / whole) > 0.8, "a bound that excludes little is of no use"
+
+    def test_are_not_used_where_every_direction_matters(self) -> None:
+        assert _Shortener.of(l2_normalize(gaussian(np.random.default_rng(1), 3000, 64))) is None
 
 
 class TestBackends:
