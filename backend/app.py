@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any
 
 import anyio
@@ -19,30 +19,34 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from backend import __version__
+from backend.collector import Collector
 from backend.config import Settings, load_settings
 from backend.edge import (
+    ERRORS,
+    CollectorDep,
     FormKey,
     InspectorDep,
     MmPerPx,
     RecipeHeader,
     UploadRoute,
     identity,
+    region_fields,
     run_job,
+    run_tracked,
     sentences,
     uploads,
 )
 from backend.errors import InspectionError, InvalidValue
 from backend.features import Extractor
-from backend.infer import HeatmapScale, Region
-from backend.inspector import Inspector
+from backend.infer import HeatmapScale
 from backend.predictor import Predictor
 from backend.problems import on_http_exception, on_inspection_error, on_invalid_fields
+from backend.progress import ProgressBoard
 from backend.roi_mask import parse_shape
-from backend.routes import console, predict
+from backend.routes import console, models, predict, samples, work
 from backend.schemas import (
     CalibrateRequest,
     CalibrateResponse,
-    ErrorBody,
     FitOkResponse,
     Health,
     InferResponse,
@@ -62,17 +66,6 @@ Tells a good part from a bad one having only seen good ones: where it differs, a
 2. `POST /infer` some more good parts, and bad ones if there are any; `POST /calibrate_ng` with their scores.
 3. `POST /infer` each part.
 """
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": meaning}
-    for status, meaning in {
-        400: "The request cannot be served as it is; `code` and `error` say why.",
-        413: "The file or the request is too large.",
-        422: "Fields are missing or not valid.",
-        500: "A fault of the service; the request's id is in its log.",
-        503: "Busy: try again after `Retry-After` seconds.",
-        507: "The disk is full; nothing was changed.",
-    }.items()
-}
 
 contract = APIRouter(route_class=UploadRoute, tags=["contract"])
 
@@ -89,10 +82,14 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
         title="Brake disc inspector", version=__version__, description=DESCRIPTION, lifespan=_lifespan
     )
     app.state.settings = settings
-    app.state.inspector = Inspector(settings, extractor)
+    app.state.collector = Collector(settings, extractor)
+    app.state.inspector = app.state.collector.inspector
+    app.state.progress = ProgressBoard()
     app.state.limiter = anyio.CapacityLimiter(settings.max_queue + 8)
     app.include_router(contract)
     if not settings.contract_only:
+        for router in (samples.router, work.router, models.router):
+            app.include_router(router)
         _include_predict(app, settings)
         console.mount_console(app)
     app.add_exception_handler(InspectionError, on_inspection_error)
@@ -112,8 +109,8 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
 
 
 def _include_predict(app: FastAPI, settings: Settings) -> None:
-    inspector: Inspector = app.state.inspector
-    app.state.predictor = Predictor(settings, inspector.busy)
+    collector: Collector = app.state.collector
+    app.state.predictor = Predictor(settings, collector.inspector.busy)
     app.include_router(predict.router)
     predict.mount_pictures(app, settings.static_dir)
 
@@ -122,16 +119,16 @@ def _include_predict(app: FastAPI, settings: Settings) -> None:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     configure_logging(settings.log_level, settings.log_format)
-    inspector: Inspector = app.state.inspector
+    collector: Collector = app.state.collector
     logger.info("version %s, models in %s", __version__, settings.models_dir)
     predictor: Predictor | None = getattr(app.state, "predictor", None)
-    inspector.start()
+    collector.start()
     if predictor is not None:
-        predictor.start(after=inspector.host.lane)
+        predictor.start(after=collector.inspector.host.lane)
     yield
     if predictor is not None:
         predictor.close()
-    inspector.close()
+    collector.close()
 
 
 @contract.get("/health", response_model=Health, response_model_exclude_unset=True, responses=ERRORS)
@@ -145,16 +142,20 @@ def health(request: Request, inspector: InspectorDep, x_recipe_id: RecipeHeader 
 @contract.post("/fit_ok", response_model=FitOkResponse, responses=ERRORS)
 async def fit_ok(
     request: Request,
-    inspector: InspectorDep,
+    collector: CollectorDep,
     key: FormKey,
     mm_per_px: MmPerPx,
     images: Annotated[list[UploadFile], File(description="Canonical ROIs of good parts.")] = [],  # noqa: B006
+    memory_fit: Annotated[bool, Form(description="Add to the memory instead of replacing it.")] = False,
+    use_dataset: Annotated[bool, Form(description="Fit from the stored OK samples, and from images if any.")] = False,
 ) -> dict[str, Any]:
-    """Build the memory of (role_id, roi_id) from good parts; it replaces the former one in one step."""
+    """Build the memory of (role_id, roi_id) from good parts; it replaces the former one in one step, or grows it."""
     files = uploads(images)
-    result = await run_job(request, lambda job: inspector.fit(key, files, mm_per_px=mm_per_px, job=job))
-    logger.info("fit_ok %s: %d images, %d rows in %s ms", key, len(files), result.coreset_size, result.timings_ms)
+    fit = partial(collector.fit, key, files, mm_per_px=mm_per_px, memory_fit=memory_fit, use_dataset=use_dataset)
+    result = await run_tracked(request, lambda job: fit(job=job))
     metadata = result.metadata
+    n_images, n_rows = metadata["n_images"], result.coreset_size
+    logger.info("fit_ok %s: %d images, %d rows in %s ms", key, n_images, n_rows, result.timings_ms)
     return {
         "n_embeddings": metadata["n_embeddings"],
         "coreset_size": result.coreset_size,
@@ -224,7 +225,7 @@ async def infer(
         **verdict,
         "heatmap_png_base64": to_base64(result.heatmap),
         "heatmap_range": list(result.heatmap_range),
-        "regions": [_region(region) for region in found.regions],
+        "regions": [RegionOut(**region_fields(region)) for region in found.regions],
         "token_shape": list(result.token_shape),
         "stats": found.stats,
         "inference_ms": result.timings_ms["total"],
@@ -241,20 +242,6 @@ def _heatmap_scale(value: str | None) -> HeatmapScale | None:
     if text:
         raise InvalidValue(field="heatmap", value=repr(text[:40]), expected="relative, absolute, color, none")
     return None
-
-
-def _region(region: Region) -> RegionOut:
-    x, y, w, h = region.bbox
-    return RegionOut(
-        x=x,
-        y=y,
-        w=w,
-        h=h,
-        bbox=[x, y, w, h],
-        area_px=region.area_px,
-        area_mm2=region.area_mm2,
-        contour=region.contour,
-    )
 
 
 @cache

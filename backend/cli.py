@@ -1,10 +1,11 @@
-"""python -m backend: serve, fit, infer, evaluate, bank, demo, settings."""
+"""python -m backend: serve, fit, infer, rebuild, evaluate, bank, demo, settings."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,6 +107,28 @@ def infer(
             rows.append(_row(path, result, picture))
         session.warn(result.warnings)
     _report(rows, as_json)
+
+
+@app.command()
+def rebuild(
+    role: Annotated[str | None, typer.Option(help="Only models of this role_id.")] = None,
+    roi: Annotated[str | None, typer.Option(help="Only models of this roi_id.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Only models of this recipe.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also memories that are neither lost nor foreign.")] = False,
+) -> None:
+    """Rebuild memories from the stored samples: those that are lost, and those that another extractor made."""
+    from backend.collector import Collector
+
+    collector = Collector(load_settings())
+    rebuilder, wanted = collector.rebuilder, (role, roi, recipe)
+    with _Session(collector.settings, collector.inspector) as session:
+        keys = collector.samples.all_keys() if force else rebuilder.lost() + rebuilder.foreign()
+        for key in keys:
+            if any(asked not in {None, own} for asked, own in zip(wanted, astuple(key), strict=True)):
+                continue
+            done = rebuilder.rebuild(key, session.job(), replace=True)
+            session.warn(done.notices if done else ())
+            console.print(f"{key}: {done}", highlight=False)
 
 
 @app.command()
@@ -250,10 +273,10 @@ class _Bars:
 class _Session:
     """An inspector without HTTP, and progress bars on standard error."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, inspector: Inspector | None = None) -> None:
         from backend.inspector import Inspector
 
-        self.inspector: Inspector = Inspector(settings)
+        self.inspector: Inspector = inspector or Inspector(settings)
         self.progress = _progress()
 
     def __enter__(self) -> _Session:

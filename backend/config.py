@@ -129,6 +129,16 @@ class Settings(BaseSettings):
     cache_mb: float = Field(1024, gt=0, description="Memory for loaded models.")
     fit_memory_mb: float = Field(4096, gt=0, description="Memory for the embeddings of one fit.")
     fit_wait_s: float = Field(600, ge=0, description="How long a fit waits for another one of the same ROI.")
+    store_samples: bool = Field(True, description="Keep the images that /fit_ok and /send_ng get as samples.")
+    datasets_max_gb: float = Field(50, gt=0, description="Size of all samples at most; more are refused.")
+    min_ok_samples: int = Field(3, ge=1, description="OK samples that a fit with use_dataset needs at least.")
+    trash_days: float = Field(30, ge=0, description="Days that a deleted model stays in MODELS_DIR/.trash.")
+    rebuild_on_start: bool = Field(False, description="Rebuild lost memories from the samples when starting.")
+    augment_rotation_deg: float = Field(0, ge=0, le=45, description="Fit also on a view turned by up to ± this.")
+    augment_jitter: float = Field(0, ge=0, le=0.5, description="Fit also on a view with light and colour ± this share.")
+    debug_heatmaps: bool = Field(False, description="Write each heatmap and its numbers to DEBUG_DIR.")
+    debug_dir: Folder = Field(Path("data/debug"), description="Folder of DEBUG_HEATMAPS.")
+    debug_max_files: int = Field(500, ge=1, description="Heatmaps kept in DEBUG_DIR; the oldest go.")
     api_keys: Names = Field((), description="Keys that may do everything, plain or sha256:<hex>, separated by commas.")
     allow_insecure: bool = Field(False, description="Serve other machines without API_KEYS.")
     cors_origins: Names = Field((), description="Origins whose pages may call the service, separated by commas.")
@@ -170,7 +180,7 @@ class Settings(BaseSettings):
         """Order of the sources: keyword arguments, environment, `.env`, `config.yaml`."""
         return init_settings, env_settings, dotenv_settings, _YamlNames(settings_cls)
 
-    @field_validator("models_dir", "datasets_dir", "artifacts_dir", "static_dir", mode="after")
+    @field_validator("models_dir", "datasets_dir", "artifacts_dir", "static_dir", "debug_dir", mode="after")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value if value.is_absolute() else PROJECT_ROOT / value

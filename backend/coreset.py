@@ -51,10 +51,12 @@ class Coreset:
     Attributes:
         indices: (n,) int64, rows in the order chosen.
         radius: covering radius, the largest distance of any row to its nearest centre (Euclidean).
+        radius_before: the same with the centres given, before any row was added; infinite without.
     """
 
     indices: NDArray[np.int64]
     radius: float
+    radius_before: float = np.inf
 
 
 def kcenter_greedy(
@@ -92,12 +94,13 @@ def kcenter_greedy(
         raise InvalidValue(field="coreset", value=n, expected=">= 1")
     with _own_threads() as each:
         walk = _Traversal(x, n, pool, centres, each)
+        before = walk.radius() if walk.n_centres else np.inf
         if walk.n_centres == 0:
             walk.add(_first_row(len(x), first, rng))
         while len(walk.rows) < walk.wanted and walk.advance():
             if progress is not None:
                 progress(len(walk.rows), walk.wanted)
-        return Coreset(np.array(walk.rows, dtype=np.int64), walk.radius())
+        return Coreset(np.array(walk.rows, dtype=np.int64), walk.radius(), before)
 
 
 @contextmanager

@@ -59,7 +59,8 @@ def run_demo(out: Path, *, good: int, console: Console, seed: int = 7) -> dict[s
     spare = [Part(f"calibration_{n:02d}", brake_disc(rng)) for n in range(CALIBRATION_PARTS)]
     unseen = [Part(f"unseen_good_{n:02d}", brake_disc(rng)) for n in range(FRESH_PARTS)]
     unseen += [Part(defect, brake_disc(rng, defect=defect)) for defect in DEFECTS]
-    settings = load_settings(models_dir=out.resolve() / "models", port=0, log_level="WARNING")
+    folders = {"models_dir": out.resolve() / "models", "datasets_dir": out.resolve() / "datasets"}
+    settings = load_settings(**folders, port=0, log_level="WARNING")
     with served(settings) as client:
         health = client.get("/health").json()
         _say(console, "fit", _fit(client, fitted))

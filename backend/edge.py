@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
 
 import anyio
 import anyio.to_thread
-from fastapi import Depends, Form, Header, Request, Response, UploadFile
+from fastapi import Depends, Form, Header, Query, Request, Response, UploadFile
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from backend.collector import Collector
 from backend.config import Settings
 from backend.errors import BadForm, BadRequest, FileTooLarge, Notice
 from backend.fitting import ImageFile
+from backend.infer import Region
 from backend.inspector import Inspector
 from backend.lane import Job
 from backend.problems import Refused, language_of
+from backend.progress import ProgressBoard, TrackedJob
+from backend.schemas import ErrorBody
 from backend.security import MB
 from backend.storage import ModelKey
 
 T = TypeVar("T")
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": meaning}
+    for status, meaning in {
+        400: "The request cannot be served as it is; `code` and `error` say why.",
+        413: "The file or the request is too large.",
+        422: "Fields are missing or not valid.",
+        500: "A fault of the service; the request's id is in its log.",
+        503: "Busy: try again after `Retry-After` seconds.",
+        507: "The disk is full; nothing was changed.",
+    }.items()
+}
 
 MmPerPx = Annotated[float, Form(gt=0, le=1e6, allow_inf_nan=False, description="Millimetres per pixel of the ROI.")]
 RoleId = Annotated[str, Form(description="Role, such as Master1.", examples=["Master1"])]
@@ -101,6 +118,24 @@ def get_inspector(request: Request) -> Inspector:
 InspectorDep = Annotated[Inspector, Depends(get_inspector)]
 
 
+def get_collector(request: Request) -> Collector:
+    """The app's collector."""
+    collector: Collector = request.app.state.collector
+    return collector
+
+
+CollectorDep = Annotated[Collector, Depends(get_collector)]
+
+
+def get_progress(request: Request) -> ProgressBoard:
+    """The app's jobs."""
+    board: ProgressBoard = request.app.state.progress
+    return board
+
+
+ProgressDep = Annotated[ProgressBoard, Depends(get_progress)]
+
+
 def form_key(
     role_id: RoleId,
     roi_id: RoiId,
@@ -115,9 +150,35 @@ def form_key(
 FormKey = Annotated[ModelKey, Depends(form_key)]
 
 
+def query_key(
+    role_id: Annotated[str, Query(description="Role, such as Master1.", examples=["Master1"])],
+    roi_id: Annotated[str, Query(description="ROI, such as Pattern.", examples=["Pattern"])],
+    recipe_id: Annotated[str | None, Query(description="Recipe; the X-Recipe-Id header says the same.")] = None,
+    x_recipe_id: RecipeHeader = None,
+) -> ModelKey:
+    """The model that a query names. Raises InvalidId, RecipeInvalid."""
+    return ModelKey.of(role_id, roi_id, recipe_id or x_recipe_id)
+
+
+QueryKey = Annotated[ModelKey, Depends(query_key)]
+
+
 def uploads(files: Sequence[UploadFile]) -> list[ImageFile]:
-    """The uploaded files as image files whose bytes are read when needed."""
-    return [ImageFile.named(file.filename, file.file.read) for file in files]
+    """The uploaded files as image files whose bytes are read when needed, as often as needed."""
+    return [ImageFile.named(file.filename, _Rereadable(file)) for file in files]
+
+
+class _Rereadable:
+    """All bytes of an upload at each call, from any thread."""
+
+    def __init__(self, upload: UploadFile) -> None:
+        self._file = upload.file
+        self._lock = threading.Lock()
+
+    def __call__(self) -> bytes:
+        with self._lock:
+            self._file.seek(0)
+            return self._file.read()
 
 
 def sentences(request: Request, notices: Sequence[Notice]) -> list[str]:
@@ -154,3 +215,25 @@ async def run_job(request: Request, work: Callable[[Job], T], job: Job | None = 
         return await anyio.to_thread.run_sync(work, job, limiter=limiter)
     finally:
         watcher.cancel()
+
+
+async def run_tracked(request: Request, work: Callable[[TrackedJob], T]) -> T:
+    """Like `run_job`, and the job can be followed at /progress/<the request's id>."""
+    job = get_progress(request).begin(request.state.request_id)
+    with job.ending():
+        return await run_job(request, lambda _: work(job), job)
+
+
+def region_fields(region: Region) -> dict[str, Any]:
+    """A region as every route answers it."""
+    x, y, w, h = region.bbox
+    return {
+        "x": x,
+        "y": y,
+        "w": w,
+        "h": h,
+        "bbox": [x, y, w, h],
+        "area_px": region.area_px,
+        "area_mm2": region.area_mm2,
+        "contour": region.contour,
+    }

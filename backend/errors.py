@@ -1,4 +1,4 @@
-"""Everything that can go wrong, and every warning, each with a stable code and a text in Spanish and English.
+"""Everything that can go wrong, each with a stable code and a text in Spanish and English (warnings: notices.py).
 
 InspectionError
 ├── BadRequest (400)
@@ -18,12 +18,11 @@ InspectionError
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from backend.notices import NOTICES
-
-Language = Literal["es", "en"]
+from backend.notices import Language as Language  # noqa: PLC0414 - named here for those who import errors
+from backend.notices import Lenient
+from backend.notices import Notice as Notice  # noqa: PLC0414
 
 
 class InspectionError(Exception):
@@ -41,12 +40,7 @@ class InspectionError(Exception):
     def text(self, language: Language) -> str:
         """The sentence in `language`; values the template names but that were not given read as '?'."""
         template = self.es if language == "es" else self.en
-        return template.format_map(_Lenient(self.values))
-
-
-class _Lenient(dict[str, Any]):
-    def __missing__(self, key: str) -> str:
-        return "?"
+        return template.format_map(Lenient.of(self.values, language))
 
 
 class BadRequest(InspectionError):
@@ -389,16 +383,3 @@ class InvalidSettings(StartupError):
     code = "invalid_settings"
     es = "La configuración no es válida: {reason}"
     en = "The settings are not valid: {reason}"
-
-
-@dataclass(frozen=True)
-class Notice:
-    """A warning that travels with an answer: a stable code and its sentence in both languages."""
-
-    code: str
-    values: dict[str, Any] = field(default_factory=dict)
-
-    def text(self, language: Language) -> str:
-        """The sentence in `language`."""
-        es, en = NOTICES[self.code]
-        return (es if language == "es" else en).format_map(_Lenient(self.values))

@@ -28,9 +28,10 @@ from backend.evaluation import (
 from backend.features import RGB, Extractor
 from backend.fitting import ImageFile
 from backend.infer import Inspection
-from backend.inspector import InferResult, Inspector
+from backend.inspector import Inspector
 from backend.lane import Job
 from backend.pictures import overlay
+from backend.results import InferResult
 from backend.sets import GOOD, InspectionSet, LabelledImage
 from backend.storage import ModelKey
 from backend.utils import decode_image, encode_png, resize

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.augment import Augmentation
 from backend.errors import Notice, TokenGridMismatch
 from backend.features import RGB, Extractor, Grid, prepare, token_grid
 from backend.lane import Job, Lane
 from backend.patchcore import PatchCoreMemory
-from backend.utils import decode_image
+from backend.utils import decode_image, encode_png
 
 DECODERS = 2
 
@@ -115,18 +116,76 @@ def embed_images(
                 pool.submit(prepare_image, file, extractor, expected=first.grid, max_megapixels=max_megapixels)
                 for file in files[1:]
             )
-            for image in _ahead(later, 2 * DECODERS):
+            for image in ahead(later, 2 * DECODERS):
                 digests.append(image.digest)
                 yield image
 
     in_lane = (lane.submit(image.pixels, bulk=True) for image in ready())
-    for number, rows in enumerate(_ahead(in_lane, lane.max_batch + 1, job)):
+    for number, rows in enumerate(ahead(in_lane, lane.max_batch + 1, job)):
         emb[number * tokens : (number + 1) * tokens] = rows
         job.report("extract", number + 1, len(files))
     return Embedded(emb, np.repeat(np.arange(len(files), dtype=np.int32), tokens), first.grid, digests)
 
 
-def _ahead(futures: Iterator[Future[Any]], window: int, job: Job | None = None) -> Iterator[Any]:
+def embed_good_parts(
+    files: Sequence[ImageFile],
+    lane: Lane,
+    job: Job,
+    *,
+    augmentation: Augmentation,
+    seed: int,
+    expected: Grid | None = None,
+    max_megapixels: float = 100,
+) -> Embedded:
+    """Embeddings of `files`, and of an augmented view of each when there is augmentation.
+
+    `src` numbers the files; one sent twice has the first one's number, a view its image's, and a row that several
+    files share −1, so that what leaves one image out leaves out what that image alone brought.
+
+    Raises:
+        BadImage, TokenGridMismatch, Cancelled.
+    """
+    views = [view for file in files for view in _with_view(file, augmentation, seed)]
+    per_file = len(views) // len(files)
+    embedded = embed_images(views, lane, job, expected=expected, max_megapixels=max_megapixels)
+    digests = embedded.digests[::per_file]
+    first: dict[str, int] = {}
+    numbers = np.array([first.setdefault(digest, i) for i, digest in enumerate(digests)], np.int32)
+    src = numbers[embedded.src // per_file]
+    src[rows_of_several(embedded.emb, src)] = -1
+    return Embedded(embedded.emb, src, embedded.grid, digests)
+
+
+def _with_view(file: ImageFile, augmentation: Augmentation, seed: int) -> Iterator[ImageFile]:
+    yield file
+    if augmentation:
+        yield ImageFile(f"{file.name} (augmented)", lambda: _view_bytes(file, augmentation, seed))
+
+
+def _view_bytes(file: ImageFile, augmentation: Augmentation, seed: int) -> bytes:
+    """A PNG of the one view that `seed` and the image's own content give, whatever it is fitted with."""
+    data = file.read()
+    content = np.frombuffer(hashlib.sha256(data).digest(), np.uint32)
+    rng = np.random.default_rng([seed, *content.tolist()])
+    return encode_png(augmentation.view(decode_image(data, name=file.name), rng))
+
+
+def rows_of_several(emb: NDArray[np.float32], src: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """(N,) bool: rows of emb (N, D) that occur, bit for bit, under more than one number of src (N,)."""
+    columns = np.linspace(0, emb.shape[1] - 1, 4).astype(int)
+    keys = np.ascontiguousarray(emb[:, columns]).view("V16").ravel()
+    _, first, group, count = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    alike = np.flatnonzero(count[group] > 1)
+    alike = alike[[bool(np.array_equal(emb[row], emb[first[group[row]]])) for row in alike]]
+    low, high = np.full(len(count), np.iinfo(np.int32).max), np.full(len(count), -2)
+    np.minimum.at(low, group[alike], src[alike])
+    np.maximum.at(high, group[alike], src[alike])
+    several = np.zeros(len(emb), bool)
+    several[alike] = (low != high)[group[alike]]
+    return several
+
+
+def ahead(futures: Iterator[Future[Any]], window: int, job: Job | None = None) -> Iterator[Any]:
     """Results in order while up to `window` later ones are under way; what is under way is cancelled on leaving."""
     waiting: deque[Future[Any]] = deque()
     try:

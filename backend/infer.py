@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.codecs import encode_grey
+from backend.errors import MaskEmpty
 from backend.order import Ranked
+from backend.roi_mask import Shape, build_mask
 from backend.utils import encode_png, working_scale
 
 Float = NDArray[np.float32]
@@ -57,6 +59,18 @@ class Frame:
     def working(self) -> tuple[int, int]:
         """(height, width) of the heatmap."""
         return max(1, round(self.height * self.scale)), max(1, round(self.width * self.scale))
+
+
+def part_mask(shape: Shape | None, frame: Frame) -> Mask | None:
+    """The mask of the part at working resolution; None without a shape.
+
+    Raises:
+        MaskEmpty: it speaks of the sender's pixels.
+    """
+    try:
+        return build_mask(shape.scaled(frame.scale) if shape else None, *frame.working)
+    except MaskEmpty as err:
+        raise MaskEmpty(width=frame.width, height=frame.height) from err
 
 
 @dataclass(frozen=True)

@@ -4,73 +4,41 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from time import monotonic, perf_counter
+from copy import copy
+from time import monotonic
 from typing import Any
 
 import numpy as np
 
 from backend import __version__
+from backend.augment import Augmentation
 from backend.binding import Applied, apply_calibration, scoring_id
 from backend.cache import FittedModel, ModelCache, check_extractor, index_bytes
 from backend.calib import FEW_OK, choose_threshold
 from backend.config import Settings
-from backend.errors import FitInProgress, MaskEmpty, NoImages, Notice
+from backend.errors import FitInProgress, NoImages, Notice
 from backend.features import Extractor, Grid
-from backend.fitting import Embedded, ImageFile, embed_images, fit_metadata, prepare_image
+from backend.fitting import Embedded, ImageFile, embed_good_parts, fit_metadata, prepare_image
 from backend.host import ExtractorHost
 from backend.infer import (
     Frame,
     HeatmapScale,
     InferenceEngine,
-    Inspection,
-    Mask,
     Scoring,
     heatmap_png,
     heatmap_range,
+    part_mask,
 )
-from backend.lane import Job
+from backend.journal import Journal
+from backend.lane import Job, Lane
 from backend.patchcore import PatchCoreMemory
-from backend.roi_mask import Shape, build_mask
+from backend.results import CalibrationResult, Clock, FitResult, InferResult, about_size, params_of
+from backend.roi_mask import Shape
 from backend.storage import ModelKey, ModelStore, StoredMemory
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a fit made: the metadata of its memory, and sizes in rows (embeddings)."""
-
-    coreset_size: int
-    token_shape: Grid
-    metadata: dict[str, Any]
-    timings_ms: dict[str, float]
-    warnings: list[Notice]
-
-
-@dataclass(frozen=True)
-class CalibrationResult:
-    """The calibration as it was written to calib.json."""
-
-    values: dict[str, Any]
-    warnings: list[Notice]
-
-
-@dataclass(frozen=True)
-class InferResult:
-    """The verdict on one image. `threshold` and `is_anomaly` are None without a calibration that applies."""
-
-    inspection: Inspection
-    threshold: float | None
-    is_anomaly: bool | None
-    heatmap: bytes
-    heatmap_range: tuple[float, float]
-    token_shape: Grid
-    params: dict[str, Any]
-    timings_ms: dict[str, float]
-    warnings: list[Notice]
 
 
 class Inspector:
@@ -79,10 +47,12 @@ class Inspector:
     Args:
         settings: the service's settings.
         extractor: used instead of the one the settings name (tests, embedding in other programs).
+        journal: told of every fit, calibration and inspection.
     """
 
-    def __init__(self, settings: Settings, extractor: Extractor | None = None) -> None:
+    def __init__(self, settings: Settings, extractor: Extractor | None = None, journal: Journal | None = None) -> None:
         self.settings = settings
+        self.journal = journal or Journal()
         self.store = ModelStore(settings.models_dir)
         self.cache = ModelCache(self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend)
         self.host = ExtractorHost(settings, extractor)
@@ -115,37 +85,51 @@ class Inspector:
         """Notices that every answer carries: the degraded state."""
         return [self.host.degraded] if self.host.degraded else []
 
-    def fit(self, key: ModelKey, files: Sequence[ImageFile], *, mm_per_px: float, job: Job | None = None) -> FitResult:
+    def fit(
+        self,
+        key: ModelKey,
+        files: Sequence[ImageFile],
+        *,
+        mm_per_px: float,
+        job: Job | None = None,
+        keep: bool = True,
+    ) -> FitResult:
         """Build the memory of `key` from images of good parts, replacing the former one in one step.
 
-        Nothing is written before every image was decoded and embedded.
+        Nothing is written before every image was decoded and embedded. `keep`: the journal is shown the images.
 
         Raises:
             NoImages, BadImage, TokenGridMismatch, FitInProgress, Cancelled, DiskFull, ReadOnlyStore.
         """
         if not files:
             raise NoImages()
-        job, clock = job or Job(), _Clock()
+        job, clock = job or Job(), Clock()
         lane = self.host.lane()
-        with self._one_fit(key, job):
-            embedded = embed_images(files, lane, job, max_megapixels=self.settings.max_image_mp)
+        with self.one_fit(key, job):
+            embedded = self.embed(files, lane, job)
             clock.mark("extract")
-            memory = self._remember(embedded, job)
+            memory = self.remember(embedded, job)
             clock.mark("coreset")
-            metadata = fit_metadata(
-                lane.extractor,
-                files,
-                embedded,
-                memory,
-                coreset_rate=self.settings.coreset_rate,
-                seed=self.settings.seed,
-                mm_per_px=mm_per_px,
-            )
+            metadata = self.metadata_of(files, embedded, memory, lane.extractor, mm_per_px)
             job.check()
-            stored = self._commit(key, memory, embedded.grid, metadata)
+            with self.store.writing(key, self.settings.fit_wait_s):
+                stored, notices = self.commit(key, memory, embedded.grid, metadata, files if keep else ())
             clock.mark("store")
-        notices = self.warnings() + self._capped(len(embedded.emb))
+        notices = self.warnings() + self._capped(len(embedded.emb)) + notices
         return FitResult(len(memory), embedded.grid, stored.metadata, clock.report(), notices)
+
+    def embed(self, files: Sequence[ImageFile], lane: Lane, job: Job, *, expected: Grid | None = None) -> Embedded:
+        """Embeddings of good parts with the settings' augmentation. Raises BadImage, TokenGridMismatch, Cancelled."""
+        settings = self.settings
+        return embed_good_parts(
+            files,
+            lane,
+            job,
+            augmentation=Augmentation(rotation_deg=settings.augment_rotation_deg, jitter=settings.augment_jitter),
+            seed=settings.seed,
+            expected=expected,
+            max_megapixels=settings.max_image_mp,
+        )
 
     def calibrate(
         self,
@@ -156,16 +140,18 @@ class Inspector:
         mm_per_px: float,
         area_mm2_thr: float | None = None,
         score_percentile: float | None = None,
+        scored_at: float | None = None,
     ) -> CalibrationResult:
         """Choose the threshold from scores and write calib.json, bound to the memory, extractor and scoring.
+
+        `scored_at` is the percentile that the scores were made with; None: the one that /infer uses.
 
         Raises:
             MemoryNotFound, ExtractorMismatch, DamagedFile, FitInProgress, DiskFull, ReadOnlyStore.
         """
         extractor = self.host.lane().extractor
-        model = self.cache.model(key)
-        older = check_extractor(key, model, extractor)
-        former = self.applied(key, model, extractor).scoring.percentile
+        model, older = self.fitted(key, extractor)
+        former = scored_at or self.applied(key, model, extractor).scoring.percentile
         percentile = score_percentile or self.settings.score_percentile
         chosen = choose_threshold(ok_scores, ng_scores, percentile=percentile, margin=self.settings.threshold_margin)
         values = {
@@ -185,13 +171,14 @@ class Inspector:
         }
         with self.store.writing(key, self.settings.fit_wait_s):
             self.store.save_calibration(key, values)
+            recorded = self.journal.calibrated(key, values)
         notices = [
             older,
             Notice("scores_overlap", {"p_ok": chosen.p_ok, "p5_ng": chosen.p5_ng}) if chosen.overlap else None,
             Notice("few_ok_scores", {"n": len(ok_scores)}) if len(ok_scores) < FEW_OK else None,
             Notice("percentile_changed", {"former": former, "new": percentile}) if percentile != former else None,
         ]
-        return CalibrationResult(values, self.warnings() + [notice for notice in notices if notice])
+        return CalibrationResult(values, self.warnings() + [notice for notice in notices if notice] + recorded)
 
     def infer(
         self,
@@ -214,16 +201,15 @@ class Inspector:
             MemoryNotFound, ExtractorMismatch, TokenGridMismatch, BadImage, MaskEmpty, QueueFull,
             Cancelled, DamagedFile.
         """
-        job, clock = job or Job(), _Clock()
+        job, clock = job or Job(), Clock()
         lane = self.host.lane()
         with lane.slot():
-            model = self.cache.model(key)
-            older = check_extractor(key, model, lane.extractor)
+            model, older = self.fitted(key, lane.extractor)
             image = prepare_image(
                 file, lane.extractor, expected=model.stored.grid, max_megapixels=self.settings.max_image_mp
             )
             frame = Frame(*image.size)
-            mask = _part_mask(shape, frame)
+            mask = part_mask(shape, frame)
             clock.mark("decode")
             tokens = job.wait(lane.submit(image.pixels))
             clock.mark("forward")
@@ -244,11 +230,12 @@ class Inspector:
             low, high = heatmap_range(inspection, scale, applied.threshold)
             png = b"" if scale == "none" else heatmap_png(inspection, scale, low, high)
             clock.mark("png")
+        self.journal.inspected(key, file.name, inspection, applied.threshold)
         notices = [
             *([older] if older else []),
             *image.notices,
             *applied.notices,
-            *_about_size(frame, mm_per_px, model),
+            *about_size(frame, mm_per_px, model),
         ]
         return InferResult(
             inspection=inspection,
@@ -257,7 +244,7 @@ class Inspector:
             heatmap=png,
             heatmap_range=(low, high),
             token_shape=image.grid,
-            params=_params(lane.extractor, model, applied, mm_per_px, self.settings),
+            params=params_of(lane.extractor, model, applied, mm_per_px, self.settings),
             timings_ms=clock.report(),
             warnings=self.warnings() + notices,
         )
@@ -272,6 +259,15 @@ class Inspector:
             k=self.settings.patchcore_knn_k,
         )
 
+    def fitted(self, key: ModelKey, extractor: Extractor) -> tuple[FittedModel, Notice | None]:
+        """The model of `key`, if `extractor` made it; a notice when it cannot say.
+
+        Raises:
+            MemoryNotFound, ExtractorMismatch, DamagedFile.
+        """
+        model = self.cache.model(key)
+        return model, check_extractor(key, model, extractor)
+
     def applied(self, key: ModelKey, model: FittedModel, extractor: Extractor) -> Applied:
         """The calibration that holds for `model` now. Raises DamagedFile."""
         return apply_calibration(
@@ -283,7 +279,7 @@ class Inspector:
         )
 
     @contextmanager
-    def _one_fit(self, key: ModelKey, job: Job) -> Iterator[None]:
+    def one_fit(self, key: ModelKey, job: Job) -> Iterator[None]:
         """One fit at a time in this process, so that FIT_MEMORY_MB holds. Raises FitInProgress, Cancelled."""
         deadline = monotonic() + self.settings.fit_wait_s
         while not self._fitting.acquire(timeout=0.1):
@@ -295,7 +291,9 @@ class Inspector:
         finally:
             self._fitting.release()
 
-    def _remember(self, embedded: Embedded, job: Job) -> PatchCoreMemory:
+    def remember(self, embedded: Embedded, job: Job) -> PatchCoreMemory:
+        """The memory of a fit's embeddings, with the settings' coreset."""
+
         def progress(done: int, total: int) -> None:
             job.check()
             job.report("coreset", done, total)
@@ -310,71 +308,63 @@ class Inspector:
             progress=progress,
         )
 
-    def _commit(self, key: ModelKey, memory: PatchCoreMemory, grid: Grid, metadata: dict[str, Any]) -> StoredMemory:
+    def metadata_of(
+        self,
+        files: Sequence[ImageFile],
+        embedded: Embedded,
+        memory: PatchCoreMemory,
+        extractor: Extractor,
+        mm_per_px: float,
+    ) -> dict[str, Any]:
+        """The metadata of a memory fitted with the settings."""
+        settings = self.settings
+        own = fit_metadata(
+            extractor,
+            files,
+            embedded,
+            memory,
+            coreset_rate=settings.coreset_rate,
+            seed=settings.seed,
+            mm_per_px=mm_per_px,
+        )
+        return {**own, **self.fit_settings}
+
+    def under(self, fit_settings: Mapping[str, Any]) -> Inspector:
+        """The same service, without its journal, with the settings that an earlier fit was made with."""
+        known = {name: fit_settings[name] for name in ("coreset_rate", "max_coreset", "seed") if name in fit_settings}
+        augment = {f"augment_{name}": value for name, value in fit_settings.get("augment", {}).items()}
+        other = copy(self)
+        other.settings = self.settings.model_copy(update=known | augment)
+        other.journal = Journal()
+        return other
+
+    @property
+    def fit_settings(self) -> dict[str, Any]:
+        """The settings that a fit depends on, as the metadata of its memory holds them."""
+        settings = self.settings
+        return {
+            "coreset_rate": settings.coreset_rate,
+            "max_coreset": settings.max_coreset,
+            "seed": settings.seed,
+            "augment": {"rotation_deg": settings.augment_rotation_deg, "jitter": settings.augment_jitter},
+        }
+
+    def commit(
+        self,
+        key: ModelKey,
+        memory: PatchCoreMemory,
+        grid: Grid,
+        metadata: dict[str, Any],
+        files: Sequence[ImageFile] = (),
+    ) -> tuple[StoredMemory, list[Notice]]:
+        """Write a memory, with `files` and what was done told to the journal. The caller holds the store's lock."""
         src = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
-        with self.store.writing(key, self.settings.fit_wait_s):
-            stored = self.store.save_memory(key, memory.emb, grid, src, metadata, index_bytes(memory))
-            self.cache.put(key, memory, stored, self.store.stamp(key))
-        return stored
+        notices = self.journal.keep(key, files, float(metadata["mm_per_px"])) if files else []
+        stored = self.store.save_memory(key, memory.emb, grid, src, metadata, index_bytes(memory))
+        self.cache.put(key, memory, stored, self.store.stamp(key))
+        return stored, notices + self.journal.fitted(key, stored.metadata)
 
     def _capped(self, n_embeddings: int) -> list[Notice]:
         wanted = round(n_embeddings * self.settings.coreset_rate)
         limit = self.settings.max_coreset
         return [Notice("coreset_capped", {"limit": limit, "wanted": wanted})] if wanted > limit else []
-
-
-class _Clock:
-    """Milliseconds by stage."""
-
-    def __init__(self) -> None:
-        self._started = self._last = perf_counter()
-        self._stages: dict[str, float] = {}
-
-    def mark(self, stage: str) -> None:
-        now = perf_counter()
-        self._stages[stage] = round(1000 * (now - self._last), 3)
-        self._last = now
-
-    def report(self) -> dict[str, float]:
-        return {**self._stages, "total": round(1000 * (perf_counter() - self._started), 3)}
-
-
-def _part_mask(shape: Shape | None, frame: Frame) -> Mask | None:
-    """The mask at working resolution. Raises MaskEmpty, which speaks of the sender's pixels."""
-    try:
-        return build_mask(shape.scaled(frame.scale) if shape else None, *frame.working)
-    except MaskEmpty as err:
-        raise MaskEmpty(width=frame.width, height=frame.height) from err
-
-
-def _about_size(frame: Frame, mm_per_px: float, model: FittedModel) -> list[Notice]:
-    notices = []
-    if frame.scale < 1:
-        notices.append(Notice("image_downscaled", {"megapixels": frame.height * frame.width / 1e6}))
-    fitted = model.stored.metadata.get("mm_per_px")
-    if isinstance(fitted, float) and abs(mm_per_px - fitted) > 0.01 * fitted:
-        notices.append(Notice("mm_per_px_differs", {"got": mm_per_px, "expected": fitted}))
-    return notices
-
-
-def _params(
-    extractor: Extractor, model: FittedModel, applied: Applied, mm_per_px: float, settings: Settings
-) -> dict[str, Any]:
-    metadata = model.stored.metadata
-    rate = float(metadata.get("coreset_rate", settings.coreset_rate))
-    return {
-        "extractor": extractor.name,
-        "input_size": extractor.input_size,
-        "patch_size": extractor.patch,
-        "coreset_rate": rate,
-        "coreset_rate_applied": float(metadata.get("coreset_rate_applied", rate)),
-        "k": applied.scoring.k,
-        "score_percentile": applied.scoring.percentile,
-        "score_method": applied.scoring.method,
-        "blur_sigma": applied.scoring.blur_sigma,
-        "mm_per_px": mm_per_px,
-        "area_mm2_thr": applied.area_mm2_thr,
-        "model_version": str(metadata.get("model_version", "")),
-        "device": extractor.device,
-        "runtime": extractor.runtime,
-    }

@@ -1,6 +1,37 @@
-"""The sentences of the warnings that travel with answers: code, Spanish, English."""
+"""The warnings that travel with answers: code, Spanish, English."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Language = Literal["es", "en"]
+
+
+class Lenient(dict[str, Any]):
+    """Values for a template: errors and warnings among them with their own text, '?' for what was not given."""
+
+    @classmethod
+    def of(cls, values: dict[str, Any], language: Language) -> Lenient:
+        """`values` for a sentence in `language`."""
+        return cls({k: v.text(language) if hasattr(v, "text") else v for k, v in values.items()})
+
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A warning that travels with an answer: a stable code and its sentence in both languages."""
+
+    code: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def text(self, language: Language) -> str:
+        """The sentence in `language`."""
+        es, en = NOTICES[self.code]
+        return (es if language == "es" else en).format_map(Lenient.of(self.values, language))
+
 
 NOTICES: dict[str, tuple[str, str]] = {
     "degraded": (
@@ -66,5 +97,33 @@ NOTICES: dict[str, tuple[str, str]] = {
     "duplicates_left_out": (
         "{n} imágenes repetidas no se han contado dos veces.",
         "{n} repeated images were not counted twice.",
+    ),
+    "nothing_new": (
+        "Todas las imágenes estaban ya en la memoria: no ha cambiado.",
+        "All images were in the memory already: it did not change.",
+    ),
+    "samples_not_kept": (
+        "Las imágenes no se han guardado como muestras: {reason}",
+        "The images were not kept as samples: {reason}",
+    ),
+    "record_not_written": (
+        "No se ha podido anotar lo hecho junto a las muestras: {reason}",
+        "What was done could not be recorded beside the samples: {reason}",
+    ),
+    "shape_not_understood": (
+        "La forma de {name} no se entiende y se usará el ROI entero: {reason}",
+        "The shape of {name} is not understood and the whole ROI will be used: {reason}",
+    ),
+    "labelled_twice": (
+        "{n} imágenes ya estaban guardadas con la otra etiqueta: borra la que no corresponda.",
+        "{n} images were stored under the other label already: delete the one that is wrong.",
+    ),
+    "samples_left_out": (
+        "{n} muestras no se han podido usar: {reasons}",
+        "{n} samples could not be used: {reasons}",
+    ),
+    "rebuilt_in_part": (
+        "Faltan {n} de las imágenes con que se hizo la memoria: se ha rehecho con las demás, calibra de nuevo.",
+        "{n} of the images that the memory was made from are gone: it was rebuilt from the others, calibrate again.",
     ),
 }

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.coreset import (
-    BLOCK,
     Array,
     Coreset,
     Progress,
@@ -44,11 +43,12 @@ __all__ = [
 Backend = Literal["auto", "faiss", "sklearn"]
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
+_ROWS = 4096  # rows or patches dealt with at a time: working memory does not grow with N or T
 _SPARE = 3  # neighbours asked for beyond k: a proof needs one that is certainly too far
 _SPARE_SHORT = 63  # the same among shortened vectors, which come closer together
 _SHORTEN_FROM = 8192  # rows; below, shortening costs what it saves
 _RESULTS = 1 << 18  # neighbours held at a time
-_SPLIT = 1 << 32  # multiplications that are worth a thread of their own
+_SPLIT = 1 << 30  # multiplications that are worth a thread of their own
 _EPS = float(np.finfo(np.float32).eps)
 
 
@@ -128,7 +128,7 @@ class PatchCoreMemory:
             raise InvalidValue(field="PATCHCORE_KNN_K", value=k, expected=">= 1")
         keep = self._kept(leave_out)
         k = min(k, len(self) if keep is None else len(keep))
-        parts = max(self._workers(len(q)), -(-len(q) // BLOCK))
+        parts = max(self._workers(len(q)), -(-len(q) // _ROWS))
         nearest = _in_threads(
             self._workers(len(q)), lambda part: self._nearest(part, k, keep), np.array_split(q, parts)
         )
@@ -211,7 +211,7 @@ class PatchCoreMemory:
             squares, rows = search(short, space.rows, m)
             return squares - slack, rows
         squares, rows = np.empty((len(q), 0), np.float32), np.empty((len(q), 0), np.int64)
-        for block in blocks(len(keep), BLOCK):
+        for block in blocks(len(keep), _ROWS):
             found, at = search(short, space.rows[keep[block]], min(m, block.stop - block.start))
             squares = np.concatenate([squares, found], axis=1)
             rows = np.concatenate([rows, keep[block][at]], axis=1)
@@ -244,10 +244,10 @@ class _Space:
 
     def __init__(self, rows: Array, view: Callable[[Array], Array]) -> None:
         self.rows, self.view = rows, view
-        self.longest = max(float(square_norms(rows[block]).max()) for block in blocks(len(rows), BLOCK))
+        self.longest: float = max(float(square_norms(rows[block]).max()) for block in blocks(len(rows), _ROWS))
 
     def slack(self, q: Array) -> float:
-        """What rounding adds to a squared distance at most: γ(D) · (|q| + |m|)², Higham 2002, section 3.1."""
+        """The most that rounding adds to a squared distance: γ(D) · (|q| + |m|)², Higham 2002, section 3.1."""
         return 2 * q.shape[1] * _EPS * max(self.longest, float(square_norms(q).max()))
 
 
@@ -270,7 +270,7 @@ class _Shortener:
     def of(cls, x: Array, explained: float = 0.93) -> _Shortener | None:
         """One for vectors like `x` (N, D), or None if half the coordinates do not explain that much of the variance."""
         mean = x.mean(axis=0, dtype=np.float64)
-        sample = x[:: -(-len(x) // BLOCK)] - mean.astype(np.float32)
+        sample = x[:: -(-len(x) // _ROWS)] - mean.astype(np.float32)
         variance, axes = np.linalg.eigh((sample.T @ sample).astype(np.float64))
         share = np.cumsum(variance[::-1]) / max(variance.sum(), 1e-30)
         width = 32 * (int(np.searchsorted(share, explained)) // 32 + 1)
@@ -279,7 +279,7 @@ class _Shortener:
     def __call__(self, x: Array) -> Array:
         """(N, D) to (N, R)."""
         short = np.empty((len(x), self.axes.shape[1] + 1), np.float32)
-        for rows in blocks(len(x), BLOCK):
+        for rows in blocks(len(x), _ROWS):
             centred = x[rows] - self.mean
             kept = centred @ self.axes
             short[rows, :-1] = kept

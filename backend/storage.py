@@ -237,13 +237,20 @@ class ModelStore:
         """Whether manifest.json, and index.faiss if `indexed`, belong to `generation`; the older layout has neither."""
         if not generation:
             return True
-        folder = self.folder(key)
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-            same = isinstance(manifest, dict) and manifest.get("generation") == generation
-            return same and (not indexed or _trailer(folder / "index.faiss") == generation)
-        except (OSError, ValueError):
+        if self.manifest(key).get("generation") != generation:
             return False
+        try:
+            return not indexed or _trailer(self.folder(key) / "index.faiss") == generation
+        except OSError:
+            return False
+
+    def manifest(self, key: ModelKey) -> dict[str, Any]:
+        """manifest.json, a cheap look at the memory's metadata; empty when it cannot be read."""
+        try:
+            manifest = json.loads((self.folder(key) / "manifest.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return manifest if isinstance(manifest, dict) else {}
 
     def load_memory(self, key: ModelKey) -> StoredMemory:
         """Read memory.npz, of this layout or the older one (emb, token_h, token_w, metadata).

@@ -16,6 +16,7 @@ from backend.codecs import decode_whole
 from backend.errors import EmptyFile, ImageTooLarge, ImageTooSmall, UndecodableImage
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp"}
 MIN_SIDE = 28
 WORKING_PIXELS = 12_000_000
 
@@ -65,6 +66,21 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     raise ValueError("no format that is read here")
 
 
+def image_header(data: bytes, *, name: str = "image") -> tuple[str, int, int]:
+    """What the header of an image file says: the suffix of its format (`.png`, `.jpg`, …), width and height in px.
+
+    Raises:
+        EmptyFile, UndecodableImage: with `name` in their text.
+    """
+    if not data:
+        raise EmptyFile(name=name)
+    try:
+        image = _open(data)
+        return SUFFIXES.get(str(image.format), ".jpg"), *image.size
+    except (Image.DecompressionBombError, *_DECODER_ERRORS) as err:
+        raise UndecodableImage(name=name) from err
+
+
 def _check_size(image: ImageFile.ImageFile, name: str, max_megapixels: float) -> None:
     width, height = image.size
     if min(width, height) < MIN_SIDE:
@@ -89,6 +105,14 @@ def encode_png(image: NDArray[Any], *, level: int = 1) -> bytes:
     if not ok:
         raise ValueError(f"cannot encode an array of shape {image.shape} and dtype {image.dtype} as PNG")
     return png.tobytes()
+
+
+def encode_jpeg(image: NDArray[np.uint8], *, quality: int = 85) -> bytes:
+    """JPEG bytes of a (H, W, 3) BGR uint8 image."""
+    ok, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not ok:
+        raise ValueError(f"cannot encode an array of shape {image.shape} and dtype {image.dtype} as JPEG")
+    return jpeg.tobytes()
 
 
 def to_base64(data: bytes) -> str:

@@ -77,7 +77,9 @@ def test_the_score_is_what_the_slow_road_gives(
 def test_the_other_scores_are_maximum_and_mean_of_the_top_percent(rng: np.random.Generator) -> None:
     values = rng.random((20, 50), np.float32)
     assert score_of(Ranked(values), Scoring(method="max")) == values.max()
-    assert score_of(Ranked(values), Scoring(method="top_mean")) == pytest.approx(np.sort(values, axis=None)[-10:].mean())
+    assert score_of(Ranked(values), Scoring(method="top_mean")) == pytest.approx(
+        np.sort(values, axis=None)[-10:].mean()
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 99, 100, 1001])

@@ -122,8 +122,8 @@ class TestGreedy:
             assert nearest[row] == pytest.approx(nearest.max(), rel=1e-7)
 
     def test_equals_the_textbook_loop_on_real_patches(self, cookie_patches: list[Array]) -> None:
-        x = np.concatenate(cookie_patches)
-        assert kcenter_greedy(x, 120, pool=256).indices.tolist() == textbook(x, 120)[0]
+        x = np.concatenate(cookie_patches[:2])
+        assert kcenter_greedy(x, 90, pool=256).indices.tolist() == textbook(x, 90)[0]
 
     @pytest.mark.parametrize("scale", [1e-3, 1e-5, 1e-6])
     def test_sees_differences_below_the_rounding_of_a_dot_product(self, scale: float) -> None:
@@ -385,7 +385,7 @@ class TestBackends:
 
         rng = np.random.default_rng(1)
         memory = PatchCoreMemory(decaying(rng, 20_000, 128), backend="faiss")
-        q = decaying(rng, 6_000, 128)
+        q = decaying(rng, 5_000, 128)
         found = []
         for threads in (1, 2, 5):
             faiss.omp_set_num_threads(threads)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from backend.errors import BadImage, EmptyFile, ImageTooLarge, ImageTooSmall, UndecodableImage

@@ -1,0 +1,241 @@
+"""Memories that grow: new images join what is remembered, and nothing starts over."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from backend.cache import FittedModel
+from backend.coreset import Progress, coreset_size, kcenter_greedy
+from backend.errors import ExtractorMismatch, MemoryNotFound, NoImages, Notice, TokenGridMismatch
+from backend.errors_samples import MemoryMismatch
+from backend.features import Grid
+from backend.fitting import Embedded, ImageFile, rows_of_several
+from backend.inspector import Inspector
+from backend.lane import Job
+from backend.patchcore import Backend, PatchCoreMemory, covering_radius
+from backend.results import Clock, FitResult
+from backend.storage import ModelKey, StoredMemory
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A memory after it grew, and how far its centres covered all embeddings ever seen, before and after.
+
+    `radius` bounds the covering radius: the old embeddings' own, which more centres can only shrink, or the new ones',
+    whichever is larger.
+    """
+
+    memory: PatchCoreMemory
+    radius: float
+    radius_before: float
+
+
+def grow(
+    inspector: Inspector,
+    key: ModelKey,
+    files: Sequence[ImageFile],
+    *,
+    mm_per_px: float,
+    job: Job | None = None,
+    keep: bool = True,
+) -> FitResult:
+    """Add images of good parts to the memory of `key`; without a memory yet this is a fit.
+
+    Images that the memory has seen, by content, add nothing. New ones are embedded before the model is locked; the
+    memory that grows is the one that is there then. `keep`: the journal is shown the images.
+
+    Raises:
+        MemoryMismatch: the memory has another grid, extractor or mm_per_px.
+        NoImages, BadImage, FitInProgress, Cancelled, DamagedFile, DiskFull, ReadOnlyStore.
+    """
+    if not files:
+        raise NoImages()
+    job = job or Job()
+    with inspector.one_fit(key, job):
+        return _Growth(inspector, key, mm_per_px, job).run(files, keep)
+
+
+def grown_memory(
+    old: StoredMemory,
+    embedded: Embedded,
+    *,
+    rate: float,
+    limit: int,
+    backend: Backend = "auto",
+    progress: Progress | None = None,
+) -> Grown:
+    """The memory `old` with the coreset of new embeddings added: k-center greedy that starts from the old centres.
+
+    Args:
+        embedded: the new images; their `src` is counted on from the images of `old`.
+        rate: share of the new embeddings that is added.
+        limit: rows of the whole memory at most.
+
+    Returns:
+        The old rows, then the new ones.
+    """
+    room = limit - len(old.emb)
+    if room > 0:
+        n = min(coreset_size(len(embedded.emb), rate, limit), room)
+        coreset = kcenter_greedy(embedded.emb, n, centres=old.emb, progress=progress)
+        rows, before, after = coreset.indices, coreset.radius_before, coreset.radius
+    else:
+        rows, before = np.empty(0, np.int64), covering_radius([embedded.emb], old.emb)
+        after = before
+    src = np.where(embedded.src < 0, -1, embedded.src + image_count(old.metadata)).astype(np.int32)
+    src = np.concatenate([old.src, src])
+    src[rows_of_several(np.concatenate([old.emb, embedded.emb]), src)] = -1
+    kept = np.concatenate([np.arange(len(old.emb)), len(old.emb) + rows])
+    memory = PatchCoreMemory(np.concatenate([old.emb, embedded.emb[rows]]), backend=backend, src=src[kept])
+    memory.n_embeddings = int(old.metadata["n_embeddings"]) + len(embedded.emb)
+    former = float(old.metadata.get("radius", 0.0))
+    return Grown(memory, max(former, after), max(former, before))
+
+
+def grown_metadata(
+    old: StoredMemory, grown: Grown, images: Sequence[Mapping[str, str]], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Metadata of `old` after it grew by `images` (name, sha256) under `settings` (coreset_rate, seed, …)."""
+    everything = [*old.metadata["images"], *images]
+    memory = grown.memory
+    return {
+        **old.metadata,
+        **settings,
+        "n_images": len(everything),
+        "n_embeddings": memory.n_embeddings,
+        "n_added": len(images),
+        "coreset_rate_applied": len(memory) / memory.n_embeddings,
+        "radius": grown.radius,
+        "radius_before": grown.radius_before,
+        "grown_from": old.generation,
+        "images": everything,
+    }
+
+
+def seen(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """SHA-256 of every image that a memory was made from, with the number that its rows carry."""
+    numbers: dict[str, int] = {}
+    for number, image in enumerate(metadata.get("images", ())):
+        numbers.setdefault(image["sha256"], number)
+    return numbers
+
+
+def image_count(metadata: Mapping[str, Any]) -> int:
+    """Images that the memory's metadata lists."""
+    return len(metadata.get("images", ()))
+
+
+class _Growth:
+    """One request to grow."""
+
+    def __init__(self, inspector: Inspector, key: ModelKey, mm_per_px: float, job: Job) -> None:
+        self.inspector, self.key, self.mm_per_px, self.job = inspector, key, mm_per_px, job
+        self.lane = inspector.host.lane()
+        self.clock = Clock()
+
+    def run(self, files: Sequence[ImageFile], keep: bool) -> FitResult:
+        model = self._present()
+        fresh = _unseen(files, seen(model.stored.metadata) if model else ())
+        self.clock.mark("compare")
+        if model and not fresh:
+            return self._unchanged(model, len(files))
+        embedded = self._embed(fresh, model)
+        self.clock.mark("extract")
+        with self.inspector.store.writing(self.key, self.inspector.settings.fit_wait_s):
+            model = self._present(embedded.grid)
+            if model:
+                numbers = _numbers_unseen(embedded.digests, seen(model.stored.metadata))
+                fresh, embedded = [fresh[n] for n in numbers], _only(embedded, numbers)
+            if model and not fresh:
+                return self._unchanged(model, len(files))
+            memory, metadata = self._grown(model.stored, fresh, embedded) if model else self._fitted(fresh, embedded)
+            self.clock.mark("coreset")
+            self.job.check()
+            kept = fresh if keep else ()
+            stored, notices = self.inspector.commit(self.key, memory, embedded.grid, metadata, kept)
+        self.clock.mark("store")
+        notices = self._seen_before(len(files) - len(fresh)) + notices
+        return FitResult(len(memory), embedded.grid, stored.metadata, self.clock.report(), notices)
+
+    def _present(self, grid: Grid | None = None) -> FittedModel | None:
+        """The memory that may grow, or None when there is none yet. Raises MemoryMismatch, DamagedFile."""
+        extractor = self.lane.extractor
+        try:
+            model, older = self.inspector.fitted(self.key, extractor)
+        except MemoryNotFound:
+            return None
+        except ExtractorMismatch as err:
+            raise self._mismatch("extractor", err.values["ours"], err.values["theirs"]) from err
+        if older:
+            raise self._mismatch("extractor", f"{extractor.name}, {extractor.fingerprint}", "?")
+        fitted = float(model.stored.metadata["mm_per_px"])
+        if abs(fitted - self.mm_per_px) > 1e-6 * fitted:
+            raise self._mismatch("mm_per_px", self.mm_per_px, fitted)
+        if grid and grid != model.stored.grid:
+            raise self._mismatch("token_shape", grid, model.stored.grid)
+        return model
+
+    def _mismatch(self, field: str, got: object, expected: object) -> MemoryMismatch:
+        return MemoryMismatch(key=self.key, field=field, got=got, expected=expected)
+
+    def _embed(self, files: Sequence[ImageFile], model: FittedModel | None) -> Embedded:
+        expected = model.stored.grid if model else None
+        try:
+            return self.inspector.embed(files, self.lane, self.job, expected=expected)
+        except TokenGridMismatch as err:
+            if model is None:
+                raise
+            raise self._mismatch("token_shape", err.values["got"], err.values["expected"]) from err
+
+    def _fitted(self, files: Sequence[ImageFile], embedded: Embedded) -> tuple[PatchCoreMemory, dict[str, Any]]:
+        memory = self.inspector.remember(embedded, self.job)
+        extractor = self.lane.extractor
+        return memory, self.inspector.metadata_of(files, embedded, memory, extractor, self.mm_per_px)
+
+    def _grown(
+        self, old: StoredMemory, files: Sequence[ImageFile], embedded: Embedded
+    ) -> tuple[PatchCoreMemory, dict[str, Any]]:
+        def progress(done: int, total: int) -> None:
+            self.job.check()
+            self.job.report("coreset", done, total)
+
+        settings = self.inspector.settings
+        rate, limit, backend = settings.coreset_rate, settings.max_coreset, settings.knn_backend
+        grown = grown_memory(old, embedded, rate=rate, limit=limit, backend=backend, progress=progress)
+        images = [{"name": f.name, "sha256": d} for f, d in zip(files, embedded.digests, strict=True)]
+        return grown.memory, grown_metadata(old, grown, images, self.inspector.fit_settings)
+
+    def _unchanged(self, model: FittedModel, n_files: int) -> FitResult:
+        stored = model.stored
+        notices = [*self._seen_before(n_files), Notice("nothing_new")]
+        return FitResult(len(stored.emb), stored.grid, stored.metadata, self.clock.report(), notices)
+
+    def _seen_before(self, n: int) -> list[Notice]:
+        return self.inspector.warnings() + ([Notice("duplicates_left_out", {"n": n})] if n else [])
+
+
+def _unseen(files: Sequence[ImageFile], known: Collection[str]) -> list[ImageFile]:
+    digests = [hashlib.sha256(file.read()).hexdigest() for file in files]
+    return [files[n] for n in _numbers_unseen(digests, known)]
+
+
+def _numbers_unseen(digests: Sequence[str], known: Collection[str]) -> list[int]:
+    """Positions of the digests that are not `known`, the first of equal ones only."""
+    first = {digest: n for n, digest in reversed(list(enumerate(digests))) if digest not in known}
+    return sorted(first.values())
+
+
+def _only(embedded: Embedded, numbers: Sequence[int]) -> Embedded:
+    """What `embedded` says of the images `numbers` alone, numbered anew."""
+    if len(numbers) == len(embedded.digests):
+        return embedded
+    per_image = len(embedded.emb) // len(embedded.digests)
+    rows = np.concatenate([np.arange(n * per_image, (n + 1) * per_image) for n in numbers] or [np.empty(0, np.int64)])
+    own = np.repeat(np.arange(len(numbers), dtype=np.int32), per_image)
+    src = np.where(embedded.src[rows] < 0, -1, own).astype(np.int32)
+    return replace(embedded, emb=embedded.emb[rows], src=src, digests=[embedded.digests[n] for n in numbers])

@@ -1,0 +1,101 @@
+"""What the use cases answer with, and how long their stages took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from backend.binding import Applied
+from backend.cache import FittedModel
+from backend.config import Settings
+from backend.errors import Notice
+from backend.features import Extractor, Grid
+from backend.infer import Frame, Inspection
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit made: the metadata of its memory, and sizes in rows (embeddings)."""
+
+    coreset_size: int
+    token_shape: Grid
+    metadata: dict[str, Any]
+    timings_ms: dict[str, float]
+    warnings: list[Notice]
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """The calibration as it was written to calib.json."""
+
+    values: dict[str, Any]
+    warnings: list[Notice]
+
+
+@dataclass(frozen=True)
+class InferResult:
+    """The verdict on one image. `threshold` and `is_anomaly` are None without a calibration that applies."""
+
+    inspection: Inspection
+    threshold: float | None
+    is_anomaly: bool | None
+    heatmap: bytes
+    heatmap_range: tuple[float, float]
+    token_shape: Grid
+    params: dict[str, Any]
+    timings_ms: dict[str, float]
+    warnings: list[Notice]
+
+
+class Clock:
+    """Milliseconds by stage."""
+
+    def __init__(self) -> None:
+        self._started = self._last = perf_counter()
+        self._stages: dict[str, float] = {}
+
+    def mark(self, stage: str) -> None:
+        """The stage that began at the last mark is over."""
+        now = perf_counter()
+        self._stages[stage] = round(1000 * (now - self._last), 3)
+        self._last = now
+
+    def report(self) -> dict[str, float]:
+        """All stages so far, and `total`."""
+        return {**self._stages, "total": round(1000 * (perf_counter() - self._started), 3)}
+
+
+def about_size(frame: Frame, mm_per_px: float, model: FittedModel) -> list[Notice]:
+    """What is to be said of an image's size and scale beside those the memory was fitted with."""
+    notices = []
+    if frame.scale < 1:
+        notices.append(Notice("image_downscaled", {"megapixels": frame.height * frame.width / 1e6}))
+    fitted = model.stored.metadata.get("mm_per_px")
+    if isinstance(fitted, float) and abs(mm_per_px - fitted) > 0.01 * fitted:
+        notices.append(Notice("mm_per_px_differs", {"got": mm_per_px, "expected": fitted}))
+    return notices
+
+
+def params_of(
+    extractor: Extractor, model: FittedModel, applied: Applied, mm_per_px: float, settings: Settings
+) -> dict[str, Any]:
+    """What /infer says of how it inspected."""
+    metadata = model.stored.metadata
+    rate = float(metadata.get("coreset_rate", settings.coreset_rate))
+    return {
+        "extractor": extractor.name,
+        "input_size": extractor.input_size,
+        "patch_size": extractor.patch,
+        "coreset_rate": rate,
+        "coreset_rate_applied": float(metadata.get("coreset_rate_applied", rate)),
+        "k": applied.scoring.k,
+        "score_percentile": applied.scoring.percentile,
+        "score_method": applied.scoring.method,
+        "blur_sigma": applied.scoring.blur_sigma,
+        "mm_per_px": mm_per_px,
+        "area_mm2_thr": applied.area_mm2_thr,
+        "model_version": str(metadata.get("model_version", "")),
+        "device": extractor.device,
+        "runtime": extractor.runtime,
+    }

@@ -1,0 +1,205 @@
+"""Memories that grow."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from backend.errors import BadImage, NoImages
+from backend.errors_samples import MemoryMismatch
+from backend.features_texture import TextureFeatures
+from backend.fitting import Embedded, ImageFile, prepare_image
+from backend.growing import grow, grown_memory, seen
+from backend.infer import Frame, InferenceEngine, Scoring
+from backend.inspector import Inspector
+from backend.patchcore import PatchCoreMemory, covering_radius, l2_normalize
+from backend.storage import ModelKey, StoredMemory
+from tests.station import image_file, small_settings
+
+KEY = ModelKey.of("Master1", "Pattern")
+
+
+@pytest.fixture
+def inspector(tmp_path: Path) -> Iterator[Inspector]:
+    inspector = Inspector(small_settings(tmp_path, coreset_rate=0.2))
+    inspector.start()
+    yield inspector
+    inspector.close()
+
+
+def stored(memory: PatchCoreMemory, n_images: int, n_rows: int) -> StoredMemory:
+    metadata = {
+        "radius": memory.radius or 0.0,
+        "n_embeddings": n_rows,
+        "images": [{"name": f"{n}", "sha256": f"{n}"} for n in range(n_images)],
+        "generation": "g",
+    }
+    src = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
+    return StoredMemory(memory.emb, (8, 8), src, metadata)
+
+
+def embedded(rows: NDArray[np.float32], per_image: int) -> Embedded:
+    n = len(rows) // per_image
+    return Embedded(rows, np.repeat(np.arange(n, dtype=np.int32), per_image), (8, 8), [f"new{i}" for i in range(n)])
+
+
+def test_growth_is_a_greedy_whose_first_centres_are_the_old_ones(rng: np.random.Generator) -> None:
+    x = l2_normalize(rng.standard_normal((900, 16)).astype(np.float32))
+    old = PatchCoreMemory.build(x[:400], 0.1, src=np.repeat(np.arange(4, dtype=np.int32), 100))
+    grown = grown_memory(stored(old, 4, 400), embedded(x[400:], 100), rate=0.1, limit=25_600)
+    centres = [*range(len(old))]
+    pool = np.concatenate([old.emb, x[400:]]).astype(np.float64)
+    gap = np.linalg.norm(pool[:, None] - old.emb[None], axis=2).min(axis=1)
+    for _ in range(50):
+        centres.append(int(gap.argmax()))
+        gap = np.minimum(gap, np.linalg.norm(pool - pool[centres[-1]], axis=1))
+    np.testing.assert_array_equal(grown.memory.emb, pool[centres].astype(np.float32))
+    assert grown.memory.src is not None
+    assert set(grown.memory.src[len(old) :].tolist()) <= set(range(4, 9))
+
+
+def test_the_covering_radius_before_and_after_is_what_it_says(rng: np.random.Generator) -> None:
+    x = l2_normalize(rng.standard_normal((600, 8)).astype(np.float32))
+    old = PatchCoreMemory.build(x[:300], 0.1)
+    grown = grown_memory(stored(old, 3, 300), embedded(x[300:], 100), rate=0.1, limit=25_600)
+    assert grown.radius_before == pytest.approx(covering_radius([x], old.emb), abs=1e-5)
+    assert covering_radius([x], grown.memory.emb) <= grown.radius + 1e-5
+    assert grown.radius <= grown.radius_before
+
+
+def test_a_full_memory_takes_no_more_rows_and_says_how_badly_it_covers(rng: np.random.Generator) -> None:
+    x = l2_normalize(rng.standard_normal((300, 8)).astype(np.float32))
+    old = PatchCoreMemory.build(x[:200], 0.1)
+    room = grown_memory(stored(old, 2, 200), embedded(x[200:], 100), rate=0.1, limit=23)
+    full = grown_memory(stored(old, 2, 200), embedded(x[200:], 100), rate=0.1, limit=20)
+    assert (len(room.memory), len(full.memory)) == (23, 20)
+    assert full.radius == full.radius_before == pytest.approx(covering_radius([x], old.emb), abs=1e-5)
+
+
+def test_the_same_images_twice_change_nothing(inspector: Inspector) -> None:
+    files = [image_file(seed) for seed in range(5)]
+    first = grow(inspector, KEY, files, mm_per_px=0.2)
+    stamp = inspector.store.stamp(KEY)
+    again = grow(inspector, KEY, files, mm_per_px=0.2)
+    assert inspector.store.stamp(KEY) == stamp
+    assert (again.coreset_size, again.metadata) == (first.coreset_size, first.metadata)
+    assert {notice.code for notice in again.warnings} == {"duplicates_left_out", "nothing_new"}
+
+
+def test_only_what_was_not_seen_is_added_and_all_ever_seen_is_counted(inspector: Inspector) -> None:
+    grow(inspector, KEY, [image_file(seed) for seed in range(4)], mm_per_px=0.2)
+    files = [image_file(seed) for seed in (2, 3, 4, 5, 4)]
+    grown = grow(inspector, KEY, files, mm_per_px=0.2)
+    assert (grown.metadata["n_images"], grown.metadata["n_embeddings"]) == (6, 6 * 64)
+    assert grown.coreset_size == round(4 * 64 * 0.2) + round(2 * 64 * 0.2)
+    assert len(seen(grown.metadata)) == 6
+    assert grown.metadata["radius"] <= grown.metadata["radius_before"]
+    assert inspector.store.manifest(KEY)["radius_before"] == grown.metadata["radius_before"]
+    assert grown.metadata["model_version"].endswith(".2")
+
+
+def test_without_a_memory_growth_is_a_fit(inspector: Inspector) -> None:
+    files = [image_file(seed) for seed in range(4)]
+    grow(inspector, KEY, files, mm_per_px=0.2)
+    other = ModelKey.of("Master1", "Other")
+    inspector.fit(other, files, mm_per_px=0.2)
+    np.testing.assert_array_equal(inspector.cache.model(KEY).stored.emb, inspector.cache.model(other).stored.emb)
+
+
+def test_growths_that_meet_lose_nothing(inspector: Inspector) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: grow(inspector, KEY, [image_file(n), image_file(n + 1)], mm_per_px=0.2), range(6)))
+    assert inspector.cache.model(KEY).stored.metadata["n_images"] == 7
+
+
+@pytest.mark.parametrize(
+    ("files", "mm_per_px", "field", "values"),
+    [
+        ([image_file(9, size=(112, 224))], 0.2, "token_shape", {"(8, 8)", "(5, 11)"}),
+        ([image_file(9)], 0.25, "mm_per_px", {"0.2", "0.25"}),
+    ],
+)
+def test_another_grid_or_scale_is_a_conflict_with_both_values(
+    inspector: Inspector, files: list[ImageFile], mm_per_px: float, field: str, values: set[str]
+) -> None:
+    inspector.fit(KEY, [image_file(0)], mm_per_px=0.2)
+    stamp = inspector.store.stamp(KEY)
+    with pytest.raises(MemoryMismatch) as caught:
+        grow(inspector, KEY, files, mm_per_px=mm_per_px)
+    assert (caught.value.status, inspector.store.stamp(KEY)) == (409, stamp)
+    assert all(text in caught.value.text("es") for text in {field, *values})
+
+
+def test_another_extractor_is_a_conflict_with_both_values(inspector: Inspector, tmp_path: Path) -> None:
+    inspector.fit(KEY, [image_file(0)], mm_per_px=0.2)
+    other = TextureFeatures(112)
+    theirs, other.fingerprint = other.fingerprint, "another"
+    second = Inspector(small_settings(tmp_path), other)
+    second.start()
+    with pytest.raises(MemoryMismatch, match=rf"{theirs}.*another"):
+        grow(second, KEY, [image_file(1)], mm_per_px=0.2)
+    second.close()
+
+
+def test_a_growth_that_fails_leaves_the_memory_as_it_was(inspector: Inspector) -> None:
+    inspector.fit(KEY, [image_file(0)], mm_per_px=0.2)
+    stamp = inspector.store.stamp(KEY)
+    with pytest.raises(BadImage):
+        grow(inspector, KEY, [image_file(1), ImageFile("broken.png", lambda: b"no image")], mm_per_px=0.2)
+    with pytest.raises(NoImages):
+        grow(inspector, KEY, [], mm_per_px=0.2)
+    assert inspector.store.stamp(KEY) == stamp
+
+
+def test_what_grew_is_scored_by_what_was_added(inspector: Inspector) -> None:
+    inspector.fit(KEY, [image_file(0)], mm_per_px=0.2)
+    bad = image_file(7, bad=True)
+    before = inspector.infer(KEY, bad, mm_per_px=0.2).inspection.score
+    grow(inspector, KEY, [image_file(8, bad=True)], mm_per_px=0.2)
+    assert inspector.infer(KEY, bad, mm_per_px=0.2).inspection.score < 0.5 * before
+
+
+def tokens_of(folder: Path, extractor: TextureFeatures) -> list[NDArray[np.float32]]:
+    files = [ImageFile(path.name, path.read_bytes) for path in sorted(folder.iterdir())]
+    prepared = [prepare_image(file, extractor, expected=None, max_megapixels=100) for file in files]
+    return [extractor.extract([image.pixels])[0] for image in prepared]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pills", "coffee"])
+def test_ten_times_ten_images_are_within_one_percent_of_a_hundred_at_once(shared_data: Path, name: str) -> None:
+    extractor = TextureFeatures(224)
+    train = np.stack(tokens_of(shared_data / name / "train" / "good", extractor)[:100])
+    train = train[np.random.default_rng(0).permutation(100)]
+    per_image = train.shape[1]
+    side = round(per_image**0.5)
+    once = PatchCoreMemory.build(train.reshape(-1, train.shape[2]), 0.02)
+    memory = PatchCoreMemory.build(train[:10].reshape(-1, train.shape[2]), 0.02)
+    for n in range(10, 100, 10):
+        new = embedded(train[n : n + 10].reshape(-1, train.shape[2]), per_image)
+        memory = grown_memory(stored(memory, n, n * per_image), new, rate=0.02, limit=25_600).memory
+    assert len(memory) == pytest.approx(len(once), rel=0.01)
+    engine = InferenceEngine(Scoring())
+    folders = sorted((shared_data / name / "test").iterdir())
+    tokens = {folder.name: tokens_of(folder, extractor) for folder in folders}
+    auroc = [
+        _auroc({kind: [_score(engine, t, (side, side), m) for t in ts] for kind, ts in tokens.items()})
+        for m in (once, memory)
+    ]
+    assert auroc[1] == pytest.approx(auroc[0], rel=0.01)
+
+
+def _score(
+    engine: InferenceEngine, tokens: NDArray[np.float32], grid: tuple[int, int], memory: PatchCoreMemory
+) -> float:
+    return engine.run(engine.token_map(tokens, grid, memory), Frame(224, 224)).score
+
+
+def _auroc(scores: dict[str, list[float]]) -> float:
+    good = np.array(scores.pop("good"))
+    bad = np.concatenate([np.array(found) for found in scores.values()])
+    above = (bad[:, None] > good).mean() + 0.5 * (bad[:, None] == good).mean()
+    return float(above)
