@@ -45,7 +45,7 @@ Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 _ROWS = 4096  # rows or patches dealt with at a time: working memory does not grow with N or T
 _SPARE = 3  # neighbours asked for beyond k: a proof needs one that is certainly too far
-_SPARE_SHORT = 63  # the same among shortened vectors, which come closer together
+_SPARE_SHORT = 127  # the same among shortened vectors, which come closer together
 _SHORTEN_FROM = 8192  # rows; below, shortening costs what it saves
 _RESULTS = 1 << 18  # neighbours held at a time
 _SPLIT = 1 << 30  # multiplications that are worth a thread of their own
@@ -248,7 +248,7 @@ class _Space:
 
     def slack(self, q: Array) -> float:
         """The most that rounding adds to a squared distance: γ(D) · (|q| + |m|)², Higham 2002, section 3.1."""
-        return 2 * q.shape[1] * _EPS * max(self.longest, float(square_norms(q).max()))
+        return 2 * _EPS * int(q.shape[1]) * max(self.longest, float(square_norms(q).max()))
 
 
 def _as_it_is(x: Array) -> Array:
