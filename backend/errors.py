@@ -6,7 +6,7 @@ InspectionError
 │   ├── BadImage: EmptyFile · UndecodableImage · ImageTooSmall · ImageTooLarge · EmptyUpload · UndecodableUpload
 │   ├── InvalidShape: ShapeNotJson · ShapeUnknownKind · ShapeBadNumber · ShapeInverted · MaskEmpty
 │   ├── MemoryNotFound · TokenGridMismatch · ExtractorMismatch
-│   └── InvalidValue
+│   └── InvalidValue · SetNotUnderstood
 ├── Unauthorized (401) · LoopbackOnly (403) · ReadOnlyKey (403) · OriginRefused (403)
 ├── NotFound (404) · MethodNotAllowed (405) · Cancelled (499)
 ├── FileTooLarge · RequestTooLarge (413) · InvalidFields (422) · TooManyRequests (429)
