@@ -222,6 +222,36 @@ def bank(
 
 
 @app.command()
+def bench(
+    stages: Annotated[bool, typer.Option("--stages", help="Only the stages, without HTTP.")] = False,
+    reference: Annotated[bool, typer.Option(help="Also time the service with torch in fp32.")] = False,
+    fits: Annotated[str, typer.Option(help="Images of each fit.")] = "10,34,200",
+    sides: Annotated[str, typer.Option(help="Sides in px of the inspected ROIs.")] = "448,1600",
+    clients: Annotated[str, typer.Option(help="Clients at the same time.")] = "1,4,16",
+    requests: Annotated[int, typer.Option(min=2, help="Requests of each measurement.")] = 60,
+    jpeg: Annotated[bool, typer.Option(help="Send JPEG instead of PNG.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
+) -> None:
+    """Time the service on this machine: stage by stage, and end to end over HTTP."""
+    from backend.bench import Plan, run_bench
+
+    plan = Plan(
+        fits=_numbers(fits),
+        sides=_numbers(sides),
+        clients=_numbers(clients),
+        requests=requests,
+        form="jpg" if jpeg else "png",
+        http=not stages,
+        reference=reference,
+    )
+    run_bench(plan, out=out, console=Console())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part.strip())
+
+
+@app.command()
 def settings() -> None:
     """Print every setting with its default, as a Markdown table."""
     typer.echo(settings_table())

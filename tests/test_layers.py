@@ -23,7 +23,7 @@ ROOMS = {
     **dict.fromkeys(["inspector", "binding", "fitting", "cache", "host", "lane", "journal", "results", "progress"], 3),
     **dict.fromkeys(["collector", "growing", "rebuild", "scoring", "intake", "predictor", "grey_host"], 3),
     **dict.fromkeys(["schemas", "schemas_samples", "problems", "telemetry", "security", "edge", "routes", "app"], 4),
-    **dict.fromkeys(["demo", "bench", "serve_ray", "cli", "__main__"], 4),
+    **dict.fromkeys(["demo", "bench", "bench_stages", "serve_ray", "cli", "__main__"], 4),
     **dict.fromkeys(["sets"], 2),
     **dict.fromkeys(["evaluate", "report"], 4),
 }
@@ -62,7 +62,7 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "routes": frozenset({"schemas", "schemas_samples", "problems", "telemetry", "security", "edge"}),
     "app": frozenset({"schemas", "problems", "telemetry", "security", "edge", "routes"}),
     "demo": frozenset({"app", "schemas"}),
-    "bench": frozenset({"app", "schemas"}),
+    "bench": frozenset({"app", "schemas", "bench_stages"}),
     "report": frozenset({"evaluate"}),
     "serve_ray": frozenset({"app", "telemetry"}),
     "cli": frozenset({"app", "telemetry", "demo", "bench", "evaluate", "report", "serve_ray"}),

@@ -1,0 +1,256 @@
+"""python -m backend bench: what an inspection costs on this machine, stage by stage and over HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import multiprocessing
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from backend.app import create_app
+from backend.bench_stages import Bench, Spread, encoded, machine, pictures
+from backend.config import Settings, load_settings
+from backend.errors import WeightsUnavailable
+from backend.features import build_extractor
+from backend.features_weights import find_weights, write_random_weights
+from backend.host import WEIGHTS_DIR
+
+START_WAIT_S = 600.0
+BOUNDARY = "----bench-boundary"
+FORM = {"role_id": "Bench", "roi_id": "Disc", "mm_per_px": "0.1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured."""
+
+    fits: Sequence[int] = (10, 34, 200)
+    sides: Sequence[int] = (448, 1600)
+    clients: Sequence[int] = (1, 4, 16)
+    requests: int = 60
+    repeats: int = 15
+    form: str = "png"
+    http: bool = True
+    reference: bool = False
+
+
+@dataclass
+class Report:
+    """All that was measured, as it is written to JSON. Durations are in milliseconds."""
+
+    machine: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    forward: Spread | None = None
+    stages: dict[str, dict[str, Spread]] = field(default_factory=dict)
+    fits: list[dict[str, Any]] = field(default_factory=list)
+    infers: list[dict[str, Any]] = field(default_factory=list)
+    reference: dict[str, Any] = field(default_factory=dict)
+
+
+def run_bench(plan: Plan, *, out: Path | None, console: Console) -> Report:
+    """Measure, print tables to `console` and write the report to `out` (JSON)."""
+    rng, report = np.random.default_rng(0), Report()
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch:
+        settings, report.weights = _settings(Path(scratch), rng)
+        _measure_stages(settings, plan, report, rng, console)
+        if plan.http:
+            with _served(settings) as port:
+                _measure_fits(port, plan, report, rng, console)
+                _measure_infers(port, plan, report, rng, console)
+        if plan.reference:
+            slow = settings.model_copy(update={"runtime": "torch", "precision": "fp32"})
+            with _served(slow) as port:
+                report.reference = _reference(port, plan, report, rng)
+    _print(report, console)
+    if out is not None:
+        out.write_text(json.dumps(asdict(report), indent=2), "utf-8")
+    return report
+
+
+def _settings(scratch: Path, rng: np.random.Generator) -> tuple[Settings, str]:
+    """The service's settings with a folder of models of its own, and with random weights where it has none."""
+    settings = load_settings(models_dir=scratch / "models", datasets_dir=scratch / "datasets", log_level="ERROR")
+    if settings.model_name == "texture":
+        return settings, "none"
+    try:
+        return settings, str(find_weights(settings.model_name, settings.weights, WEIGHTS_DIR).name)
+    except WeightsUnavailable:
+        path = write_random_weights(settings.model_name, scratch / "random.safetensors", rng)
+        return settings.model_copy(update={"weights": str(path)}), "random, seeded: speed does not depend on them"
+
+
+def _measure_stages(settings: Settings, plan: Plan, report: Report, rng: np.random.Generator, console: Console) -> None:
+    console.print("stages …")
+    extractor = build_extractor(
+        settings.model_name,
+        weights=settings.weights,
+        input_size=settings.input_size,
+        device=settings.device,
+        runtime=settings.runtime,
+        precision=settings.precision,
+        threads=settings.threads,
+        weights_dir=WEIGHTS_DIR,
+    )
+    report.machine = machine(extractor)
+    bench = Bench.of(extractor, rng)
+    for side in plan.sides:
+        report.stages[f"{side}²"] = bench.stages(side, plan.repeats, plan.form)
+    report.forward = bench.forward(settings.input_size, plan.repeats)
+
+
+def _measure_fits(port: int, plan: Plan, report: Report, rng: np.random.Generator, console: Console) -> None:
+    for n in plan.fits:
+        console.print(f"fit of {n} …")
+        files = [encoded(image, plan.form) for image in pictures(n, 448, rng)]
+        started = perf_counter()
+        answer = _post(_connect(port), "/fit_ok", _multipart("images", files))
+        spent = 1000 * (perf_counter() - started)
+        report.fits.append({"images": n, "total": spent, "rows": answer["coreset_size"], **answer["timings_ms"]})
+
+
+def _measure_infers(port: int, plan: Plan, report: Report, rng: np.random.Generator, console: Console) -> None:
+    for side in plan.sides:
+        body = _multipart("image", [encoded(pictures(1, side, rng)[0], plan.form)])
+        for clients in plan.clients:
+            console.print(f"infer {side}², {clients} clients …")
+            report.infers.append({"side": side, "clients": clients, **_closed_loop(port, body, clients, plan.requests)})
+
+
+def _reference(port: int, plan: Plan, report: Report, rng: np.random.Generator) -> dict[str, Any]:
+    """One client at 448² against torch in fp32."""
+    _post(_connect(port), "/fit_ok", _multipart("images", [encoded(i, plan.form) for i in pictures(10, 448, rng)]))
+    body = _multipart("image", [encoded(pictures(1, 448, rng)[0], plan.form)])
+    found = _closed_loop(port, body, 1, max(10, plan.requests // 3))
+    ours = next((row for row in report.infers if (row["side"], row["clients"]) == (448, 1)), None)
+    return found if ours is None else {**found, "ours / reference": round(ours["p50"] / found["p50"], 3)}
+
+
+def _closed_loop(port: int, body: bytes, clients: int, requests: int) -> dict[str, Any]:
+    """Each client sends its next request when the last is answered: durations, pace, and what the service spent."""
+    spent: list[float] = []
+    inside: list[float] = []
+
+    def client(n: int) -> None:
+        connection = _connect(port)
+        for _ in range(n):
+            started = perf_counter()
+            answer = _post(connection, "/infer", body)
+            spent.append(1000 * (perf_counter() - started))
+            inside.append(answer["inference_ms"])
+
+    client(2)
+    del spent[:], inside[:]
+    each = max(2, requests // clients)
+    threads = [threading.Thread(target=client, args=(each,)) for _ in range(clients)]
+    started = perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    pace = len(spent) / (perf_counter() - started)
+    return {**asdict(Spread.of(spent)), "per_s": round(pace, 2), "inside_p50": Spread.of(inside).p50}
+
+
+def _multipart(field_name: str, files: Sequence[bytes]) -> bytes:
+    fields = [(f'name="{name}"', "", value.encode()) for name, value in FORM.items()]
+    images = [
+        (f'name="{field_name}"; filename="{i}.png"', "Content-Type: image/png\r\n", f) for i, f in enumerate(files)
+    ]
+    parts = [
+        f"--{BOUNDARY}\r\nContent-Disposition: form-data; {head}\r\n{kind}\r\n".encode() + value + b"\r\n"
+        for head, kind, value in (*fields, *images)
+    ]
+    return b"".join((*parts, f"--{BOUNDARY}--\r\n".encode()))
+
+
+def _connect(port: int) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=3600)
+
+
+def _post(connection: http.client.HTTPConnection, path: str, body: bytes) -> dict[str, Any]:
+    connection.request("POST", path, body, {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"})
+    response = connection.getresponse()
+    answer: dict[str, Any] = json.loads(response.read())
+    if response.status != 200:
+        raise RuntimeError(f"{path} answered {response.status}: {answer.get('error')}")
+    return answer
+
+
+@contextmanager
+def _served(settings: Settings) -> Iterator[int]:
+    """The service in a process of its own, ready; its port."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(settings.model_dump(), theirs), daemon=True)
+    process.start()
+    try:
+        if not ours.poll(START_WAIT_S):
+            raise TimeoutError("the service did not start; run `python -m backend serve` to see why")
+        port: int = ours.recv()
+        _wait_until_warm(port)
+        yield port
+    finally:
+        process.terminate()
+        process.join(timeout=30)
+
+
+def _wait_until_warm(port: int) -> None:
+    waiting = threading.Event()
+    for _ in range(int(START_WAIT_S * 10)):
+        connection = _connect(port)
+        connection.request("GET", "/health")
+        if json.loads(connection.getresponse().read())["status"] != "warming":
+            return
+        waiting.wait(0.1)
+    raise TimeoutError("the service did not warm up")
+
+
+def _serve(given: dict[str, Any], pipe: Connection) -> None:
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(create_app(load_settings(**given)), port=0, log_config=None))
+
+    def tell() -> None:
+        waiting = threading.Event()
+        while not server.started:
+            waiting.wait(0.05)
+        pipe.send(server.servers[0].sockets[0].getsockname()[1])
+
+    threading.Thread(target=tell, daemon=True).start()
+    server.run()
+
+
+def _print(report: Report, console: Console) -> None:
+    console.print_json(data={**report.machine, "weights": report.weights})
+    forward = report.forward.p50 if report.forward else float("nan")
+    stages = Table("stage", *(f"{side} ms" for side in report.stages), title="stages, p50")
+    for name in next(iter(report.stages.values()), {}):
+        stages.add_row(name, *(f"{found[name].p50:.1f}" for found in report.stages.values()))
+    fits = Table("images", "total ms", "ms / image", "forwards", "rows", title="POST /fit_ok")
+    for row in report.fits:
+        each = row["total"] / row["images"]
+        fits.add_row(
+            str(row["images"]), f"{row['total']:.0f}", f"{each:.1f}", f"{each / forward:.2f}", str(row["rows"])
+        )
+    infers = Table("side", "clients", "p50", "p95", "p99", "forwards", "per s", "pace / bare", title="POST /infer")
+    for row in report.infers:
+        latency = [f"{row[q]:.1f}" for q in ("p50", "p95", "p99")]
+        ratios = [f"{row['p50'] / forward:.2f}", f"{row['per_s']:.2f}", f"{row['per_s'] * forward / 1000:.2f}"]
+        infers.add_row(f"{row['side']}²", str(row["clients"]), *latency, *ratios)
+    for table in (stages, fits, infers):
+        if table.row_count:
+            console.print(table)
+    if report.reference:
+        console.print("torch fp32, one client at 448²:", report.reference)
