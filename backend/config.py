@@ -30,6 +30,7 @@ from pydantic_settings import (
 )
 
 from backend.errors import InvalidSettings
+from backend.presets import PRESETS, Preset
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 CONFIG_YAML = PROJECT_ROOT / "backend" / "config.yaml"
@@ -102,18 +103,49 @@ class Settings(BaseSettings):
         description="`auto`: the folder weights/, then timm's hub name; or a .safetensors/.pth file or folder.",
     )
     require_pretrained: bool = Field(False, description="Refuse to start rather than fall back to `texture`.")
+    preset: Preset = Field(
+        "none", description="Settings taken together: reference, anomalydino, patchcore, recommended; single ones win."
+    )
     input_size: int = Field(448, ge=56, le=2048, description="The ROI is resized to about INPUT_SIZE² pixels.")
-    blocks: Names = Field((), description="ViT blocks whose tokens are joined, as 9,11; empty: 9 and 11 of 12.")
+    input_edge: Literal["area", "smaller"] = Field(
+        "area", description="Whether INPUT_SIZE is the root of the area or the ROI's smaller edge."
+    )
+    blocks: Names = Field((), description="ViT blocks whose tokens are joined, as 9,11; -1: the last; empty: 9, 11.")
+    tiles: int = Field(1, ge=1, le=8, description="Tiles per side that an ROI is seen in; more find smaller defects.")
+    tile_overlap: float = Field(0.25, ge=0, le=0.9, description="Share of a tile that its neighbour sees too.")
+    patchcore_patch_size: AutoInt = Field(
+        None, ge=1, le=15, description="Tokens are averaged over N×N neighbours, N odd (auto: 3 for ResNets, else 1)."
+    )
+    patchcore_stride: int = Field(1, ge=1, le=8, description="Keep every N-th neighbourhood along each side.")
+    resnet_offset: float = Field(
+        0.8, ge=0, le=100, description="Added to ResNet channels, so that unit rows keep how strongly a patch responds."
+    )
     runtime: Literal["auto", "torch", "openvino"] = Field("auto", description="Who runs the network.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Arithmetic of the network.")
     threads: AutoInt = Field(None, ge=1, description="Threads of the extractor (auto: all cores).")
     coreset_rate: float = Field(0.02, gt=0, le=1, description="Share of the embeddings kept in the memory.")
     max_coreset: int = Field(25_600, ge=1, description="Rows of a memory at most.")
     knn_backend: Literal["auto", "faiss", "sklearn"] = Field("auto", description="Who searches the memory.")
+    patchcore_distance: Literal["l2", "cosine", "mahalanobis"] = Field(
+        "l2", description="Distance of a patch to the memory; mahalanobis: whitened by the good parts of the fit."
+    )
+    patchcore_memories: Literal["joint", "separate"] = Field(
+        "joint", description="One memory, or one for each block of the tokens, their distances averaged."
+    )
+    foreground_mask: Literal["none", "pca"] = Field(
+        "none", description="Leave out background tokens, told by the good tokens' first principal component."
+    )
     patchcore_knn_k: int = Field(1, ge=1, le=100, description="Neighbours whose distances are averaged.")
     seed: int = Field(0, ge=0, description="Seed of the coreset's first centre.")
     score_percentile: float = Field(99, gt=0, le=100, description="Percentile of the heatmap that is the score.")
     score_method: Literal["percentile", "max", "top_mean"] = Field("percentile", description="How a heatmap is scored.")
+    score_map: Literal["roi", "tokens"] = Field(
+        "roi", description="Where the score is taken: the blurred heatmap of the ROI, or the token grid before it."
+    )
+    score_top_share: float = Field(0.01, gt=0, le=1, description="Share of the values that top_mean averages.")
+    patchcore_reweight: int = Field(
+        0, ge=0, le=100, description="Neighbours of the re-weighted score (PatchCore, eq. 7); 0: not weighted."
+    )
     blur_sigma: float = Field(1.0, ge=0, le=100, description="Gaussian blur of the heatmap, in ROI pixels.")
     area_mm2_thr: float = Field(1.0, ge=0, description="Regions smaller than this (mm²) are dropped.")
     threshold_margin: float = Field(0.0, ge=0, le=10, description="Added to the OK percentile when there is no NG.")
@@ -196,9 +228,23 @@ class Settings(BaseSettings):
     @field_validator("blocks", mode="after")
     @classmethod
     def _block_numbers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not part.isdecimal() for part in value):
+        if any(not part.removeprefix("-").isdecimal() for part in value):
             raise ValueError("BLOCKS must be block numbers such as 9,11")
         return value
+
+    @field_validator("patchcore_patch_size", mode="after")
+    @classmethod
+    def _odd(cls, value: int | None) -> int | None:
+        if value is not None and value % 2 == 0:
+            raise ValueError("PATCHCORE_PATCH_SIZE must be odd: a neighbourhood has its token in the middle")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, data: dict[str, Any]) -> dict[str, Any]:
+        chosen = next((data[n] for n in _names("preset") if n in data), "none")
+        filled = PRESETS.get(str(chosen).strip().lower(), {})
+        return {**{k: v for k, v in filled.items() if not any(n in data for n in _names(k))}, **data}
 
     @model_validator(mode="before")
     @classmethod

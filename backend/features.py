@@ -88,6 +88,14 @@ def token_grid(height: int, width: int, *, input_size: int, patch: int) -> Grid:
     return rows, cols
 
 
+def grid_of(extractor: Extractor, height: int, width: int) -> Grid:
+    """The token grid of an ROI of (height, width) px for `extractor`."""
+    if getattr(extractor, "smaller_edge", False):
+        scale = extractor.input_size / (min(height, width) * extractor.patch)
+        return round(height * scale), round(width * scale)
+    return token_grid(height, width, input_size=extractor.input_size, patch=extractor.patch)
+
+
 def prepare(image: NDArray[np.uint8], grid: Grid, patch: int) -> RGB:
     """A (H, W, 3) uint8 BGR ROI as contiguous RGB of exactly grid × patch pixels. No padding, no crop."""
     return np.asarray(cv2.cvtColor(resize(image, grid[0] * patch, grid[1] * patch), cv2.COLOR_BGR2RGB), np.uint8)
@@ -104,6 +112,10 @@ def build_extractor(  # noqa: PLR0913 - a keyword for each setting
     precision: Precision = "auto",
     threads: int | None = None,
     weights_dir: Path | None = None,
+    around: tuple[int | None, int] = (1, 1),
+    offset: float = 0.0,
+    tiles: tuple[int, float] = (1, 0.0),
+    smaller_edge: bool = False,
 ) -> Extractor:
     """The extractor called `model_name`: any timm ViT, `resnet18`, or `texture`.
 
@@ -111,11 +123,56 @@ def build_extractor(  # noqa: PLR0913 - a keyword for each setting
         weights: a .safetensors/.pth file or a folder that has one; `auto`: `weights_dir`, then timm's hub name.
         runtime: who runs the network; `auto` takes OpenVINO on a CPU when it is installed and agrees with torch.
         precision: arithmetic of the network; `auto` takes the fastest that agrees with fp32.
+        around: side and stride of the neighbourhoods that tokens are averaged over; None: 3 for ResNets, else 1.
+        offset: of ResNets; see ResNetTokens.
+        tiles: tiles per side that an ROI is seen in, and the share of each that its neighbour sees too.
+        smaller_edge: `input_size` is the ROI's smaller edge, and not the root of its area.
 
     Raises:
         WeightsUnavailable: the weights cannot be found, read or fitted to the model.
         BackendUnavailable: `runtime` is openvino, and it is not installed.
     """
+    from backend.features_wrapped import Neighbourhood, SmallerEdge, Tiled
+
+    side, stride = around
+    of_resnet = (3 if side is None else side, stride), offset
+    extractor = _backbone(
+        model_name,
+        weights,
+        input_size=input_size,
+        device=device,
+        blocks=blocks,
+        runtime=runtime,
+        precision=precision,
+        threads=threads,
+        weights_dir=weights_dir,
+        of_resnet=of_resnet,
+    )
+    if tiles[0] > 1:
+        extractor = Tiled(extractor, *tiles)
+    if not is_resnet(model_name) and (side or 1, stride) != (1, 1):
+        extractor = Neighbourhood(extractor, side or 1, stride)
+    return SmallerEdge(extractor) if smaller_edge else extractor
+
+
+def is_resnet(model_name: str) -> bool:
+    """Whether `model_name` is one of timm's ResNets, whose layer2 and layer3 are used."""
+    return model_name.startswith(("resnet", "wide_resnet"))
+
+
+def _backbone(  # noqa: PLR0913
+    model_name: str,
+    weights: str,
+    *,
+    input_size: int,
+    device: str,
+    blocks: Sequence[int],
+    runtime: Runtime,
+    precision: Precision,
+    threads: int | None,
+    weights_dir: Path | None,
+    of_resnet: tuple[tuple[int, int], float],
+) -> Extractor:
     if model_name == "texture":
         from backend.features_texture import TextureFeatures
 
@@ -123,11 +180,18 @@ def build_extractor(  # noqa: PLR0913 - a keyword for each setting
     if threads:
         importlib.import_module("torch").set_num_threads(threads)
     reference: TorchExtractor
-    if model_name.startswith("resnet"):
+    if is_resnet(model_name):
         from backend.features_resnet import ResNetFeatures
 
         reference = ResNetFeatures(
-            model_name, weights, input_size=input_size, device=device, precision=precision, weights_dir=weights_dir
+            model_name,
+            weights,
+            input_size=input_size,
+            device=device,
+            precision=precision,
+            around=of_resnet[0],
+            offset=of_resnet[1],
+            weights_dir=weights_dir,
         )
     else:
         reference = DinoV2Features(
@@ -182,8 +246,10 @@ class DinoV2Features:
         self.model = model.eval().requires_grad_(False)
         self.patch = int(model.patch_embed.patch_size[0])
         self.input_size = input_size
-        self.blocks = tuple(blocks) or (len(model.blocks) - 3, len(model.blocks) - 1)
-        self.dim = int(model.embed_dim) * len(self.blocks)
+        depth = len(model.blocks)
+        self.blocks = tuple(block % depth for block in blocks) or (depth - 3, depth - 1)
+        self.widths = (int(model.embed_dim),) * len(self.blocks)
+        self.dim = sum(self.widths)
         self.fingerprint = fingerprint(model, f"{model_name}|{self.blocks}|norm|cat|l2")
         side = round(input_size / self.patch) * self.patch
         self.run = TorchRunner(

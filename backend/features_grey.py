@@ -73,7 +73,7 @@ class GreyResNet:
         self.input_size = input_size
         self.patch = 8 * stride
         self.stride = stride
-        self.dim = trunk.dim
+        self.dim = sum(trunk.widths)
         config = self.model.pretrained_cfg
         mean, std = (config["mean"], config["std"]) if self.recipe.imagenet else ((0.0,) * 3, (1.0,) * 3)
         self._normalise = normaliser(mean, std, self.device)

@@ -44,6 +44,7 @@ class OpenVinoFeatures:
         self.reference = reference
         self.precision = precision
         self.name, self.dim, self.patch = reference.name, reference.dim, reference.patch
+        self.widths: tuple[int, ...] = getattr(reference, "widths", (reference.dim,))
         self.input_size, self.fingerprint = reference.input_size, reference.fingerprint
         self._core = openvino.Core()
         self._config = {

@@ -24,13 +24,16 @@ _UNUSED = ("layer4.", "fc.")
 class ResNetFeatures:
     """layer2 and layer3 (bilinear to layer2's grid) of a frozen ImageNet ResNet, concatenated, L2-normalised.
 
-    A token covers 8×8 pixels. Layer4 and the classifier are never built, so weights files may lack them.
+    Args:
+        around: side and stride of the neighbourhoods that each level is averaged over; see ResNetTokens.
+        offset: added to the channels before they are normalised; see ResNetTokens.
+
+    A token covers 8×8 pixels, times the stride. Layer4 and the classifier are never built, so weights files may lack them.
 
     Raises:
         WeightsUnavailable: the weights cannot be found, read or fitted to the model.
     """
 
-    patch = 8
     runtime = "torch"
 
     def __init__(
@@ -41,6 +44,8 @@ class ResNetFeatures:
         input_size: int = 448,
         device: str = "auto",
         precision: Precision = "auto",
+        around: tuple[int, int] = (1, 1),
+        offset: float = 0.0,
         weights_dir: Path | None = None,
     ) -> None:
         import timm
@@ -56,8 +61,12 @@ class ResNetFeatures:
         self.name = model_name
         self.model = trunk.model.eval().requires_grad_(False)
         self.input_size = input_size
-        self.dim = trunk.dim
-        self.fingerprint = fingerprint(self.model, f"{model_name}|layer2+layer3|bilinear|l2")
+        self.patch = 8 * around[1]
+        self.widths = trunk.widths
+        self.dim = sum(trunk.widths)
+        self.around, self.offset = around, offset
+        changed = f"|{around}|{offset}" if (around, offset) != ((1, 1), 0.0) else ""
+        self.fingerprint = fingerprint(self.model, f"{model_name}|layer2+layer3|bilinear|l2{changed}")
         self.model.to(memory_format=torch.channels_last)
         side = round(input_size / self.patch) * self.patch
         self.run = TorchRunner(
@@ -74,7 +83,8 @@ class ResNetFeatures:
         from backend.features_torch import ResNetTokens, TokenNetwork
 
         cfg = self.model.pretrained_cfg
-        return TokenNetwork(ResNetTokens(self.model), cfg["mean"], cfg["std"])
+        tokens = ResNetTokens(self.model, dim=self.dim, around=self.around, offset=self.offset)
+        return TokenNetwork(tokens, cfg["mean"], cfg["std"])
 
     def extract(self, images: Sequence[RGB]) -> NDArray[np.float32]:
         """See features.Extractor."""
@@ -82,7 +92,7 @@ class ResNetFeatures:
 
 
 class Trunk:
-    """timm's ResNet up to layer3, and the width of layer2 and layer3 together."""
+    """timm's ResNet up to layer3, and the widths of layer2 and layer3."""
 
     def __init__(self, hub_name: str) -> None:
         import timm
@@ -90,7 +100,7 @@ class Trunk:
 
         self.model = cast("Any", timm.create_model(hub_name, pretrained=False))
         levels: list[dict[str, Any]] = self.model.feature_info[2:4]
-        self.dim = sum(int(level["num_chs"]) for level in levels)
+        self.widths = tuple(int(level["num_chs"]) for level in levels)
         self.model.layer4 = torch.nn.Identity()
         self.model.fc = torch.nn.Identity()
 

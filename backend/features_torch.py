@@ -67,19 +67,45 @@ class ViTTokens(nn.Module):
 
 
 class ResNetTokens(nn.Module):
-    """layer2 joined with layer3 (bilinear to layer2's grid) of a timm ResNet."""
+    """layer2 joined with layer3 (bilinear to layer2's grid) of a timm ResNet, and shifted by an offset.
 
-    def __init__(self, model: Any) -> None:
+    Each level is averaged over neighbourhoods on its own grid, before it is resized (Roth et al. 2022, section 3.1,
+    eq. 2). What lies beyond the border counts as 0, as in the authors' code: a patch at the border weighs less.
+
+    Args:
+        around: side of the neighbourhoods (odd, in tokens of each level) and their stride on layer2's grid.
+        offset: what is added to the channels, up and down by turns, before their tokens are normalised. L2
+            normalisation would lose how strongly a patch responds; beside a vector that no patch has of its own, unit
+            rows keep it, and their distances come near those of the responses themselves.
+    """
+
+    offset: torch.Tensor
+
+    def __init__(self, model: Any, *, dim: int, around: tuple[int, int] = (1, 1), offset: float = 0.0) -> None:
         super().__init__()
         self.model = model
+        self.size, self.stride = around
+        self.register_buffer("offset", offset * alternating(dim))
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) normalised -> (B, H/8 · W/8, D)."""
+        """(B, 3, H, W) normalised -> (B, H/8/stride · W/8/stride, D)."""
         model = self.model
         stem = model.maxpool(model.act1(model.bn1(model.conv1(batch))))
         layer2 = model.layer2(model.layer1(stem))
-        layer3 = functional.interpolate(model.layer3(layer2), layer2.shape[-2:], mode="bilinear", align_corners=False)
-        return torch.cat((layer2, layer3), dim=1).flatten(2).transpose(1, 2)
+        layer3 = self._around(model.layer3(layer2), 1)
+        layer2 = self._around(layer2, self.stride)
+        layer3 = functional.interpolate(layer3, layer2.shape[-2:], mode="bilinear", align_corners=False)
+        return torch.cat((layer2, layer3), dim=1).flatten(2).transpose(1, 2) + self.offset
+
+    def _around(self, level: torch.Tensor, stride: int) -> torch.Tensor:
+        if self.size == stride == 1:
+            return level
+        return functional.avg_pool2d(level, self.size, stride, self.size // 2)
+
+
+def alternating(dim: int) -> torch.Tensor:
+    """(dim,) +1, −1, +1, …: a direction that responses, none of them negative, have next to no part in."""
+    return 1.0 - 2.0 * (torch.arange(dim) % 2)
 
 
 class TorchExtractor(Extractor, Protocol):
@@ -110,7 +136,11 @@ class Agreement:
 
     @classmethod
     def of(cls, rows: Rows, reference: Rows) -> Agreement:
-        """Compare (…, D) unit rows; what is not finite agrees with nothing."""
+        """Compare (…, D) unit rows; what is not finite agrees with nothing.
+
+        The offset that all ResNet tokens share is taken out: beside it any two would look alike.
+        """
+        rows, reference = _without_offset(rows), _without_offset(reference)
         cosines = np.nan_to_num(np.einsum("...d,...d->...", rows, reference), nan=-1.0)
         return cls(float(cosines.mean(dtype=np.float64)), float(cosines.min()))
 
@@ -119,6 +149,13 @@ class Agreement:
 
     def __str__(self) -> str:
         return f"token cosine {self.mean:.6f} on average, {self.least:.6f} at least"
+
+
+def _without_offset(rows: Rows) -> Rows:
+    axis = alternating(rows.shape[-1]).numpy() / rows.shape[-1] ** 0.5
+    left = rows - (rows @ axis)[..., None] * axis
+    unit: Rows = left / np.maximum(np.linalg.norm(left, axis=-1, keepdims=True), 1e-12)
+    return unit
 
 
 class TorchRunner:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from backend.augment import Augmentation
 from backend.errors import Notice, TokenGridMismatch
-from backend.features import RGB, Extractor, Grid, prepare, token_grid
+from backend.features import RGB, Extractor, Grid, grid_of, prepare
 from backend.lane import Job, Lane
 from backend.patchcore import PatchCoreMemory
 from backend.utils import decode_image, encode_png
@@ -71,7 +71,7 @@ def prepare_image(
     data = file.read()
     image = decode_image(data, name=file.name, max_megapixels=max_megapixels)
     height, width = image.shape[:2]
-    grid = token_grid(height, width, input_size=extractor.input_size, patch=extractor.patch)
+    grid = grid_of(extractor, height, width)
     notices: tuple[Notice, ...] = ()
     if expected is not None and grid != expected:
         if not _same_roi(height, width, expected, extractor):

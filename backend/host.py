@@ -137,4 +137,8 @@ def _build(settings: Settings) -> Extractor:
         precision=settings.precision,
         threads=settings.threads,
         weights_dir=WEIGHTS_DIR,
+        around=(settings.patchcore_patch_size, settings.patchcore_stride),
+        offset=settings.resnet_offset,
+        tiles=(settings.tiles, settings.tile_overlap),
+        smaller_edge=settings.input_edge == "smaller",
     )

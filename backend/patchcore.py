@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,6 +143,22 @@ class PatchCoreMemory:
 
         work = n_queries * (self._short or self._plain).rows.size // _SPLIT
         return max(1, min(work, int(faiss.omp_get_max_threads())))
+
+    def weight(self, q: Array, neighbours: int) -> float:
+        """How much the patch `q` (D,) counts as its image's score (Roth et al. 2022, section 3.3, eq. 7).
+
+        1 − exp‖q − m*‖ / Σ exp‖q − m‖, with m* the row nearest to q and m the `neighbours` rows nearest to m*, itself
+        among them: a patch whose nearest row is far from the other rows weighs more.
+        """
+        to_q = _lengths(self.emb - q)
+        nearest = int(to_q.argmin())
+        around = np.argsort(_lengths(self.emb - self.emb[nearest]), kind="stable")[:neighbours]
+        return float(1.0 - 1.0 / np.exp(to_q[around].astype(np.float64) - to_q[nearest]).sum())
+
+    @property
+    def extras(self) -> dict[str, NDArray[Any]]:
+        """What is stored beside the rows."""
+        return {}
 
     def _kept(self, leave_out: int | None) -> NDArray[np.int64] | None:
         if leave_out is None:

@@ -24,6 +24,8 @@ ROOMS = {
     **dict.fromkeys(["collector", "growing", "rebuild", "scoring", "intake", "predictor", "grey_host"], 3),
     **dict.fromkeys(["schemas", "schemas_samples", "problems", "telemetry", "security", "edge", "routes", "app"], 4),
     **dict.fromkeys(["demo", "bench", "bench_stages", "serve_ray", "cli", "__main__"], 4),
+    **dict.fromkeys(["presets"], 0),
+    **dict.fromkeys(["features_wrapped", "variants", "foreground"], 1),
     **dict.fromkeys(["sets"], 2),
     **dict.fromkeys(["evaluate", "report"], 4),
 }
@@ -34,7 +36,8 @@ NOBODY: frozenset[str] = frozenset()
 NEIGHBOURS: dict[str, frozenset[str]] = {
     "errors": frozenset({"notices"}),
     "errors_samples": frozenset({"errors", "notices"}),
-    "config": frozenset({"errors"}),
+    "config": frozenset({"errors", "presets"}),
+    "variants": frozenset({"coreset", "patchcore"}),
     "utils": frozenset({"errors", "codecs"}),
     **dict.fromkeys(EXTRACTORS, EXTRACTORS),
     "coreset_passes": frozenset({"coreset"}),
