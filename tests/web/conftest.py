@@ -1,0 +1,80 @@
+"""A real Chromium in front of a real service."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
+
+from backend.config import Settings
+from backend.demo import served
+from tests.web.page import Console, Open
+
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+AXE = "axe-core@4.11"
+
+expect.set_options(timeout=30_000)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The source of axe-core, fetched from the npm registry into a temporary folder."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("needs npm to fetch axe-core")
+    folder = tmp_path_factory.mktemp("axe")
+    options = ["--no-audit", "--no-fund", "--no-save", "--loglevel=error"]
+    subprocess.run([npm, "install", *options, "--prefix", folder, AXE], check=True, capture_output=True, timeout=120)
+    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text("utf-8")
+
+
+@pytest.fixture
+def console(browser: Browser, tmp_path: Path) -> Iterator[Open]:
+    """Opens consoles on services that differ in their settings: console(locale=…, viewport=…, **settings)."""
+    with ExitStack() as stack:
+
+        def build(*, locale: str = "es-ES", scheme: str = "light", width: int = 1280, **given: Any) -> Console:
+            own = {
+                "model_name": "texture",
+                "input_size": 112,
+                "models_dir": tmp_path / "models",
+                "datasets_dir": tmp_path / "datasets",
+                "artifacts_dir": tmp_path / "artifacts",
+                "static_dir": tmp_path / "static",
+            }
+            api = stack.enter_context(served(Settings(**{**own, **given})))
+            context = browser.new_context(
+                locale=locale,
+                color_scheme=scheme,  # type: ignore[arg-type]
+                viewport={"width": width, "height": 900},
+            )
+            stack.callback(context.close)
+            opened = Console(context.new_page(), api)
+            opened.watch()
+            return opened
+
+        yield build

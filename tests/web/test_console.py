@@ -1,0 +1,428 @@
+"""The console in a real Chromium, on real parts where they lie beside the project."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from playwright.sync_api import Page, expect
+
+from backend.config import Settings
+from backend.fitting import ImageFile
+from backend.predictor import Predictor
+from tests.parts import encoded, part
+from tests.web.page import Console, Open, serious
+
+pytestmark = pytest.mark.browser
+
+MODEL = {"role_id": "Belt", "roi_id": "Cookie", "mm_per_px": "0.2"}
+Pieces = dict[str, list[Path]]
+FORM = {**MODEL, "heatmap": "absolute"}
+
+
+@pytest.fixture
+def pieces(tmp_path: Path) -> Pieces:
+    """Small rendered parts: good ones to learn from, others to calibrate with, bad ones."""
+    folder = tmp_path / "pieces"
+    folder.mkdir()
+    made: Pieces = {"learn": [], "good": [], "bad": []}
+    for kind, seeds in (("learn", range(8)), ("good", range(20, 26)), ("bad", range(40, 43))):
+        for seed in seeds:
+            path = folder / f"{kind}_{seed}.png"
+            path.write_bytes(encoded(part(seed, height=120, width=160, defect=kind == "bad")))
+            made[kind].append(path)
+    return made
+
+
+def cookies(shared_data: Path, inside: str) -> list[Path]:
+    return sorted((shared_data / "cookies" / inside).iterdir())
+
+
+def resnet(shared_data: Path) -> dict[str, Any]:
+    weights = str(shared_data / "weights" / "resnet18_layers1-3.safetensors")
+    return {"model_name": "resnet18", "weights": weights, "resnet_weights": weights, "input_size": 256}
+
+
+def fit(console: Console, files: list[Path]) -> None:
+    console.tab("fit")
+    console.page.set_input_files("#fit-files", files)
+    expect(console.page.locator("#fit-count")).to_have_text(str(len(files)))
+    console.page.click("#fit-go")
+    expect(console.page.locator("#fit-result [data-state=ok]")).to_be_visible(timeout=90_000)
+
+
+def calibrate(console: Console, good: list[Path], bad: list[Path]) -> float:
+    console.tab("calibrate")
+    console.page.set_input_files("#cal-ok", good)
+    console.page.set_input_files("#cal-ng", bad)
+    console.settled(len(good) + len(bad))
+    console.page.click("#cal-go")
+    notice = console.page.locator("#cal-result [data-threshold]")
+    expect(notice).to_be_visible()
+    console.settled(len(good) + len(bad))
+    return float(notice.get_attribute("data-threshold") or "nan")
+
+
+def infer(console: Console, path: Path, **more: str) -> dict[str, Any]:
+    answer = console.api.post(
+        "/infer", data={**FORM, **more}, files={"image": (path.name, path.read_bytes(), "image/png")}
+    )
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def areas(page: Page) -> list[float]:
+    return [float(area.get_attribute("data-area") or "nan") for area in page.locator("#regions li").all()]
+
+
+def test_a_broken_cookie_is_learned_calibrated_inspected_and_masked(console: Open, shared_data: Path) -> None:
+    desk = console(width=1440, **resnet(shared_data))
+    page = desk.page
+    desk.open("fit", **MODEL)
+    fit(desk, cookies(shared_data, "train/good"))
+    expect(page.locator("#state")).to_contain_text("Con memoria")
+
+    good, cracks = cookies(shared_data, "test/good"), cookies(shared_data, "test/crack")
+    threshold = calibrate(desk, good[:8], cracks[:3])
+    expect(page.locator("#state")).to_contain_text("Calibrado")
+    scores = [infer(desk, path)["score"] for path in (*good[:8], *cracks[:3])]
+    rejected, missed = (np.array(scores[:8]) > threshold).sum(), (np.array(scores[8:]) <= threshold).sum()
+    expect(page.locator("#cal-reject")).to_contain_text(f"{rejected} de 8")
+    expect(page.locator("#cal-miss")).to_contain_text(f"{missed} de 3")
+    api = desk.api.post(
+        "/calibrate_ng",
+        json={
+            "role_id": "Belt",
+            "roi_id": "Cookie",
+            "mm_per_px": 0.2,
+            "ok_scores": scores[:8],
+            "ng_scores": scores[8:],
+        },
+    )
+    assert api.json()["threshold"] == pytest.approx(threshold, abs=1e-9)
+    desk.picture("console-calibrate")
+
+    desk.tab("inspect")
+    page.set_input_files("#parts-files", [cracks[14]])
+    desk.settled(12)
+    expected = infer(desk, cracks[14])
+    assert expected["decision"] == "ng" and expected["regions"], "the picture that the README shows"
+    expect(page.locator("#verdict[data-decision=ng]")).to_contain_text("NG")
+    assert desk.value("#gauge .score") == expected["score"]
+    assert desk.value("#gauge .limit") == expected["threshold"] == threshold
+    assert areas(page) == [region["area_mm2"] for region in expected["regions"]]
+    desk.picture("console")
+
+    before = len(desk.calls)
+    desk.set_range("#threshold", expected["score"] * 1.02)
+    expect(page.locator("#verdict[data-decision=ok]")).to_be_visible()
+    assert sum(areas(page)) < sum(region["area_mm2"] for region in expected["regions"])
+    expect(page.locator("#changed")).to_be_visible()
+    page.check("input[name=mode][value='1']", force=True)
+    expect(page.locator("#verdict[data-decision=ng]")).to_be_visible()
+    assert desk.calls[before:] == [], "the threshold moves without asking the server"
+
+    page.check("input[name=kind][value=annulus]", force=True)
+    box = page.locator("#stage").bounding_box()
+    assert box is not None
+    centre = (box["x"] + box["width"] / 2 + 40, box["y"] + box["height"] / 2 + 40)
+    page.mouse.move(*centre)
+    page.mouse.down()
+    page.mouse.move(centre[0] + 60, centre[1], steps=4)
+    page.mouse.move(centre[0] + 130, centre[1], steps=4)
+    page.mouse.up()
+    desk.settled(12)
+    drawn = {name: float(page.input_value(f"#shape-{name}")) for name in ("cx", "cy", "r", "r_inner")}
+    height, width = np.asarray(cv2.imread(str(cracks[14]))).shape[:2]
+    scale = min(box["width"] / width, box["height"] / height)
+    assert drawn["r"] == pytest.approx(130 / scale, abs=2 / scale)
+    assert drawn["cx"] == pytest.approx(width / 2 + 40 / scale, abs=2 / scale)
+    masked = infer(desk, cracks[14], shape=json.dumps({"kind": "annulus", **drawn}))
+    expect(page.locator("#gauge .score")).to_have_attribute("data-value", str(masked["score"]))
+    assert areas(page) == [region["area_mm2"] for region in masked["regions"]]
+    desk.picture("console-annulus")
+
+    page.fill("#shape-r_inner", "20")
+    page.press("#shape-r_inner", "Enter")
+    typed = infer(desk, cracks[14], shape=json.dumps({"kind": "annulus", **drawn, "r_inner": 20}))
+    expect(page.locator("#gauge .score")).to_have_attribute("data-value", str(typed["score"]))
+    assert not desk.errors
+
+
+def test_the_resnet_tab_shows_what_predict_answers(console: Open, shared_data: Path, tmp_path: Path) -> None:
+    own = resnet(shared_data)
+    settings = Settings(artifacts_dir=tmp_path / "artifacts", resnet_weights=own["resnet_weights"])
+    predictor = Predictor(settings)
+    learn = cookies(shared_data, "train/good")[:12]
+    predictor.build([ImageFile.named(path.name, path.read_bytes) for path in learn], coreset_rate=0.01)
+    predictor.close()
+
+    desk = console(resnet_weights=own["resnet_weights"], area_min=20)
+    page = desk.page
+    desk.open("resnet")
+    crack, good = cookies(shared_data, "test/crack")[5], cookies(shared_data, "test/good")[0]
+    page.set_input_files("#rn-files", [crack, good])
+    expect(page.locator("#rn-list .part")).to_have_count(2)
+    expect(page.locator("#rn-list .part[data-decision=busy]")).to_have_count(0)
+
+    def predict(**params: Any) -> dict[str, Any]:
+        files = {"file": (crack.name, crack.read_bytes(), "image/jpeg")}
+        return dict(desk.api.post("/predict", params=params, files=files).json())
+
+    expected = predict()
+    assert desk.value("#rn-gauge .score") == expected["score"]
+    assert desk.value("#rn-gauge .limit") == expected["threshold"]
+    decision = "ng" if expected["is_anomaly"] else "ok"
+    expect(page.locator(f"#rn-verdict[data-decision={decision}]")).to_be_visible()
+    desk.picture("console-resnet18")
+
+    page.check("input[name=rn-mode][value=sensitive]", force=True)
+    expect(page.locator("#rn-gauge .limit")).to_have_attribute(
+        "data-value", str(predict(mode="sensitive")["threshold"])
+    )
+    expect(page.locator("#rn-verdict[data-decision=ng]")).to_be_visible()
+    for kind in ("heat", "mask", "outlines"):
+        page.check(f"input[name=rn-show][value={kind}]", force=True)
+        expect(page.locator(f"input[name=rn-show][value={kind}]")).to_be_checked()
+    assert any(call.startswith("GET static/overlays/") and call.endswith("_mask.png") for call in desk.calls)
+    page.fill("#rn-thr", "1.5")
+    page.press("#rn-thr", "Tab")
+    expect(page.locator("#rn-gauge .limit")).to_have_attribute("data-value", "1.5")
+    expect(page.locator("#rn-verdict[data-decision=ok]")).to_be_visible()
+    expect(page.locator("#rn-config")).to_have_attribute("data-status", "ready")
+    expect(page.locator("#rn-config")).to_contain_text(desk.api.get("/config").json()["embedding_version"])
+    desk.picture("console-resnet18-outlines")
+    assert not desk.errors
+
+
+def test_regions_drawn_by_the_page_are_those_the_server_would_give(console: Open, pieces: Pieces) -> None:
+    desk = console()
+    desk.open("fit", **MODEL)
+    fit(desk, pieces["learn"])
+    calibrate(desk, pieces["good"], pieces["bad"])
+    desk.tab("inspect")
+    bad = pieces["bad"][0].name
+    desk.page.locator("#parts .part", has_text=bad).click()
+    wanted = infer(desk, pieces["bad"][0])["score"] * 0.97
+    desk.set_range("#threshold", wanted)
+    moved = float(desk.page.input_value("#threshold"))
+    drawn = areas(desk.page)
+    crafted = {"role_id": "Belt", "roi_id": "Cookie", "mm_per_px": 0.2, "ok_scores": [moved]}
+    assert desk.api.post("/calibrate_ng", json=crafted).json()["threshold"] == pytest.approx(moved)
+    served = [region["area_mm2"] for region in infer(desk, pieces["bad"][0])["regions"]]
+    assert len(drawn) == len(served) > 0
+    np.testing.assert_allclose(drawn, served, rtol=0.08)
+
+
+def test_moving_the_line_counts_what_would_be_rejected_and_missed(console: Open, pieces: Pieces) -> None:
+    desk = console()
+    desk.open("fit", **MODEL)
+    fit(desk, pieces["learn"])
+    calibrate(desk, pieces["good"], pieces["bad"])
+    good = sorted(infer(desk, path)["score"] for path in pieces["good"])
+    line = desk.page.locator("#cal-line")
+    desk.set_range("#cal-line", (good[2] + good[3]) / 2)
+    put = float(line.input_value())
+    expect(desk.page.locator("#cal-reject")).to_contain_text(f"{sum(score > put for score in good)} de 6")
+    expect(desk.page.locator("#cal-miss")).to_contain_text("0 de 3")
+    line.focus()
+    line.press("End")
+    expect(desk.page.locator("#cal-reject")).to_contain_text("0 de 6")
+    expect(desk.page.locator("#cal-miss")).to_contain_text("3 de 3")
+
+
+def test_before_the_fit_the_page_says_what_to_do(console: Open, pieces: Pieces) -> None:
+    desk = console()
+    desk.open("inspect", **MODEL)
+    desk.page.set_input_files("#parts-files", pieces["bad"][:1])
+    expect(desk.page.locator("#alerts")).to_contain_text(
+        "Memoria no encontrada para Belt/Cookie. Ejecuta /fit_ok primero."
+    )
+    expect(desk.page.locator("#state")).to_contain_text("Sin memoria")
+    expect(desk.page.locator("#verdict[data-decision=failed]")).to_be_visible()
+
+
+def test_without_a_calibration_there_is_a_score_and_no_verdict(console: Open, pieces: Pieces) -> None:
+    desk = console()
+    desk.open("fit", **MODEL)
+    fit(desk, pieces["learn"])
+    desk.tab("inspect")
+    desk.page.set_input_files("#parts-files", pieces["bad"][:1])
+    desk.settled(1)
+    expect(desk.page.locator("#verdict[data-decision=none]")).to_contain_text("Falta calibrar")
+    assert desk.value("#gauge .score") == infer(desk, pieces["bad"][0])["score"]
+    expect(desk.page.locator("#threshold")).to_be_disabled()
+
+
+def test_a_cancelled_fit_leaves_no_memory(console: Open, tmp_path: Path) -> None:
+    files = []
+    for seed in range(60):
+        files.append(tmp_path / f"{seed}.png")
+        files[-1].write_bytes(encoded(part(seed, height=600, width=600)))
+    desk = console(input_size=448)
+    desk.open("fit", **MODEL)
+    desk.page.set_input_files("#fit-files", files)
+    expect(desk.page.locator("#fit-count")).to_have_text("60")
+    desk.page.click("#fit-go")
+    expect(desk.page.locator("#fit-progress")).to_be_visible()
+    desk.page.click("#fit-cancel")
+    expect(desk.page.locator("#fit-result")).to_contain_text("Cancelado")
+    expect(desk.page.locator("#fit-go")).to_be_enabled()
+    answer = desk.api.post("/infer", data=FORM, files={"image": ("a.png", files[0].read_bytes(), "image/png")})
+    assert answer.json()["code"] == "memory_not_found"
+
+
+def test_a_picture_pasted_from_the_clipboard_is_taken(console: Open) -> None:
+    desk = console()
+    desk.open("fit", **MODEL)
+    desk.page.evaluate(
+        """() => new Promise((done) => {
+          const canvas = document.createElement("canvas");
+          canvas.width = canvas.height = 64;
+          canvas.toBlob((blob) => {
+            const data = new DataTransfer();
+            data.items.add(new File([blob], "image.png", {type: "image/png"}));
+            dispatchEvent(new ClipboardEvent("paste", {clipboardData: data}));
+            done();
+          });
+        })"""
+    )
+    expect(desk.page.locator("#fit-count")).to_have_text("1")
+
+
+def test_the_shell_needs_no_key_and_asks_for_one(console: Open, pieces: Pieces) -> None:
+    desk = console(api_keys=("open-sesame",))
+    for path, status in (("/", 200), ("/web/app.js", 200), ("/health", 401), ("/config", 401), ("/static/x.png", 401)):
+        assert desk.api.get(path).status_code == status, path
+    desk.open("fit", **MODEL)
+    page = desk.page
+    expect(page.locator("#key")).to_be_visible()
+    page.fill("#key-value", "wrong")
+    page.press("#key-value", "Enter")
+    expect(page.locator("#key")).to_be_visible()
+    page.fill("#key-value", "open-sesame")
+    page.press("#key-value", "Enter")
+    expect(page.locator("#key")).to_be_hidden()
+    expect(page.locator("#service")).to_have_attribute("data-state", "ok")
+    fit(desk, pieces["learn"])
+    kept = page.evaluate("() => [sessionStorage.getItem('api-key'), JSON.stringify(localStorage)]")
+    assert kept[0] == "open-sesame" and "open-sesame" not in kept[1]
+
+
+@pytest.mark.parametrize(("locale", "words"), [("es-MX", "Inspección de piezas"), ("en-GB", "Part inspection")])
+def test_the_page_speaks_the_browsers_language(console: Open, locale: str, words: str) -> None:
+    desk = console(locale=locale)
+    desk.open("inspect")
+    expect(desk.page.locator("h1")).to_have_text(words)
+    assert desk.page.evaluate("() => document.documentElement.lang") == locale[:2]
+    desk.page.click("#language")
+    expect(desk.page.locator("h1")).not_to_have_text(words)
+
+
+def test_every_text_is_there_in_both_languages() -> None:
+    web = Path(__file__).resolve().parents[2] / "backend" / "web"
+    texts = (web / "i18n.js").read_text("utf-8")
+    source = "".join(path.read_text("utf-8") for path in web.glob("*"))
+    used = set(re.findall(r'(?:data-t="|data-t-label="|\bt\(")(\w+)"', source))
+    missing = {key for key in used if f"\n  {key}: [" not in texts}
+    assert not missing and len(used) > 60
+
+
+def test_all_of_it_works_by_keyboard(console: Open, pieces: Pieces) -> None:
+    desk = console()
+    page = desk.page
+    desk.open("fit", **MODEL)
+    page.focus("#tab-fit")
+    for name in ("calibrate", "inspect", "resnet", "fit"):
+        page.keyboard.press("ArrowRight")
+        expect(page.locator(f"#tab-{name}")).to_be_focused()
+        expect(page.locator(f"#{name}")).to_be_visible()
+    fit(desk, pieces["learn"])
+    calibrate(desk, pieces["good"], pieces["bad"])
+    desk.tab("inspect")
+    threshold = desk.value("#gauge .limit")
+    page.focus("#threshold")
+    page.keyboard.press("ArrowRight")
+    assert desk.value("#gauge .limit") > threshold
+    page.focus("input[name=kind][value='']")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#shape-w")).to_be_visible()
+    page.locator("#parts .part").first.focus()
+    page.keyboard.press("ArrowDown")
+    expect(page.locator("#parts .part").nth(1)).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#parts .part").nth(1)).to_be_focused()
+
+
+@pytest.mark.parametrize("width", [800, 1280, 1920])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_cut_off(console: Open, pieces: Pieces, width: int, scheme: str) -> None:
+    desk = console(width=width, scheme=scheme)
+    desk.open("fit", **MODEL)
+    fit(desk, pieces["learn"][:3])
+    desk.tab("inspect")
+    desk.page.set_input_files("#parts-files", pieces["bad"])
+    desk.settled(3)
+    for tab in ("fit", "calibrate", "inspect", "resnet"):
+        desk.tab(tab)
+        sizes = desk.page.evaluate("() => [document.documentElement.scrollWidth, innerWidth]")
+        assert sizes[0] <= sizes[1], f"{tab} is wider than the window"
+        desk.picture(f"console-{tab}-{width}-{scheme}")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(console: Open, pieces: Pieces, axe: str, scheme: str) -> None:
+    desk = console(scheme=scheme)
+    desk.open("fit", **MODEL)
+    fit(desk, pieces["learn"])
+    found = {"fit": serious(desk.page, axe)}
+    calibrate(desk, pieces["good"], pieces["bad"])
+    found["calibrate"] = serious(desk.page, axe)
+    desk.tab("inspect")
+    desk.page.check("input[name=kind][value=annulus]", force=True)
+    desk.settled(9)
+    found["inspect"] = serious(desk.page, axe)
+    desk.page.locator("#parts .part[data-decision=ng]").first.click()
+    found["inspect ng"] = serious(desk.page, axe)
+    desk.tab("resnet")
+    desk.page.set_input_files("#rn-files", pieces["bad"][:1])
+    expect(desk.page.locator("#alerts")).to_contain_text("No existe memory bank")
+    found["resnet"] = serious(desk.page, axe)
+    assert not {tab: [(v["id"], v["nodes"][0]["html"]) for v in worst] for tab, worst in found.items() if worst}
+
+
+def test_the_page_is_light_and_its_policy_strict(console: Open) -> None:
+    desk = console()
+    sizes: dict[str, int] = {}
+    desk.page.on("response", lambda answer: sizes.update({answer.url: int(answer.headers["content-length"])}))
+    desk.open("inspect")
+    expect(desk.page.locator("#service")).to_have_attribute("data-state", "ok")
+    desk.page.wait_for_load_state("networkidle")
+    assert len(sizes) > 10 and sum(sizes.values()) < 100_000
+    for path in ("/", "/web/app.js", "/web/app.css"):
+        headers = desk.api.get(path).headers
+        policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == "'none'" and policy["script-src"] == policy["style-src"] == "'self'"
+        assert "unsafe" not in headers["content-security-policy"] and policy["frame-ancestors"] == "'none'"
+        assert headers["x-content-type-options"] == "nosniff"
+    html = desk.api.get("/").text
+    assert " style=" not in html and "<style" not in html and " on" not in html.replace(" only", "")
+    assert html.count("<script") == 1 and "http" not in html
+    blocked = desk.page.evaluate(
+        """() => new Promise((done) => {
+          addEventListener("securitypolicyviolation", (event) => done(event.violatedDirective));
+          const script = document.createElement("script");
+          script.textContent = "window.broken = 1";
+          document.body.append(script);
+        })"""
+    )
+    assert blocked.startswith("script-src") and not desk.page.evaluate("() => window.broken")
+
+
+@pytest.mark.parametrize(
+    "path", ["/web/../app.py", "/web/%2e%2e/app.py", "/web/..%2fconfig.py", "/web//etc/passwd", "/web/"]
+)
+def test_only_the_shells_own_files_are_public(console: Open, path: str) -> None:
+    assert console(api_keys=("k",)).api.get(path).status_code in {401, 404, 405}
