@@ -130,6 +130,6 @@ def _parsed(line: bytes, key: ModelKey, number: int) -> dict[str, Any] | None:
         if not isinstance(event, dict) or not isinstance(event["event"], str):
             raise ValueError("no event")
     except (ValueError, KeyError, RecursionError):
-        logger.warning("line %d of the record of %s cannot be read and is left out", number, key)
+        logger.info("line %d of the record of %s cannot be read and is left out", number, key)
         return None
     return event
