@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import uvicorn
 from rich.console import Console
 from rich.table import Table
 
@@ -218,7 +219,6 @@ def _wait_until_warm(port: int) -> None:
 
 
 def _serve(given: dict[str, Any], pipe: Connection) -> None:
-    import uvicorn
 
     server = uvicorn.Server(uvicorn.Config(create_app(load_settings(**given)), port=0, log_config=None))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -84,7 +85,8 @@ def _converted(reference: TorchExtractor, height: int, width: int) -> Any:
     import torch
 
     pixels = torch.zeros((1, height, width, 3), dtype=torch.uint8)
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing fixes the image's size, which is what is wanted here
         network = reference.network(height, width).eval()
         traced = torch.jit.trace(network, pixels, check_trace=False)  # type: ignore[no-untyped-call]
         return openvino.convert_model(traced, example_input=pixels, input=[tuple(pixels.shape)])

@@ -85,7 +85,7 @@ def prepare_image(
 def _same_roi(height: int, width: int, expected: Grid, extractor: Extractor) -> bool:
     """Whether an ROI of this size, or of one pixel more or less, lies within one token per side of `expected`."""
     sizes = product(range(max(1, height - 1), height + 2), range(max(1, width - 1), width + 2))
-    grids = (token_grid(h, w, input_size=extractor.input_size, patch=extractor.patch) for h, w in sizes)
+    grids = (grid_of(extractor, h, w) for h, w in sizes)
     return any(max(abs(rows - expected[0]), abs(cols - expected[1])) <= 1 for rows, cols in grids)
 
 

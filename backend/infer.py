@@ -174,7 +174,8 @@ def regions(
     outlines, tree = cv2.findContours(hot.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     px_area = 1.0 / frame.scale**2
     found = []
-    for outline, (_, _, _, parent) in zip(outlines, np.empty((0, 4), np.int32) if not outlines else tree[0], strict=True):
+    parents = [links[3] for links in tree[0]] if outlines else []
+    for outline, parent in zip(outlines, parents, strict=True):
         x, y, w, h = cv2.boundingRect(outline)
         if parent >= 0 or w * h * px_area * mm_per_px**2 < area_mm2_thr:  # a hole, or too small at the very best
             continue

@@ -150,9 +150,9 @@ class PatchCoreMemory:
         1 − exp‖q − m*‖ / Σ exp‖q − m‖, with m* the row nearest to q and m the `neighbours` rows nearest to m*, itself
         among them: a patch whose nearest row is far from the other rows weighs more.
         """
-        to_q = _lengths(self.emb - q)
+        to_q = np.sqrt(square_norms(self.emb - q))
         nearest = int(to_q.argmin())
-        around = np.argsort(_lengths(self.emb - self.emb[nearest]), kind="stable")[:neighbours]
+        around = np.argsort(square_norms(self.emb - self.emb[nearest]), kind="stable")[:neighbours]
         return float(1.0 - 1.0 / np.exp(to_q[around].astype(np.float64) - to_q[nearest]).sum())
 
     @property

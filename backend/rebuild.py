@@ -49,7 +49,7 @@ class Rebuilder:
         self.ledger = ledger
         self._jobs: dict[ModelKey, TrackedJob] = {}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="rebuild", daemon=True)
+        self._thread: threading.Thread | None = None
 
     @property
     def settings(self) -> Settings:
@@ -58,6 +58,8 @@ class Rebuilder:
 
     def start(self) -> None:
         """Bring the records up to date and, with REBUILD_ON_START, lost memories back, in the background."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="rebuild", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -65,8 +67,12 @@ class Rebuilder:
         self._stop.set()
         for job in list(self._jobs.values()):
             job.cancel()
-        if self._thread.is_alive():
-            self._thread.join(timeout=60)
+        self.wait(60)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Until the work that `start` began has ended, or `timeout` seconds."""
+        if self._thread is not None:
+            self._thread.join(timeout)
 
     def status(self, key: ModelKey) -> dict[str, Any] | None:
         """How far the rebuild of `key` is; None when there is none."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.coreset import Array, Progress, blocks, coreset_size, kcenter_greedy
+from backend.coreset import Array, Progress, coreset_size, kcenter_greedy
 from backend.patchcore import Backend, PatchCoreMemory, l2_normalize
 
 Distance = Literal["l2", "mahalanobis"]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ from backend.report import html_report
 from backend.sets import InspectionSet, read_set
 from backend.storage import ModelKey
 
-SETTINGS = {"model_name": "texture", "input_size": 112, "coreset_rate": 0.2}
+SETTINGS: dict[str, Any] = {"model_name": "texture", "input_size": 112, "coreset_rate": 0.2}
 
 
 def part(rng: np.random.Generator, spot: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,7 @@
 """The figures against scikit-learn and against slow, obvious re-computations."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -31,7 +33,7 @@ def slow_aupro(masks: list[Labels], maps: list[Scores], limit: float = 0.3) -> f
         overlap = np.mean([hits[number][inside].mean() for number, inside in components])
         points.append((false / good, float(overlap)))
     area = 0.0
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         if x0 >= limit:
             break
         stop = min(x1, limit)

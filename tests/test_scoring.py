@@ -1,6 +1,6 @@
 """Scores of stored samples, each as if the memory had never seen it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +56,11 @@ def half_alike(seed: int) -> ImageFile:
 
 
 @pytest.mark.parametrize("make", [image_file, half_alike])
-def test_at_rate_one_leaving_out_equals_a_memory_fitted_without(tmp_path: Path, make: type[ImageFile]) -> None:
+def test_at_rate_one_leaving_out_equals_a_memory_fitted_without(
+    tmp_path: Path, make: Callable[[int], ImageFile]
+) -> None:
     collector = collector_of(tmp_path, coreset_rate=1.0)
-    files = [make(seed) for seed in range(4)]  # type: ignore[arg-type]
+    files = [make(seed) for seed in range(4)]
     names = keep(collector, KEY, "ok", files)
     collector.fit(KEY, files, mm_per_px=0.2)
     for left, name in enumerate(names):
