@@ -362,9 +362,9 @@ def test_strangers_are_served_when_that_is_allowed(tmp_path: Path) -> None:
 
 def test_keys_are_asked_of_everybody_once_there_are_any(tmp_path: Path) -> None:
     digest = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"  # of "secret"
-    app = create_app(quick_settings(tmp_path, api_keys=("plain", f"sha256:{digest}")))
+    settings = quick_settings(tmp_path, api_keys=("plain", f"sha256:{digest}"))
     for address in (("127.0.0.1", 1), ("10.0.0.9", 1)):
-        with client_of(app, address) as client:
+        with client_of(create_app(settings), address) as client:
             for headers in (
                 {},
                 {"X-API-Key": "wrong"},
