@@ -1,6 +1,6 @@
 """Figures of a machine with a GPU: python tests/benchmarks/bench_gpu.py [--json FILE].
 
-Needs torch, timm, NumPy, OpenCV, Pillow and scikit-learn or FAISS, and none of the service's HTTP libraries. The weights
+Needs torch, timm, NumPy, OpenCV, Pillow and scikit-learn or FAISS, and none of the HTTP libraries. The weights
 are drawn at random: speed does not depend on them.
 """
 
