@@ -25,8 +25,8 @@ Each = Callable[[Callable[[slice], None], Iterable[slice]], Iterable[None]]
 BLOCK = 1024  # rows a product covers: its result stays in cache, and working memory does not grow with N
 _CENTRES = 512  # centres a product covers
 _AHEAD = 32  # of the farthest rows, how many meet the pool in one product although not all will be chosen
-_BLAS = RLock()
 _SHARE = 8  # a refresh brings the farthest 1/8 of all rows up to date
+_BLAS = RLock()  # the number of its threads belongs to the whole process: one traversal at a time changes it
 
 
 def l2_normalize(x: Array, eps: float = 1e-12) -> Array:
