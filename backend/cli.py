@@ -96,6 +96,7 @@ def infer(
     """Inspect images and write an overlay picture of each."""
     from backend.roi_mask import parse_shape
     from backend.storage import ModelKey
+    from backend.terminal import print_rows, row_of, write_overlay
 
     key, mask, paths = ModelKey.of(role, roi, recipe), parse_shape(shape), images_in(files)
     out.mkdir(parents=True, exist_ok=True)
@@ -103,10 +104,10 @@ def infer(
     with _Session(load_settings()) as session:
         for path, file in zip(session.track(paths, "inspect"), _files(paths), strict=True):
             result = session.inspector.infer(key, file, mm_per_px=mm_per_px, shape=mask, heatmap="none")
-            picture = _write_overlay(out, path, result)
-            rows.append(_row(path, result, picture))
+            picture = write_overlay(out, path, result)
+            rows.append(row_of(path, result, picture))
         session.warn(result.warnings)
-    _report(rows, as_json)
+    print_rows(rows, as_json)
 
 
 @app.command()
@@ -171,7 +172,7 @@ def evaluate(
 ) -> None:
     """Measure the service on labelled images with the field's own figures; leave a report."""
     from backend.evaluate import Evaluator
-    from backend.report import SUMMARY, html_report, summary_row
+    from backend.report import SUMMARY, summary_row
     from backend.sets import read_set
 
     given, results = [read_set(folder) for folder in sets], []
@@ -354,62 +355,3 @@ def _files(paths: list[Path]) -> list[Any]:
     from backend.fitting import ImageFile
 
     return [ImageFile.named(path.name, path.read_bytes) for path in paths]
-
-
-def _write_overlay(out: Path, path: Path, result: Any) -> Path:
-    from backend.pictures import overlay
-    from backend.utils import decode_image, encode_png, resize
-
-    found = result.inspection
-    image = resize(decode_image(path.read_bytes(), name=path.name), *found.heat.shape)
-    low, high = result.heatmap_range
-    scale = found.frame.scale
-    outlines = [
-        {"contour": [[x * scale, y * scale] for x, y in region.contour], "area_mm2": region.area_mm2}
-        for region in found.regions
-    ]
-    picture = overlay(
-        image,
-        found.heat,
-        low=low,
-        high=max(high, result.threshold or 0.0),
-        regions=outlines,
-        score=found.score,
-        threshold=result.threshold,
-        decision=_decision(result),
-        mask=found.mask,
-        title=path.name,
-    )
-    target = out / f"{path.parent.name}_{path.stem}_overlay.png"
-    target.write_bytes(encode_png(picture))
-    return target
-
-
-def _decision(result: Any) -> str | None:
-    return None if result.is_anomaly is None else "ng" if result.is_anomaly else "ok"
-
-
-def _row(path: Path, result: Any, picture: Path) -> dict[str, Any]:
-    return {
-        "file": path.as_posix(),
-        "score": result.inspection.score,
-        "threshold": result.threshold,
-        "decision": _decision(result),
-        "regions": len(result.inspection.regions),
-        "area_mm2": sum(region.area_mm2 for region in result.inspection.regions),
-        "overlay": picture.as_posix(),
-    }
-
-
-def _report(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        for row in rows:
-            typer.echo(json.dumps(row))
-        return
-    table = Table("file", "score", "threshold", "verdict", "regions", "mm²", "overlay")
-    for row in rows:
-        threshold = "" if row["threshold"] is None else f"{row['threshold']:.4f}"
-        verdict = row["decision"] or "?"
-        area = f"{row['area_mm2']:.1f}"
-        table.add_row(row["file"], f"{row['score']:.4f}", threshold, verdict, str(row["regions"]), area, row["overlay"])
-    Console().print(table)

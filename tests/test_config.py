@@ -78,7 +78,7 @@ def test_the_older_gpu_switch_works_from_yaml_too(give: Give) -> None:
 
 def test_relative_folders_are_relative_to_the_project(give: Give, tmp_path: Path) -> None:
     assert give({"MODELS_DIR": "here/models"}).models_dir == PROJECT_ROOT / "here" / "models"
-    assert give({"DATASETS_DIR": str(tmp_path)}).datasets_dir == tmp_path
+    assert give({"BDI_DATASETS_DIR": str(tmp_path)}).datasets_dir == tmp_path
 
 
 def test_lists_are_separated_by_commas(give: Give) -> None:

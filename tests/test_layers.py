@@ -23,7 +23,7 @@ ROOMS = {
     **dict.fromkeys(["inspector", "binding", "fitting", "cache", "host", "lane", "journal", "results", "progress"], 3),
     **dict.fromkeys(["collector", "growing", "rebuild", "scoring", "intake", "predictor", "grey_host"], 3),
     **dict.fromkeys(["schemas", "schemas_samples", "problems", "telemetry", "security", "edge", "routes", "app"], 4),
-    **dict.fromkeys(["demo", "bench", "bench_stages", "serve_ray", "cli", "__main__"], 4),
+    **dict.fromkeys(["demo", "bench", "bench_stages", "serve_ray", "cli", "terminal", "__main__"], 4),
     **dict.fromkeys(["presets"], 0),
     **dict.fromkeys(["features_wrapped", "variants", "foreground"], 1),
     **dict.fromkeys(["sets"], 2),
@@ -68,7 +68,7 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "bench": frozenset({"app", "schemas", "bench_stages"}),
     "report": frozenset({"evaluate"}),
     "serve_ray": frozenset({"app", "telemetry"}),
-    "cli": frozenset({"app", "telemetry", "demo", "bench", "evaluate", "report", "serve_ray"}),
+    "cli": frozenset({"terminal", "app", "telemetry", "demo", "bench", "evaluate", "report", "serve_ray"}),
     "__main__": frozenset({"cli"}),
 }
 
@@ -82,7 +82,7 @@ GUESTS: dict[str, frozenset[str]] = {
     **dict.fromkeys(["dotenv", "pydantic_settings"], frozenset({"config"})),
     "matplotlib": frozenset({"report"}),
     "prometheus_client": frozenset({"telemetry"}),
-    "typer": frozenset({"cli"}),
+    "typer": frozenset({"cli", "terminal"}),
     "uvicorn": frozenset({"cli", "demo", "bench"}),
     "ray": frozenset({"serve_ray"}),
     **dict.fromkeys(["pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"], NOBODY),
