@@ -32,7 +32,7 @@ from backend.utils import decode_image  # noqa: E402
 from tests.station import part  # noqa: E402
 
 KEYS = [ModelKey.of("Master1", "Pattern"), ModelKey.of("Master1", "Pattern", "red")]
-START_S = 60.0
+START_S = 300.0
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Service:
             except (httpx.TransportError, ValueError):
                 pass
             if time.monotonic() > give_up or self.process.poll() is not None:
-                raise TimeoutError("the service did not start")
+                raise TimeoutError(f"the service did not start: exit code {self.process.poll()}")
             time.sleep(0.05)
 
     def kill(self) -> None:
