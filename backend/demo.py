@@ -22,6 +22,7 @@ from rich.table import Table
 
 from backend.app import create_app
 from backend.config import Settings, load_settings
+from backend.features import Extractor
 from backend.pictures import overlay, sheet
 from backend.scenes import MM_PER_PX, Defect, Scene, brake_disc
 from backend.utils import encode_png
@@ -82,9 +83,9 @@ def run_demo(out: Path, *, good: int, console: Console, seed: int = 7) -> dict[s
 
 
 @contextmanager
-def served(settings: Settings) -> Iterator[httpx.Client]:
+def served(settings: Settings, extractor: Extractor | None = None) -> Iterator[httpx.Client]:
     """The service on a free port of this machine, in a thread, and a client that speaks to it."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_config=None))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, extractor), host="127.0.0.1", port=0, log_config=None))
     thread = threading.Thread(target=server.run, name="demo-server", daemon=True)
     thread.start()
     try:

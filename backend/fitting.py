@@ -176,7 +176,8 @@ def rows_of_several(emb: NDArray[np.float32], src: NDArray[np.int32]) -> NDArray
     keys = np.ascontiguousarray(emb[:, columns]).view("V16").ravel()
     _, first, group, count = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     alike = np.flatnonzero(count[group] > 1)
-    alike = alike[[bool(np.array_equal(emb[row], emb[first[group[row]]])) for row in alike]]
+    pairs = (alike[at : at + 4096] for at in range(0, len(alike), 4096))
+    alike = np.concatenate([rows[(emb[rows] == emb[first[group[rows]]]).all(axis=1)] for rows in pairs] or [alike])
     low, high = np.full(len(count), np.iinfo(np.int32).max), np.full(len(count), -2)
     np.minimum.at(low, group[alike], src[alike])
     np.maximum.at(high, group[alike], src[alike])

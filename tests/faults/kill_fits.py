@@ -1,0 +1,231 @@
+"""kill -9 at random moments of fits, growths, uploads and calibrations: every model and sample must be whole.
+
+python tests/faults/kill_fits.py --rounds 100
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from backend.errors import MemoryNotFound  # noqa: E402
+from backend.ledger import Ledger  # noqa: E402
+from backend.samples import LABELS, SampleStore  # noqa: E402
+from backend.storage import ModelKey, ModelStore  # noqa: E402
+from backend.utils import decode_image  # noqa: E402
+from tests.station import part  # noqa: E402
+
+KEYS = [ModelKey.of("Master1", "Pattern"), ModelKey.of("Master1", "Pattern", "red")]
+START_S = 300.0
+
+
+@dataclass
+class Report:
+    """What was seen, over all rounds."""
+
+    rounds: int = 0
+    killed_at_work: int = 0
+    answered: int = 0
+    samples: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Model:
+    """What the client knows of one model: the last answer, and whether another fit may have been committed since."""
+
+    generation: str = ""
+    under_way: bool = False
+
+
+class Service:
+    """The service in a process of its own, over one pair of folders."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+        own = {
+            "BDI_MODELS_DIR": str(folder / "models"),
+            "BDI_DATASETS_DIR": str(folder / "datasets"),
+            "BDI_MODEL_NAME": "texture",
+            "BDI_INPUT_SIZE": "112",
+            "BDI_LOG_LEVEL": "WARNING",
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, "-m", "backend", "serve", "--port", str(self.port)]
+        self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own})
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def wait(self) -> None:
+        give_up = time.monotonic() + START_S
+        while True:
+            try:
+                if httpx.get(f"{self.url}/health", timeout=5).json()["status"] == "ok":
+                    return
+            except (httpx.TransportError, ValueError):
+                pass
+            if time.monotonic() > give_up or self.process.poll() is not None:
+                raise TimeoutError(f"the service did not start: exit code {self.process.poll()}")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL if os.name != "nt" else signal.SIGTERM)
+        self.process.wait(30)
+
+
+class Client(threading.Thread):
+    """Fits, grows, uploads and calibrates one model until the service is gone."""
+
+    def __init__(self, url: str, key: ModelKey, known: Model, seed: int) -> None:
+        super().__init__(daemon=True)
+        self.url, self.key, self.known = url, key, known
+        self.random = random.Random(seed)
+        self.answered = 0
+        self.faults: list[str] = []
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self.url, timeout=60) as client:
+            try:
+                while True:
+                    self._one(client)
+            except httpx.TransportError:
+                return
+
+    def _one(self, client: httpx.Client) -> None:
+        ids = {"role_id": self.key.role_id, "roi_id": self.key.roi_id, "recipe_id": self.key.recipe_id}
+        seeds = self.random.sample(range(60), self.random.randint(1, 4))
+        files = [("images", (f"{seed}.png", part(seed), "image/png")) for seed in seeds]
+        kind = self.random.choice(["fit", "grow", "upload", "calibrate"])
+        if kind in {"fit", "grow"}:
+            self.known.under_way = True
+            form = {**ids, "mm_per_px": "0.2", "memory_fit": str(kind == "grow").lower()}
+            answer = self._checked(client.post("/fit_ok", data=form, files=files))
+            self.known.generation, self.known.under_way = answer["generation"], False
+        elif kind == "upload":
+            self._checked(client.post(f"/datasets/{self.random.choice(LABELS)}/upload", data=ids, files=files))
+        else:
+            answer = client.post("/calibrate_dataset", json=ids).json()
+            if answer.get("code", "memory_not_found") not in {"memory_not_found", "not_enough_samples"}:
+                self.faults.append(f"/calibrate_dataset answered {answer}")
+        self.answered += 1
+
+    def _checked(self, response: httpx.Response) -> dict[str, Any]:
+        answer: dict[str, Any] = response.json()
+        if response.status_code != 200:
+            self.faults.append(f"{response.request.url.path} answered {answer}")
+            return {"generation": self.known.generation}
+        return answer
+
+
+def run(rounds: int, seed: int, folder: Path) -> Report:
+    """Kill the service `rounds` times at random moments; what was wrong afterwards is in `faults`."""
+    chance, report = random.Random(seed), Report()
+    known = {key: Model() for key in KEYS}
+    for number in range(rounds):
+        service = Service(folder)
+        try:
+            service.wait()
+            clients = [Client(service.url, key, known[key], chance.randrange(10**9)) for key in KEYS]
+            for client in clients:
+                client.start()
+            _let_work(clients, chance)
+        finally:
+            service.kill()
+        for client in clients:
+            client.join(60)
+            report.answered += client.answered
+            report.faults += client.faults
+        report.rounds += 1
+        report.killed_at_work += any(model.under_way for model in known.values())
+        report.faults += [f"round {number}: {fault}" for fault in _faults(folder, known)]
+        report.samples = _count(folder)
+    return report
+
+
+def _let_work(clients: list[Client], chance: random.Random) -> None:
+    """Until a random number of answers came, and a random moment of the next request."""
+    wanted, give_up = chance.randint(0, 8), time.monotonic() + START_S
+    while sum(client.answered for client in clients) < wanted and time.monotonic() < give_up:
+        time.sleep(0.002)
+    time.sleep(chance.uniform(0, 0.2))
+
+
+def _faults(folder: Path, known: dict[ModelKey, Model]) -> list[str]:
+    faults = []
+    truth = {hashlib.sha256(part(seed)).hexdigest() for seed in range(60)}
+    for key, model in known.items():
+        faults += _model_faults(folder, key, model)
+        faults += _sample_faults(SampleStore(folder / "datasets", max_gb=1), key, truth)
+    return faults
+
+
+def _model_faults(folder: Path, key: ModelKey, model: Model) -> list[str]:
+    store, faults = ModelStore(folder / "models"), []
+    try:
+        memory = store.load_memory(key)
+        if memory.generation != model.generation and not model.under_way:
+            faults.append(f"{key}: generation {memory.generation} is neither old nor new")
+        if len(memory.metadata["images"]) != memory.metadata["n_images"]:
+            faults.append(f"{key}: the metadata do not fit each other")
+        model.generation = memory.generation
+    except MemoryNotFound:
+        if model.generation:
+            faults.append(f"{key}: the model is lost")
+    model.under_way = False
+    store.load_calibration(key)
+    stored = set(SampleStore(folder / "datasets", max_gb=1).digests(key, "ok").values())
+    needed = {digest for step in Ledger(folder / "datasets").plan(key).steps for digest in step["images"]}
+    if not needed <= stored:
+        faults.append(f"{key}: {len(needed - stored)} recorded images are not stored")
+    return faults
+
+
+def _sample_faults(store: SampleStore, key: ModelKey, truth: set[str]) -> list[str]:
+    faults, digests = [], []
+    for label in LABELS:
+        for name in store.names(key, label):
+            data = store.read(key, label, name)
+            digest = hashlib.sha256(data).hexdigest()
+            digests.append((label, digest))
+            decode_image(data)
+            if digest not in truth or store.meta(key, label, name)["sha256"] != digest:
+                faults.append(f"{key}: {label}/{name} is not what was sent")
+    return faults + ([f"{key}: an image is stored twice"] if len(digests) != len(set(digests)) else [])
+
+
+def _count(folder: Path) -> int:
+    store = SampleStore(folder / "datasets", max_gb=1)
+    return sum(len(store.names(key, label)) for key in KEYS for label in LABELS)
+
+
+def main() -> None:
+    """Run from the command line; exit code 1 when something was not whole."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = run(given.rounds, given.seed, Path(folder))
+    print(json.dumps(report.__dict__, indent=2))
+    sys.exit(bool(report.faults))
+
+
+if __name__ == "__main__":
+    main()
