@@ -37,7 +37,7 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "errors": frozenset({"notices"}),
     "errors_samples": frozenset({"errors", "notices"}),
     "config": frozenset({"errors", "presets"}),
-    "variants": frozenset({"coreset", "patchcore"}),
+    "variants": frozenset({"coreset", "patchcore", "foreground"}),
     "utils": frozenset({"errors", "codecs"}),
     **dict.fromkeys(EXTRACTORS, EXTRACTORS),
     "coreset_passes": frozenset({"coreset"}),
@@ -55,7 +55,7 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "scoring": frozenset({"inspector", "fitting", "growing", "lane"}),
     "inspector": frozenset({"binding", "fitting", "cache", "host", "lane", "journal", "results"}),
     "growing": frozenset({"inspector", "fitting", "cache", "lane", "results"}),
-    "rebuild": frozenset({"inspector", "fitting", "growing", "lane", "progress"}),
+    "rebuild": frozenset({"inspector", "cache", "fitting", "growing", "lane", "progress"}),
     "collector": frozenset(
         {"inspector", "fitting", "growing", "rebuild", "journal", "lane", "results", "scoring", "intake"}
     ),
