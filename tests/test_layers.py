@@ -27,7 +27,8 @@ ROOMS = {
     **dict.fromkeys(["presets"], 0),
     **dict.fromkeys(["features_wrapped", "variants", "foreground"], 1),
     **dict.fromkeys(["sets"], 2),
-    **dict.fromkeys(["evaluate", "report"], 4),
+    **dict.fromkeys(["measured"], 3),
+    **dict.fromkeys(["evaluate", "gallery", "report", "cli_evaluate"], 4),
 }
 
 # On its own floor a room knows nobody but these.
@@ -66,9 +67,10 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "app": frozenset({"schemas", "problems", "telemetry", "security", "edge", "routes"}),
     "demo": frozenset({"app", "schemas"}),
     "bench": frozenset({"app", "schemas", "bench_stages"}),
-    "report": frozenset({"evaluate"}),
+    "evaluate": frozenset({"gallery"}),
+    "cli_evaluate": frozenset({"evaluate", "report"}),
     "serve_ray": frozenset({"app", "telemetry"}),
-    "cli": frozenset({"app", "telemetry", "demo", "bench", "evaluate", "report", "serve_ray"}),
+    "cli": frozenset({"app", "telemetry", "demo", "bench", "cli_evaluate", "serve_ray"}),
     "__main__": frozenset({"cli"}),
 }
 
@@ -82,7 +84,7 @@ GUESTS: dict[str, frozenset[str]] = {
     **dict.fromkeys(["dotenv", "pydantic_settings"], frozenset({"config"})),
     "matplotlib": frozenset({"report"}),
     "prometheus_client": frozenset({"telemetry"}),
-    "typer": frozenset({"cli"}),
+    "typer": frozenset({"cli", "cli_evaluate"}),
     "uvicorn": frozenset({"cli", "demo", "bench"}),
     "ray": frozenset({"serve_ray"}),
     **dict.fromkeys(["pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"], NOBODY),

@@ -15,7 +15,7 @@ from backend.fitting import ImageFile
 from backend.inspector import Inspector
 from backend.presets import PRESETS
 from backend.storage import ModelKey
-from backend.utils import encode_png
+from backend.utils import decode_image, encode_png
 
 KEY = ModelKey.of("preset", "part")
 
@@ -34,7 +34,7 @@ class Cells:
         self.input_size = input_size
 
     def extract(self, images: Sequence[RGB]) -> np.ndarray:
-        return np.stack([np.stack([row for row in self.rows(image)]) for image in images])
+        return np.stack([np.stack(self.rows(image)) for image in images])
 
     def rows(self, image: RGB) -> list[np.ndarray]:
         h, w = image.shape[0] // 8, image.shape[1] // 8
@@ -78,7 +78,7 @@ def Edged(settings: Settings) -> Any:
 
 
 def tokens_of(data: bytes, height: int, width: int) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    image = decode_image(data)
     shrinks = height * width < image.shape[0] * image.shape[1]
     sized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return np.array(Cells(64).rows(np.ascontiguousarray(sized[:, :, ::-1])), np.float64)
@@ -95,9 +95,7 @@ def test_anomalydino_is_the_mean_of_the_top_percent_of_cosine_distances(files: l
     height, width = 128, 200  # the smaller edge is 128, and 150/96 of it to the nearest multiple of 8
     memory = np.concatenate([tokens_of(file.read(), height, width) for file in files])
     assert len(rows) == len(memory)
-    distances = []
-    for token in tokens_of(data, height, width):
-        distances.append(min(1 - float(token @ row) for row in memory))
+    distances = [min(1 - float(token @ row) for row in memory) for token in tokens_of(data, height, width)]
     worst = sorted(distances)[-round(0.01 * len(distances)) :]
     assert score == pytest.approx(np.mean(worst), abs=1e-5)
 
@@ -119,7 +117,8 @@ def slow_patches(tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
             around = maps[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].reshape(-1, maps.shape[2])
             patches.append(around.sum(axis=0))
     joined = np.array(patches)
-    return joined / np.linalg.norm(joined, axis=1, keepdims=True)
+    unit: np.ndarray = joined / np.linalg.norm(joined, axis=1, keepdims=True)
+    return unit
 
 
 @pytest.mark.parametrize("neighbours", [0, 3, 9])
@@ -162,9 +161,9 @@ def test_reference_is_the_99th_percentile_of_the_blurred_heatmap(files: list[Ima
                 + token_map[y0 + 1, x0] * (1 - a) * b
                 + token_map[y0 + 1, x0 + 1] * a * b
             )
-    slow = cv2.GaussianBlur(slow, (0, 0), 1.0)
-    np.testing.assert_allclose(heat, slow, atol=2e-3)
-    ordered = np.sort(slow.ravel())
+    blurred = cv2.GaussianBlur(slow, (0, 0), 1.0)
+    np.testing.assert_allclose(heat, blurred, atol=2e-3)
+    ordered = np.sort(np.ravel(blurred))
     position = 0.99 * (len(ordered) - 1)
     low = int(position)
     expected = ordered[low] + (ordered[low + 1] - ordered[low]) * (position - low)
@@ -182,7 +181,7 @@ def test_what_somebody_sets_goes_before_the_preset(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_each_preset_names_settings_that_there_are(name: str) -> None:
-    settings = Settings(preset=name)  # type: ignore[arg-type]
+    settings = Settings(preset=name)
     assert {field: getattr(settings, field) for field in PRESETS[name]} == PRESETS[name]
 
 
