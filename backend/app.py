@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import cache, partial
 from typing import Annotated, Any
 
@@ -148,9 +149,13 @@ async def fit_ok(
     images: Annotated[list[UploadFile], File(description="Canonical ROIs of good parts.")] = [],  # noqa: B006
     memory_fit: Annotated[bool, Form(description="Add to the memory instead of replacing it.")] = False,
     use_dataset: Annotated[bool, Form(description="Fit from the stored OK samples, and from images if any.")] = False,
+    shape: Annotated[
+        str | None, Form(description="The part inside the ROI of `images`: nothing else is learnt.")
+    ] = None,
 ) -> dict[str, Any]:
     """Build the memory of (role_id, roi_id) from good parts; it replaces the former one in one step, or grows it."""
-    files = uploads(images)
+    part = parse_shape(shape)
+    files = [replace(file, shape=part) for file in uploads(images)]
     fit = partial(collector.fit, key, files, mm_per_px=mm_per_px, memory_fit=memory_fit, use_dataset=use_dataset)
     result = await run_tracked(request, lambda job: fit(job=job))
     metadata = result.metadata

@@ -13,6 +13,7 @@ from backend.errors import DiskFull, ExtractorMismatch, FitInProgress, MemoryNot
 from backend.features import Extractor
 from backend.patchcore import PatchCoreMemory
 from backend.storage import ModelKey, ModelStore, Stamp, StoredMemory
+from backend.variants import stored_memory
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,11 @@ class FittedModel:
     def nbytes(self) -> int:
         """Bytes that the cache counts for it."""
         return self.memory.nbytes
+
+    @property
+    def knows_part_only(self) -> bool:
+        """Whether shapes kept what lies beside the part out of the memory."""
+        return bool(self.stored.metadata.get("masked"))
 
 
 class ModelCache:
@@ -97,7 +103,7 @@ class ModelCache:
             return int(self._models.currsize)
 
     def _searchable(self, key: ModelKey, stored: StoredMemory, stamp: Stamp | None) -> PatchCoreMemory:
-        memory = PatchCoreMemory(stored.emb, backend=self.knn_backend, src=stored.src)  # type: ignore[arg-type]
+        memory = memory_of(stored, self.knn_backend)
         if not self.store.derived_is_current(key, stored.generation, indexed=memory.backend == "faiss"):
             self._rebuild_derived(key, stored, stamp, index_bytes(memory))
         return memory
@@ -110,6 +116,11 @@ class ModelCache:
                     logger.info("rebuilt index and manifest of %s", key)
         except (FitInProgress, DiskFull, ReadOnlyStore, OSError) as err:
             logger.warning("index and manifest of %s are not rebuilt now: %s", key, err)
+
+
+def memory_of(stored: StoredMemory, backend: str) -> PatchCoreMemory:
+    """The memory that measures as `stored` was fitted."""
+    return stored_memory(stored.emb, stored.grid, stored.extras, backend=backend, src=stored.src)  # type: ignore[arg-type]
 
 
 def check_extractor(key: ModelKey, model: FittedModel, extractor: Extractor) -> Notice | None:

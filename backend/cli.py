@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 from dataclasses import astuple
 from pathlib import Path
@@ -12,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from typer.core import TyperCommand
 
+from backend.cli_evaluate import ManyNumbers, evaluate
 from backend.config import PROJECT_ROOT, Settings, load_settings
 from backend.errors import InspectionError
 
@@ -143,59 +140,7 @@ def demo(
     run_demo(out, good=good, console=console)
 
 
-class _ManyNumbers(TyperCommand):
-    """Lets `--shots 1 2 4` stand for `--shots 1 --shots 2 --shots 4`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        spread: list[str] = []
-        for arg in args:
-            follows = len(spread) > 1 and spread[-2] == "--shots" and arg.isdecimal()
-            spread += ["--shots", arg] if follows else [arg]
-        return super().parse_args(ctx, spread)
-
-
-@app.command(cls=_ManyNumbers)
-def evaluate(
-    sets: Annotated[
-        list[Path],
-        typer.Argument(exists=True, file_okay=False, help="Folders: train/good and test/<class>, or ok and ng."),
-    ],
-    model: Annotated[
-        list[str] | None, typer.Option(help="NAME or NAME=WEIGHTS, any number of times; MODEL_NAME without.")
-    ] = None,
-    shots: Annotated[
-        list[int] | None, typer.Option(min=1, help="Figures with this few good parts too, as in --shots 1 2 4.")
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of those few parts.")] = 3,
-    report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("evaluation.html"),
-    as_json: Annotated[Path | None, typer.Option("--json", help="A file for the figures; - for stdout.")] = None,
-) -> None:
-    """Measure the service on labelled images with the field's own figures; leave a report."""
-    from backend.evaluate import Evaluator
-    from backend.report import SUMMARY, summary_row
-    from backend.sets import read_set
-
-    given, results = [read_set(folder) for folder in sets], []
-    for name in model or [""]:
-        with _Bars() as bars, Evaluator(_settings_for(name), remember=bool(shots), progress=bars.show) as evaluator:
-            results += [evaluator.run(one, shots=shots or (), draws=seeds) for one in given]
-    table = Table(*SUMMARY)
-    for result in results:
-        table.add_row(*summary_row(result))
-    Console(stderr=as_json == Path("-")).print(table)
-    command = f"python -m backend {shlex.join(sys.argv[1:])}"
-    report.write_text(html_report(results, command=command), encoding="utf-8")
-    console.print(f"report: {report}", highlight=False)
-    if as_json:
-        text = json.dumps([result.as_dict() for result in results], ensure_ascii=False, indent=1, default=str)
-        sys.stdout.write(text) if as_json == Path("-") else as_json.write_text(text, encoding="utf-8")
-
-
-def _settings_for(model: str) -> Settings:
-    """The settings with `NAME` or `NAME=WEIGHTS` for the model."""
-    name, _, weights = model.partition("=")
-    given = {"model_name": name, "weights": weights}
-    return load_settings(**{field: value for field, value in given.items() if value})
+app.command(cls=ManyNumbers)(evaluate)
 
 
 @app.command()
@@ -277,28 +222,6 @@ def images_in(paths: list[Path]) -> list[Path]:
     if not found:
         raise typer.BadParameter("there is no image in what was given")
     return found
-
-
-class _Bars:
-    """Progress bars on standard error, one for each thing that is under way."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-        )
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> _Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def show(self, what: str, done: int, total: int) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total)
-        self._progress.update(self._tasks[what], completed=done, total=total)
 
 
 class _Session:

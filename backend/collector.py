@@ -20,7 +20,7 @@ from backend.lane import Job
 from backend.ledger import Ledger
 from backend.rebuild import Rebuilder
 from backend.results import CalibrationResult, FitResult
-from backend.samples import LABELS, Draft, Kept, SampleStore
+from backend.samples import LABELS, Draft, Kept, SampleStore, usable_shape
 from backend.scoring import Sample, SampleScorer, Scored
 from backend.storage import ModelKey
 from backend.trash import empty_trash, move_to_trash
@@ -256,7 +256,10 @@ class Collector:
         return folder.relative_to(store.root).as_posix()
 
     def _stored(self, key: ModelKey) -> list[ImageFile]:
-        return [ImageFile(name, self._reader(key, name)) for name in self.samples.names(key, "ok")]
+        return [
+            ImageFile(name, self._reader(key, name), usable_shape(self.samples.meta(key, "ok", name)))
+            for name in self.samples.names(key, "ok")
+        ]
 
     def _reader(self, key: ModelKey, name: str) -> Callable[[], bytes]:
         return lambda: self.samples.read(key, "ok", name)

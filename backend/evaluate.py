@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,6 @@ from numpy.typing import NDArray
 
 from backend.config import Settings
 from backend.evaluation import (
-    ImageFigures,
-    Interval,
-    PixelFigures,
     Rates,
     auroc_interval,
     calibration_rates,
@@ -27,117 +23,49 @@ from backend.evaluation import (
 )
 from backend.features import RGB, Extractor
 from backend.fitting import ImageFile
-from backend.infer import Inspection
+from backend.gallery import beside, mask_of, worth_showing
 from backend.inspector import Inspector
 from backend.lane import Job
-from backend.pictures import overlay
+from backend.measured import Cost, FewShot, Figures, ScoredImage, SetResult, Shown
 from backend.results import InferResult
 from backend.sets import GOOD, InspectionSet, LabelledImage
 from backend.storage import ModelKey
-from backend.utils import decode_image, encode_png, resize
 
 KEY = ModelKey.of("evaluation", "set")
 CALIBRATION_OK = (10, 20, 50)
 CALIBRATION_NG = (0, 1, 2, 3)
 MAP_PIXELS = 1_000_000
-PICTURE_WIDTH = 560
 DRAWS_OF_CALIBRATION = 200
 
 SETTINGS_THAT_COUNT = (
     "model_name",
+    "preset",
     "input_size",
+    "input_edge",
     "blocks",
+    "tiles",
+    "patchcore_patch_size",
+    "patchcore_stride",
+    "resnet_offset",
+    "patchcore_distance",
+    "patchcore_memories",
+    "foreground_mask",
     "coreset_rate",
+    "max_coreset",
     "patchcore_knn_k",
+    "patchcore_reweight",
     "score_method",
     "score_percentile",
+    "score_top_share",
+    "score_map",
+    "token_blur",
     "blur_sigma",
+    "precision",
     "seed",
 )
 
 Progress = Callable[[str, int, int], None]
 Map = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class ScoredImage:
-    """A test image, its score, and the milliseconds that its inspection took."""
-
-    image: LabelledImage
-    score: float
-    ms: float
-
-
-@dataclass(frozen=True)
-class Shown:
-    """An image to look at in a report: why, and a picture of it (PNG bytes)."""
-
-    why: str
-    image: LabelledImage
-    score: float
-    png: bytes = field(repr=False)
-
-
-@dataclass(frozen=True)
-class FewShot:
-    """Figures with `shots` good parts to fit on: (mean, standard deviation) over `draws` draws of them."""
-
-    shots: int
-    draws: int
-    auroc: tuple[float, float]
-    ap: tuple[float, float]
-    f1_max: tuple[float, float]
-    pixel_auroc: tuple[float, float] | None
-    aupro: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Image figures, and pixel figures where there are masks."""
-
-    image: ImageFigures
-    pixels: PixelFigures | None
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Seconds of the fit, median milliseconds of an inspection, rows and MB of the memory, MB of the process."""
-
-    fit_s: float
-    inspect_ms: float
-    memory_rows: int
-    memory_mb: float
-    process_mb: float
-
-
-@dataclass(frozen=True)
-class SetResult:
-    """What one model does on one set.
-
-    `classes`: the figures of each class of defect against the good parts. `rates`: what calibrations would do.
-    """
-
-    set_name: str
-    model: str
-    settings: dict[str, Any]
-    n_train: int
-    counts: dict[str, int]
-    figures: Figures
-    interval: Interval
-    classes: dict[str, Figures]
-    rates: list[Rates]
-    cost: Cost
-    few: list[FewShot]
-    scored: list[ScoredImage] = field(repr=False)
-    shown: list[Shown] = field(repr=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON values: everything but the pictures, with the test images by path and class."""
-        own = {name: value for name, value in asdict(self).items() if name not in {"scored", "shown"}}
-        images = [
-            {"file": s.image.path.as_posix(), "class": s.image.label, "score": s.score, "ms": s.ms} for s in self.scored
-        ]
-        return {**own, "images": images}
 
 
 class RememberingExtractor:
@@ -285,7 +213,7 @@ class Evaluator:
 
     def _picture(self, why: str, scored: ScoredImage) -> Shown:
         found = self._infer(scored.image).inspection
-        return Shown(why, scored.image, scored.score, _beside(scored.image, found))
+        return Shown(why, scored.image, scored.score, beside(scored.image, found))
 
 
 class _Reported(Job):
@@ -304,20 +232,9 @@ def figures_of(scored: Sequence[ScoredImage], maps: Sequence[Map]) -> Figures:
     A defective image without a mask counts for the image figures only: nobody said where its defect is.
     """
     known = [(s.image, m) for s, m in zip(scored, maps, strict=False) if s.image.mask or not s.image.defective]
-    masks = [_mask(image, found.shape) for image, found in known]
+    masks = [mask_of(image, found.shape) for image, found in known]
     pixels = pixel_figures(masks, [found for _, found in known]) if masks else None
     return Figures(image_figures(*_columns(scored)), pixels)
-
-
-def worth_showing(scored: Sequence[ScoredImage], *, each: int = 6) -> list[tuple[str, ScoredImage]]:
-    """The images of a report: the bad ones that score lowest, the good ones that score highest, one of each class."""
-    good = sorted((s for s in scored if not s.image.defective), key=lambda s: s.score, reverse=True)
-    bad = sorted((s for s in scored if s.image.defective), key=lambda s: s.score)
-    kinds: dict[str, list[ScoredImage]] = {}
-    for s in (*reversed(good), *bad):
-        kinds.setdefault(s.image.label, []).append(s)
-    typical = [("class", of_kind[len(of_kind) // 2]) for of_kind in kinds.values()]
-    return [("miss", s) for s in bad[:each]] + [("false alarm", s) for s in good[:each]] + typical
 
 
 def _by_class(scored: list[ScoredImage], maps: list[Map]) -> dict[str, Figures]:
@@ -363,32 +280,6 @@ def _small(heat: Map) -> Map:
         return heat
     size = max(1, round(heat.shape[1] * scale)), max(1, round(heat.shape[0] * scale))
     return np.asarray(cv2.resize(heat, size, interpolation=cv2.INTER_AREA), np.float32)
-
-
-def _mask(image: LabelledImage, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    if image.mask is None:
-        return np.zeros(shape, bool)
-    picture = decode_image(image.mask.read_bytes(), name=image.mask.name).max(axis=2)
-    return np.asarray(cv2.resize(picture, shape[::-1], interpolation=cv2.INTER_NEAREST) > 0)
-
-
-def _beside(image: LabelledImage, found: Inspection) -> bytes:
-    """PNG: the ROI and, to its right, the same under its anomaly map, with the mask of the defect outlined."""
-    plain = resize(decode_image(image.path.read_bytes(), name=image.path.name), *found.heat.shape)
-    low, high = (float(v) for v in np.percentile(found.heat, [1, 99.9]))
-    heated = overlay(
-        plain, found.heat, low=low, high=max(high, low), score=found.score, threshold=None, mask=found.mask
-    )
-    left = plain.copy()
-    outline, _ = cv2.findContours(
-        _mask(image, found.heat.shape).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-    )
-    cv2.drawContours(left, outline, -1, (255, 255, 255), max(1, left.shape[1] // 200))
-    left = resize(left, round(left.shape[0] * heated.shape[1] / left.shape[1]), heated.shape[1])
-    left = cv2.copyMakeBorder(left, 0, max(0, heated.shape[0] - left.shape[0]), 0, 4, cv2.BORDER_CONSTANT)
-    pair = np.hstack([left[: heated.shape[0]], heated])
-    scale = min(1.0, PICTURE_WIDTH / pair.shape[1])
-    return encode_png(resize(pair, round(pair.shape[0] * scale), round(pair.shape[1] * scale)), level=6)
 
 
 def _file(image: LabelledImage) -> ImageFile:

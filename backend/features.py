@@ -94,6 +94,11 @@ def grid_of(extractor: Extractor, height: int, width: int) -> Grid:
     return token_grid(height, width, input_size=extractor.input_size, patch=extractor.patch)
 
 
+def widths_of(extractor: Extractor) -> tuple[int, ...]:
+    """Columns of each of the blocks or levels that the extractor's tokens join."""
+    return tuple(getattr(extractor, "widths", (extractor.dim,)))
+
+
 def prepare(image: NDArray[np.uint8], grid: Grid, patch: int) -> RGB:
     """A (H, W, 3) uint8 BGR ROI as contiguous RGB of exactly grid × patch pixels. No padding, no crop."""
     return np.asarray(cv2.cvtColor(resize(image, grid[0] * patch, grid[1] * patch), cv2.COLOR_BGR2RGB), np.uint8)

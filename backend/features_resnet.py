@@ -28,8 +28,7 @@ class ResNetFeatures:
         around: side and stride of the neighbourhoods that each level is averaged over; see ResNetTokens.
         offset: added to the channels before they are normalised; see ResNetTokens.
 
-    A token covers 8×8 pixels, times the stride. Layer4 and the classifier are never built, so weights
-    files may lack them.
+    A token covers 8×8 pixels, times the stride. Layer4 and the classifier are never built: weights files may lack them.
 
     Raises:
         WeightsUnavailable: the weights cannot be found, read or fitted to the model.

@@ -6,7 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import PurePath
 from typing import Any
@@ -19,44 +19,60 @@ from backend.errors import Notice, TokenGridMismatch
 from backend.features import RGB, Extractor, Grid, grid_of, prepare
 from backend.lane import Job, Lane
 from backend.patchcore import PatchCoreMemory
+from backend.roi_mask import Shape, build_mask, token_mask
 from backend.utils import decode_image, encode_png
 
 DECODERS = 2
+_NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file: what to call it, and how to get its bytes when they are needed."""
+    """An image file: what to call it, and how to get its bytes when they are needed.
+
+    `shape`: the part inside the ROI, in the image's pixels, for a fit that is to know nothing but the part.
+    """
 
     name: str
     read: Callable[[], bytes]
+    shape: Shape | None = None
 
     @classmethod
-    def named(cls, name: str | None, read: Callable[[], bytes]) -> ImageFile:
+    def named(cls, name: str | None, read: Callable[[], bytes], shape: Shape | None = None) -> ImageFile:
         """An image file under the last part of `name` (a client may send a whole path)."""
         last = PurePath((name or "image").replace("\\", "/")).name
-        return cls("".join(c for c in last if c.isprintable())[:120] or "image", read)
+        return cls("".join(c for c in last if c.isprintable())[:120] or "image", read, shape)
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """A decoded ROI ready for the extractor. `size`: (height, width) as sent."""
+    """A decoded ROI ready for the extractor. `size`: (height, width) as sent.
+
+    `inside`: (tokens,) bool, whether a token's cell touches the part; None without a shape.
+    """
 
     pixels: RGB
     grid: Grid
     size: tuple[int, int]
     digest: str
     notices: tuple[Notice, ...] = ()
+    inside: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Embeddings of a set of images: emb (n·T, D) float32, src (n·T,) int32 image numbers, digests of the files."""
+    """Embeddings of a set of images: emb (N, D) float32, src (N,) int32 image numbers, digests of the files.
+
+    `counts`: rows of each image: all its tokens, or those that touch the part where a shape says what that is.
+    `masked`: whether any shape did.
+    """
 
     emb: NDArray[np.float32]
     src: NDArray[np.int32]
     grid: Grid
     digests: list[str]
+    counts: list[int]
+    masked: bool = False
 
 
 def prepare_image(
@@ -67,6 +83,7 @@ def prepare_image(
     Raises:
         BadImage: it cannot be used.
         TokenGridMismatch: its grid is further from `expected`.
+        MaskEmpty: its shape covers no pixel.
     """
     data = file.read()
     image = decode_image(data, name=file.name, max_megapixels=max_megapixels)
@@ -79,7 +96,9 @@ def prepare_image(
         notices = (Notice("roi_resized", {"got": grid, "expected": expected}),)
     grid = expected or grid
     pixels = prepare(image, grid, extractor.patch)
-    return PreparedImage(pixels, grid, (height, width), hashlib.sha256(data).hexdigest(), notices)
+    mask = build_mask(file.shape, height, width)
+    inside = None if mask is None else token_mask(mask, grid).ravel()
+    return PreparedImage(pixels, grid, (height, width), hashlib.sha256(data).hexdigest(), notices, inside)
 
 
 def _same_roi(height: int, width: int, expected: Grid, extractor: Extractor) -> bool:
@@ -99,15 +118,17 @@ def embed_images(
 ) -> Embedded:
     """Embeddings of all `files` on the grid of the first one (or `expected`), never held twice.
 
+    Of a file with a shape only the tokens that touch the part are kept.
+
     Raises:
-        BadImage, TokenGridMismatch: for the first file that cannot be used.
+        BadImage, TokenGridMismatch, MaskEmpty: for the first file that cannot be used.
         Cancelled: the job was cancelled.
     """
     extractor = lane.extractor
     first = prepare_image(files[0], extractor, expected=expected, max_megapixels=max_megapixels)
     tokens = first.grid[0] * first.grid[1]
     emb = np.empty((len(files) * tokens, extractor.dim), np.float32)
-    digests = [first.digest]
+    seen: list[PreparedImage] = []
 
     def ready() -> Iterator[PreparedImage]:
         yield first
@@ -116,15 +137,22 @@ def embed_images(
                 pool.submit(prepare_image, file, extractor, expected=first.grid, max_megapixels=max_megapixels)
                 for file in files[1:]
             )
-            for image in ahead(later, 2 * DECODERS):
-                digests.append(image.digest)
-                yield image
+            yield from ahead(later, 2 * DECODERS)
 
-    in_lane = (lane.submit(image.pixels, bulk=True) for image in ready())
-    for number, rows in enumerate(ahead(in_lane, lane.max_batch + 1, job)):
-        emb[number * tokens : (number + 1) * tokens] = rows
+    def submitted(image: PreparedImage) -> Future[NDArray[np.float32]]:
+        seen.append(replace(image, pixels=_NO_PIXELS))
+        return lane.submit(image.pixels, bulk=True)
+
+    counts: list[int] = []
+    for number, rows in enumerate(ahead((submitted(image) for image in ready()), lane.max_batch + 1, job)):
+        inside = seen[number].inside
+        kept = rows if inside is None else rows[inside]
+        emb[sum(counts) : sum(counts) + len(kept)] = kept
+        counts.append(len(kept))
         job.report("extract", number + 1, len(files))
-    return Embedded(emb, np.repeat(np.arange(len(files), dtype=np.int32), tokens), first.grid, digests)
+    src = np.repeat(np.arange(len(files), dtype=np.int32), counts)
+    masked = any(image.inside is not None for image in seen)
+    return Embedded(emb[: len(src)], src, first.grid, [image.digest for image in seen], counts, masked)
 
 
 def embed_good_parts(
@@ -153,13 +181,14 @@ def embed_good_parts(
     numbers = np.array([first.setdefault(digest, i) for i, digest in enumerate(digests)], np.int32)
     src = numbers[embedded.src // per_file]
     src[rows_of_several(embedded.emb, src)] = -1
-    return Embedded(embedded.emb, src, embedded.grid, digests)
+    counts = np.reshape(embedded.counts, (-1, per_file)).sum(axis=1).tolist()
+    return replace(embedded, src=src, digests=digests, counts=counts)
 
 
 def _with_view(file: ImageFile, augmentation: Augmentation, seed: int) -> Iterator[ImageFile]:
     yield file
     if augmentation:
-        yield ImageFile(f"{file.name} (augmented)", lambda: _view_bytes(file, augmentation, seed))
+        yield ImageFile(f"{file.name} (augmented)", lambda: _view_bytes(file, augmentation, seed), file.shape)
 
 
 def _view_bytes(file: ImageFile, augmentation: Augmentation, seed: int) -> bytes:
@@ -231,5 +260,6 @@ def fit_metadata(
         "radius": memory.radius or 0.0,
         "seed": seed,
         "mm_per_px": mm_per_px,
+        **({"masked": True} if embedded.masked else {}),
         "images": [{"name": f.name, "sha256": d} for f, d in zip(files, embedded.digests, strict=True)],
     }

@@ -171,6 +171,8 @@ class _Growth:
             return None
         except ExtractorMismatch as err:
             raise self._mismatch("extractor", err.values["ours"], err.values["theirs"]) from err
+        if model.memory.kind:
+            raise self._mismatch("PATCHCORE_DISTANCE", "l2", model.memory.kind)
         if older:
             raise self._mismatch("extractor", f"{extractor.name}, {extractor.fingerprint}", "?")
         fitted = float(model.stored.metadata["mm_per_px"])
@@ -234,8 +236,10 @@ def _only(embedded: Embedded, numbers: Sequence[int]) -> Embedded:
     """What `embedded` says of the images `numbers` alone, numbered anew."""
     if len(numbers) == len(embedded.digests):
         return embedded
-    per_image = len(embedded.emb) // len(embedded.digests)
-    rows = np.concatenate([np.arange(n * per_image, (n + 1) * per_image) for n in numbers] or [np.empty(0, np.int64)])
-    own = np.repeat(np.arange(len(numbers), dtype=np.int32), per_image)
+    starts = np.concatenate([[0], np.cumsum(embedded.counts)])
+    rows = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in numbers] or [np.empty(0, np.int64)])
+    counts = [embedded.counts[n] for n in numbers]
+    own = np.repeat(np.arange(len(numbers), dtype=np.int32), counts)
     src = np.where(embedded.src[rows] < 0, -1, own).astype(np.int32)
-    return replace(embedded, emb=embedded.emb[rows], src=src, digests=[embedded.digests[n] for n in numbers])
+    digests = [embedded.digests[n] for n in numbers]
+    return replace(embedded, emb=embedded.emb[rows], src=src, digests=digests, counts=counts)

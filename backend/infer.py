@@ -6,6 +6,7 @@ token grid, bilinear at ROI resolution, blurred; the score is a percentile of it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from backend.codecs import encode_grey
 from backend.errors import MaskEmpty
 from backend.order import Ranked
-from backend.roi_mask import Shape, build_mask
+from backend.roi_mask import Shape, build_mask, nearest_inside, token_mask
 from backend.utils import encode_png, working_scale
 
 Float = NDArray[np.float32]
@@ -32,15 +33,33 @@ class Memory(Protocol):
         """(T,) mean Euclidean distance of each row of q to its k nearest rows."""
         ...
 
+    def weight(self, q: Float, neighbours: int) -> float:
+        """How much one row (D,) counts as its image's score: PatchCore, eq. 7."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How a heatmap becomes a number; a calibration holds only for the scoring it was made with."""
+    """How a heatmap becomes a number; a calibration holds only for the scoring it was made with.
+
+    Attributes:
+        where: the values that the method is applied to: the blurred heatmap at ROI resolution, or the token grid.
+        top_share: share of the values that top_mean averages.
+        reweight: neighbours of the re-weighted score (PatchCore, eq. 7); 0: none.
+        token_blur: Gaussian blur of the token grid, in tokens: what one token alone says counts less than what several
+            say together, at any size of the ROI.
+        memory: in which way the memory measures, if not in the common one.
+    """
 
     method: Literal["percentile", "max", "top_mean"] = "percentile"
     percentile: float = 99.0
     blur_sigma: float = 1.0
     k: int = 1
+    where: Literal["roi", "tokens"] = "roi"
+    top_share: float = TOP_SHARE
+    reweight: int = 0
+    token_blur: float = 0.0
+    memory: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,9 +124,32 @@ class InferenceEngine:
     def __init__(self, scoring: Scoring) -> None:
         self.scoring = scoring
 
-    def token_map(self, tokens: Float, grid: tuple[int, int], memory: Memory, leave_out: int | None = None) -> Float:
-        """(h, w) float32 distances of tokens (h·w, D) to `memory`; rows of image `leave_out` are no neighbours."""
-        return memory.distances(tokens, self.scoring.k, leave_out=leave_out).reshape(grid)
+    def token_map(
+        self,
+        tokens: Float,
+        grid: tuple[int, int],
+        memory: Memory,
+        leave_out: int | None = None,
+        *,
+        part: Mask | None = None,
+    ) -> Float:
+        """(h, w) float32 distances of tokens (h·w, D) to `memory`, blurred if the scoring says so.
+
+        `leave_out`: rows of this image are no neighbours.
+        `part`: the mask, for a memory that knows the part alone: tokens beside it, which it never saw, take on the
+        distance of the nearest one that touches the part, so that nothing bleeds in from there.
+        """
+        distances = memory.distances(tokens, self.scoring.k, leave_out=leave_out).reshape(grid)
+        if part is not None:
+            distances = nearest_inside(distances, token_mask(part, grid))
+        if self.scoring.token_blur > 0:
+            distances = np.asarray(cv2.GaussianBlur(distances, (0, 0), self.scoring.token_blur), np.float32)
+        return distances
+
+    def weigher(self, tokens: Float, memory: Memory) -> Callable[[int], float] | None:
+        """The weight of a token by its number, for `run`; None unless scores are re-weighted."""
+        n = self.scoring.reweight
+        return (lambda token: memory.weight(tokens[token], n)) if n else None
 
     def anomaly_map(self, token_map: Float, frame: Frame, mask: Mask | None = None) -> Float:
         """The token map at working resolution, blurred, 0 outside `mask`: (h, w) float32."""
@@ -128,6 +170,7 @@ class InferenceEngine:
         threshold: float | None = None,
         mm_per_px: float = 1.0,
         area_mm2_thr: float = 0.0,
+        weigher: Callable[[int], float] | None = None,
     ) -> Inspection:
         """Score a token map and outline what is at or above `threshold`.
 
@@ -137,21 +180,42 @@ class InferenceEngine:
             mask: working-resolution bool mask of the part, or None for the whole ROI.
             mm_per_px: millimetres per sender's pixel.
             area_mm2_thr: regions smaller than this (mm²) are dropped.
+            weigher: what `weigher` gave.
         """
         heat = self.anomaly_map(token_map, frame, mask)
         ranked = Ranked(heat, mask)
         stats = statistics(ranked)
-        score = score_of(ranked, self.scoring, stats)
+        score = self._score(token_map, mask, ranked, stats, weigher)
         found = [] if threshold is None else regions(heat, mask, threshold, frame, mm_per_px, area_mm2_thr)
         return Inspection(score, stats, heat, mask, found, frame, ranked)
 
+    def _score(
+        self,
+        token_map: Float,
+        mask: Mask | None,
+        ranked: Ranked,
+        stats: dict[str, float],
+        weigher: Callable[[int], float] | None,
+    ) -> float:
+        inside = None if mask is None else token_mask(mask, token_map.shape)
+        on_tokens = self.scoring.where == "tokens"
+        values = Ranked(token_map, inside) if on_tokens else ranked
+        score = score_of(values, self.scoring, None if on_tokens else stats)
+        if weigher is None:
+            return score
+        farthest = int((token_map if inside is None else np.where(inside, token_map, -1.0)).argmax())
+        return score * weigher(farthest)
+
 
 def score_of(values: Ranked, scoring: Scoring, stats: dict[str, float] | None = None) -> float:
-    """The score of the masked heatmap's values under `scoring`."""
+    """The score of values, the masked heatmap's or the token grid's, under `scoring`."""
     if scoring.method == "percentile":
         return values.percentile(scoring.percentile)
-    known = stats or statistics(values)
-    return known["max"] if scoring.method == "max" else known["top1_mean"]
+    if scoring.method == "max":
+        return float(values.max)
+    if stats and scoring.top_share == TOP_SHARE:
+        return stats["top1_mean"]
+    return values.top_mean(max(1, round(values.n * scoring.top_share)))
 
 
 def statistics(values: Ranked) -> dict[str, float]:

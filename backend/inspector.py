@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -19,7 +20,7 @@ from backend.cache import FittedModel, ModelCache, check_extractor, index_bytes
 from backend.calib import FEW_OK, choose_threshold
 from backend.config import Settings
 from backend.errors import FitInProgress, NoImages, Notice
-from backend.features import Extractor, Grid
+from backend.features import Extractor, Grid, widths_of
 from backend.fitting import Embedded, ImageFile, embed_good_parts, fit_metadata, prepare_image
 from backend.host import ExtractorHost
 from backend.infer import (
@@ -37,8 +38,18 @@ from backend.patchcore import PatchCoreMemory
 from backend.results import CalibrationResult, Clock, FitResult, InferResult, about_size, params_of
 from backend.roi_mask import Shape
 from backend.storage import ModelKey, ModelStore, StoredMemory
+from backend.variants import Variant, build_memory
 
 logger = logging.getLogger(__name__)
+
+FIT_SETTINGS = (
+    "coreset_rate",
+    "max_coreset",
+    "seed",
+    "patchcore_distance",
+    "patchcore_memories",
+    "foreground_mask",
+)
 
 
 class Inspector:
@@ -167,7 +178,7 @@ class Inspector:
             "n_ng": len(ng_scores),
             "generation": model.stored.generation,
             "fingerprint": extractor.fingerprint,
-            "scoring": scoring_id(self.scoring),
+            "scoring": scoring_id(self.scoring_with(model)),
         }
         with self.store.writing(key, self.settings.fit_wait_s):
             self.store.save_calibration(key, values)
@@ -215,7 +226,8 @@ class Inspector:
             clock.mark("forward")
             applied = self.applied(key, model, lane.extractor)
             engine = InferenceEngine(applied.scoring)
-            token_map = engine.token_map(tokens, image.grid, model.memory)
+            part = mask if model.knows_part_only else None
+            token_map = engine.token_map(tokens, image.grid, model.memory, part=part)
             clock.mark("knn")
             inspection = engine.run(
                 token_map,
@@ -224,6 +236,7 @@ class Inspector:
                 threshold=applied.threshold,
                 mm_per_px=mm_per_px,
                 area_mm2_thr=applied.area_mm2_thr,
+                weigher=engine.weigher(tokens, model.memory),
             )
             clock.mark("post")
             scale = heatmap or self.settings.heatmap_scale
@@ -257,7 +270,15 @@ class Inspector:
             percentile=self.settings.score_percentile,
             blur_sigma=self.settings.blur_sigma,
             k=self.settings.patchcore_knn_k,
+            where=self.settings.score_map,
+            top_share=self.settings.score_top_share,
+            reweight=self.settings.patchcore_reweight,
+            token_blur=self.settings.token_blur,
         )
+
+    def scoring_with(self, model: FittedModel) -> Scoring:
+        """How the settings say that heatmaps are scored, with the memory that measures."""
+        return replace(self.scoring, memory=model.memory.kind)
 
     def fitted(self, key: ModelKey, extractor: Extractor) -> tuple[FittedModel, Notice | None]:
         """The model of `key`, if `extractor` made it; a notice when it cannot say.
@@ -272,7 +293,7 @@ class Inspector:
         """The calibration that holds for `model` now. Raises DamagedFile."""
         return apply_calibration(
             self.cache.calibration(key),
-            self.scoring,
+            self.scoring_with(model),
             area_mm2_thr=self.settings.area_mm2_thr,
             generation=model.stored.generation,
             fingerprint=extractor.fingerprint,
@@ -298,12 +319,19 @@ class Inspector:
             job.check()
             job.report("coreset", done, total)
 
-        return PatchCoreMemory.build(
+        settings = self.settings
+        return build_memory(
             embedded.emb,
-            self.settings.coreset_rate,
-            limit=self.settings.max_coreset,
-            rng=np.random.default_rng(self.settings.seed),
-            backend=self.settings.knn_backend,
+            Variant(
+                distance=settings.patchcore_distance,
+                widths=widths_of(self.host.lane().extractor) if settings.patchcore_memories == "separate" else (),
+                foreground=settings.foreground_mask == "pca" and not embedded.masked,
+            ),
+            embedded.grid,
+            coreset_rate=settings.coreset_rate,
+            limit=settings.max_coreset,
+            rng=np.random.default_rng(settings.seed),
+            backend=settings.knn_backend,
             src=embedded.src,
             progress=progress,
         )
@@ -331,7 +359,7 @@ class Inspector:
 
     def under(self, fit_settings: Mapping[str, Any]) -> Inspector:
         """The same service, without its journal, with the settings that an earlier fit was made with."""
-        known = {name: fit_settings[name] for name in ("coreset_rate", "max_coreset", "seed") if name in fit_settings}
+        known = {name: fit_settings[name] for name in FIT_SETTINGS if name in fit_settings}
         augment = {f"augment_{name}": value for name, value in fit_settings.get("augment", {}).items()}
         other = copy(self)
         other.settings = self.settings.model_copy(update=known | augment)
@@ -343,9 +371,7 @@ class Inspector:
         """The settings that a fit depends on, as the metadata of its memory holds them."""
         settings = self.settings
         return {
-            "coreset_rate": settings.coreset_rate,
-            "max_coreset": settings.max_coreset,
-            "seed": settings.seed,
+            **{name: getattr(settings, name) for name in FIT_SETTINGS},
             "augment": {"rotation_deg": settings.augment_rotation_deg, "jitter": settings.augment_jitter},
         }
 
@@ -360,7 +386,7 @@ class Inspector:
         """Write a memory, with `files` and what was done told to the journal. The caller holds the store's lock."""
         src = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
         notices = self.journal.keep(key, files, float(metadata["mm_per_px"])) if files else []
-        stored = self.store.save_memory(key, memory.emb, grid, src, metadata, index_bytes(memory))
+        stored = self.store.save_memory(key, memory.emb, grid, src, metadata, index_bytes(memory), memory.extras)
         self.cache.put(key, memory, stored, self.store.stamp(key))
         return stored, notices + self.journal.fitted(key, stored.metadata)
 

@@ -57,7 +57,7 @@ class Recorder(Journal):
         if not self.settings.store_samples:
             return []
         try:
-            self.samples.add(key, "ok", [Draft(file.name, file.read, "fit_ok", mm_per_px) for file in files])
+            self.samples.add(key, "ok", [_draft(file, mm_per_px) for file in files])
         except _STORE_TROUBLE as err:
             return [self._trouble("samples_not_kept", key, err)]
         return []
@@ -104,3 +104,7 @@ class Recorder(Journal):
     def _trouble(code: str, key: ModelKey, err: InspectionError) -> Notice:
         logger.warning("%s: %s", key, err)
         return Notice(code, {"reason": err})
+
+
+def _draft(file: ImageFile, mm_per_px: float) -> Draft:
+    return Draft(file.name, file.read, "fit_ok", mm_per_px, file.shape.as_dict() if file.shape else None)

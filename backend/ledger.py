@@ -24,6 +24,7 @@ NAME = "history.jsonl"
 RECORDED = (
     "generation", "model_version", "extractor", "fingerprint", "mm_per_px",
     "coreset_rate", "max_coreset", "seed", "augment", "grown_from",
+    "patchcore_distance", "patchcore_memories", "foreground_mask",
 )  # fmt: skip
 
 

@@ -123,6 +123,11 @@ class PatchCoreMemory:
         Raises:
             InvalidValue: another width, not finite, k < 1, `leave_out` without `src` or leaving no row.
         """
+        mean: NDArray[np.float32] = self.neighbours(q, k, leave_out=leave_out).mean(axis=1)
+        return mean
+
+    def neighbours(self, q: Array, k: int = 1, *, leave_out: int | None = None) -> NDArray[np.float32]:
+        """(T, k) distances of each patch to its nearest rows, ascending; otherwise as `distances`."""
         q = checked(q, "q", self.dim)
         if k < 1:
             raise InvalidValue(field="PATCHCORE_KNN_K", value=k, expected=">= 1")
@@ -132,8 +137,7 @@ class PatchCoreMemory:
         nearest = _in_threads(
             self._workers(len(q)), lambda part: self._nearest(part, k, keep), np.array_split(q, parts)
         )
-        mean: NDArray[np.float32] = np.concatenate(nearest).mean(axis=1)
-        return mean
+        return np.concatenate(nearest)
 
     def _workers(self, n_queries: int) -> int:
         """Threads worth starting: no more than OpenMP would, none for little work or where the library has its own."""
@@ -154,6 +158,11 @@ class PatchCoreMemory:
         nearest = int(to_q.argmin())
         around = np.argsort(square_norms(self.emb - self.emb[nearest]), kind="stable")[:neighbours]
         return float(1.0 - 1.0 / np.exp(to_q[around].astype(np.float64) - to_q[nearest]).sum())
+
+    @property
+    def kind(self) -> str:
+        """In which way it measures, if not in the common one."""
+        return ""
 
     @property
     def extras(self) -> dict[str, NDArray[Any]]:

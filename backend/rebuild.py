@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from backend.cache import memory_of
 from backend.config import Settings
 from backend.errors import InspectionError, MemoryNotFound, Notice, WeightsUnavailable
 from backend.errors_samples import NotEnoughSamples
@@ -21,7 +22,7 @@ from backend.lane import Job
 from backend.ledger import Ledger, Plan
 from backend.patchcore import PatchCoreMemory
 from backend.progress import TrackedJob
-from backend.samples import SampleStore, known_mm_per_px
+from backend.samples import SampleStore, known_mm_per_px, usable_shape
 from backend.storage import ModelKey, StoredMemory
 
 logger = logging.getLogger(__name__)
@@ -198,7 +199,9 @@ class Rebuilder:
         return made, missing
 
     def _file(self, key: ModelKey, name: str) -> ImageFile:
-        return ImageFile(name, lambda: self.samples.read(key, "ok", name))
+        return ImageFile(
+            name, lambda: self.samples.read(key, "ok", name), usable_shape(self.samples.meta(key, "ok", name))
+        )
 
     @staticmethod
     def _step(
@@ -216,7 +219,7 @@ class Rebuilder:
         return _stored(grown.memory, embedded, grown_metadata(made, grown, images, then.fit_settings))
 
     def _commit(self, key: ModelKey, made: StoredMemory, plan: Plan, missing: int) -> str:
-        memory = PatchCoreMemory(made.emb, backend=self.settings.knn_backend, src=made.src)
+        memory = memory_of(made, self.settings.knn_backend)
         metadata = {**made.metadata, "rebuilt_from": plan.generation, "n_missing": missing}
         stored, notices = self.inspector.commit(key, memory, made.grid, metadata)
         for notice in notices:
@@ -247,4 +250,4 @@ class _LoggedJob(TrackedJob):
 
 def _stored(memory: PatchCoreMemory, embedded: Embedded, metadata: dict[str, Any]) -> StoredMemory:
     src = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
-    return StoredMemory(memory.emb, embedded.grid, src, metadata)
+    return StoredMemory(memory.emb, embedded.grid, src, metadata, memory.extras)

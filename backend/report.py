@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from backend.calib import choose_threshold
-from backend.evaluate import Figures, SetResult, Shown
 from backend.evaluation import roc_points
+from backend.measured import Figures, SetResult, Shown
 
 HEADINGS = {
     "miss": "Defective parts that score lowest",
@@ -144,7 +144,7 @@ def _gallery(why: str, result: SetResult) -> str:
 
 def _figure(shown: Shown) -> str:
     name = f"{shown.image.label}/{shown.image.path.name}"
-    source = _data_uri(shown.png)
+    source = _data_uri(shown.jpeg, "jpeg")
     caption = f"{escape(name)} · {shown.score:.4f}"
     return (
         f'<figure><img loading="lazy" alt="{escape(name)}" src="{source}"><figcaption>{caption}</figcaption></figure>'
@@ -187,5 +187,5 @@ def _value(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def _data_uri(data: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -83,6 +84,24 @@ def build_mask(shape: Shape | None, height: int, width: int) -> NDArray[np.bool_
     if not mask.any():
         raise MaskEmpty(width=width, height=height)
     return mask
+
+
+def token_mask(mask: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.bool_]:
+    """(rows, cols) bool: whether the cell of a token grid touches the mask (h, w) of the part."""
+    share = cv2.resize(mask.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA)
+    touched: NDArray[np.bool_] = share > 0
+    return touched
+
+
+def nearest_inside(values: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """`values` (h, w) with those outside replaced by that of the nearest one inside; there must be one."""
+    _, labels = cv2.distanceTransformWithLabels(
+        (~inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    at = np.zeros(int(labels.max()) + 1, np.float32)
+    at[labels[inside]] = values[inside]
+    spread: NDArray[np.float32] = at[labels]
+    return spread
 
 
 def _load(text: str) -> Any:

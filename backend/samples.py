@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from backend.atomic import disk_errors, utc_now, write_atomic, write_json
-from backend.errors import DamagedFile, FitInProgress, InvalidId, RecipeInvalid
+from backend.errors import DamagedFile, FitInProgress, InvalidId, InvalidShape, RecipeInvalid
 from backend.errors_samples import DatasetNotFound, DatasetsFull, InvalidFilename, InvalidLabel, SampleNotFound
 from backend.roi_mask import Shape, parse_shape
 from backend.storage import ModelKey, Stamp
@@ -295,6 +295,14 @@ def known_mm_per_px(meta: dict[str, Any]) -> float | None:
     value = meta.get("mm_per_px")
     usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
     return float(value) if usable else None  # type: ignore[arg-type]
+
+
+def usable_shape(meta: dict[str, Any]) -> Shape | None:
+    """The sample's shape, or None when it has none or one that is not understood."""
+    try:
+        return known_shape(meta)
+    except InvalidShape:
+        return None
 
 
 def known_shape(meta: dict[str, Any]) -> Shape | None:

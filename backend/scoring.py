@@ -154,25 +154,32 @@ class SampleScorer:
         mask = part_mask(shape, frame)
         mm_per_px = self._mm_per_px(read)
         inspection = engine.run(
-            self._token_map(engine, read, tokens, leave_out),
+            self._token_map(engine, read, tokens, leave_out, mask),
             frame,
             mask=mask,
             threshold=self.threshold,
             mm_per_px=mm_per_px,
             area_mm2_thr=self.applied.area_mm2_thr,
+            weigher=engine.weigher(tokens, self.model.memory),
         )
         known = number is not None
         return Scored(read.sample, mm_per_px, inspection, None, known, leave_out is not None, tuple(notices))
 
     def _token_map(
-        self, engine: InferenceEngine, read: _Read, tokens: NDArray[np.float32], leave_out: int | None
+        self,
+        engine: InferenceEngine,
+        read: _Read,
+        tokens: NDArray[np.float32],
+        leave_out: int | None,
+        mask: NDArray[np.bool_] | None,
     ) -> NDArray[np.float32]:
         assert read.image
+        part = mask if self.model.knows_part_only else None
         memory = self.model.memory
         if leave_out is not None and image_count(self.model.stored.metadata) == 1:
             raise OnlyImage(name=read.sample.name)
         try:
-            return engine.token_map(tokens, read.image.grid, memory, leave_out)
+            return engine.token_map(tokens, read.image.grid, memory, leave_out, part=part)
         except InvalidValue as err:
             if leave_out is None or memory.src is None or (memory.src != leave_out).any():
                 raise

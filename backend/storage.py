@@ -1,6 +1,7 @@
 """ModelStore: models/<role>/<roi>/ on disk. The rename of memory.npz is the commit; all else is derived from it.
 
 memory.npz    emb float32 (N, D) unit rows · token_h · token_w · src int32 (N,) · metadata (JSON text)
+              and what variants of a memory need: whiten, widths, part_src, foreground, cosine
 index.faiss   FAISS flat index of emb, followed by a trailer that names the generation
 calib.json    the threshold and what it was made for
 manifest.json the metadata again, for people
@@ -20,7 +21,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ _RESERVED_IDS = {"recipes", "patchcore", "datasets"}
 _DEVICE_NAMES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
     f"{d}{n}" for d in ("com", "lpt") for n in "0123456789¹²³"
 }
+_OWN_ARRAYS = frozenset({"emb", "token_h", "token_w", "src"})
 _TRAILER = b"BDI-GENERATION:"
 # What zipfile and NumPy raise on files that are cut off, corrupt or no npz at all.
 _NPZ_ERRORS = (
@@ -111,12 +113,16 @@ class ModelKey:
 
 @dataclass(frozen=True)
 class StoredMemory:
-    """What memory.npz holds. `metadata` is empty-ish for files of the older layout, and `src` then all −1."""
+    """What memory.npz holds. `metadata` is empty-ish for files of the older layout, and `src` then all −1.
+
+    `extras`: what a memory stores beside its rows so as to measure the way it was fitted (see variants).
+    """
 
     emb: NDArray[np.float32]
     grid: tuple[int, int]
     src: NDArray[np.int32]
     metadata: dict[str, Any]
+    extras: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def generation(self) -> str:
@@ -188,6 +194,7 @@ class ModelStore:
         src: NDArray[np.int32],
         metadata: dict[str, Any],
         index: bytes | None = None,
+        extras: Mapping[str, NDArray[Any]] | None = None,
     ) -> StoredMemory:
         """Replace the memory in one step, then what is derived from it. The caller holds `writing(key)`.
 
@@ -208,9 +215,10 @@ class ModelStore:
             "token_w": np.int64(grid[1]),
             "src": src,
             "metadata": np.array(json.dumps(metadata, ensure_ascii=False)),
+            **(extras or {}),
         }
         write_atomic(folder / "memory.npz", lambda file: np.savez(file, **arrays))
-        stored = StoredMemory(emb, grid, src, metadata)
+        stored = StoredMemory(emb, grid, src, metadata, dict(extras or {}))
         try:
             self.write_derived(key, stored, index)
         except (DiskFull, ReadOnlyStore, OSError) as err:  # the memory is committed; the next load writes them
@@ -342,7 +350,8 @@ def _stored_memory(arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) ->
     src = arrays.get("src", np.full(len(emb), -1)).astype(np.int32)
     if src.shape != (len(emb),):
         raise ValueError(f"src has shape {src.shape} for {len(emb)} rows")
-    return StoredMemory(emb, grid, src, metadata)
+    extras = {name: array for name, array in arrays.items() if name not in _OWN_ARRAYS}
+    return StoredMemory(emb, grid, src, metadata, extras)
 
 
 def _calibration(given: Any) -> dict[str, Any]:

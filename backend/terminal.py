@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from backend.results import InferResult
 from backend.pictures import overlay
+from backend.results import InferResult
 from backend.utils import decode_image, encode_png, resize
 
 

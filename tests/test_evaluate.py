@@ -15,10 +15,12 @@ from sklearn.metrics import roc_auc_score
 
 from backend.config import Settings
 from backend.errors import WeightsUnavailable
-from backend.evaluate import Evaluator, RememberingExtractor, SetResult, worth_showing
+from backend.evaluate import Evaluator, RememberingExtractor
 from backend.features_texture import TextureFeatures
 from backend.fitting import ImageFile
+from backend.gallery import worth_showing
 from backend.inspector import Inspector
+from backend.measured import SetResult
 from backend.report import html_report
 from backend.sets import InspectionSet, read_set
 from backend.storage import ModelKey

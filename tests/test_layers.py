@@ -27,7 +27,8 @@ ROOMS = {
     **dict.fromkeys(["presets"], 0),
     **dict.fromkeys(["features_wrapped", "variants", "foreground"], 1),
     **dict.fromkeys(["sets"], 2),
-    **dict.fromkeys(["evaluate", "report"], 4),
+    **dict.fromkeys(["measured"], 3),
+    **dict.fromkeys(["evaluate", "gallery", "report", "cli_evaluate"], 4),
 }
 
 # On its own floor a room knows nobody but these.
@@ -37,7 +38,7 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "errors": frozenset({"notices"}),
     "errors_samples": frozenset({"errors", "notices"}),
     "config": frozenset({"errors", "presets"}),
-    "variants": frozenset({"coreset", "patchcore"}),
+    "variants": frozenset({"coreset", "patchcore", "foreground"}),
     "utils": frozenset({"errors", "codecs"}),
     **dict.fromkeys(EXTRACTORS, EXTRACTORS),
     "coreset_passes": frozenset({"coreset"}),
@@ -55,7 +56,7 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "scoring": frozenset({"inspector", "fitting", "growing", "lane"}),
     "inspector": frozenset({"binding", "fitting", "cache", "host", "lane", "journal", "results"}),
     "growing": frozenset({"inspector", "fitting", "cache", "lane", "results"}),
-    "rebuild": frozenset({"inspector", "fitting", "growing", "lane", "progress"}),
+    "rebuild": frozenset({"inspector", "cache", "fitting", "growing", "lane", "progress"}),
     "collector": frozenset(
         {"inspector", "fitting", "growing", "rebuild", "journal", "lane", "results", "scoring", "intake"}
     ),
@@ -66,9 +67,10 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "app": frozenset({"schemas", "problems", "telemetry", "security", "edge", "routes"}),
     "demo": frozenset({"app", "schemas"}),
     "bench": frozenset({"app", "schemas", "bench_stages"}),
-    "report": frozenset({"evaluate"}),
+    "evaluate": frozenset({"gallery"}),
+    "cli_evaluate": frozenset({"evaluate", "report"}),
     "serve_ray": frozenset({"app", "telemetry"}),
-    "cli": frozenset({"terminal", "app", "telemetry", "demo", "bench", "evaluate", "report", "serve_ray"}),
+    "cli": frozenset({"terminal", "app", "telemetry", "demo", "bench", "cli_evaluate", "serve_ray"}),
     "__main__": frozenset({"cli"}),
 }
 
@@ -82,7 +84,7 @@ GUESTS: dict[str, frozenset[str]] = {
     **dict.fromkeys(["dotenv", "pydantic_settings"], frozenset({"config"})),
     "matplotlib": frozenset({"report"}),
     "prometheus_client": frozenset({"telemetry"}),
-    "typer": frozenset({"cli", "terminal"}),
+    "typer": frozenset({"cli", "cli_evaluate", "terminal"}),
     "uvicorn": frozenset({"cli", "demo", "bench"}),
     "ray": frozenset({"serve_ray"}),
     **dict.fromkeys(["pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"], NOBODY),
