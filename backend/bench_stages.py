@@ -111,6 +111,7 @@ class Bench:
     extractor: Extractor
     rng: np.random.Generator
     memory: PatchCoreMemory
+    _pixels: NDArray[np.uint8] | None = None
 
     @classmethod
     def of(cls, extractor: Extractor, rng: np.random.Generator, *, images: int = 4, rows: int = ROWS) -> Bench:
@@ -149,6 +150,16 @@ class Bench:
         grid = token_grid(side, side, input_size=self.extractor.input_size, patch=self.extractor.patch)
         images = [prepare(image, grid, self.extractor.patch) for image in pictures(batch, side, self.rng)]
         return Spread.of(timed(lambda: self.extractor.extract(images), repeats))
+
+    def forward_once(self) -> float:
+        """Milliseconds of one bare forward pass of an image of input_size²."""
+        if self._pixels is None:
+            side = self.extractor.input_size
+            grid = token_grid(side, side, input_size=side, patch=self.extractor.patch)
+            self._pixels = prepare(pictures(1, side, self.rng)[0], grid, self.extractor.patch)
+        started = perf_counter()
+        self.extractor.extract([self._pixels])
+        return 1000 * (perf_counter() - started)
 
     def _decode(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         image = decode_image(data)
