@@ -23,7 +23,7 @@ from backend.features import Extractor, prepare, token_grid
 from backend.infer import Frame, InferenceEngine, Inspection, Scoring, heatmap_png, heatmap_range
 from backend.patchcore import PatchCoreMemory
 from backend.scenes import brake_disc
-from backend.utils import decode_image, encode_png, resize, to_base64
+from backend.utils import available_cores, decode_image, encode_png, resize, to_base64
 
 ROWS = 700
 LIBRARIES = ("torch", "timm", "openvino", "numpy", "opencv-python-headless", "faiss-cpu", "scikit-learn", "isal")
@@ -62,7 +62,7 @@ def machine(extractor: Extractor) -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.release()}",
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "load": [round(x, 1) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "extractor": extractor.name,
