@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
@@ -65,15 +65,15 @@ def run_bench(plan: Plan, *, out: Path | None, console: Console) -> Report:
     rng, report = np.random.default_rng(0), Report()
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch:
         settings, report.weights = _settings(Path(scratch), rng)
-        _measure_stages(settings, plan, report, rng, console)
+        bench = _measure_stages(settings, plan, report, rng, console)
         if plan.http:
             with _served(settings) as port:
-                _measure_fits(port, plan, report, rng, console)
-                _measure_infers(port, plan, report, rng, console)
+                _measure_fits(port, plan, report, bench, console)
+                _measure_infers(port, plan, report, bench, console)
         if plan.reference:
             slow = settings.model_copy(update={"runtime": "torch", "precision": "fp32"})
             with _served(slow) as port:
-                report.reference = _reference(port, plan, report, rng)
+                report.reference = _reference(port, plan, report, bench)
     _print(report, console)
     if out is not None:
         out.write_text(json.dumps(asdict(report), indent=2), "utf-8")
@@ -92,7 +92,9 @@ def _settings(scratch: Path, rng: np.random.Generator) -> tuple[Settings, str]:
         return settings.model_copy(update={"weights": str(path)}), "random, seeded: speed does not depend on them"
 
 
-def _measure_stages(settings: Settings, plan: Plan, report: Report, rng: np.random.Generator, console: Console) -> None:
+def _measure_stages(
+    settings: Settings, plan: Plan, report: Report, rng: np.random.Generator, console: Console
+) -> Bench:
     console.print("stages …")
     extractor = build_extractor(
         settings.model_name,
@@ -109,59 +111,82 @@ def _measure_stages(settings: Settings, plan: Plan, report: Report, rng: np.rand
     for side in plan.sides:
         report.stages[f"{side}²"] = bench.stages(side, plan.repeats, plan.form)
     report.forward = bench.forward(settings.input_size, plan.repeats)
+    return bench
 
 
-def _measure_fits(port: int, plan: Plan, report: Report, rng: np.random.Generator, console: Console) -> None:
+def _measure_fits(port: int, plan: Plan, report: Report, bench: Bench, console: Console) -> None:
     for n in plan.fits:
         console.print(f"fit of {n} …")
-        files = [encoded(image, plan.form) for image in pictures(n, 448, rng)]
+        files = [encoded(image, plan.form) for image in pictures(n, 448, bench.rng)]
+        before = bench.forward(448, 5).p50
         started = perf_counter()
         answer = _post(_connect(port), "/fit_ok", _multipart("images", files))
         spent = 1000 * (perf_counter() - started)
-        report.fits.append({"images": n, "total": spent, "rows": answer["coreset_size"], **answer["timings_ms"]})
+        bare = (before + bench.forward(448, 5).p50) / 2
+        row = {"images": n, "total": spent, "bare": bare, "rows": answer["coreset_size"]}
+        report.fits.append({**row, **answer["timings_ms"]})
 
 
-def _measure_infers(port: int, plan: Plan, report: Report, rng: np.random.Generator, console: Console) -> None:
+def _measure_infers(port: int, plan: Plan, report: Report, bench: Bench, console: Console) -> None:
     for side in plan.sides:
-        body = _multipart("image", [encoded(pictures(1, side, rng)[0], plan.form)])
+        body = _multipart("image", [encoded(pictures(1, side, bench.rng)[0], plan.form)])
         for clients in plan.clients:
             console.print(f"infer {side}², {clients} clients …")
-            report.infers.append({"side": side, "clients": clients, **_closed_loop(port, body, clients, plan.requests)})
+            found = _closed_loop(port, body, clients, plan.requests, bench)
+            report.infers.append({"side": side, "clients": clients, **found})
 
 
-def _reference(port: int, plan: Plan, report: Report, rng: np.random.Generator) -> dict[str, Any]:
+def _reference(port: int, plan: Plan, report: Report, bench: Bench) -> dict[str, Any]:
     """One client at 448² against torch in fp32."""
-    _post(_connect(port), "/fit_ok", _multipart("images", [encoded(i, plan.form) for i in pictures(10, 448, rng)]))
-    body = _multipart("image", [encoded(pictures(1, 448, rng)[0], plan.form)])
-    found = _closed_loop(port, body, 1, max(10, plan.requests // 3))
+    _post(
+        _connect(port), "/fit_ok", _multipart("images", [encoded(i, plan.form) for i in pictures(10, 448, bench.rng)])
+    )
+    body = _multipart("image", [encoded(pictures(1, 448, bench.rng)[0], plan.form)])
+    found = _closed_loop(port, body, 1, max(10, plan.requests // 3), bench)
     ours = next((row for row in report.infers if (row["side"], row["clients"]) == (448, 1)), None)
     return found if ours is None else {**found, "ours / reference": round(ours["p50"] / found["p50"], 3)}
 
 
-def _closed_loop(port: int, body: bytes, clients: int, requests: int) -> dict[str, Any]:
-    """Each client sends its next request when the last is answered: durations, pace, and what the service spent."""
+def _closed_loop(port: int, body: bytes, clients: int, requests: int, bench: Bench) -> dict[str, Any]:
+    """Each client sends its next request when the last is answered.
+
+    Returns:
+        Durations, answers per second, and `bare`: a bare forward pass meanwhile. One client alternates with it, so that
+        whatever else the machine does weighs on both; with several it is timed before and after.
+    """
     spent: list[float] = []
-    inside: list[float] = []
+    bare: list[float] = []
 
     def client(n: int) -> None:
         connection = _connect(port)
         for _ in range(n):
             started = perf_counter()
-            answer = _post(connection, "/infer", body)
+            _post(connection, "/infer", body)
             spent.append(1000 * (perf_counter() - started))
-            inside.append(answer["inference_ms"])
+            if clients == 1:
+                bare.append(bench.forward_once())
 
-    client(2)
-    del spent[:], inside[:]
-    each = max(2, requests // clients)
+    client(3)
+    del spent[:], bare[:]
+    if clients == 1:
+        client(requests)
+        pace = 1000 / float(np.mean(spent))
+    else:
+        bare += [bench.forward_once() for _ in range(8)]
+        pace = _together(client, clients, max(2, requests // clients))
+        bare += [bench.forward_once() for _ in range(8)]
+    return {**asdict(Spread.of(spent)), "per_s": round(pace, 2), "bare": Spread.of(bare).p50}
+
+
+def _together(client: Callable[[int], None], clients: int, each: int) -> float:
+    """Answers per second while `clients` threads send `each` requests."""
     threads = [threading.Thread(target=client, args=(each,)) for _ in range(clients)]
     started = perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    pace = len(spent) / (perf_counter() - started)
-    return {**asdict(Spread.of(spent)), "per_s": round(pace, 2), "inside_p50": Spread.of(inside).p50}
+    return clients * each / (perf_counter() - started)
 
 
 def _multipart(field_name: str, files: Sequence[bytes]) -> bytes:
@@ -234,20 +259,18 @@ def _serve(given: dict[str, Any], pipe: Connection) -> None:
 
 def _print(report: Report, console: Console) -> None:
     console.print_json(data={**report.machine, "weights": report.weights})
-    forward = report.forward.p50 if report.forward else float("nan")
     stages = Table("stage", *(f"{side} ms" for side in report.stages), title="stages, p50")
     for name in next(iter(report.stages.values()), {}):
         stages.add_row(name, *(f"{found[name].p50:.1f}" for found in report.stages.values()))
     fits = Table("images", "total ms", "ms / image", "forwards", "rows", title="POST /fit_ok")
     for row in report.fits:
         each = row["total"] / row["images"]
-        fits.add_row(
-            str(row["images"]), f"{row['total']:.0f}", f"{each:.1f}", f"{each / forward:.2f}", str(row["rows"])
-        )
+        numbers = [f"{row['total']:.0f}", f"{each:.1f}", f"{each / row['bare']:.2f}", str(row["rows"])]
+        fits.add_row(str(row["images"]), *numbers)
     infers = Table("side", "clients", "p50", "p95", "p99", "forwards", "per s", "pace / bare", title="POST /infer")
     for row in report.infers:
         latency = [f"{row[q]:.1f}" for q in ("p50", "p95", "p99")]
-        ratios = [f"{row['p50'] / forward:.2f}", f"{row['per_s']:.2f}", f"{row['per_s'] * forward / 1000:.2f}"]
+        ratios = [f"{row['p50'] / row['bare']:.2f}", f"{row['per_s']:.2f}", f"{row['per_s'] * row['bare'] / 1000:.2f}"]
         infers.add_row(f"{row['side']}²", str(row["clients"]), *latency, *ratios)
     for table in (stages, fits, infers):
         if table.row_count:

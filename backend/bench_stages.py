@@ -23,7 +23,7 @@ from backend.features import Extractor, prepare, token_grid
 from backend.infer import Frame, InferenceEngine, Inspection, Scoring, heatmap_png, heatmap_range
 from backend.patchcore import PatchCoreMemory
 from backend.scenes import brake_disc
-from backend.utils import decode_image, encode_png, resize, to_base64
+from backend.utils import available_cores, decode_image, encode_png, resize, to_base64
 
 ROWS = 700
 LIBRARIES = ("torch", "timm", "openvino", "numpy", "opencv-python-headless", "faiss-cpu", "scikit-learn", "isal")
@@ -62,7 +62,7 @@ def machine(extractor: Extractor) -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.release()}",
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "load": [round(x, 1) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "extractor": extractor.name,
@@ -111,6 +111,7 @@ class Bench:
     extractor: Extractor
     rng: np.random.Generator
     memory: PatchCoreMemory
+    _pixels: NDArray[np.uint8] | None = None
 
     @classmethod
     def of(cls, extractor: Extractor, rng: np.random.Generator, *, images: int = 4, rows: int = ROWS) -> Bench:
@@ -149,6 +150,16 @@ class Bench:
         grid = token_grid(side, side, input_size=self.extractor.input_size, patch=self.extractor.patch)
         images = [prepare(image, grid, self.extractor.patch) for image in pictures(batch, side, self.rng)]
         return Spread.of(timed(lambda: self.extractor.extract(images), repeats))
+
+    def forward_once(self) -> float:
+        """Milliseconds of one bare forward pass of an image of input_size²."""
+        if self._pixels is None:
+            side = self.extractor.input_size
+            grid = token_grid(side, side, input_size=side, patch=self.extractor.patch)
+            self._pixels = prepare(pictures(1, side, self.rng)[0], grid, self.extractor.patch)
+        started = perf_counter()
+        self.extractor.extract([self._pixels])
+        return 1000 * (perf_counter() - started)
 
     def _decode(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         image = decode_image(data)

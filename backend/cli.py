@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from backend.cli_evaluate import ManyNumbers, evaluate
-from backend.config import PROJECT_ROOT, Settings, load_settings
+from backend.config import PROJECT_ROOT, Settings, load_settings, settings_table
 from backend.errors import InspectionError
 
 if TYPE_CHECKING:
@@ -181,36 +181,19 @@ def bench(
     """Time the service on this machine: stage by stage, and end to end over HTTP."""
     from backend.bench import Plan, run_bench
 
-    plan = Plan(
-        fits=_numbers(fits),
-        sides=_numbers(sides),
-        clients=_numbers(clients),
-        requests=requests,
-        form="jpg" if jpeg else "png",
-        http=not stages,
-        reference=reference,
-    )
+    shown = {"fits": fits, "sides": sides, "clients": clients}
+    numbers: dict[str, Any] = {
+        name: tuple(int(n) for n in text.split(",") if n.strip()) for name, text in shown.items()
+    }
+    form = "jpg" if jpeg else "png"
+    plan = Plan(**numbers, requests=requests, form=form, http=not stages, reference=reference)
     run_bench(plan, out=out, console=Console())
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part.strip())
 
 
 @app.command()
 def settings() -> None:
     """Print every setting with its default, as a Markdown table."""
     typer.echo(settings_table())
-
-
-def settings_table() -> str:
-    """Markdown table of the settings: name, default, meaning."""
-    lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
-    for name, info in Settings.model_fields.items():
-        default = info.default
-        shown = "" if default is None or default == () else f"`{int(default) if default in (True, False) else default}`"
-        lines.append(f"| `{name.upper()}` | {shown} | {info.description} |")
-    return "\n".join(lines)
 
 
 def images_in(paths: list[Path]) -> list[Path]:

@@ -286,3 +286,13 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as err:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in err.errors())
         raise InvalidSettings(reason=reasons) from err
+
+
+def settings_table() -> str:
+    """Markdown table of the settings: name, default, meaning."""
+    lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
+    for name, info in Settings.model_fields.items():
+        default = info.default
+        shown = "" if default is None or default == () else f"`{int(default) if default in (True, False) else default}`"
+        lines.append(f"| `{name.upper()}` | {shown} | {info.description} |")
+    return "\n".join(lines)

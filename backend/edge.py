@@ -29,6 +29,9 @@ from backend.storage import ModelKey
 
 T = TypeVar("T")
 
+# Bytes of a request whose files stay in memory: on their way to the disk each piece of them would wait for a thread.
+IN_MEMORY = 8 * MB
+
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": meaning}
     for status, meaning in {
@@ -89,6 +92,8 @@ class _UploadRequest(Request):
         settings: Settings = self.app.state.settings
         parser = _BoundedParser(Headers(scope=self.scope), self.stream(), max_files=settings.max_files, max_fields=2000)
         parser.max_upload_mb = settings.max_upload_mb
+        if int(self.headers.get("content-length") or IN_MEMORY + 1) <= IN_MEMORY:
+            parser.spool_max_size = IN_MEMORY
         try:
             self._form = await parser.parse()
         except MultiPartException as err:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import PurePath
 from typing import Any
@@ -76,9 +77,11 @@ class Embedded:
 
 
 def prepare_image(
-    file: ImageFile, extractor: Extractor, *, expected: Grid | None, max_megapixels: float
+    file: ImageFile, extractor: Extractor, *, expected: Grid | None, max_megapixels: float, digested: bool = True
 ) -> PreparedImage:
     """Decode and resize one ROI to its own token grid, or to `expected` when that is within one token per side.
+
+    `digested`: with the SHA-256 of the file.
 
     Raises:
         BadImage: it cannot be used.
@@ -87,6 +90,7 @@ def prepare_image(
     """
     data = file.read()
     image = decode_image(data, name=file.name, max_megapixels=max_megapixels)
+    digest = hashlib.sha256(data).hexdigest() if digested else ""
     height, width = image.shape[:2]
     grid = grid_of(extractor, height, width)
     notices: tuple[Notice, ...] = ()
@@ -98,7 +102,7 @@ def prepare_image(
     pixels = prepare(image, grid, extractor.patch)
     mask = build_mask(file.shape, height, width)
     inside = None if mask is None else token_mask(mask, grid).ravel()
-    return PreparedImage(pixels, grid, (height, width), hashlib.sha256(data).hexdigest(), notices, inside)
+    return PreparedImage(pixels, grid, (height, width), digest, notices, inside)
 
 
 def _same_roi(height: int, width: int, expected: Grid, extractor: Extractor) -> bool:
@@ -125,7 +129,8 @@ def embed_images(
         Cancelled: the job was cancelled.
     """
     extractor = lane.extractor
-    first = prepare_image(files[0], extractor, expected=expected, max_megapixels=max_megapixels)
+    ready_one = partial(prepare_image, extractor=extractor, max_megapixels=max_megapixels)
+    first = ready_one(files[0], expected=expected)
     tokens = first.grid[0] * first.grid[1]
     emb = np.empty((len(files) * tokens, extractor.dim), np.float32)
     seen: list[PreparedImage] = []
@@ -133,10 +138,7 @@ def embed_images(
     def ready() -> Iterator[PreparedImage]:
         yield first
         with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
-            later = (
-                pool.submit(prepare_image, file, extractor, expected=first.grid, max_megapixels=max_megapixels)
-                for file in files[1:]
-            )
+            later = (pool.submit(ready_one, file, expected=first.grid) for file in files[1:])
             yield from ahead(later, 2 * DECODERS)
 
     def submitted(image: PreparedImage) -> Future[NDArray[np.float32]]:

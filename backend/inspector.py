@@ -217,7 +217,11 @@ class Inspector:
         with lane.slot():
             model, older = self.fitted(key, lane.extractor)
             image = prepare_image(
-                file, lane.extractor, expected=model.stored.grid, max_megapixels=self.settings.max_image_mp
+                file,
+                lane.extractor,
+                expected=model.stored.grid,
+                max_megapixels=self.settings.max_image_mp,
+                digested=False,
             )
             frame = Frame(*image.size)
             mask = part_mask(shape, frame)

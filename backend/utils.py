@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 from typing import Any
 
 import cv2
@@ -136,3 +137,8 @@ def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
 def working_scale(height: int, width: int) -> float:
     """Factor (≤ 1) that brings an image over 12 megapixels down to 12."""
     return min(1.0, math.sqrt(WORKING_PIXELS / (height * width)))
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,8 +10,7 @@ import pytest
 
 from backend import errors
 from backend.app import create_app
-from backend.cli import settings_table
-from backend.config import OTHER_SPELLINGS, Settings
+from backend.config import OTHER_SPELLINGS, Settings, settings_table
 from backend.demo import served
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -44,7 +44,8 @@ def stored(memory: PatchCoreMemory, n_images: int, n_rows: int) -> StoredMemory:
 
 def embedded(rows: NDArray[np.float32], per_image: int) -> Embedded:
     n = len(rows) // per_image
-    return Embedded(rows, np.repeat(np.arange(n, dtype=np.int32), per_image), (8, 8), [f"new{i}" for i in range(n)])
+    src = np.repeat(np.arange(n, dtype=np.int32), per_image)
+    return Embedded(rows, src, (8, 8), [f"new{i}" for i in range(n)], [per_image] * n)
 
 
 def test_growth_is_a_greedy_whose_first_centres_are_the_old_ones(rng: np.random.Generator) -> None:
