@@ -224,6 +224,8 @@ class SampleStore:
                 for name in self.names(key, label):
                     _remove(self.folder(key, label) / name)
                     cleared += 1
+                for left_over in self.folder(key, label).glob("*.json"):
+                    left_over.unlink(missing_ok=True)
         self._usage = (0, -math.inf)
         return cleared
 
@@ -245,7 +247,7 @@ class SampleStore:
         """Bytes of all files in the datasets folder, at most USAGE_AGE_S old but for what this process added."""
         used, when = self._usage
         if monotonic() - when > USAGE_AGE_S:
-            used = sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+            used = sum(_size(Path(folder) / name) for folder, _, names in os.walk(self.root) for name in names)
             self._usage = (used, monotonic())
         return used
 
@@ -335,6 +337,14 @@ def _recorded_digest(image: Path, size: int) -> str | None:
         return str(meta["sha256"]) if meta["bytes"] == size else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 when it went away in the meantime."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _hash(path: Path) -> str:

@@ -151,6 +151,7 @@ def test_deleting_and_clearing(store: SampleStore) -> None:
     store.delete(KEY, "ok", kept[0].name)
     with pytest.raises(SampleNotFound):
         store.read(KEY, "ok", kept[0].name)
+    (store.folder(KEY, "ok") / "of_a_sample_whose_deletion_was_cut_off.json").write_text("{}")
     assert (store.clear(KEY, ["ok"]), store.clear(KEY, ["ok"]), len(store.names(KEY, "ng"))) == (2, 0, 1)
     assert not list(store.folder(KEY, "ok").iterdir())
     with pytest.raises(DatasetNotFound):
