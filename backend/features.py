@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import logging
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -75,15 +74,18 @@ class Extractor(Protocol):
 def token_grid(height: int, width: int, *, input_size: int, patch: int) -> Grid:
     """Token rows and columns for an ROI of (height, width) px: its aspect, and at most (input_size / patch)² tokens.
 
-    448×448 gives 32×32 with patch 14, and an ROI twice as wide as high 22×45.
+    Each side is within one token of what aspect and budget ask for, unless that is less than one. 448×448 gives 32×32
+    with patch 14, and an ROI twice as wide as high 22×45.
     """
-    side = input_size / patch
-    budget, aspect = round(side) ** 2, width / height
-    rows, cols = max(1, round(side / aspect**0.5)), max(1, round(side * aspect**0.5))
-    if rows * cols <= budget:
-        return rows, cols
-    fitting = [grid for grid in ((rows, budget // rows), (budget // cols, cols)) if min(grid) > 0]
-    return min(fitting, key=lambda grid: abs(math.log(grid[1] / grid[0] / aspect)))
+    side, aspect = input_size / patch, (width / height) ** 0.5
+    exact = side / aspect, side * aspect
+    rows, cols = (max(1, round(n)) for n in exact)
+    while rows * cols > round(side) ** 2 and max(rows, cols) > 1:  # the side that rounding raised more gives way
+        if rows == 1 or (cols > 1 and cols - exact[1] >= rows - exact[0]):
+            cols -= 1
+        else:
+            rows -= 1
+    return rows, cols
 
 
 def grid_of(extractor: Extractor, height: int, width: int) -> Grid:

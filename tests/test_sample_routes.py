@@ -408,7 +408,7 @@ def test_progress_is_told_in_events_and_in_a_poll(slow: httpx.Client) -> None:
     events: list[dict[str, Any]] = []
 
     def follow() -> None:
-        url, wanted = f"{slow.base_url}progress/followed", {"Accept": "text/event-stream"}
+        url, wanted = slow.base_url.join("/progress/followed"), {"Accept": "text/event-stream"}
         with httpx.stream("GET", url, headers=wanted, timeout=60) as answer:
             assert answer.headers["content-type"].startswith("text/event-stream")
             events.extend(json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: "))
