@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.features import Extractor, prepare, token_grid
+from backend.features import Extractor, grid_of, prepare
 from backend.infer import Frame, InferenceEngine, Inspection, Scoring, heatmap_png, heatmap_range
 from backend.patchcore import PatchCoreMemory
 from backend.scenes import brake_disc
@@ -117,7 +117,7 @@ class Bench:
     def of(cls, extractor: Extractor, rng: np.random.Generator, *, images: int = 4, rows: int = ROWS) -> Bench:
         """Fit a memory of `rows` rows on a few rendered parts."""
         side = extractor.input_size
-        grid = token_grid(side, side, input_size=side, patch=extractor.patch)
+        grid = grid_of(extractor, side, side)
         shown = [prepare(image, grid, extractor.patch) for image in pictures(images, side, rng)]
         emb = np.concatenate([extractor.extract([image])[0] for image in shown])
         return cls(extractor, rng, PatchCoreMemory.build(emb, min(1.0, rows / len(emb)), limit=rows))
@@ -147,7 +147,7 @@ class Bench:
 
     def forward(self, side: int, repeats: int, batch: int = 1) -> Spread:
         """Duration of a bare forward pass of `batch` prepared images of (side, side) px."""
-        grid = token_grid(side, side, input_size=self.extractor.input_size, patch=self.extractor.patch)
+        grid = grid_of(self.extractor, side, side)
         images = [prepare(image, grid, self.extractor.patch) for image in pictures(batch, side, self.rng)]
         return Spread.of(timed(lambda: self.extractor.extract(images), repeats))
 
@@ -155,7 +155,7 @@ class Bench:
         """Milliseconds of one bare forward pass of an image of input_size²."""
         if self._pixels is None:
             side = self.extractor.input_size
-            grid = token_grid(side, side, input_size=side, patch=self.extractor.patch)
+            grid = grid_of(self.extractor, side, side)
             self._pixels = prepare(pictures(1, side, self.rng)[0], grid, self.extractor.patch)
         started = perf_counter()
         self.extractor.extract([self._pixels])
@@ -164,7 +164,7 @@ class Bench:
     def _decode(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         image = decode_image(data)
         height, width = image.shape[:2]
-        return image, token_grid(height, width, input_size=self.extractor.input_size, patch=self.extractor.patch)
+        return image, grid_of(self.extractor, height, width)
 
     def _inspect(self, data: bytes, engine: InferenceEngine, threshold: float) -> str:
         image, grid = self._decode(data)

@@ -25,6 +25,7 @@ class Wrapped:
         self.inner = inner
         self.name, self.dim, self.patch = inner.name, inner.dim, inner.patch
         self.input_size, self.runtime = inner.input_size, inner.runtime
+        self.streams: int = getattr(inner, "streams", 1)
         self.widths: tuple[int, ...] = tuple(getattr(inner, "widths", (inner.dim,)))
         self.fingerprint = hashlib.sha256(f"{inner.fingerprint}|{recipe}".encode()).hexdigest()[:16]
 

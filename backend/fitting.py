@@ -19,7 +19,8 @@ from backend.augment import Augmentation
 from backend.errors import Notice, TokenGridMismatch
 from backend.features import RGB, Extractor, Grid, grid_of, prepare
 from backend.lane import Job, Lane
-from backend.patchcore import PatchCoreMemory
+from backend.passes import Budget
+from backend.patchcore import ChunkedCoreset, PatchCoreMemory
 from backend.roi_mask import Shape, build_mask, token_mask
 from backend.utils import decode_image, encode_png
 
@@ -66,6 +67,7 @@ class Embedded:
 
     `counts`: rows of each image: all its tokens, or those that touch the part where a shape says what that is.
     `masked`: whether any shape did.
+    `passes`: what chose emb, when there are more embeddings than memory was given for.
     """
 
     emb: NDArray[np.float32]
@@ -74,6 +76,12 @@ class Embedded:
     digests: list[str]
     counts: list[int]
     masked: bool = False
+    passes: ChunkedCoreset | None = None
+
+    @property
+    def n_embeddings(self) -> int:
+        """Embeddings of all the images."""
+        return len(self.emb) if self.passes is None else self.passes.n_seen
 
 
 def prepare_image(
@@ -119,10 +127,11 @@ def embed_images(
     *,
     expected: Grid | None = None,
     max_megapixels: float = 100,
+    budget: Budget | None = None,
 ) -> Embedded:
     """Embeddings of all `files` on the grid of the first one (or `expected`), never held twice.
 
-    Of a file with a shape only the tokens that touch the part are kept.
+    Of a file with a shape only the tokens that touch the part are kept, and beyond the `budget` only a coreset.
 
     Raises:
         BadImage, TokenGridMismatch, MaskEmpty: for the first file that cannot be used.
@@ -132,7 +141,6 @@ def embed_images(
     ready_one = partial(prepare_image, extractor=extractor, max_megapixels=max_megapixels)
     first = ready_one(files[0], expected=expected)
     tokens = first.grid[0] * first.grid[1]
-    emb = np.empty((len(files) * tokens, extractor.dim), np.float32)
     seen: list[PreparedImage] = []
 
     def ready() -> Iterator[PreparedImage]:
@@ -146,15 +154,33 @@ def embed_images(
         return lane.submit(image.pixels, bulk=True)
 
     counts: list[int] = []
-    for number, rows in enumerate(ahead((submitted(image) for image in ready()), lane.max_batch + 1, job)):
-        inside = seen[number].inside
-        kept = rows if inside is None else rows[inside]
-        emb[sum(counts) : sum(counts) + len(kept)] = kept
-        counts.append(len(kept))
-        job.report("extract", number + 1, len(files))
-    src = np.repeat(np.arange(len(files), dtype=np.int32), counts)
+
+    def embedded() -> Iterator[NDArray[np.float32]]:
+        for number, rows in enumerate(ahead((submitted(image) for image in ready()), lane.max_batch + 1, job)):
+            inside = seen[number].inside
+            kept = rows if inside is None else rows[inside]
+            counts.append(len(kept))
+            yield kept
+            job.report("extract", number + 1, len(files))
+
+    passes = None
+    if budget is None or budget.holds(len(files) * tokens, extractor.dim):
+        emb = _gathered(embedded(), len(files) * tokens, extractor.dim)
+        src = np.repeat(np.arange(len(files), dtype=np.int32), counts)
+    else:
+        passes = budget.choose(embedded(), len(files) * tokens)
+        emb, src = passes.rows, passes.chunk.astype(np.int32)
     masked = any(image.inside is not None for image in seen)
-    return Embedded(emb[: len(src)], src, first.grid, [image.digest for image in seen], counts, masked)
+    return Embedded(emb, src, first.grid, [image.digest for image in seen], counts, masked, passes)
+
+
+def _gathered(chunks: Iterator[NDArray[np.float32]], most: int, dim: int) -> NDArray[np.float32]:
+    """Chunks (N_i, dim) of no more than `most` rows together, one below the other."""
+    emb, n = np.empty((most, dim), np.float32), 0
+    for rows in chunks:
+        emb[n : n + len(rows)] = rows
+        n += len(rows)
+    return emb[:n]
 
 
 def embed_good_parts(
@@ -166,6 +192,7 @@ def embed_good_parts(
     seed: int,
     expected: Grid | None = None,
     max_megapixels: float = 100,
+    budget: Budget | None = None,
 ) -> Embedded:
     """Embeddings of `files`, and of an augmented view of each when there is augmentation.
 
@@ -177,7 +204,7 @@ def embed_good_parts(
     """
     views = [view for file in files for view in _with_view(file, augmentation, seed)]
     per_file = len(views) // len(files)
-    embedded = embed_images(views, lane, job, expected=expected, max_megapixels=max_megapixels)
+    embedded = embed_images(views, lane, job, expected=expected, max_megapixels=max_megapixels, budget=budget)
     digests = embedded.digests[::per_file]
     first: dict[str, int] = {}
     numbers = np.array([first.setdefault(digest, i) for i, digest in enumerate(digests)], np.int32)
@@ -256,10 +283,11 @@ def fit_metadata(
         "input_size": extractor.input_size,
         "patch_size": extractor.patch,
         "n_images": len(files),
-        "n_embeddings": len(embedded.emb),
+        "n_embeddings": embedded.n_embeddings,
         "coreset_rate": coreset_rate,
-        "coreset_rate_applied": len(memory) / len(embedded.emb),
+        "coreset_rate_applied": len(memory) / embedded.n_embeddings,
         "radius": memory.radius or 0.0,
+        **({"in_passes": True} if embedded.passes else {}),
         "seed": seed,
         "mm_per_px": mm_per_px,
         **({"masked": True} if embedded.masked else {}),

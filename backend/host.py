@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from time import perf_counter
@@ -12,7 +13,7 @@ import numpy as np
 
 from backend.config import PROJECT_ROOT, Settings
 from backend.errors import Notice, NotReady, WeightsUnavailable
-from backend.features import Extractor, build_extractor, token_grid
+from backend.features import Extractor, build_extractor, grid_of
 from backend.lane import Lane
 
 logger = logging.getLogger(__name__)
@@ -25,12 +26,23 @@ class ExtractorHost:
     """Owns the extractor and the lane in front of it.
 
     `start` returns at once unless REQUIRE_PRETRAINED is set; requests wait for the extractor to be ready.
+
+    Args:
+        settings: the service's settings.
+        extractor: used instead of the one that the settings name.
+        rehearse: what makes the first request as quick as any other; until it is through, the status is `warming`.
     """
 
-    def __init__(self, settings: Settings, extractor: Extractor | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        extractor: Extractor | None = None,
+        rehearse: Callable[[Lane], None] | None = None,
+    ) -> None:
         self.settings = settings
         self.degraded: Notice | None = None
         self._given = extractor
+        self._rehearse = rehearse or _blank_pass
         self._lane: Future[Lane] = Future()
         self._warm = threading.Event()
         self._started = False
@@ -98,18 +110,16 @@ class ExtractorHost:
         self._up(extractor)
 
     def _up(self, extractor: Extractor) -> None:
-        batch = self.settings.max_batch or (32 if extractor.device == "cuda" else 1)
+        several = 32 if extractor.device == "cuda" else getattr(extractor, "streams", 1)
+        batch = self.settings.max_batch or several
         lane = Lane(extractor, max_queue=self.settings.max_queue, max_batch=batch)
         self._lane.set_result(lane)
         threading.Thread(target=self._warm_up, args=(lane,), name="warm-up", daemon=True).start()
 
     def _warm_up(self, lane: Lane) -> None:
         extractor, started = lane.extractor, perf_counter()
-        side = self.settings.input_size
-        rows, cols = token_grid(side, side, input_size=side, patch=extractor.patch)
-        blank = np.zeros((rows * extractor.patch, cols * extractor.patch, 3), np.uint8)
         try:
-            lane.submit(blank).result()
+            self._rehearse(lane)
         except (CancelledError, NotReady):  # closed before it was warm
             return
         except Exception:  # as the first request will find; /health says so
@@ -118,12 +128,18 @@ class ExtractorHost:
             return
         self._warm.set()
         logger.info(
-            "extractor %s ready on %s (%s), first pass %.0f ms",
+            "extractor %s ready on %s (%s), rehearsed in %.0f ms",
             extractor.name,
             extractor.device,
             extractor.runtime,
             1000 * (perf_counter() - started),
         )
+
+
+def _blank_pass(lane: Lane) -> None:
+    side, patch = lane.extractor.input_size, lane.extractor.patch
+    rows, cols = grid_of(lane.extractor, side, side)
+    lane.submit(np.zeros((rows * patch, cols * patch, 3), np.uint8)).result()
 
 
 def _build(settings: Settings) -> Extractor:

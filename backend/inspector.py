@@ -20,7 +20,7 @@ from backend.cache import FittedModel, ModelCache, check_extractor, index_bytes
 from backend.calib import FEW_OK, choose_threshold
 from backend.config import Settings
 from backend.errors import FitInProgress, NoImages, Notice
-from backend.features import Extractor, Grid, widths_of
+from backend.features import Extractor, Grid
 from backend.fitting import Embedded, ImageFile, embed_good_parts, fit_metadata, prepare_image
 from backend.host import ExtractorHost
 from backend.infer import (
@@ -34,11 +34,23 @@ from backend.infer import (
 )
 from backend.journal import Journal
 from backend.lane import Job, Lane
+from backend.passes import Budget
 from backend.patchcore import PatchCoreMemory
-from backend.results import CalibrationResult, Clock, FitResult, InferResult, about_size, params_of
+from backend.results import (
+    CalibrationResult,
+    Clock,
+    FitResult,
+    InferResult,
+    about_coreset,
+    about_size,
+    params_of,
+    variant_of,
+)
 from backend.roi_mask import Shape
 from backend.storage import ModelKey, ModelStore, StoredMemory
-from backend.variants import Variant, build_memory
+from backend.utils import one_thread_each
+from backend.variants import build_memory
+from backend.warmup import rehearse
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +78,12 @@ class Inspector:
         self.journal = journal or Journal()
         self.store = ModelStore(settings.models_dir)
         self.cache = ModelCache(self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend)
-        self.host = ExtractorHost(settings, extractor)
+        self.host = ExtractorHost(settings, extractor, lambda lane: rehearse(lane, self.cache))
         self._fitting = threading.Lock()
 
     def start(self) -> None:
         """Bring the extractor up. Raises WeightsUnavailable when REQUIRE_PRETRAINED is set."""
+        one_thread_each()
         self.host.start()
 
     def close(self) -> None:
@@ -117,7 +130,7 @@ class Inspector:
         job, clock = job or Job(), Clock()
         lane = self.host.lane()
         with self.one_fit(key, job):
-            embedded = self.embed(files, lane, job)
+            embedded = self.embed(files, lane, job, in_passes=True)
             clock.mark("extract")
             memory = self.remember(embedded, job)
             clock.mark("coreset")
@@ -126,11 +139,13 @@ class Inspector:
             with self.store.writing(key, self.settings.fit_wait_s):
                 stored, notices = self.commit(key, memory, embedded.grid, metadata, files if keep else ())
             clock.mark("store")
-        notices = self.warnings() + self._capped(len(embedded.emb)) + notices
+        notices = self.warnings() + about_coreset(embedded, self.settings) + notices
         return FitResult(len(memory), embedded.grid, stored.metadata, clock.report(), notices)
 
-    def embed(self, files: Sequence[ImageFile], lane: Lane, job: Job, *, expected: Grid | None = None) -> Embedded:
-        """Embeddings of good parts with the settings' augmentation. Raises BadImage, TokenGridMismatch, Cancelled."""
+    def embed(
+        self, files: Sequence[ImageFile], lane: Lane, job: Job, *, expected: Grid | None = None, in_passes: bool = False
+    ) -> Embedded:
+        """Embeddings of good parts, augmented as set; `in_passes`: a coreset of them beyond FIT_MEMORY_MB."""
         settings = self.settings
         return embed_good_parts(
             files,
@@ -140,6 +155,7 @@ class Inspector:
             seed=settings.seed,
             expected=expected,
             max_megapixels=settings.max_image_mp,
+            budget=Budget.of(settings) if in_passes else None,
         )
 
     def calibrate(
@@ -317,28 +333,28 @@ class Inspector:
             self._fitting.release()
 
     def remember(self, embedded: Embedded, job: Job) -> PatchCoreMemory:
-        """The memory of a fit's embeddings, with the settings' coreset."""
+        """The memory of a fit's embeddings, with the settings' coreset unless passes have chosen it."""
 
         def progress(done: int, total: int) -> None:
             job.check()
             job.report("coreset", done, total)
 
         settings = self.settings
-        return build_memory(
+        passes = embedded.passes
+        memory = build_memory(
             embedded.emb,
-            Variant(
-                distance=settings.patchcore_distance,
-                widths=widths_of(self.host.lane().extractor) if settings.patchcore_memories == "separate" else (),
-                foreground=settings.foreground_mask == "pca" and not embedded.masked,
-            ),
+            variant_of(settings, self.host.lane().extractor, embedded),
             embedded.grid,
-            coreset_rate=settings.coreset_rate,
+            coreset_rate=1.0 if passes else settings.coreset_rate,
             limit=settings.max_coreset,
             rng=np.random.default_rng(settings.seed),
             backend=settings.knn_backend,
             src=embedded.src,
             progress=progress,
         )
+        if passes:
+            memory.n_embeddings, memory.radius = passes.n_seen, passes.radius + (memory.radius or 0.0)
+        return memory
 
     def metadata_of(
         self,
@@ -393,8 +409,3 @@ class Inspector:
         stored = self.store.save_memory(key, memory.emb, grid, src, metadata, index_bytes(memory), memory.extras)
         self.cache.put(key, memory, stored, self.store.stamp(key))
         return stored, notices + self.journal.fitted(key, stored.metadata)
-
-    def _capped(self, n_embeddings: int) -> list[Notice]:
-        wanted = round(n_embeddings * self.settings.coreset_rate)
-        limit = self.settings.max_coreset
-        return [Notice("coreset_capped", {"limit": limit, "wanted": wanted})] if wanted > limit else []

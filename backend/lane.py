@@ -98,7 +98,8 @@ class Lane:
         """A place in the bounded queue for one request. Raises QueueFull when there is none."""
         with self._ready:
             if self._admitted >= self.max_queue:
-                wait = max(1, round(self._admitted * self._pace))
+                turns = 2 if self._bulk else 1
+                wait = max(1, round(self._admitted * self._pace * turns))
                 raise QueueFull(waiting=self._admitted, retry_after=wait)
             self._admitted += 1
         try:
@@ -157,6 +158,10 @@ class Lane:
 
     def _take(self, queue: deque[_Item]) -> list[_Item]:
         batch = [queue.popleft()]
-        while queue and len(batch) < self.max_batch and queue[0].image.shape == batch[0].image.shape:
-            batch.append(queue.popleft())
+        while queue and len(batch) < self.max_batch:
+            if not queue[0].future.cancelled():
+                if queue[0].image.shape != batch[0].image.shape:
+                    break
+                batch.append(queue[0])
+            queue.popleft()
         return batch

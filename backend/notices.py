@@ -74,6 +74,10 @@ NOTICES: dict[str, tuple[str, str]] = {
         "La memoria se limitó a {limit} filas (MAX_CORESET) en lugar de {wanted}.",
         "The memory was limited to {limit} rows (MAX_CORESET) instead of {wanted}.",
     ),
+    "fitted_in_passes": (
+        "Los vectores de estas imágenes no caben en {limit} MB (FIT_MEMORY_MB): la memoria se eligió por partes.",
+        "The embeddings of these images do not fit in {limit} MB (FIT_MEMORY_MB): the memory was chosen in passes.",
+    ),
     "roi_resized": (
         "El ROI daba una rejilla de {got} tokens y se ajustó a la de la memoria, {expected}.",
         "The ROI gave a grid of {got} tokens and was fitted to the memory's, {expected}.",

@@ -208,7 +208,7 @@ class Rebuilder:
         then: Inspector, step: Mapping[str, Any], files: list[ImageFile], made: StoredMemory | None, job: Job
     ) -> StoredMemory:
         lane = then.host.lane()
-        embedded = then.embed(files, lane, job, expected=made.grid if made else None)
+        embedded = then.embed(files, lane, job, expected=made.grid if made else None, in_passes=made is None)
         if made is None:
             memory = then.remember(embedded, job)
             metadata = then.metadata_of(files, embedded, memory, lane.extractor, float(step["mm_per_px"]))

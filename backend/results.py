@@ -10,8 +10,10 @@ from backend.binding import Applied
 from backend.cache import FittedModel
 from backend.config import Settings
 from backend.errors import Notice
-from backend.features import Extractor, Grid
+from backend.features import Extractor, Grid, widths_of
+from backend.fitting import Embedded
 from backend.infer import Frame, Inspection
+from backend.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -99,3 +101,20 @@ def params_of(
         "device": extractor.device,
         "runtime": extractor.runtime,
     }
+
+
+def about_coreset(embedded: Embedded, settings: Settings) -> list[Notice]:
+    """What is to be said of how the rows of a memory were chosen."""
+    wanted, limit = round(embedded.n_embeddings * settings.coreset_rate), settings.max_coreset
+    capped = Notice("coreset_capped", {"limit": limit, "wanted": wanted})
+    passes = Notice("fitted_in_passes", {"limit": f"{settings.fit_memory_mb:g}"})
+    return [capped] * (wanted > limit) + [passes] * (embedded.passes is not None)
+
+
+def variant_of(settings: Settings, extractor: Extractor, embedded: Embedded) -> Variant:
+    """The kind of memory that the settings ask for."""
+    return Variant(
+        distance=settings.patchcore_distance,
+        widths=widths_of(extractor) if settings.patchcore_memories == "separate" else (),
+        foreground=settings.foreground_mask == "pca" and not embedded.masked,
+    )

@@ -139,6 +139,11 @@ def working_scale(height: int, width: int) -> float:
     return min(1.0, math.sqrt(WORKING_PIXELS / (height * width)))
 
 
+def one_thread_each() -> None:
+    """Have OpenCV work on the calling thread alone: requests run side by side, and all cores are the extractor's."""
+    cv2.setNumThreads(1)
+
+
 def available_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
