@@ -26,9 +26,13 @@ sys.path.insert(0, str(ROOT))
 
 from backend.config import Settings, load_settings  # noqa: E402
 from backend.evaluate import Evaluator, RememberingExtractor  # noqa: E402
+from backend.fitting import ImageFile  # noqa: E402
 from backend.host import extractor_for  # noqa: E402
+from backend.inspector import Inspector  # noqa: E402
 from backend.measured import SetResult  # noqa: E402
 from backend.sets import InspectionSet, read_set  # noqa: E402
+from backend.storage import ModelKey  # noqa: E402
+from backend.utils import decode_image, encode_png  # noqa: E402
 
 app = typer.Typer(add_completion=False)
 console = Console(stderr=True)
@@ -64,7 +68,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "BLUR_SIGMA=4": {"blur_sigma": 4.0},
     "TILES=2": {"tiles": 2},
 }
-RESNET = {
+RESNET: dict[str, dict[str, Any]] = {
     "RESNET_OFFSET=0": {"resnet_offset": 0.0},
     "RESNET_OFFSET=0.4": {"resnet_offset": 0.4},
     "RESNET_OFFSET=1.6": {"resnet_offset": 1.6},
@@ -72,7 +76,7 @@ RESNET = {
     "PATCHCORE_PATCH_SIZE=5": {"patchcore_patch_size": 5},
     "PATCHCORE_STRIDE=2": {"patchcore_stride": 2},
 }
-VIT = {
+VIT: dict[str, dict[str, Any]] = {
     "PATCHCORE_PATCH_SIZE=3": {"patchcore_patch_size": 3},
     "BLOCKS=-1": {"blocks": ("-1",)},
     "BLOCKS=5,8,11": {"blocks": ("5", "8", "11")},
@@ -198,7 +202,7 @@ def spots(
     """How large a spot must be to score above every held-out good part, with plain p99 and as recommended."""
     name, _, weights = model.partition("=")
     base = {"model_name": name, "weights": weights or "auto", "input_size": input_size}
-    ways = {"default (p99)": {}, "PRESET=recommended": {"preset": "recommended"}}
+    ways: dict[str, dict[str, Any]] = {"default (p99)": {}, "PRESET=recommended": {"preset": "recommended"}}
     _line(["set", "spot", "scored as", *[f"{share:.3%}" for share in AREAS], "area found"])
     _line(["---"] * (len(AREAS) + 4))
     with tempfile.TemporaryDirectory() as folder:
@@ -216,9 +220,8 @@ def _spots_of(one: InspectionSet, way: str, inspector: Inspector, images: int) -
     inspector.fit(key, [ImageFile.named(i.path.name, i.path.read_bytes) for i in one.train], mm_per_px=1.0)
 
     def score(data: bytes) -> float:
-        return inspector.infer(
-            key, ImageFile.named("x.png", lambda: data), mm_per_px=1.0, heatmap="none"
-        ).inspection.score
+        file = ImageFile.named("x.png", lambda: data)
+        return float(inspector.infer(key, file, mm_per_px=1.0, heatmap="none").inspection.score)
 
     good = [image.path.read_bytes() for image in one.test if not image.defective]
     threshold = max(score(data) for data in good)
