@@ -22,8 +22,10 @@ from backend.evaluation import (
     pixel_figures,
 )
 from backend.features import RGB, Extractor
+from backend.features_wrapped import Wrapped
 from backend.fitting import ImageFile
 from backend.gallery import beside, mask_of, worth_showing
+from backend.host import extractor_for
 from backend.inspector import Inspector
 from backend.lane import Job
 from backend.measured import Cost, FewShot, Figures, ScoredImage, SetResult, Shown
@@ -68,14 +70,12 @@ Progress = Callable[[str, int, int], None]
 Map = NDArray[np.float32]
 
 
-class RememberingExtractor:
+class RememberingExtractor(Wrapped):
     """An Extractor that embeds each image once and keeps its tokens in a folder: draws of few shots share them."""
 
-    def __init__(self, extractor: Extractor, folder: Path) -> None:
-        self.name, self.dim, self.patch = extractor.name, extractor.dim, extractor.patch
-        self.input_size, self.device, self.runtime = extractor.input_size, extractor.device, extractor.runtime
-        self.fingerprint = extractor.fingerprint
-        self._extractor, self._folder = extractor, folder
+    def __init__(self, inner: Extractor, folder: Path) -> None:
+        super().__init__(inner, "")
+        self.folder = folder
 
     def extract(self, images: Sequence[RGB]) -> NDArray[np.float32]:
         """See features.Extractor."""
@@ -83,9 +83,9 @@ class RememberingExtractor:
 
     def _tokens(self, image: RGB) -> NDArray[np.float32]:
         seal = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
-        path = self._folder / f"{seal}.npy"
+        path = self.folder / f"{seal}.npy"
         if not path.exists():
-            np.save(path, self._extractor.extract([image])[0])
+            np.save(path, self.inner.extract([image])[0])
         tokens: NDArray[np.float32] = np.load(path)
         return tokens
 
@@ -94,13 +94,13 @@ class Evaluator:
     """One extractor, many sets. A context manager: models and tokens live in a temporary folder.
 
     Args:
-        settings: as for the service, but nothing falls back to another extractor.
+        settings: as for the service.
         extractor: used instead of the one that the settings name.
         remember: keep the tokens of each image (for few-shot figures).
         progress: called with (what, done, total).
 
     Raises:
-        WeightsUnavailable: on entering.
+        WeightsUnavailable: nothing falls back to another extractor.
     """
 
     def __init__(
@@ -112,35 +112,23 @@ class Evaluator:
         progress: Progress = lambda *_: None,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="evaluate-", ignore_cleanup_errors=True)
-        self.root = Path(self._folder.name)
-        own = {"require_pretrained": True, "models_dir": self.root / "models", "datasets_dir": self.root / "datasets"}
-        self.settings = settings.model_copy(update=own)
+        root = Path(self._folder.name)
+        self.settings = settings.model_copy(update={"models_dir": root / "models", "datasets_dir": root / "datasets"})
         self.progress = progress
-        self._remember = remember
-        self._inspectors = [Inspector(self.settings, extractor)]
+        try:
+            given = extractor or extractor_for(settings)
+            self.inspector = Inspector(self.settings, RememberingExtractor(given, root) if remember else given)
+        except BaseException:
+            self._folder.cleanup()
+            raise
 
     def __enter__(self) -> Evaluator:
-        try:
-            self.inspector.start()
-            if self._remember:
-                tokens = self.root / "tokens"
-                tokens.mkdir()
-                extractor = RememberingExtractor(self.inspector.host.lane().extractor, tokens)
-                self._inspectors.append(Inspector(self.settings, extractor))
-        except BaseException:
-            self.__exit__()
-            raise
+        self.inspector.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for inspector in self._inspectors:
-            inspector.close()
+        self.inspector.close()
         self._folder.cleanup()
-
-    @property
-    def inspector(self) -> Inspector:
-        """The service's core that does the work."""
-        return self._inspectors[-1]
 
     def run(self, given: InspectionSet, *, shots: Sequence[int] = (), draws: int = 3) -> SetResult:
         """Everything about one set, fitted on all its good parts, and the figures with few of them."""

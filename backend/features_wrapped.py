@@ -19,7 +19,10 @@ Rows = NDArray[np.float32]
 
 
 class Wrapped:
-    """An extractor that changes what another one gives; a subclass has its own `extract`."""
+    """An extractor that changes what another one gives; a subclass has its own `extract`.
+
+    `recipe` says what it changes; empty: nothing that tells in the embeddings.
+    """
 
     def __init__(self, inner: Extractor, recipe: str) -> None:
         self.inner = inner
@@ -27,7 +30,9 @@ class Wrapped:
         self.input_size, self.runtime = inner.input_size, inner.runtime
         self.streams: int = getattr(inner, "streams", 1)
         self.widths: tuple[int, ...] = tuple(getattr(inner, "widths", (inner.dim,)))
-        self.fingerprint = hashlib.sha256(f"{inner.fingerprint}|{recipe}".encode()).hexdigest()[:16]
+        self.smaller_edge = bool(getattr(inner, "smaller_edge", False))
+        sealed = hashlib.sha256(f"{inner.fingerprint}|{recipe}".encode()).hexdigest()[:16]
+        self.fingerprint = sealed if recipe else inner.fingerprint
 
     @property
     def device(self) -> str:
@@ -42,11 +47,9 @@ class Wrapped:
 class SmallerEdge(Wrapped):
     """The same extractor for ROIs whose smaller edge becomes `input_size` pixels (see features.grid_of)."""
 
-    smaller_edge = True
-
     def __init__(self, inner: Extractor) -> None:
         super().__init__(inner, "")
-        self.fingerprint = inner.fingerprint
+        self.smaller_edge = True
 
     def extract(self, images: Sequence[RGB]) -> Rows:
         """See Extractor."""

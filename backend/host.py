@@ -58,7 +58,7 @@ class ExtractorHost:
         if self._given is not None:
             self._up(self._given)
         elif self.settings.require_pretrained:
-            self._up(_build(self.settings))
+            self._up(extractor_for(self.settings))
         else:
             threading.Thread(target=self._load, name="extractor-loading", daemon=True).start()
 
@@ -98,7 +98,7 @@ class ExtractorHost:
 
     def _load(self) -> None:
         try:
-            extractor = _build(self.settings)
+            extractor = extractor_for(self.settings)
         except WeightsUnavailable as err:
             logger.warning("degraded: %s", err)
             self.degraded = Notice("degraded", err.values)
@@ -142,7 +142,8 @@ def _blank_pass(lane: Lane) -> None:
     lane.submit(np.zeros((rows * patch, cols * patch, 3), np.uint8)).result()
 
 
-def _build(settings: Settings) -> Extractor:
+def extractor_for(settings: Settings) -> Extractor:
+    """The extractor that the settings name. Raises WeightsUnavailable, BackendUnavailable."""
     return build_extractor(
         settings.model_name,
         weights=settings.weights,

@@ -1,0 +1,240 @@
+"""What each option is worth: the tables of docs/ACCURACY.md.
+
+    python experiments/accuracy.py options --sets ../shared/data/{cookies,pills,coffee} \
+        --model resnet18=../shared/data/weights/resnet18_layers1-3.safetensors --input-size 256
+    python experiments/accuracy.py spots --sets … --model … --input-size 256
+
+Each option is the default with one thing changed, through the service's own code. The network runs once for all options
+that leave it alone. A difference comes with the interval of a paired bootstrap over the test images.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from backend.config import Settings, load_settings  # noqa: E402
+from backend.evaluate import Evaluator, RememberingExtractor  # noqa: E402
+from backend.fitting import ImageFile  # noqa: E402
+from backend.host import extractor_for  # noqa: E402
+from backend.inspector import Inspector  # noqa: E402
+from backend.measured import SetResult  # noqa: E402
+from backend.sets import InspectionSet, read_set  # noqa: E402
+from backend.storage import ModelKey  # noqa: E402
+from backend.utils import decode_image, encode_png  # noqa: E402
+
+app = typer.Typer(add_completion=False)
+console = Console(stderr=True)
+Sets = Annotated[list[Path], typer.Option(exists=True, file_okay=False, help="Folders in MVTec AD's layout.")]
+Model = Annotated[str, typer.Option(help="NAME or NAME=WEIGHTS.")]
+
+# Settings that the extractor is built from: options that change one of them run the network again.
+OF_THE_EXTRACTOR = {
+    "input_size", "input_edge", "blocks", "tiles", "tile_overlap", "patchcore_patch_size", "patchcore_stride",
+    "resnet_offset", "precision", "runtime",
+}  # fmt: skip
+
+COMMON: dict[str, dict[str, Any]] = {
+    "CORESET_RATE=0.005": {"coreset_rate": 0.005},
+    "CORESET_RATE=0.01": {"coreset_rate": 0.01},
+    "CORESET_RATE=0.1": {"coreset_rate": 0.1},
+    "MAX_CORESET=1024": {"max_coreset": 1024},
+    "PATCHCORE_KNN_K=3": {"patchcore_knn_k": 3},
+    "PATCHCORE_KNN_K=9": {"patchcore_knn_k": 9},
+    "PATCHCORE_DISTANCE=mahalanobis": {"patchcore_distance": "mahalanobis"},
+    "PATCHCORE_DISTANCE=cosine": {"patchcore_distance": "cosine"},
+    "PATCHCORE_MEMORIES=separate": {"patchcore_memories": "separate"},
+    "FOREGROUND_MASK=pca": {"foreground_mask": "pca"},
+    "SCORE_METHOD=max": {"score_method": "max"},
+    "SCORE_METHOD=top_mean": {"score_method": "top_mean"},
+    "SCORE_METHOD=max, SCORE_MAP=tokens": {"score_method": "max", "score_map": "tokens"},
+    "SCORE_METHOD=max, PATCHCORE_REWEIGHT=9": {"score_method": "max", "patchcore_reweight": 9},
+    "SCORE_METHOD=max, TOKEN_BLUR=0.5": {"score_method": "max", "token_blur": 0.5},
+    "SCORE_METHOD=max, TOKEN_BLUR=1": {"score_method": "max", "token_blur": 1.0},
+    "SCORE_METHOD=max, TOKEN_BLUR=1.5": {"score_method": "max", "token_blur": 1.5},
+    "SCORE_METHOD=max, TOKEN_BLUR=2": {"score_method": "max", "token_blur": 2.0},
+    "TOKEN_BLUR=1": {"token_blur": 1.0},
+    "BLUR_SIGMA=4": {"blur_sigma": 4.0},
+    "TILES=2": {"tiles": 2},
+}
+RESNET: dict[str, dict[str, Any]] = {
+    "RESNET_OFFSET=0": {"resnet_offset": 0.0},
+    "RESNET_OFFSET=0.4": {"resnet_offset": 0.4},
+    "RESNET_OFFSET=1.6": {"resnet_offset": 1.6},
+    "PATCHCORE_PATCH_SIZE=1": {"patchcore_patch_size": 1},
+    "PATCHCORE_PATCH_SIZE=5": {"patchcore_patch_size": 5},
+    "PATCHCORE_STRIDE=2": {"patchcore_stride": 2},
+}
+VIT: dict[str, dict[str, Any]] = {
+    "PATCHCORE_PATCH_SIZE=3": {"patchcore_patch_size": 3},
+    "BLOCKS=-1": {"blocks": ("-1",)},
+    "BLOCKS=5,8,11": {"blocks": ("5", "8", "11")},
+    "BLOCKS=7,9": {"blocks": ("7", "9")},
+}
+
+
+class Bench:
+    """Evaluates settings over sets, and runs each extractor once for all settings that share it."""
+
+    def __init__(self, folder: Path, base: dict[str, Any]) -> None:
+        self.folder, self.base = folder, base
+
+    def settings(self, changed: dict[str, Any]) -> Settings:
+        """The base with something changed."""
+        return load_settings(**{**self.base, **changed})
+
+    def extractor(self, settings: Settings) -> RememberingExtractor:
+        """The extractor of the settings, with what it embedded before."""
+        extractor = extractor_for(settings)
+        tokens = self.folder / f"{extractor.fingerprint}-{extractor.runtime}-{settings.precision}"
+        tokens.mkdir(exist_ok=True)
+        return RememberingExtractor(extractor, tokens)
+
+    def run(self, changed: dict[str, Any], sets: Sequence[InspectionSet]) -> list[SetResult]:
+        """The figures of each set with something changed."""
+        settings = self.settings(changed)
+        with Evaluator(settings, self.extractor(settings)) as evaluator:
+            return [evaluator.run(one) for one in sets]
+
+
+def paired_interval(ours: SetResult, theirs: SetResult, draws: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the difference of image AUROC, the same images drawn for both."""
+    rng = np.random.default_rng(0)
+    defective = np.array([s.image.defective for s in ours.scored])
+    n_good, n_bad = int((~defective).sum()), int(defective.sum())
+    of_good = rng.multinomial(n_good, np.full(n_good, 1 / n_good), size=draws) / n_good
+    of_bad = rng.multinomial(n_bad, np.full(n_bad, 1 / n_bad), size=draws) / n_bad
+    gain = _wins(ours, defective) - _wins(theirs, defective)
+    low, high = np.percentile(np.einsum("db,bg,dg->d", of_bad, gain, of_good, optimize=True), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _wins(result: SetResult, defective: NDArray[np.bool_]) -> NDArray[np.float64]:
+    scores = np.array([s.score for s in result.scored])
+    good, bad = scores[~defective], scores[defective]
+    wins: NDArray[np.float64] = (bad[:, None] > good) + 0.5 * (bad[:, None] == good)
+    return wins
+
+
+@app.command()
+def options(
+    sets: Sets,
+    model: Model,
+    input_size: int = 448,
+    only: Annotated[str, typer.Option(help="Options whose names contain this.")] = "",
+    tokens: Annotated[Path | None, typer.Option(help="Folder that keeps the tokens between runs.")] = None,
+) -> None:
+    """A table of what each option changes, as Markdown on standard output."""
+    name, _, weights = model.partition("=")
+    base = {"model_name": name, "weights": weights or "auto", "input_size": input_size}
+    given = [read_set(folder) for folder in sets]
+    family = RESNET if "resnet" in name else VIT
+    chosen = {**COMMON, **family, "PRESET=recommended": {"preset": "recommended"}}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(tokens or Path(folder), base)
+        default = bench.run({}, given)
+        _header(given)
+        _row("default", default, default)
+        for title, changed in chosen.items():
+            if only in title:
+                _row(title, bench.run(changed, given), default)
+
+
+def _header(sets: Sequence[InspectionSet]) -> None:
+    cells = [cell for one in sets for cell in [f"{one.name}: AUROC", "against the default"]]
+    _line(["option", *cells, "pixel AUROC", "AUPRO", "ms"])
+    _line(["---"] * (len(cells) + 4))
+
+
+def _row(title: str, results: list[SetResult], default: list[SetResult]) -> None:
+    cells = []
+    for ours, theirs in zip(results, default, strict=True):
+        auroc = ours.figures.image.auroc
+        if results is default:
+            cells += [f"{auroc:.4f}", f"[{ours.interval.low:.3f}, {ours.interval.high:.3f}]"]
+        else:
+            low, high = paired_interval(ours, theirs)
+            cells += [f"{auroc:.4f}", f"{auroc - theirs.figures.image.auroc:+.4f} [{low:+.3f}, {high:+.3f}]"]
+    pixels = next((r.figures.pixels for r in results if r.figures.pixels), None)
+    more = [f"{pixels.auroc:.4f}", f"{pixels.aupro:.4f}"] if pixels else ["–", "–"]
+    ms = float(np.mean([r.cost.inspect_ms for r in results]))
+    _line([f"`{title}`" if "=" in title else title, *cells, *more, f"{ms:.0f}"])
+
+
+def _line(cells: Sequence[str]) -> None:
+    typer.echo(f"| {' | '.join(cells)} |")
+    sys.stdout.flush()
+
+
+AREAS = (0.0003, 0.0006, 0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)
+SPOTS = {"dark": (20, 20, 20), "bright": (235, 235, 235), "red": (40, 40, 200)}
+
+
+def with_spot(image: NDArray[np.uint8], share: float, colour: Sequence[int], rng: np.random.Generator) -> bytes:
+    """PNG of a (H, W, 3) BGR image with a disc of `share` of its area, its edge a pixel soft, in its middle half."""
+    height, width = image.shape[:2]
+    radius = (share * height * width / np.pi) ** 0.5
+    cy, cx = rng.uniform(0.3, 0.7) * height, rng.uniform(0.3, 0.7) * width
+    y, x = np.mgrid[:height, :width]
+    cover = np.clip(radius + 0.5 - np.hypot(y - cy, x - cx), 0, 1)[:, :, None]
+    mixed = image * (1 - cover) + np.array(colour) * cover
+    return encode_png(np.rint(mixed).astype(np.uint8))
+
+
+@app.command()
+def spots(
+    sets: Sets,
+    model: Model,
+    input_size: int = 448,
+    images: Annotated[int, typer.Option(help="Held-out good parts that get spots.")] = 10,
+) -> None:
+    """How large a spot must be to score above every held-out good part, with plain p99 and as recommended."""
+    name, _, weights = model.partition("=")
+    base = {"model_name": name, "weights": weights or "auto", "input_size": input_size}
+    ways: dict[str, dict[str, Any]] = {"default (p99)": {}, "PRESET=recommended": {"preset": "recommended"}}
+    _line(["set", "spot", "scored as", *[f"{share:.3%}" for share in AREAS], "area found"])
+    _line(["---"] * (len(AREAS) + 4))
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), base)
+        for one in map(read_set, sets):
+            for way, changed in ways.items():
+                settings = bench.settings(changed).model_copy(update={"models_dir": Path(folder) / "models"})
+                inspector = Inspector(settings, bench.extractor(settings))
+                _spots_of(one, way, inspector, images)
+                inspector.close()
+
+
+def _spots_of(one: InspectionSet, way: str, inspector: Inspector, images: int) -> None:
+    key = ModelKey.of("spots", "set")
+    inspector.fit(key, [ImageFile.named(i.path.name, i.path.read_bytes) for i in one.train], mm_per_px=1.0)
+
+    def score(data: bytes) -> float:
+        file = ImageFile.named("x.png", lambda: data)
+        return float(inspector.infer(key, file, mm_per_px=1.0, heatmap="none").inspection.score)
+
+    good = [image.path.read_bytes() for image in one.test if not image.defective]
+    threshold = max(score(data) for data in good)
+    chosen = [decode_image(data) for data in good[:: max(1, len(good) // images)][:images]]
+    for spot, colour in SPOTS.items():
+        rng = np.random.default_rng(0)
+        found = [
+            float(np.mean([score(with_spot(image, share, colour, rng)) > threshold for image in chosen]))
+            for share in AREAS
+        ]
+        needed = next((share for n, share in enumerate(AREAS) if min(found[n:]) >= 0.5), None)
+        _line([one.name, spot, way, *[f"{rate:.0%}" for rate in found], f"{needed:.3%}" if needed else "none"])
+
+
+if __name__ == "__main__":
+    app()
