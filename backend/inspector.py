@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
-from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from backend.binding import Applied, apply_calibration, scoring_id
 from backend.cache import FittedModel, ModelCache, check_extractor, index_bytes
 from backend.calib import FEW_OK, choose_threshold
 from backend.config import Settings
-from backend.errors import FitInProgress, NoImages, Notice
+from backend.errors import NoImages, Notice
 from backend.features import Extractor, Grid
 from backend.fitting import Embedded, ImageFile, embed_good_parts, fit_metadata, prepare_image
 from backend.host import ExtractorHost
@@ -34,7 +33,7 @@ from backend.infer import (
 )
 from backend.journal import Journal
 from backend.lane import Job, Lane
-from backend.passes import Budget
+from backend.passes import Budget, one_at_a_time
 from backend.patchcore import PatchCoreMemory
 from backend.results import (
     CalibrationResult,
@@ -319,28 +318,18 @@ class Inspector:
             fingerprint=extractor.fingerprint,
         )
 
-    @contextmanager
-    def one_fit(self, key: ModelKey, job: Job) -> Iterator[None]:
+    def one_fit(self, key: ModelKey, job: Job) -> AbstractContextManager[None]:
         """One fit at a time in this process, so that FIT_MEMORY_MB holds. Raises FitInProgress, Cancelled."""
-        deadline = monotonic() + self.settings.fit_wait_s
-        while not self._fitting.acquire(timeout=0.1):
-            job.check()
-            if monotonic() >= deadline:
-                raise FitInProgress(key=key, retry_after=5)
-        try:
-            yield
-        finally:
-            self._fitting.release()
+        return one_at_a_time(self._fitting, key, job, self.settings.fit_wait_s)
 
     def remember(self, embedded: Embedded, job: Job) -> PatchCoreMemory:
         """The memory of a fit's embeddings, with the settings' coreset unless passes have chosen it."""
+        settings, passes = self.settings, embedded.passes
 
         def progress(done: int, total: int) -> None:
             job.check()
             job.report("coreset", done, total)
 
-        settings = self.settings
-        passes = embedded.passes
         memory = build_memory(
             embedded.emb,
             variant_of(settings, self.host.lane().extractor, embedded),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.config import Settings
+from backend.errors import FitInProgress
+from backend.lane import Job
 from backend.patchcore import ChunkedCoreset, coreset_size, kcenter_greedy_chunked
 
 
@@ -44,3 +49,17 @@ class Budget:
         rng = np.random.default_rng(self.seed)
         budget = int(self.megabytes * 2**20)
         return kcenter_greedy_chunked(chunks, n, rate=min(1.0, 2 * n / rows), budget=budget, rng=rng)
+
+
+@contextmanager
+def one_at_a_time(lock: threading.Lock, key: object, job: Job, patience_s: float) -> Iterator[None]:
+    """Hold `lock` for a fit of `key`. Raises FitInProgress after `patience_s` seconds, Cancelled."""
+    deadline = monotonic() + patience_s
+    while not lock.acquire(timeout=0.1):
+        job.check()
+        if monotonic() >= deadline:
+            raise FitInProgress(key=key, retry_after=5)
+    try:
+        yield
+    finally:
+        lock.release()

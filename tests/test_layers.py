@@ -53,6 +53,7 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     **dict.fromkeys(["samples", "ledger", "trash"], frozenset({"storage"})),
     "journal": frozenset({"fitting"}),
     "warmup": frozenset({"cache", "lane"}),
+    "passes": frozenset({"lane"}),
     "progress": frozenset({"lane"}),
     "intake": frozenset({"fitting"}),
     "results": frozenset({"binding", "cache", "fitting"}),
