@@ -37,7 +37,7 @@ class Foreground:
         low, high = float(along.min()), float(along.max())
         levels = np.clip((along - low) * (255.0 / max(high - low, 1e-12)), 0, 255).astype(np.uint8)
         level, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-        cut = low + (level + 0.5) * (high - low) / 255.0
+        cut = float(np.float32(low + (level + 0.5) * (high - low) / 255.0))
         above = (along > cut).reshape(-1, *grid)
         border = np.ones(grid, bool)
         border[1:-1, 1:-1] = False
