@@ -50,7 +50,7 @@ def scores(collector: Collector, key: ModelKey = KEY) -> list[tuple[float, float
     return [(result.inspection.score, result.threshold) for result in results]
 
 
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     give_up = monotonic() + seconds
     while not condition():
         assert monotonic() < give_up, "it did not happen in time"
@@ -95,7 +95,7 @@ def test_nothing_is_rebuilt_unasked(running: Callable[..., Collector], tmp_path:
     running().fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
     lose_models(tmp_path)
     collector = running()
-    collector.rebuilder.wait(30)
+    collector.rebuilder.wait(60)
     assert collector.state(KEY)["memory_fitted"] is False
     assert "rebuild" not in collector.state(KEY)
 
@@ -129,7 +129,7 @@ def test_a_deleted_model_stays_deleted_and_its_trash_brings_it_back(
     with pytest.raises(MemoryNotFound):
         collector.delete_model(KEY)
     collector = running(rebuild_on_start=True)
-    collector.rebuilder.wait(30)
+    collector.rebuilder.wait(60)
     assert (collector.state(KEY)["memory_fitted"], collector.models()) == (False, [])
     for path in trash.iterdir():
         path.rename(tmp_path / "models" / "Master1" / "Pattern" / path.name)
@@ -174,7 +174,7 @@ def test_a_memory_of_another_extractor_is_reported_and_rebuilt_only_when_asked(
     other = TextureFeatures(112)
     other.fingerprint = "another"
     collector = running(other, rebuild_on_start=True)
-    collector.rebuilder.wait(30)
+    collector.rebuilder.wait(60)
     assert "the memory of Master1/Pattern was made with another extractor: python -m backend rebuild" in caplog.text
     state = collector.state(KEY)
     assert (state["memory_fitted"], state["memory_usable"]) == (True, False)
@@ -210,7 +210,7 @@ def test_a_memory_whose_line_was_never_written_is_recorded_at_the_next_start(
     before = scores(collector)
     record.write_bytes(first + b'{"event": "gr')
     collector = running()
-    collector.rebuilder.wait(30)
+    collector.rebuilder.wait(60)
     plan = collector.ledger.plan(KEY)
     assert [step["event"] for step in plan.steps] == ["fit", "grow"]
     lose_models(tmp_path)
