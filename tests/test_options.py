@@ -271,7 +271,7 @@ def test_a_shape_at_fit_keeps_what_lies_beside_the_part_out_of_the_memory(client
     good = [part_image(n, junk=True) for n in range(3)]
     whole = post(client, "/fit_ok", good)
     part = post(client, "/fit_ok", good, shape=json.dumps(CIRCLE))
-    mask = build_mask(Shape("circle", {k: float(v) for k, v in CIRCLE.items() if k != "kind"}), 140, 140)
+    mask = build_mask(Shape("circle", {k: float(str(v)) for k, v in CIRCLE.items() if k != "kind"}), 140, 140)
     assert mask is not None
     assert whole["n_embeddings"] == 300
     assert part["n_embeddings"] == 3 * int(token_mask(mask, (10, 10)).sum())

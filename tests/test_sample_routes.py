@@ -406,8 +406,8 @@ def test_a_client_that_leaves_a_stream_stops_the_scoring(slow: httpx.Client) -> 
 
 def test_progress_is_told_in_events_and_in_a_poll(slow: httpx.Client) -> None:
     def fit_twenty() -> None:
-        sent = {"data": FIT, "files": images(*range(20)), "headers": {"X-Request-Id": "followed"}}
-        httpx.post(f"{slow.base_url}fit_ok", **sent, timeout=120).raise_for_status()
+        sent: dict[str, Any] = {"data": FIT, "files": images(*range(20)), "headers": {"X-Request-Id": "followed"}}
+        httpx.post(slow.base_url.join("/fit_ok"), **sent, timeout=120).raise_for_status()
 
     fitting = threading.Thread(target=fit_twenty)
     fitting.start()
