@@ -35,8 +35,10 @@ from backend.errors import InspectionError, InvalidValue
 from backend.features import Extractor
 from backend.infer import HeatmapScale, Region
 from backend.inspector import Inspector
+from backend.metrics import Measured, Metrics
 from backend.problems import on_http_exception, on_inspection_error, on_invalid_fields
 from backend.roi_mask import parse_shape
+from backend.routes import ops
 from backend.schemas import (
     CalibrateRequest,
     CalibrateResponse,
@@ -89,7 +91,10 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     app.state.settings = settings
     app.state.inspector = Inspector(settings, extractor)
     app.state.limiter = anyio.CapacityLimiter(settings.max_queue + 8)
+    app.state.metrics = Metrics(settings.prometheus_multiproc_dir)
     app.include_router(contract)
+    if not settings.contract_only:
+        app.include_router(ops.router)
     app.add_exception_handler(InspectionError, on_inspection_error)
     app.add_exception_handler(RequestValidationError, on_invalid_fields)
     app.add_exception_handler(HTTPException, on_http_exception)
@@ -102,6 +107,7 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
             allow_methods=["*"],
             allow_headers=["*"],
         )
+    app.add_middleware(Measured, metrics=app.state.metrics, inspector=app.state.inspector)
     app.add_middleware(RequestIdentity)
     return app
 
@@ -136,6 +142,8 @@ async def fit_ok(
     files = uploads(images)
     result = await run_job(request, lambda job: inspector.fit(key, files, mm_per_px=mm_per_px, job=job))
     logger.info("fit_ok %s: %d images, %d rows in %s ms", key, len(files), result.coreset_size, result.timings_ms)
+    metrics: Metrics = request.app.state.metrics
+    metrics.fitted(key, result)
     metadata = result.metadata
     return {
         "n_embeddings": metadata["n_embeddings"],
@@ -197,6 +205,8 @@ async def infer(
     )
     found = result.inspection
     logger.info("infer %s: score %.6g, threshold %s, %s ms", key, found.score, result.threshold, result.timings_ms)
+    metrics: Metrics = request.app.state.metrics
+    metrics.inspected(key, result)
     verdict = {} if result.is_anomaly is None else {"decision": "ng" if result.is_anomaly else "ok"}
     return {
         **identity(request, key),

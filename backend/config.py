@@ -129,6 +129,13 @@ class Settings(BaseSettings):
     fit_memory_mb: float = Field(4096, gt=0, description="Memory for the embeddings of one fit.")
     fit_wait_s: float = Field(600, ge=0, description="How long a fit waits for another one of the same ROI.")
     api_keys: Names = Field((), description="Keys that may do everything, plain or sha256:<hex>, separated by commas.")
+    api_keys_read: Names = Field((), description="Keys that may inspect and read, and change nothing.")
+    rate_limit: OptionalText = Field(None, description="Requests per client, such as 600/minute; none: no limit.")
+    body_timeout_s: float = Field(30, gt=0, description="A body that stalls for this long is refused (408).")
+    request_timeout_s: float = Field(120, gt=0, description="An inspection that takes longer is given up (503).")
+    min_free_mb: float = Field(256, ge=0, description="Disk space that fits and uploads leave free (507).")
+    read_only: bool = Field(False, description="A replica: it serves the models folder and never writes to it.")
+    prometheus_multiproc_dir: Path | None = Field(None, description="Folder in which workers share their metrics.")
     allow_insecure: bool = Field(False, description="Serve other machines without API_KEYS.")
     cors_origins: Names = Field((), description="Origins whose pages may call the service, separated by commas.")
     contract_only: bool = Field(False, description="Only the four contract routes and /docs.")
@@ -153,12 +160,19 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value if value.is_absolute() else PROJECT_ROOT / value
 
-    @field_validator("api_keys", mode="after")
+    @field_validator("api_keys", "api_keys_read", mode="after")
     @classmethod
     def _hashed_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         hashes = [key[len("sha256:") :] for key in value if key.startswith("sha256:")]
         if not all(re.fullmatch("[0-9a-fA-F]{64}", digest) for digest in hashes):
             raise ValueError("after sha256: come the 64 hexadecimal digits of a key's SHA-256")
+        return value
+
+    @field_validator("rate_limit", mode="after")
+    @classmethod
+    def _rate(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[1-9]\d*\s*(/|per )\s*(second|minute|hour|day)", value):
+            raise ValueError("RATE_LIMIT must be such as 600/minute")
         return value
 
     @field_validator("blocks", mode="after")

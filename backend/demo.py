@@ -64,7 +64,9 @@ def run_demo(out: Path, *, good: int, console: Console, seed: int = 7) -> dict[s
         health = client.get("/health").json()
         _say(console, "fit", _fit(client, fitted))
         scores = [_infer(client, part)["score"] for part in track(spare, "calibrate", console=console)]
-        calibration = _checked(client.post("/calibrate_ng", json={**IDS, "ok_scores": scores, "area_mm2_thr": SMALLEST_MM2}))
+        calibration = _checked(
+            client.post("/calibrate_ng", json={**IDS, "ok_scores": scores, "area_mm2_thr": SMALLEST_MM2})
+        )
         answers = {part.name: _infer(client, part) for part in track(unseen, "inspect", console=console)}
         health = client.get("/health").json()
     pictures = {part.name: _picture(part, answers[part.name]) for part in unseen}

@@ -7,11 +7,11 @@ InspectionError
 │   ├── InvalidShape: ShapeNotJson · ShapeUnknownKind · ShapeBadNumber · ShapeInverted · MaskEmpty
 │   ├── MemoryNotFound · TokenGridMismatch · ExtractorMismatch
 │   └── InvalidValue
-├── Unauthorized (401) · LoopbackOnly (403) · ReadOnlyKey (403) · OriginRefused (403)
-├── NotFound (404) · MethodNotAllowed (405) · Cancelled (499)
+├── Unauthorized (401) · LoopbackOnly · ReadOnlyKey · ReadOnlyReplica · OriginRefused (403)
+├── NotFound (404) · MethodNotAllowed (405) · BodyTimeout (408) · Cancelled (499)
 ├── FileTooLarge · RequestTooLarge (413) · InvalidFields (422) · TooManyRequests (429)
 ├── ServerFault (500): DamagedFile
-├── QueueFull · NotReady · FitInProgress (503) · DiskFull (507) · ReadOnlyStore (503)
+├── QueueFull · NotReady · TimedOut · FitInProgress (503) · DiskFull (507) · ReadOnlyStore (503)
 └── StartupError: WeightsUnavailable · BackendUnavailable · InvalidSettings
 """
 
@@ -205,6 +205,41 @@ class LoopbackOnly(InspectionError):
         "Without API_KEYS only clients on this machine are served: set API_KEYS "
         "(or ALLOW_INSECURE=1 on a network you trust)."
     )
+
+
+class ReadOnlyKey(InspectionError):
+    code = "read_only_key"
+    status = 403
+    es = "Esta clave de API sólo permite inspeccionar y consultar: usa una de API_KEYS para cambiar modelos."
+    en = "This API key may only inspect and read: use one of API_KEYS to change models."
+
+
+class ReadOnlyReplica(InspectionError):
+    code = "read_only_replica"
+    status = 403
+    es = "Este servicio es una réplica de sólo lectura (READ_ONLY=1): envía la petición al servicio principal."
+    en = "This service is a read-only replica (READ_ONLY=1): send the request to the main one."
+
+
+class BodyTimeout(InspectionError):
+    code = "body_timeout"
+    status = 408
+    es = "El cuerpo de la petición se detuvo más de {seconds} s (BODY_TIMEOUT_S): vuelve a enviarla."
+    en = "The request's body stalled for more than {seconds} s (BODY_TIMEOUT_S): send it again."
+
+
+class TooManyRequests(InspectionError):
+    code = "too_many_requests"
+    status = 429
+    es = "Demasiadas peticiones (RATE_LIMIT={limit}): reintenta en {retry_after} s."
+    en = "Too many requests (RATE_LIMIT={limit}): try again in {retry_after} s."
+
+
+class TimedOut(InspectionError):
+    code = "timed_out"
+    status = 503
+    es = "La petición no terminó en {seconds} s (REQUEST_TIMEOUT_S): reintenta en {retry_after} s."
+    en = "The request did not end within {seconds} s (REQUEST_TIMEOUT_S): try again in {retry_after} s."
 
 
 class OriginRefused(InspectionError):

@@ -73,6 +73,12 @@ class ExtractorHost:
             raise NotReady(retry_after=5) from err
 
     @property
+    def depth(self) -> int:
+        """Requests admitted to the lane and not yet answered; 0 while loading."""
+        ready = self._lane.done() and self._lane.exception() is None
+        return self._lane.result().depth if ready else 0
+
+    @property
     def extractor(self) -> Extractor | None:
         """The extractor, or None while it is loading."""
         ready = self._lane.done() and self._lane.exception() is None

@@ -5,36 +5,75 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
+from time import time
 
+import anyio
+from limits import parse
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.config import Settings
-from backend.errors import InspectionError, LoopbackOnly, OriginRefused, RequestTooLarge, Unauthorized
+from backend.errors import (
+    BodyTimeout,
+    InspectionError,
+    LoopbackOnly,
+    OriginRefused,
+    ReadOnlyKey,
+    RequestTooLarge,
+    TooManyRequests,
+    Unauthorized,
+)
 from backend.problems import Refused, is_local, problem
 
 PUBLIC_PATHS = frozenset({"/livez"})
 PUBLIC_PREFIXES: tuple[str, ...] = ()
+READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+READING_POSTS = frozenset({"/infer", "/infer_dataset", "/predict", "/predict/batch"})
+CAREFUL_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
 MAX_JSON_MB = 16
 DRAINED_BYTES = 64 * 2**20
 MB = 2**20
 
 
 class Guard:
-    """Refuses strangers: API keys when there are any, else only clients on this machine; foreign web pages always."""
+    """Refuses strangers: API keys when there are any, else only clients on this machine; foreign web pages always.
+
+    Also holds clients to RATE_LIMIT, each process for itself, and sets the headers that keep browsers careful.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
         self.settings = settings
-        self._keys = key_hashes(settings.api_keys)
+        self._admins = key_hashes(settings.api_keys)
+        self._readers = key_hashes(settings.api_keys_read)
+        self._limit = parse(settings.rate_limit) if settings.rate_limit else None
+        self._hits = FixedWindowRateLimiter(MemoryStorage())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let one request pass or answer it with 401 or 403."""
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        if refusal is None:
+        """Let one request pass or answer it with 401, 403 or 429."""
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        refusal = self._too_many(scope) or self._refusal(scope)
+        careful = _Careful(send)
+        if refusal is None:
+            await self.app(scope, receive, careful)
         else:
-            await problem(scope, refusal)(scope, receive, send)
+            await problem(scope, refusal)(scope, receive, careful)
+
+    def _too_many(self, scope: Scope) -> InspectionError | None:
+        client = (scope.get("client") or ("local",))[0]
+        if self._limit is None or self._hits.hit(self._limit, client):
+            return None
+        reset, _ = self._hits.get_window_stats(self._limit, client)
+        return TooManyRequests(limit=self.settings.rate_limit, retry_after=max(1, round(reset - time())))
 
     def _refusal(self, scope: Scope) -> InspectionError | None:
         headers = Headers(scope=scope)
@@ -44,13 +83,34 @@ class Guard:
         path = scope["path"]
         if path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIXES or ("\0",)):
             return None
-        if self._keys:
-            return None if known_key(headers, self._keys) else Unauthorized()
-        return None if self.settings.allow_insecure or is_local(scope) else LoopbackOnly()
+        if not (self._admins or self._readers):
+            return None if self.settings.allow_insecure or is_local(scope) else LoopbackOnly()
+        if known_key(headers, self._admins):
+            return None
+        if not known_key(headers, self._readers):
+            return Unauthorized()
+        return None if scope["method"] in READING_METHODS or path in READING_POSTS else ReadOnlyKey()
 
     def _same_site(self, origin: str, headers: Headers) -> bool:
         allowed = self.settings.cors_origins
         return "*" in allowed or origin in allowed or origin.split("://", 1)[-1] == headers.get("host", "")
+
+
+class _Careful:
+    """Adds security headers where the route set none."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in CAREFUL_HEADERS.items():
+                headers.setdefault(name, value)
+            if headers.get("content-type", "").startswith("application/json"):
+                headers.setdefault("content-security-policy", "default-src 'none'; frame-ancestors 'none'")
+                headers.setdefault("cache-control", "no-store")
+        await self._send(message)
 
 
 def key_hashes(keys: Sequence[str]) -> list[bytes]:
@@ -75,6 +135,7 @@ class BodyLimit:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
         self.max_request_mb = settings.max_request_mb
+        self.timeout_s = settings.body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count what one request sends."""
@@ -85,7 +146,7 @@ class BodyLimit:
         multipart = headers.get("content-type", "").lower().startswith("multipart/")
         limit_mb = self.max_request_mb if multipart else min(MAX_JSON_MB, self.max_request_mb)
         setting = "MAX_REQUEST_MB" if multipart else "JSON"
-        body = _CountedBody(receive, limit_mb, setting)
+        body = _CountedBody(receive, limit_mb, setting, self.timeout_s)
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit_mb * MB:
             body.asks_first = headers.get("expect", "").lower() == "100-continue"
@@ -95,8 +156,9 @@ class BodyLimit:
 
 
 class _CountedBody:
-    def __init__(self, receive: Receive, limit_mb: float, setting: str) -> None:
+    def __init__(self, receive: Receive, limit_mb: float, setting: str, timeout_s: float) -> None:
         self._receive = receive
+        self._timeout_s = timeout_s
         self._limit_mb = limit_mb
         self._setting = setting
         self._count = 0
@@ -113,7 +175,12 @@ class _CountedBody:
         return message
 
     async def _next(self) -> Message:
-        message = await self._receive()
+        try:  # once the body is whole, what is waited for is the client's leaving
+            with anyio.fail_after(None if self.complete else self._timeout_s):
+                message = await self._receive()
+        except TimeoutError as err:
+            self.complete = True
+            raise Refused(BodyTimeout(seconds=f"{self._timeout_s:g}")) from err
         if message["type"] == "http.request":
             self._count += len(message.get("body", b""))
             self.complete = not message.get("more_body", False)

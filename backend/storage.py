@@ -13,6 +13,7 @@ import logging
 import lzma
 import os
 import re
+import shutil
 import struct
 import unicodedata
 import uuid
@@ -36,6 +37,7 @@ from backend.errors import (
     FitInProgress,
     InvalidId,
     MemoryNotFound,
+    ReadOnlyReplica,
     ReadOnlyStore,
     RecipeInvalid,
 )
@@ -139,8 +141,10 @@ class ModelStore:
     Writers of one model exclude each other across processes with a lock file whose owner may die; readers never wait.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, read_only: bool = False, min_free_mb: float = 0) -> None:
         self.root = root
+        self.read_only = read_only
+        self.min_free_mb = min_free_mb
 
     def folder(self, key: ModelKey) -> Path:
         """models/<role>/<roi>, or models/recipes/<recipe>/<role>/<roi>."""
@@ -165,9 +169,13 @@ class ModelStore:
             FitInProgress: another writer held it for `timeout` seconds.
             ReadOnlyStore, DiskFull: the folder cannot be made.
         """
+        if self.read_only:
+            raise ReadOnlyReplica()
         folder = self.folder(key)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(folder).free < self.min_free_mb * 2**20:
+                raise DiskFull(path=self.root.name)
             lock = FileLock(folder / ".lock", thread_local=False)
             try:
                 lock.acquire(timeout=timeout)
@@ -219,6 +227,8 @@ class ModelStore:
 
     def write_derived(self, key: ModelKey, stored: StoredMemory, index: bytes | None) -> None:
         """Write index.faiss and manifest.json of `stored`; without `index` an index of another generation goes."""
+        if self.read_only:
+            raise ReadOnlyReplica()
         folder = self.folder(key)
         if index is None:
             (folder / "index.faiss").unlink(missing_ok=True)
