@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from backend.config import PROJECT_ROOT, Settings, load_settings
+from backend.config import PROJECT_ROOT, Settings, load_settings, share_metrics
 from backend.errors import InspectionError
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def serve(
 
     given = {"host": host, "port": port}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    if workers > 1 and settings.prometheus_multiproc_dir is None:
+        share_metrics(Path(tempfile.mkdtemp(prefix="bdi-metrics-")))
     uvicorn.run(
         "backend.app:app",
         host=settings.host,
@@ -115,6 +118,21 @@ def demo(
     from backend.demo import run_demo
 
     run_demo(out, good=good, console=console)
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine and say what to do; exit code 1 when something must be mended."""
+    from backend.doctor import examine
+
+    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}
+    findings = examine(load_settings())
+    table = Table("", "what", "how it is, and what to do", show_lines=False)
+    for finding in findings:
+        table.add_row(marks[finding.level], finding.what, finding.says)
+    Console().print(table)
+    if any(finding.level == "bad" for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command()

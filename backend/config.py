@@ -6,6 +6,7 @@ keyword arguments given in code come before all of them.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -221,3 +222,8 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as err:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in err.errors())
         raise InvalidSettings(reason=reasons) from err
+
+
+def share_metrics(folder: Path) -> None:
+    """Have the worker processes that are started from here share their metrics in `folder`."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)

@@ -14,7 +14,7 @@ from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from backend.config import Settings
-from backend.errors import BadForm, BadRequest, FileTooLarge, Notice
+from backend.errors import BadForm, BadRequest, FileTooLarge, Notice, TimedOut
 from backend.fitting import ImageFile
 from backend.inspector import Inspector
 from backend.lane import Job
@@ -136,8 +136,13 @@ def identity(request: Request, key: ModelKey) -> dict[str, str]:
     }
 
 
-async def run_job(request: Request, work: Callable[[Job], T], job: Job | None = None) -> T:
+async def run_job(
+    request: Request, work: Callable[[Job], T], job: Job | None = None, *, timeout_s: float | None = None
+) -> T:
     """Run `work(job)` in a thread; a client that goes away cancels the job.
+
+    Raises:
+        TimedOut: it took longer than `timeout_s`; the job was cancelled.
 
     The threads are as many as requests may be admitted, so that the queue's own limit is the one that answers.
     """
@@ -151,6 +156,10 @@ async def run_job(request: Request, work: Callable[[Job], T], job: Job | None = 
 
     watcher = asyncio.ensure_future(watch())
     try:
-        return await anyio.to_thread.run_sync(work, job, limiter=limiter)
+        with anyio.move_on_after(timeout_s) as scope:
+            return await anyio.to_thread.run_sync(work, job, limiter=limiter, abandon_on_cancel=timeout_s is not None)
+        assert scope.cancelled_caught
+        job.cancel()
+        raise TimedOut(seconds=f"{timeout_s:g}", retry_after=1)
     finally:
         watcher.cancel()
