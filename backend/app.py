@@ -202,6 +202,7 @@ async def infer(
     result = await run_job(
         request,
         lambda job: inspector.infer(key, file, mm_per_px=mm_per_px, shape=mask, heatmap=scale, job=job),
+        timeout_s=inspector.settings.request_timeout_s,
     )
     found = result.inspection
     logger.info("infer %s: score %.6g, threshold %s, %s ms", key, found.score, result.threshold, result.timings_ms)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,19 +50,38 @@ def serve(
     """Serve the HTTP API."""
     import uvicorn
 
+    from backend.server import PunctualProtocol, allow_open_files
+
     given = {"host": host, "port": port}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
-    if workers > 1 and settings.prometheus_multiproc_dir is None:
-        share_metrics(Path(tempfile.mkdtemp(prefix="bdi-metrics-")))
-    uvicorn.run(
-        "backend.app:app",
-        host=settings.host,
-        port=settings.port,
-        workers=workers,
-        proxy_headers=False,
-        log_config=None,
-        timeout_graceful_shutdown=30,
-    )
+    allow_open_files()
+    with _shared_metrics(settings, workers):
+        uvicorn.run(
+            "backend.app:app",
+            host=settings.host,
+            port=settings.port,
+            workers=workers,
+            http=PunctualProtocol,
+            proxy_headers=False,
+            server_header=False,
+            log_config=None,
+            timeout_graceful_shutdown=30,
+        )
+
+
+@contextmanager
+def _shared_metrics(settings: Settings, workers: int) -> Iterator[None]:
+    """The folder in which workers share their metrics; one worker alone needs none."""
+    if settings.prometheus_multiproc_dir is not None:
+        settings.prometheus_multiproc_dir.mkdir(parents=True, exist_ok=True)
+        share_metrics(settings.prometheus_multiproc_dir)
+        yield
+    elif workers == 1:
+        yield
+    else:
+        with tempfile.TemporaryDirectory(prefix="bdi-metrics-") as folder:
+            share_metrics(Path(folder))
+            yield
 
 
 @app.command()

@@ -54,14 +54,14 @@ def _python(_: Settings) -> Iterator[Finding]:
 
 
 def _packages(_: Settings) -> Iterator[Finding]:
+    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
     for name in PACKAGES:
-        try:
-            yield Finding("ok", name, importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            if name in OPTIONAL:
-                yield Finding("note", name, f"not installed: {OPTIONAL[name]}")
-            else:
-                yield Finding("bad", name, "not installed: pip install -r requirements.txt")
+        if name in installed:
+            yield Finding("ok", name, installed[name])
+        elif name in OPTIONAL:
+            yield Finding("note", name, f"not installed: {OPTIONAL[name]}")
+        else:
+            yield Finding("bad", name, "not installed: pip install -r requirements.txt")
 
 
 def _weights(settings: Settings) -> Iterator[Finding]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import tempfile
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -14,7 +16,7 @@ from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from backend.config import Settings
-from backend.errors import BadForm, BadRequest, FileTooLarge, Notice, TimedOut
+from backend.errors import BadForm, BadRequest, DiskFull, FileTooLarge, Notice, QueueFull, TimedOut
 from backend.fitting import ImageFile
 from backend.inspector import Inspector
 from backend.lane import Job
@@ -36,6 +38,7 @@ class _BoundedParser(MultiPartParser):
     """Refuses a file over the limit while it streams, and a body that ends before its last boundary."""
 
     max_upload_mb: float = 64
+    spool_max_size = 256 * 2**10  # a thousand small files must not fill the memory that one large one may
     _whole = False
 
     async def parse(self) -> FormData:
@@ -76,7 +79,20 @@ class _UploadRequest(Request):
             self._form = await parser.parse()
         except MultiPartException as err:
             raise Refused(BadForm() if "boundary" in err.message else BadRequest(reason=err.message)) from err
+        except OSError as err:
+            raise _no_room(err, parser) from err
         return self._form
+
+
+def _no_room(err: OSError, parser: MultiPartParser) -> Exception:
+    """What to answer when a large upload could not be laid aside."""
+    for file in parser._files_to_close_on_error:
+        file.close()
+    if err.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", -1)}:
+        return Refused(DiskFull(path=tempfile.gettempdir()))
+    if err.errno in {errno.EMFILE, errno.ENFILE}:
+        return Refused(QueueFull(waiting="?", retry_after=5))
+    return err
 
 
 class UploadRoute(APIRoute):

@@ -7,11 +7,11 @@ InspectionError
 │   ├── InvalidShape: ShapeNotJson · ShapeUnknownKind · ShapeBadNumber · ShapeInverted · MaskEmpty
 │   ├── MemoryNotFound · TokenGridMismatch · ExtractorMismatch
 │   └── InvalidValue
-├── Unauthorized (401) · LoopbackOnly · ReadOnlyKey · ReadOnlyReplica · OriginRefused (403)
+├── Unauthorized (401) · LoopbackOnly · HostRefused · ReadOnlyKey · ReadOnlyReplica · OriginRefused (403)
 ├── NotFound (404) · MethodNotAllowed (405) · BodyTimeout (408) · Cancelled (499)
 ├── FileTooLarge · RequestTooLarge (413) · InvalidFields (422) · TooManyRequests (429)
 ├── ServerFault (500): DamagedFile
-├── QueueFull · NotReady · TimedOut · FitInProgress (503) · DiskFull (507) · ReadOnlyStore (503)
+├── DeviceOutOfMemory · QueueFull · NotReady · TimedOut · FitInProgress (503) · DiskFull (507) · ReadOnlyStore (503)
 └── StartupError: WeightsUnavailable · BackendUnavailable · InvalidSettings
 """
 
@@ -207,6 +207,13 @@ class LoopbackOnly(InspectionError):
     )
 
 
+class HostRefused(InspectionError):
+    code = "host_refused"
+    status = 403
+    es = "Sin API_KEYS no se atiende a quien llama a esta máquina {host}: usa 127.0.0.1, o configura API_KEYS o HOST."
+    en = "Without API_KEYS nobody who calls this machine {host} is served: use 127.0.0.1, or set API_KEYS or HOST."
+
+
 class ReadOnlyKey(InspectionError):
     code = "read_only_key"
     status = 403
@@ -300,6 +307,13 @@ class DamagedFile(ServerFault):
     code = "artifact_damaged"
     es = "El fichero {path} está dañado ({reason}): restáuralo de una copia o repite {remedy}."
     en = "The file {path} is damaged ({reason}): restore it from a backup, or run {remedy} again."
+
+
+class DeviceOutOfMemory(InspectionError):
+    code = "device_out_of_memory"
+    status = 503
+    es = "La GPU se quedó sin memoria: cierra otros programas que la usen, baja INPUT_SIZE o usa DEVICE=cpu."
+    en = "The GPU ran out of memory: close other programs that use it, lower INPUT_SIZE, or set DEVICE=cpu."
 
 
 class QueueFull(InspectionError):

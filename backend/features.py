@@ -6,7 +6,8 @@ import hashlib
 import importlib
 import logging
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +15,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import WeightsUnavailable
+from backend.errors import DeviceOutOfMemory, WeightsUnavailable
 from backend.utils import resize
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class DinoV2Features:
         """See Extractor."""
         import torch
 
-        with torch.inference_mode():
+        with device_memory(), torch.inference_mode():
             taken = self.model.forward_intermediates(
                 self._normalise(images),
                 indices=list(self.blocks),
@@ -161,6 +162,17 @@ class DinoV2Features:
             )
             tokens = torch.nn.functional.normalize(torch.cat(taken, dim=-1).float(), dim=-1)
             return np.asarray(tokens.cpu().numpy())
+
+
+@contextmanager
+def device_memory() -> Iterator[None]:
+    """Turns torch's out of memory into DeviceOutOfMemory, which the lane knows what to do about."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as err:
+        raise DeviceOutOfMemory(retry_after=5) from err
 
 
 def pick_device(device: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import WeightsUnavailable
-from backend.features import RGB, find_weights, fingerprint, normaliser, pick_device, read_state
+from backend.features import RGB, device_memory, find_weights, fingerprint, normaliser, pick_device, read_state
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ class ResNetFeatures:
         """See features.Extractor."""
         import torch
 
-        with torch.inference_mode():
+        with device_memory(), torch.inference_mode():
             return np.asarray(self._forward(self._normalise(images)).cpu().numpy())
 
 

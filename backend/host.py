@@ -11,7 +11,7 @@ from time import perf_counter
 import numpy as np
 
 from backend.config import PROJECT_ROOT, Settings
-from backend.errors import Notice, NotReady, WeightsUnavailable
+from backend.errors import DeviceOutOfMemory, Notice, NotReady, WeightsUnavailable
 from backend.features import Extractor, build_extractor, token_grid
 from backend.lane import Lane
 
@@ -99,9 +99,19 @@ class ExtractorHost:
 
     def _up(self, extractor: Extractor) -> None:
         batch = self.settings.max_batch or (32 if extractor.device == "cuda" else 1)
-        lane = Lane(extractor, max_queue=self.settings.max_queue, max_batch=batch)
+        fallback = None if extractor.device == "cpu" else lambda: self._on_cpu(extractor)
+        lane = Lane(extractor, max_queue=self.settings.max_queue, max_batch=batch, fallback=fallback)
         self._lane.set_result(lane)
         threading.Thread(target=self._warm_up, args=(lane,), name="warm-up", daemon=True).start()
+
+    def _on_cpu(self, former: Extractor) -> Extractor:
+        """The same network on the CPU, for a device whose memory does not even hold one image."""
+        logger.warning("out of device memory with a single image: moving to the CPU until the service is restarted")
+        extractor = _build(self.settings.model_copy(update={"device": "cpu"}))
+        if extractor.fingerprint != former.fingerprint:
+            raise DeviceOutOfMemory(retry_after=5)
+        self.degraded = Notice("device_out_of_memory")
+        return extractor
 
     def _warm_up(self, lane: Lane) -> None:
         extractor, started = lane.extractor, perf_counter()

@@ -17,7 +17,7 @@ from backend.binding import Applied, apply_calibration, scoring_id
 from backend.cache import FittedModel, ModelCache, check_extractor, index_bytes
 from backend.calib import FEW_OK, choose_threshold
 from backend.config import Settings
-from backend.errors import FitInProgress, MaskEmpty, NoImages, Notice
+from backend.errors import DamagedFile, FitInProgress, MaskEmpty, NoImages, Notice
 from backend.features import Extractor, Grid
 from backend.fitting import Embedded, ImageFile, embed_images, fit_metadata, prepare_image
 from backend.host import ExtractorHost
@@ -161,7 +161,7 @@ class Inspector:
         extractor = self.host.lane().extractor
         model = self.cache.model(key)
         older = check_extractor(key, model, extractor)
-        former = self.applied(key, model, extractor).scoring.percentile
+        former = self._former_percentile(key, model, extractor)
         percentile = score_percentile or self.settings.score_percentile
         chosen = choose_threshold(ok_scores, ng_scores, percentile=percentile, margin=self.settings.threshold_margin)
         values = {
@@ -242,6 +242,7 @@ class Inspector:
             clock.mark("png")
         notices = [
             *([older] if older else []),
+            *_about_origin(key, model),
             *image.notices,
             *applied.notices,
             *_about_size(frame, mm_per_px, model),
@@ -277,6 +278,13 @@ class Inspector:
             generation=model.stored.generation,
             fingerprint=extractor.fingerprint,
         )
+
+    def _former_percentile(self, key: ModelKey, model: FittedModel, extractor: Extractor) -> float:
+        try:
+            return self.applied(key, model, extractor).scoring.percentile
+        except DamagedFile as err:
+            logger.warning("a damaged calibration is replaced: %s", err)
+            return self.settings.score_percentile
 
     @contextmanager
     def _one_fit(self, key: ModelKey, job: Job) -> Iterator[None]:
@@ -341,6 +349,11 @@ def _part_mask(shape: Shape | None, frame: Frame) -> Mask | None:
         return build_mask(shape.scaled(frame.scale) if shape else None, *frame.working)
     except MaskEmpty as err:
         raise MaskEmpty(width=frame.width, height=frame.height) from err
+
+
+def _about_origin(key: ModelKey, model: FittedModel) -> list[Notice]:
+    theirs = model.stored.metadata.get("model", str(key))
+    return [] if theirs == str(key) else [Notice("memory_of_other_model", {"theirs": theirs, "key": key})]
 
 
 def _about_size(frame: Frame, mm_per_px: float, model: FittedModel) -> list[Notice]:

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from time import perf_counter
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.inspector import FitResult, InferResult, Inspector
 from backend.storage import ModelKey
 
+logger = logging.getLogger(__name__)
+
+METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0)
 DISTANCES = tuple(round(0.05 * step, 2) for step in range(1, 41))
 MODEL = ("role_id", "roi_id", "recipe_id")
 
 
 class Metrics:
-    """What the service counts. With `folder` the values of all workers are summed from their files there."""
+    """What the service counts. With `folder` the values of all workers are summed from their files there.
+
+    The library decides when it is imported whether values are shared: PROMETHEUS_MULTIPROC_DIR must have been in the
+    environment by then.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         own = self._own = CollectorRegistry()
-        self._folder = folder
+        self._folder = folder if values.ValueClass is not values.MutexValue else None
+        if folder is not None and self._folder is None:
+            logger.warning("PROMETHEUS_MULTIPROC_DIR is not in the environment: /metrics tells of one worker")
         self.requests = Counter("bdi_requests", "Requests answered.", ("method", "route", "status"), registry=own)
         self.seconds = Histogram("bdi_request_seconds", "Time to answer.", ("route",), registry=own, buckets=SECONDS)
         self.stages = Histogram(
@@ -45,6 +56,7 @@ class Metrics:
         """The exposition format."""
         if self._folder is None:
             return generate_latest(self._own)
+        _bury(self._folder)
         everybody = CollectorRegistry()
         MultiProcessCollector(everybody, path=str(self._folder))  # type: ignore[no-untyped-call]
         return generate_latest(everybody)
@@ -70,6 +82,14 @@ class Metrics:
     def _staged(self, route: str, timings_ms: dict[str, float]) -> None:
         for stage, spent in timings_ms.items():
             self.stages.labels(route, stage).observe(spent / 1000)
+
+
+def _bury(folder: Path) -> None:
+    """Take the gauges of workers that were killed out of the sums."""
+    pids = {int(path.stem.rpartition("_")[2]) for path in folder.glob("gauge_live*_*.db")}
+    for pid in pids:
+        if not psutil.pid_exists(pid):
+            mark_process_dead(pid, path=str(folder))  # type: ignore[no-untyped-call]
 
 
 def _labels(key: ModelKey) -> tuple[str, str, str]:
@@ -101,7 +121,8 @@ class Measured:
             await self.app(scope, receive, noted)
         finally:
             route = _route(scope)
-            self.metrics.requests.labels(scope["method"][:10], route, status).inc()
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self.metrics.requests.labels(method, route, status).inc()
             self.metrics.seconds.labels(route).observe(perf_counter() - started)
             self.metrics.state(self.inspector)
 

@@ -206,6 +206,7 @@ class ModelStore:
         former = self._former_metadata(key)
         metadata = {
             **metadata,
+            "model": str(key),
             "generation": uuid.uuid4().hex,
             "model_version": next_version(former.get("model_version")),
             "created_utc": utc_now(),
@@ -360,10 +361,12 @@ def _calibration(given: Any) -> dict[str, Any]:
 
 
 def next_version(former: object) -> str:
-    """`<year>.<n>`: one more than the former version of this year, else <year>.1."""
+    """`<year>.<n>`: one more than the former version of this year, else <year>.1. A clock set back takes none back."""
     year = datetime.now(timezone.utc).year
     match = re.fullmatch(r"(\d{4})\.(\d+)", str(former or ""))
-    return f"{year}.{int(match[2]) + 1 if match and int(match[1]) == year else 1}"
+    if match and int(match[1]) >= year:
+        return f"{match[1]}.{int(match[2]) + 1}"
+    return f"{year}.1"
 
 
 def _brief(err: Exception) -> str:

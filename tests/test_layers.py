@@ -18,9 +18,9 @@ ROOMS = {
     **dict.fromkeys(["patchcore", "coreset", "coreset_passes", "calib", "roi_mask", "atomic"], 1),
     **dict.fromkeys(["pictures", "scenes", "scenes_render"], 1),
     **dict.fromkeys(["infer", "storage", "samples", "evaluation"], 2),
-    **dict.fromkeys(["inspector", "binding", "fitting", "cache", "host", "lane"], 3),
-    **dict.fromkeys(["schemas", "problems", "telemetry", "security", "edge", "routes", "app"], 4),
-    **dict.fromkeys(["demo", "bench", "serve_ray", "cli", "__main__"], 4),
+    **dict.fromkeys(["inspector", "binding", "fitting", "cache", "host", "lane", "doctor"], 3),
+    **dict.fromkeys(["schemas", "problems", "telemetry", "metrics", "security", "edge", "routes", "app"], 4),
+    **dict.fromkeys(["server", "demo", "bench", "serve_ray", "cli", "__main__"], 4),
 }
 
 # On its own floor a room knows nobody but these.
@@ -37,29 +37,31 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "evaluation": frozenset({"infer", "storage", "samples"}),
     **dict.fromkeys(["host", "fitting"], frozenset({"lane"})),
     "inspector": frozenset({"binding", "fitting", "cache", "host", "lane"}),
+    "doctor": frozenset({"host"}),
     "telemetry": frozenset({"problems"}),
     "security": frozenset({"problems", "telemetry"}),
     "edge": frozenset({"schemas", "problems", "telemetry", "security"}),
-    "routes": frozenset({"schemas", "problems", "telemetry", "security", "edge"}),
-    "app": frozenset({"schemas", "problems", "telemetry", "security", "edge", "routes"}),
+    "routes": frozenset({"schemas", "problems", "telemetry", "metrics", "security", "edge"}),
+    "app": frozenset({"schemas", "problems", "telemetry", "metrics", "security", "edge", "routes"}),
     "demo": frozenset({"app", "schemas"}),
     "bench": frozenset({"app", "schemas"}),
     "serve_ray": frozenset({"app", "telemetry"}),
-    "cli": frozenset({"app", "telemetry", "demo", "bench", "serve_ray"}),
+    "cli": frozenset({"app", "telemetry", "demo", "bench", "server", "serve_ray"}),
     "__main__": frozenset({"cli"}),
 }
 
 # The rooms in which a library may be imported; the longest name that fits decides, any other library is free.
-EDGES = frozenset({"app", "routes", "edge", "problems", "security", "telemetry"})
+EDGES = frozenset({"app", "routes", "edge", "problems", "security", "telemetry", "metrics", "serve_ray"})
 GUESTS: dict[str, frozenset[str]] = {
     **dict.fromkeys(["torch", "torchvision", "timm", "openvino", "safetensors", "huggingface_hub"], EXTRACTORS),
     **dict.fromkeys(["faiss", "sklearn"], frozenset({"patchcore"})),
     "sklearn.metrics": frozenset({"evaluation"}),
     **dict.fromkeys(["fastapi", "starlette"], EDGES),
     **dict.fromkeys(["dotenv", "pydantic_settings"], frozenset({"config"})),
-    "prometheus_client": frozenset({"telemetry"}),
+    "prometheus_client": frozenset({"metrics"}),
+    "limits": frozenset({"security"}),
     "typer": frozenset({"cli"}),
-    "uvicorn": frozenset({"cli", "demo", "bench"}),
+    "uvicorn": frozenset({"cli", "server", "demo", "bench"}),
     "ray": frozenset({"serve_ray"}),
     **dict.fromkeys(["pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"], NOBODY),
     # The name of what torch raises when it refuses to execute a pickle.
