@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import PurePath
@@ -18,9 +20,11 @@ from backend.errors import Notice, TokenGridMismatch
 from backend.features import RGB, Extractor, Grid, prepare, token_grid
 from backend.lane import Job, Lane
 from backend.patchcore import PatchCoreMemory
-from backend.utils import decode_image
+from backend.utils import decode_image, is_large
 
 DECODERS = 2
+# A small file may decode to hundreds of megabytes: requests that send such ones wait for each other.
+_LARGE = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,13 @@ def prepare_image(
         TokenGridMismatch: its grid is further from `expected`.
     """
     data = file.read()
+    with _LARGE if is_large(data) else nullcontext():
+        return _prepared(data, file, extractor, expected, max_megapixels)
+
+
+def _prepared(
+    data: bytes, file: ImageFile, extractor: Extractor, expected: Grid | None, max_megapixels: float
+) -> PreparedImage:
     image = decode_image(data, name=file.name, max_megapixels=max_megapixels)
     height, width = image.shape[:2]
     grid = token_grid(height, width, input_size=extractor.input_size, patch=extractor.patch)

@@ -3,9 +3,9 @@
     python -m tests.faults.mixed_load                 # 30 minutes
     python -m tests.faults.mixed_load --minutes 3     # as a CI job runs it
 
-Sixteen clients inspect a part on eight models; a fit replaces one of them now and then; a worker is killed with SIGKILL now
-and then, the eldest aside, whose memory is watched. Each score must be that of the memory that was acknowledged, or of
-one whose fit was under way during the inspection.
+Sixteen clients inspect a part on eight models; a fit replaces one of them now and then; a worker is killed with
+SIGKILL now and then, the eldest aside, whose memory is watched. Each score must be that of the memory that was
+acknowledged, or of one whose fit was under way during the inspection.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 
 from backend.storage import ModelKey, ModelStore
 from tests.faults.service import Running, Variant, post_calibration, post_fit, post_infer, running, variant
@@ -67,19 +66,22 @@ class Load:
     def patiently(self, ask: Any, what: str) -> httpx.Response | None:
         """The answer, asking again where a kill cut the connection or the service was busy."""
         for _ in range(RETRIES):
-            try:
-                answer: httpx.Response = ask(self.client)
-            except httpx.TransportError:
-                self.count(f"{what} cut")
-                time.sleep(0.1)
-                continue
-            self.count(f"{what} {answer.status_code}")
-            if answer.status_code != 503:
+            answer = self._once(ask, what)
+            if answer is not None and answer.status_code != 503:
                 return answer
             time.sleep(0.2)
         if not self.stop.is_set():
             self.wrong.append(f"{what}: no answer in {RETRIES} attempts")
         return None
+
+    def _once(self, ask: Any, what: str) -> httpx.Response | None:
+        try:
+            answer: httpx.Response = ask(self.client)
+        except httpx.TransportError:
+            self.count(f"{what} cut")
+            return None
+        self.count(f"{what} {answer.status_code}")
+        return answer
 
     def inspect(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -130,11 +132,10 @@ class Load:
         """The memory of the eldest worker, which is never killed, each second."""
         eldest = self.service.workers()[0]
         while not self.stop.wait(1):
-            try:
-                self.rss_mb.append(eldest.memory_info().rss / 2**20)
-            except psutil.Error:
+            if not eldest.is_running():
                 self.wrong.append("the eldest worker ended by itself")
                 return
+            self.rss_mb.append(eldest.memory_info().rss / 2**20)
 
 
 def growth_mb(rss_mb: list[float]) -> float:
