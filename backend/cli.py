@@ -62,6 +62,7 @@ def serve(
             port=settings.port,
             workers=workers,
             http=PunctualProtocol,
+            ws="none",
             proxy_headers=False,
             server_header=False,
             log_config=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from time import monotonic, time
 
@@ -205,9 +206,9 @@ class BodyLimit:
         limit_mb = self.max_request_mb if multipart else min(MAX_JSON_MB, self.max_request_mb)
         setting = "MAX_REQUEST_MB" if multipart else "JSON"
         body = _CountedBody(receive, limit_mb, setting, self.timeout_s)
+        body.asks_first = headers.get("expect", "").lower() == "100-continue"
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit_mb * MB:
-            body.asks_first = headers.get("expect", "").lower() == "100-continue"
             await problem(scope, body.refusal())(scope, receive, _DrainFirst(send, body))
             return
         await self.app(scope, body, _DrainFirst(send, body))
@@ -230,7 +231,7 @@ class _CountedBody:
 
     def given_up(self, status: int) -> bool:
         """Whether the rest of the body is not waited for, so that nothing else can follow on its connection."""
-        return self.stalled or (status == 413 and not self.complete)
+        return self.stalled or (status >= 400 and not self.complete)
 
     async def __call__(self) -> Message:
         message = await self._next()
@@ -260,11 +261,12 @@ class _CountedBody:
 
         A client that asked first (Expect: 100-continue) has not sent it yet.
         """
-        if self.asks_first:
+        if self.stalled or (self.asks_first and self._count == 0):
             return
         stop = self._count + DRAINED_BYTES
-        while not self.complete and self._count < stop:
-            await self._next()
+        with suppress(Refused):  # a client that stalls now has its answer coming
+            while not self.complete and self._count < stop:
+                await self._next()
 
 
 class _DrainFirst:
@@ -273,7 +275,7 @@ class _DrainFirst:
         self._body = body
 
     async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 413:
+        if message["type"] == "http.response.start" and message["status"] >= 400:
             await self._body.drain()
         if message["type"] == "http.response.start" and self._body.given_up(message["status"]):
             MutableHeaders(scope=message)["connection"] = "close"

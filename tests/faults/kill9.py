@@ -125,7 +125,7 @@ def examine(store: ModelStore, roi: str, model: Model, variants: list[Variant]) 
 def rescore(url: str, models: dict[str, Model], variants: list[Variant]) -> list[str]:
     """Whether a fresh service scores with what is on the disk."""
     wrong = []
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url, timeout=180) as client:
         for roi, model in models.items():
             if model.acknowledged is not None:
                 answer = post_infer(client, roi).json()
@@ -171,10 +171,11 @@ def one_kill(
     rng: np.random.Generator,
     longest_s: float,
 ) -> tuple[list[str], Counter[str]]:
+    trial = Trial(url, variants, models, rng)
+    threads: list[threading.Thread] = []
     child = fork_service(listener, root)
     try:
         wrong = rescore(url, models, variants)
-        trial = Trial(url, variants, models, rng)
         threads = [threading.Thread(target=trial.work, args=(roi, int(rng.integers(2**31)))) for roi in ROIS]
         for thread in threads:
             thread.start()
