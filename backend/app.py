@@ -41,11 +41,12 @@ from backend.edge import (
 from backend.errors import InspectionError, InvalidValue
 from backend.features import Extractor
 from backend.infer import HeatmapScale
+from backend.metrics import Measured, Metrics
 from backend.predictor import Predictor
 from backend.problems import on_http_exception, on_inspection_error, on_invalid_fields
 from backend.progress import ProgressBoard
 from backend.roi_mask import parse_shape
-from backend.routes import console, models, predict, samples, work
+from backend.routes import console, models, ops, predict, samples, work
 from backend.schemas import (
     CalibrateRequest,
     CalibrateResponse,
@@ -87,9 +88,10 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     app.state.inspector = app.state.collector.inspector
     app.state.progress = ProgressBoard()
     app.state.limiter = anyio.CapacityLimiter(settings.max_queue + 8)
+    app.state.metrics = Metrics(settings.prometheus_multiproc_dir)
     app.include_router(contract)
     if not settings.contract_only:
-        for router in (samples.router, work.router, models.router):
+        for router in (samples.router, work.router, models.router, ops.router):
             app.include_router(router)
         _include_predict(app, settings)
         console.mount_console(app)
@@ -105,6 +107,7 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
             allow_methods=["*"],
             allow_headers=["*"],
         )
+    app.add_middleware(Measured, metrics=app.state.metrics, inspector=app.state.inspector)
     app.add_middleware(RequestIdentity)
     return app
 
@@ -158,6 +161,8 @@ async def fit_ok(
     files = [replace(file, shape=part) for file in uploads(images)]
     fit = partial(collector.fit, key, files, mm_per_px=mm_per_px, memory_fit=memory_fit, use_dataset=use_dataset)
     result = await run_tracked(request, lambda job: fit(job=job))
+    metrics: Metrics = request.app.state.metrics
+    metrics.fitted(key, result)
     metadata = result.metadata
     n_images, n_rows = metadata["n_images"], result.coreset_size
     logger.info("fit_ok %s: %d images, %d rows in %s ms", key, n_images, n_rows, result.timings_ms)
@@ -218,9 +223,12 @@ async def infer(
     result = await run_job(
         request,
         lambda job: inspector.infer(key, file, mm_per_px=mm_per_px, shape=mask, heatmap=scale, job=job),
+        timeout_s=inspector.settings.request_timeout_s,
     )
     found = result.inspection
     logger.info("infer %s: score %.6g, threshold %s, %s ms", key, found.score, result.threshold, result.timings_ms)
+    metrics: Metrics = request.app.state.metrics
+    metrics.inspected(key, result)
     verdict = {} if result.is_anomaly is None else {"decision": "ng" if result.is_anomaly else "ok"}
     body = {
         **identity(request, key),

@@ -83,7 +83,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        if err.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", -1)}:
+        if err.errno in {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", -1)}:
             raise DiskFull(path=path.name) from err
         if isinstance(err, PermissionError) or err.errno == errno.EROFS:
             raise ReadOnlyStore(path=path.name) from err

@@ -6,8 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from backend.config import Settings
 from backend.errors import Notice
 from backend.infer import Scoring
+
+FIT_SETTINGS = (
+    "coreset_rate",
+    "max_coreset",
+    "seed",
+    "patchcore_distance",
+    "patchcore_memories",
+    "foreground_mask",
+)
+
+
+def fit_settings_of(settings: Settings) -> dict[str, Any]:
+    """The settings that a fit depends on, as the metadata of its memory holds them."""
+    return {
+        **{name: getattr(settings, name) for name in FIT_SETTINGS},
+        "augment": {"rotation_deg": settings.augment_rotation_deg, "jitter": settings.augment_jitter},
+    }
+
+
+def settings_under(settings: Settings, fit_settings: Mapping[str, Any]) -> Settings:
+    """`settings`, with those that an earlier fit was made with."""
+    known = {name: fit_settings[name] for name in FIT_SETTINGS if name in fit_settings}
+    augment = {f"augment_{name}": value for name, value in fit_settings.get("augment", {}).items()}
+    return settings.model_copy(update=known | augment)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,15 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from backend.errors import DiskFull, ExtractorMismatch, FitInProgress, MemoryNotFound, Notice, ReadOnlyStore
+from backend.errors import (
+    DiskFull,
+    ExtractorMismatch,
+    FitInProgress,
+    MemoryNotFound,
+    Notice,
+    ReadOnlyReplica,
+    ReadOnlyStore,
+)
 from backend.features import Extractor
 from backend.patchcore import PatchCoreMemory
 from backend.storage import ModelKey, ModelStore, Stamp, StoredMemory
@@ -114,7 +122,7 @@ class ModelCache:
                 if self.store.stamp(key) == stamp:
                     self.store.write_derived(key, stored, index)
                     logger.info("rebuilt index and manifest of %s", key)
-        except (FitInProgress, DiskFull, ReadOnlyStore, OSError) as err:
+        except (FitInProgress, DiskFull, ReadOnlyReplica, ReadOnlyStore, OSError) as err:
             logger.warning("index and manifest of %s are not rebuilt now: %s", key, err)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from backend.cli_evaluate import ManyNumbers, evaluate
-from backend.config import PROJECT_ROOT, Settings, load_settings, settings_table
+from backend.config import PROJECT_ROOT, Settings, load_settings, settings_table, share_metrics
 from backend.errors import InspectionError
 
 if TYPE_CHECKING:
@@ -47,17 +50,39 @@ def serve(
     """Serve the HTTP API."""
     import uvicorn
 
+    from backend.server import PunctualProtocol, allow_open_files
+
     given = {"host": host, "port": port}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
-    uvicorn.run(
-        "backend.app:app",
-        host=settings.host,
-        port=settings.port,
-        workers=workers,
-        proxy_headers=False,
-        log_config=None,
-        timeout_graceful_shutdown=30,
-    )
+    allow_open_files()
+    with _shared_metrics(settings, workers):
+        uvicorn.run(
+            "backend.app:app",
+            host=settings.host,
+            port=settings.port,
+            workers=workers,
+            http=PunctualProtocol,
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            log_config=None,
+            timeout_graceful_shutdown=30,
+        )
+
+
+@contextmanager
+def _shared_metrics(settings: Settings, workers: int) -> Iterator[None]:
+    """The folder in which workers share their metrics; one worker alone needs none."""
+    if settings.prometheus_multiproc_dir is not None:
+        settings.prometheus_multiproc_dir.mkdir(parents=True, exist_ok=True)
+        share_metrics(settings.prometheus_multiproc_dir)
+        yield
+    elif workers == 1:
+        yield
+    else:
+        with tempfile.TemporaryDirectory(prefix="bdi-metrics-") as folder:
+            share_metrics(Path(folder))
+            yield
 
 
 @app.command()
@@ -188,6 +213,23 @@ def bench(
     form = "jpg" if jpeg else "png"
     plan = Plan(**numbers, requests=requests, form=form, http=not stages, reference=reference)
     run_bench(plan, out=out, console=Console())
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine and say what to do; exit code 1 when something must be mended."""
+    from rich.table import Table
+
+    from backend.doctor import examine
+
+    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}
+    findings = examine(load_settings())
+    table = Table("", "what", "how it is, and what to do", show_lines=False)
+    for finding in findings:
+        table.add_row(marks[finding.level], finding.what, finding.says)
+    Console().print(table)
+    if any(finding.level == "bad" for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -6,6 +6,7 @@ keyword arguments given in code come before all of them.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -173,6 +174,13 @@ class Settings(BaseSettings):
     debug_dir: Folder = Field(Path("data/debug"), description="Folder of DEBUG_HEATMAPS.")
     debug_max_files: int = Field(500, ge=1, description="Heatmaps kept in DEBUG_DIR; the oldest go.")
     api_keys: Names = Field((), description="Keys that may do everything, plain or sha256:<hex>, separated by commas.")
+    api_keys_read: Names = Field((), description="Keys that may inspect and read, and change nothing.")
+    rate_limit: OptionalText = Field(None, description="Requests per client, such as 600/minute; none: no limit.")
+    body_timeout_s: float = Field(30, gt=0, description="A body that stalls for this long is refused (408).")
+    request_timeout_s: float = Field(120, gt=0, description="An inspection that takes longer is given up (503).")
+    min_free_mb: float = Field(256, ge=0, description="Disk space that fits and uploads leave free (507).")
+    read_only: bool = Field(False, description="A replica: it serves the models folder and never writes to it.")
+    prometheus_multiproc_dir: Path | None = Field(None, description="Folder in which workers share their metrics.")
     allow_insecure: bool = Field(False, description="Serve other machines without API_KEYS.")
     cors_origins: Names = Field((), description="Origins whose pages may call the service, separated by commas.")
     contract_only: bool = Field(False, description="Only the four contract routes and /docs.")
@@ -218,12 +226,19 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value if value.is_absolute() else PROJECT_ROOT / value
 
-    @field_validator("api_keys", mode="after")
+    @field_validator("api_keys", "api_keys_read", mode="after")
     @classmethod
     def _hashed_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         hashes = [key[len("sha256:") :] for key in value if key.startswith("sha256:")]
         if not all(re.fullmatch("[0-9a-fA-F]{64}", digest) for digest in hashes):
             raise ValueError("after sha256: come the 64 hexadecimal digits of a key's SHA-256")
+        return value
+
+    @field_validator("rate_limit", mode="after")
+    @classmethod
+    def _rate(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[1-9]\d*\s*(/|per )\s*(second|minute|hour|day)", value):
+            raise ValueError("RATE_LIMIT must be such as 600/minute")
         return value
 
     @field_validator("blocks", mode="after")
@@ -286,6 +301,11 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as err:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in err.errors())
         raise InvalidSettings(reason=reasons) from err
+
+
+def share_metrics(folder: Path) -> None:
+    """Have the worker processes that are started from here share their metrics in `folder`."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
 def settings_table() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
@@ -16,7 +18,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from backend.collector import Collector
 from backend.config import Settings
-from backend.errors import BadForm, BadRequest, FileTooLarge, Notice
+from backend.errors import BadForm, BadRequest, DiskFull, FileTooLarge, Notice, QueueFull, TimedOut
 from backend.fitting import ImageFile
 from backend.infer import Region
 from backend.inspector import Inspector
@@ -56,6 +58,7 @@ class _BoundedParser(MultiPartParser):
     """Refuses a file over the limit while it streams, and a body that ends before its last boundary."""
 
     max_upload_mb: float = 64
+    spool_max_size = 256 * 2**10  # a thousand small files must not fill the memory that one large one may
     _whole = False
 
     async def parse(self) -> FormData:
@@ -98,7 +101,20 @@ class _UploadRequest(Request):
             self._form = await parser.parse()
         except MultiPartException as err:
             raise Refused(BadForm() if "boundary" in err.message else BadRequest(reason=err.message)) from err
+        except OSError as err:
+            raise _no_room(err, parser) from err
         return self._form
+
+
+def _no_room(err: OSError, parser: MultiPartParser) -> Exception:
+    """What to answer when a large upload could not be laid aside."""
+    for file in parser._files_to_close_on_error:
+        file.close()
+    if err.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", -1)}:
+        return Refused(DiskFull(path=tempfile.gettempdir()))
+    if err.errno in {errno.EMFILE, errno.ENFILE}:
+        return Refused(QueueFull(waiting="?", retry_after=5))
+    return err
 
 
 class UploadRoute(APIRoute):
@@ -202,8 +218,13 @@ def identity(request: Request, key: ModelKey) -> dict[str, str]:
     }
 
 
-async def run_job(request: Request, work: Callable[[Job], T], job: Job | None = None) -> T:
+async def run_job(
+    request: Request, work: Callable[[Job], T], job: Job | None = None, *, timeout_s: float | None = None
+) -> T:
     """Run `work(job)` in a thread; a client that goes away cancels the job.
+
+    Raises:
+        TimedOut: it took longer than `timeout_s`; the job was cancelled.
 
     The threads are as many as requests may be admitted, so that the queue's own limit is the one that answers.
     """
@@ -217,7 +238,11 @@ async def run_job(request: Request, work: Callable[[Job], T], job: Job | None = 
 
     watcher = asyncio.ensure_future(watch())
     try:
-        return await anyio.to_thread.run_sync(work, job, limiter=limiter)
+        with anyio.move_on_after(timeout_s) as scope:
+            return await anyio.to_thread.run_sync(work, job, limiter=limiter, abandon_on_cancel=timeout_s is not None)
+        assert scope.cancelled_caught
+        job.cancel()
+        raise TimedOut(seconds=f"{timeout_s:g}", retry_after=1)
     finally:
         watcher.cancel()
 

@@ -7,12 +7,12 @@ InspectionError
 │   ├── InvalidShape: ShapeNotJson · ShapeUnknownKind · ShapeBadNumber · ShapeInverted · MaskEmpty
 │   ├── MemoryNotFound · TokenGridMismatch · ExtractorMismatch
 │   └── InvalidValue · SetNotUnderstood
-├── Unauthorized (401) · LoopbackOnly (403) · ReadOnlyKey (403) · OriginRefused (403)
-├── NotFound (404) · MethodNotAllowed (405) · Cancelled (499)
+├── Unauthorized (401) · LoopbackOnly · HostRefused · ReadOnlyKey · ReadOnlyReplica · OriginRefused (403)
+├── NotFound (404) · MethodNotAllowed (405) · BodyTimeout (408) · Cancelled (499)
 ├── FileTooLarge · RequestTooLarge (413) · InvalidFields (422) · TooManyRequests (429)
 ├── ServerFault (500): DamagedFile
 ├── BankNotFound · BankMismatch · ResNetUnavailable · RoiUnreadable (503)
-├── QueueFull · NotReady · FitInProgress (503) · DiskFull (507) · ReadOnlyStore (503)
+├── DeviceOutOfMemory · QueueFull · NotReady · TimedOut · FitInProgress (503) · DiskFull (507) · ReadOnlyStore (503)
 └── StartupError: WeightsUnavailable · BackendUnavailable · InvalidSettings
 """
 
@@ -226,6 +226,48 @@ class LoopbackOnly(InspectionError):
     )
 
 
+class HostRefused(InspectionError):
+    code = "host_refused"
+    status = 403
+    es = "Sin API_KEYS no se atiende a quien llama a esta máquina {host}: usa 127.0.0.1, o configura API_KEYS o HOST."
+    en = "Without API_KEYS nobody who calls this machine {host} is served: use 127.0.0.1, or set API_KEYS or HOST."
+
+
+class ReadOnlyKey(InspectionError):
+    code = "read_only_key"
+    status = 403
+    es = "Esta clave de API sólo permite inspeccionar y consultar: usa una de API_KEYS para cambiar modelos."
+    en = "This API key may only inspect and read: use one of API_KEYS to change models."
+
+
+class ReadOnlyReplica(InspectionError):
+    code = "read_only_replica"
+    status = 403
+    es = "Este servicio es una réplica de sólo lectura (READ_ONLY=1): envía la petición al servicio principal."
+    en = "This service is a read-only replica (READ_ONLY=1): send the request to the main one."
+
+
+class BodyTimeout(InspectionError):
+    code = "body_timeout"
+    status = 408
+    es = "El cuerpo de la petición se detuvo más de {seconds} s (BODY_TIMEOUT_S): vuelve a enviarla."
+    en = "The request's body stalled for more than {seconds} s (BODY_TIMEOUT_S): send it again."
+
+
+class TooManyRequests(InspectionError):
+    code = "too_many_requests"
+    status = 429
+    es = "Demasiadas peticiones (RATE_LIMIT={limit}): reintenta en {retry_after} s."
+    en = "Too many requests (RATE_LIMIT={limit}): try again in {retry_after} s."
+
+
+class TimedOut(InspectionError):
+    code = "timed_out"
+    status = 503
+    es = "La petición no terminó en {seconds} s (REQUEST_TIMEOUT_S): reintenta en {retry_after} s."
+    en = "The request did not end within {seconds} s (REQUEST_TIMEOUT_S): try again in {retry_after} s."
+
+
 class OriginRefused(InspectionError):
     code = "origin_refused"
     status = 403
@@ -284,6 +326,13 @@ class DamagedFile(ServerFault):
     code = "artifact_damaged"
     es = "El fichero {path} está dañado ({reason}): restáuralo de una copia o repite {remedy}."
     en = "The file {path} is damaged ({reason}): restore it from a backup, or run {remedy} again."
+
+
+class DeviceOutOfMemory(InspectionError):
+    code = "device_out_of_memory"
+    status = 503
+    es = "La GPU se quedó sin memoria: cierra otros programas que la usen, baja INPUT_SIZE o usa DEVICE=cpu."
+    en = "The GPU ran out of memory: close other programs that use it, lower INPUT_SIZE, or set DEVICE=cpu."
 
 
 class QueueFull(InspectionError):

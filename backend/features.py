@@ -290,6 +290,20 @@ def pick_device(device: str) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def gpu_name() -> str | None:
+    """Name of the CUDA device that torch sees, if any."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def cpu_features() -> str:
+    """The vector instructions that torch uses here, such as AVX512."""
+    import torch
+
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
 def normaliser(mean: Sequence[float], std: Sequence[float], device: str) -> Callable[[Sequence[RGB]], torch.Tensor]:
     """A function from equally large uint8 RGB images to a normalised (B, 3, H, W) float32 tensor on `device`."""
     import torch

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -22,10 +24,12 @@ from backend.lane import Job, Lane
 from backend.passes import Budget
 from backend.patchcore import ChunkedCoreset, PatchCoreMemory
 from backend.roi_mask import Shape, build_mask, token_mask
-from backend.utils import decode_image, encode_png
+from backend.utils import decode_image, encode_png, is_large
 
 DECODERS = 2
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
+# A small file may decode to hundreds of megabytes: requests that send such ones wait for each other.
+_LARGE = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,13 @@ def prepare_image(
         MaskEmpty: its shape covers no pixel.
     """
     data = file.read()
+    with _LARGE if is_large(data) else nullcontext():
+        return _prepared(data, file, extractor, expected, max_megapixels, digested)
+
+
+def _prepared(
+    data: bytes, file: ImageFile, extractor: Extractor, expected: Grid | None, max_megapixels: float, digested: bool
+) -> PreparedImage:
     image = decode_image(data, name=file.name, max_megapixels=max_megapixels)
     digest = hashlib.sha256(data).hexdigest() if digested else ""
     height, width = image.shape[:2]

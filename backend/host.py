@@ -12,7 +12,7 @@ from time import perf_counter
 import numpy as np
 
 from backend.config import PROJECT_ROOT, Settings
-from backend.errors import Notice, NotReady, WeightsUnavailable
+from backend.errors import DeviceOutOfMemory, Notice, NotReady, WeightsUnavailable
 from backend.features import Extractor, build_extractor, grid_of
 from backend.lane import Lane
 
@@ -85,16 +85,16 @@ class ExtractorHost:
             raise NotReady(retry_after=5) from err
 
     @property
+    def depth(self) -> int:
+        """Requests admitted to the lane and not yet answered; 0 while loading."""
+        ready = self._lane.done() and self._lane.exception() is None
+        return self._lane.result().depth if ready else 0
+
+    @property
     def extractor(self) -> Extractor | None:
         """The extractor, or None while it is loading."""
         ready = self._lane.done() and self._lane.exception() is None
         return self._lane.result().extractor if ready else None
-
-    @property
-    def depth(self) -> int:
-        """Inspections admitted and not yet answered."""
-        ready = self._lane.done() and self._lane.exception() is None
-        return self._lane.result().depth if ready else 0
 
     def _load(self) -> None:
         try:
@@ -112,9 +112,19 @@ class ExtractorHost:
     def _up(self, extractor: Extractor) -> None:
         several = 32 if extractor.device == "cuda" else getattr(extractor, "streams", 1)
         batch = self.settings.max_batch or several
-        lane = Lane(extractor, max_queue=self.settings.max_queue, max_batch=batch)
+        fallback = None if extractor.device == "cpu" else lambda: self._on_cpu(extractor)
+        lane = Lane(extractor, max_queue=self.settings.max_queue, max_batch=batch, fallback=fallback)
         self._lane.set_result(lane)
         threading.Thread(target=self._warm_up, args=(lane,), name="warm-up", daemon=True).start()
+
+    def _on_cpu(self, former: Extractor) -> Extractor:
+        """The same network on the CPU, for a device whose memory does not even hold one image."""
+        logger.warning("out of device memory with a single image: moving to the CPU until the service is restarted")
+        extractor = extractor_for(self.settings.model_copy(update={"device": "cpu"}))
+        if extractor.fingerprint != former.fingerprint:
+            raise DeviceOutOfMemory(retry_after=5)
+        self.degraded = Notice("device_out_of_memory")
+        return extractor
 
     def _warm_up(self, lane: Lane) -> None:
         extractor, started = lane.extractor, perf_counter()

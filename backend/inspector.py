@@ -14,11 +14,11 @@ import numpy as np
 
 from backend import __version__
 from backend.augment import Augmentation
-from backend.binding import Applied, apply_calibration, scoring_id
+from backend.binding import Applied, apply_calibration, fit_settings_of, scoring_id, settings_under
 from backend.cache import FittedModel, ModelCache, check_extractor, index_bytes
 from backend.calib import FEW_OK, choose_threshold
 from backend.config import Settings
-from backend.errors import NoImages, Notice
+from backend.errors import DamagedFile, NoImages, Notice
 from backend.features import Extractor, Grid
 from backend.fitting import Embedded, ImageFile, embed_good_parts, fit_metadata, prepare_image
 from backend.host import ExtractorHost
@@ -41,6 +41,7 @@ from backend.results import (
     FitResult,
     InferResult,
     about_coreset,
+    about_origin,
     about_size,
     params_of,
     variant_of,
@@ -52,15 +53,6 @@ from backend.variants import build_memory
 from backend.warmup import rehearse
 
 logger = logging.getLogger(__name__)
-
-FIT_SETTINGS = (
-    "coreset_rate",
-    "max_coreset",
-    "seed",
-    "patchcore_distance",
-    "patchcore_memories",
-    "foreground_mask",
-)
 
 
 class Inspector:
@@ -75,7 +67,7 @@ class Inspector:
     def __init__(self, settings: Settings, extractor: Extractor | None = None, journal: Journal | None = None) -> None:
         self.settings = settings
         self.journal = journal or Journal()
-        self.store = ModelStore(settings.models_dir)
+        self.store = ModelStore(settings.models_dir, read_only=settings.read_only, min_free_mb=settings.min_free_mb)
         self.cache = ModelCache(self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend)
         self.host = ExtractorHost(settings, extractor, lambda lane: rehearse(lane, self.cache))
         self._fitting = threading.Lock()
@@ -177,7 +169,7 @@ class Inspector:
         """
         extractor = self.host.lane().extractor
         model, older = self.fitted(key, extractor)
-        former = scored_at or self.applied(key, model, extractor).scoring.percentile
+        former = scored_at or self._former_percentile(key, model, extractor)
         percentile = score_percentile or self.settings.score_percentile
         chosen = choose_threshold(ok_scores, ng_scores, percentile=percentile, margin=self.settings.threshold_margin)
         values = {
@@ -265,6 +257,7 @@ class Inspector:
         self.journal.inspected(key, file.name, inspection, applied.threshold)
         notices = [
             *([older] if older else []),
+            *about_origin(key, model),
             *image.notices,
             *applied.notices,
             *about_size(frame, mm_per_px, model),
@@ -318,6 +311,13 @@ class Inspector:
             fingerprint=extractor.fingerprint,
         )
 
+    def _former_percentile(self, key: ModelKey, model: FittedModel, extractor: Extractor) -> float:
+        try:
+            return self.applied(key, model, extractor).scoring.percentile
+        except DamagedFile as err:
+            logger.warning("a damaged calibration is replaced: %s", err)
+            return self.settings.score_percentile
+
     def one_fit(self, key: ModelKey, job: Job) -> AbstractContextManager[None]:
         """One fit at a time in this process, so that FIT_MEMORY_MB holds. Raises FitInProgress, Cancelled."""
         return one_at_a_time(self._fitting, key, job, self.settings.fit_wait_s)
@@ -368,21 +368,15 @@ class Inspector:
 
     def under(self, fit_settings: Mapping[str, Any]) -> Inspector:
         """The same service, without its journal, with the settings that an earlier fit was made with."""
-        known = {name: fit_settings[name] for name in FIT_SETTINGS if name in fit_settings}
-        augment = {f"augment_{name}": value for name, value in fit_settings.get("augment", {}).items()}
         other = copy(self)
-        other.settings = self.settings.model_copy(update=known | augment)
+        other.settings = settings_under(self.settings, fit_settings)
         other.journal = Journal()
         return other
 
     @property
     def fit_settings(self) -> dict[str, Any]:
         """The settings that a fit depends on, as the metadata of its memory holds them."""
-        settings = self.settings
-        return {
-            **{name: getattr(settings, name) for name in FIT_SETTINGS},
-            "augment": {"rotation_deg": settings.augment_rotation_deg, "jitter": settings.augment_jitter},
-        }
+        return fit_settings_of(self.settings)
 
     def commit(
         self,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import Cancelled, NotReady, QueueFull
+from backend.errors import Cancelled, DeviceOutOfMemory, NotReady, QueueFull
 from backend.features import RGB, Extractor
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -72,10 +74,20 @@ class Lane:
     """Feeds the extractor, one batch at a time, from two queues: inspections, and the images of fits.
 
     When both wait their batches alternate, so neither starves. A batch holds equally large images only.
+    Where the device's memory does not hold a batch, batches become smaller for good; where it does not hold a single
+    image, `fallback` gives the extractor that is used from then on.
     """
 
-    def __init__(self, extractor: Extractor, *, max_queue: int = 64, max_batch: int = 1) -> None:
+    def __init__(
+        self,
+        extractor: Extractor,
+        *,
+        max_queue: int = 64,
+        max_batch: int = 1,
+        fallback: Callable[[], Extractor] | None = None,
+    ) -> None:
         self.extractor = extractor
+        self._fallback = fallback
         self.max_queue = max_queue
         self.max_batch = max_batch
         self._urgent: deque[_Item] = deque()
@@ -137,7 +149,7 @@ class Lane:
 
     def _extract(self, items: list[_Item]) -> None:
         try:
-            embeddings = self.extractor.extract([item.image for item in items])
+            embeddings = self._embed([item.image for item in items])
             answers = list(zip(items, embeddings, strict=True))
         except BaseException as err:  # noqa: BLE001 - the worker must outlive any failure; each waiting request gets it
             for item in items:
@@ -145,6 +157,27 @@ class Lane:
             return
         for item, tokens in answers:
             item.future.set_result(tokens)
+
+    def _embed(self, images: Sequence[RGB]) -> list[NDArray[np.float32]]:
+        tokens = self._within_memory(images)
+        if tokens is None and len(images) > 1:
+            self.max_batch = max(1, min(self.max_batch, len(images)) // 2)
+            logger.warning("out of device memory with %d images, now %d a batch", len(images), self.max_batch)
+            parts = [images[at : at + self.max_batch] for at in range(0, len(images), self.max_batch)]
+            return [rows for part in parts for rows in self._embed(part)]
+        if tokens is None:
+            if self._fallback is None:
+                raise DeviceOutOfMemory(retry_after=5)
+            self.extractor, self._fallback = self._fallback(), None
+            return list(self.extractor.extract(images))
+        return tokens
+
+    def _within_memory(self, images: Sequence[RGB]) -> list[NDArray[np.float32]] | None:
+        """Embeddings, or None; the error is let go before anything else is tried, and with it what it holds."""
+        try:
+            return list(self.extractor.extract(images))
+        except DeviceOutOfMemory:
+            return None
 
     def _next_batch(self) -> list[_Item]:
         with self._ready:

@@ -42,6 +42,14 @@ NOTICES: dict[str, tuple[str, str]] = {
         "La memoria es de un formato anterior y no dice con qué extractor se hizo: repite /fit_ok cuando puedas.",
         "The memory is of an older format and does not say which extractor made it: run /fit_ok again soon.",
     ),
+    "memory_of_other_model": (
+        "Esta memoria se hizo para {theirs} y está en la carpeta de {key}: comprueba las carpetas, o repite /fit_ok.",
+        "This memory was made for {theirs} and lies in the folder of {key}: check the folders, or run /fit_ok again.",
+    ),
+    "device_out_of_memory": (
+        "La GPU se quedó sin memoria y el servicio sigue en la CPU, más lento: libera la GPU y reinicia el servicio.",
+        "The GPU ran out of memory and the service goes on on the CPU, slower: free the GPU and restart the service.",
+    ),
     "older_calibration": (
         "La calibración es de un formato anterior y no dice para qué memoria se hizo: calibra de nuevo.",
         "The calibration is of an older format and does not say which memory it was made for: calibrate again.",

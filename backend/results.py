@@ -13,6 +13,7 @@ from backend.errors import Notice
 from backend.features import Extractor, Grid, widths_of
 from backend.fitting import Embedded
 from backend.infer import Frame, Inspection
+from backend.storage import ModelKey
 from backend.variants import Variant
 
 
@@ -66,6 +67,12 @@ class Clock:
     def report(self) -> dict[str, float]:
         """All stages so far, and `total`."""
         return {**self._stages, "total": round(1000 * (perf_counter() - self._started), 3)}
+
+
+def about_origin(key: ModelKey, model: FittedModel) -> list[Notice]:
+    """A notice when the memory's file was made for another model and copied here."""
+    theirs = model.stored.metadata.get("model", str(key))
+    return [] if theirs == str(key) else [Notice("memory_of_other_model", {"theirs": theirs, "key": key})]
 
 
 def about_size(frame: Frame, mm_per_px: float, model: FittedModel) -> list[Notice]:

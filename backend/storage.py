@@ -14,6 +14,7 @@ import logging
 import lzma
 import os
 import re
+import shutil
 import struct
 import unicodedata
 import uuid
@@ -37,6 +38,7 @@ from backend.errors import (
     FitInProgress,
     InvalidId,
     MemoryNotFound,
+    ReadOnlyReplica,
     ReadOnlyStore,
     RecipeInvalid,
 )
@@ -145,8 +147,10 @@ class ModelStore:
     Writers of one model exclude each other across processes with a lock file whose owner may die; readers never wait.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, read_only: bool = False, min_free_mb: float = 0) -> None:
         self.root = root
+        self.read_only = read_only
+        self.min_free_mb = min_free_mb
 
     def folder(self, key: ModelKey) -> Path:
         """models/<role>/<roi>, or models/recipes/<recipe>/<role>/<roi>."""
@@ -171,9 +175,13 @@ class ModelStore:
             FitInProgress: another writer held it for `timeout` seconds.
             ReadOnlyStore, DiskFull: the folder cannot be made.
         """
+        if self.read_only:
+            raise ReadOnlyReplica()
         folder = self.folder(key)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(folder).free < self.min_free_mb * 2**20:
+                raise DiskFull(path=self.root.name)
             lock = FileLock(folder / ".lock", thread_local=False)
             try:
                 lock.acquire(timeout=timeout)
@@ -205,6 +213,7 @@ class ModelStore:
         former = self._former_metadata(key)
         metadata = {
             **metadata,
+            "model": str(key),
             "generation": uuid.uuid4().hex,
             "model_version": next_version(former.get("model_version")),
             "created_utc": utc_now(),
@@ -227,6 +236,8 @@ class ModelStore:
 
     def write_derived(self, key: ModelKey, stored: StoredMemory, index: bytes | None) -> None:
         """Write index.faiss and manifest.json of `stored`; without `index` an index of another generation goes."""
+        if self.read_only:
+            raise ReadOnlyReplica()
         folder = self.folder(key)
         if index is None:
             (folder / "index.faiss").unlink(missing_ok=True)
@@ -366,10 +377,12 @@ def _calibration(given: Any) -> dict[str, Any]:
 
 
 def next_version(former: object) -> str:
-    """`<year>.<n>`: one more than the former version of this year, else <year>.1."""
+    """`<year>.<n>`: one more than the former version of this year, else <year>.1. A clock set back takes none back."""
     year = datetime.now(timezone.utc).year
     match = re.fullmatch(r"(\d{4})\.(\d+)", str(former or ""))
-    return f"{year}.{int(match[2]) + 1 if match and int(match[1]) == year else 1}"
+    if match and int(match[1]) >= year:
+        return f"{match[1]}.{int(match[2]) + 1}"
+    return f"{year}.1"
 
 
 def _brief(err: Exception) -> str:

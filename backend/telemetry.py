@@ -46,14 +46,15 @@ class RequestIdentity:
         try:
             await self.app(scope, receive, answer)
         except Exception as err:  # the outermost handler: the client gets the error body, the log the traceback
-            logger.exception("unexpected error on %s %s", scope["method"], scope["path"])
+            logger.exception("unexpected error on %s %s", scope["method"], printable(scope["path"]))
             if answer.status:
                 raise
             await unexpected(scope, err)(scope, receive, answer)
         finally:
             level = logging.DEBUG if scope["path"] in _QUIET_PATHS else logging.INFO
             spent = 1000 * (perf_counter() - started)
-            logger.log(level, "%s %s -> %s in %.1f ms", scope["method"], scope["path"], answer.status or "cut", spent)
+            path, outcome = printable(scope["path"]), answer.status or "cut"
+            logger.log(level, "%s %s -> %s in %.1f ms", scope["method"], path, outcome, spent)
 
 
 class _Answer:
@@ -69,6 +70,11 @@ class _Answer:
             for name, value in self._ids.items():
                 headers[name] = value
         await self._send(message)
+
+
+def printable(text: str) -> str:
+    """`text` as one line of the log may hold it: a path is whatever a stranger wrote, line breaks included."""
+    return "".join(c if c.isprintable() else "?" for c in text[:200])
 
 
 def _accepted(value: str | None) -> str:

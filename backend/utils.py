@@ -57,6 +57,15 @@ def decode_image(data: bytes, *, name: str = "image", max_megapixels: float = 10
         raise UndecodableImage(name=name) from err
 
 
+def is_large(data: bytes) -> bool:
+    """Whether a file's header speaks of more than 12 megapixels; false for what is no image."""
+    try:
+        width, height = _open(data).size
+    except _DECODER_ERRORS:
+        return False
+    return width * height > WORKING_PIXELS
+
+
 def _open(data: bytes) -> ImageFile.ImageFile:
     """The file with its header read. Unlike Image.open it leaves the limit of the size to the caller."""
     Image.init()

@@ -21,10 +21,11 @@ ROOMS = {
     **dict.fromkeys(["pictures", "scenes", "scenes_render", "overlays"], 1),
     **dict.fromkeys(["infer", "storage", "samples", "ledger", "trash", "debug", "evaluation", "bank"], 2),
     **dict.fromkeys(["inspector", "binding", "fitting", "cache", "host", "lane", "journal", "results", "progress"], 3),
-    **dict.fromkeys(["warmup", "passes"], 3),
+    **dict.fromkeys(["warmup", "passes", "doctor"], 3),
     **dict.fromkeys(["collector", "growing", "rebuild", "scoring", "intake", "predictor", "grey_host"], 3),
-    **dict.fromkeys(["schemas", "schemas_samples", "problems", "telemetry", "security", "edge", "routes", "app"], 4),
-    **dict.fromkeys(["demo", "bench", "bench_stages", "serve_ray", "cli", "terminal", "__main__"], 4),
+    **dict.fromkeys(["schemas", "schemas_samples", "problems", "telemetry"], 4),
+    **dict.fromkeys(["metrics", "security", "edge", "routes", "app"], 4),
+    **dict.fromkeys(["server", "demo", "bench", "bench_stages", "serve_ray", "cli", "terminal", "__main__"], 4),
     **dict.fromkeys(["presets"], 0),
     **dict.fromkeys(["features_wrapped", "variants", "foreground"], 1),
     **dict.fromkeys(["sets"], 2),
@@ -67,19 +68,20 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "telemetry": frozenset({"problems"}),
     "security": frozenset({"problems", "telemetry"}),
     "edge": frozenset({"schemas", "problems", "telemetry", "security"}),
-    "routes": frozenset({"schemas", "schemas_samples", "problems", "telemetry", "security", "edge"}),
-    "app": frozenset({"schemas", "problems", "telemetry", "security", "edge", "routes"}),
+    "routes": frozenset({"schemas", "schemas_samples", "problems", "telemetry", "metrics", "security", "edge"}),
+    "app": frozenset({"schemas", "problems", "telemetry", "metrics", "security", "edge", "routes"}),
+    "doctor": frozenset({"host"}),
     "demo": frozenset({"app", "schemas"}),
     "bench": frozenset({"app", "schemas", "bench_stages"}),
     "evaluate": frozenset({"gallery"}),
     "cli_evaluate": frozenset({"evaluate", "report"}),
     "serve_ray": frozenset({"app", "telemetry"}),
-    "cli": frozenset({"terminal", "app", "telemetry", "demo", "bench", "cli_evaluate", "serve_ray"}),
+    "cli": frozenset({"terminal", "app", "telemetry", "demo", "bench", "server", "cli_evaluate", "serve_ray"}),
     "__main__": frozenset({"cli"}),
 }
 
 # The rooms in which a library may be imported; the longest name that fits decides, any other library is free.
-EDGES = frozenset({"app", "routes", "edge", "problems", "security", "telemetry"})
+EDGES = frozenset({"app", "routes", "edge", "problems", "security", "telemetry", "metrics", "serve_ray"})
 GUESTS: dict[str, frozenset[str]] = {
     **dict.fromkeys(["torch", "torchvision", "timm", "openvino", "safetensors", "huggingface_hub"], EXTRACTORS),
     **dict.fromkeys(["faiss", "sklearn"], frozenset({"patchcore"})),
@@ -87,9 +89,10 @@ GUESTS: dict[str, frozenset[str]] = {
     **dict.fromkeys(["fastapi", "starlette"], EDGES),
     **dict.fromkeys(["dotenv", "pydantic_settings"], frozenset({"config"})),
     "matplotlib": frozenset({"report"}),
-    "prometheus_client": frozenset({"telemetry"}),
+    "prometheus_client": frozenset({"metrics"}),
+    "limits": frozenset({"security"}),
     "typer": frozenset({"cli", "cli_evaluate", "terminal"}),
-    "uvicorn": frozenset({"cli", "demo", "bench"}),
+    "uvicorn": frozenset({"cli", "server", "demo", "bench"}),
     "ray": frozenset({"serve_ray"}),
     **dict.fromkeys(["pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"], NOBODY),
     # The name of what torch raises when it refuses to execute a pickle.

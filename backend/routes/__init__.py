@@ -1,0 +1,1 @@
+"""The edges beside the contract, one router a file."""
