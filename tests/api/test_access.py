@@ -41,7 +41,7 @@ def routes(app: FastAPI) -> Iterator[tuple[str, str]]:
     for path, methods in app.openapi()["paths"].items():
         for method in methods:
             yield method.upper(), path.replace("{", "").replace("}", "")
-    for path in ("/openapi.json", "/docs", "/redoc", "/nowhere", "/livez/../health", "//health", "/Livez"):
+    for path in ("/openapi.json", "/docs", "/redoc", "/nowhere", "/livez/../health", "/%2Fhealth", "/Livez"):
         yield "GET", path
 
 
@@ -280,8 +280,12 @@ def test_readiness_follows_the_extractor(tmp_path: Path, slow: Any) -> None:
         early = client.get("/readyz")
         assert (early.status_code, early.json()["code"]) == (503, "not_ready")
         assert client.get("/livez").json() == {"status": "alive"}
-        time.sleep(0.8)
-        assert client.get("/readyz").json() == {"status": "ready", "state": "ok"}
+        for _ in range(100):
+            late = client.get("/readyz")
+            if late.status_code == 200:
+                break
+            time.sleep(0.1)
+        assert late.json() == {"status": "ready", "state": "ok"}
 
 
 def test_a_contract_service_has_no_other_routes(tmp_path: Path) -> None:
