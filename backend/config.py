@@ -44,6 +44,7 @@ OTHER_SPELLINGS = {
 
 def _split(value: Any) -> Any:
     if isinstance(value, str):
+        value = "" if value.strip().lower() == "none" else value
         return tuple(part.strip() for part in value.split(",") if part.strip())
     if isinstance(value, list | tuple):
         return tuple(str(part) for part in value)
@@ -136,6 +137,7 @@ class Settings(BaseSettings):
     foreground_mask: Literal["none", "pca"] = Field(
         "none", description="Leave out background tokens, told by the good tokens' first principal component."
     )
+    patchcore_faiss_fp16: bool = Field(False, description="Of older configurations; memories are searched in float32.")
     patchcore_knn_k: int = Field(1, ge=1, le=100, description="Neighbours whose distances are averaged.")
     seed: int = Field(0, ge=0, description="Seed of the coreset's first centre.")
     score_percentile: float = Field(99, gt=0, le=100, description="Percentile of the heatmap that is the score.")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
+from urllib.parse import unquote
 
 import anyio
 import anyio.to_thread
@@ -54,6 +56,10 @@ RecipeField = Annotated[str | None, Form(description="Recipe; the X-Recipe-Id he
 RecipeHeader = Annotated[str | None, Header(alias="X-Recipe-Id", description="Recipe; `default` without one.")]
 
 
+# RFC 6266: beside a plain filename, which .NET writes in MIME's encoded words, this one is the name.
+_FILENAME_STAR = re.compile(rb"filename\*=\"?utf-8'[^']*'([^;\"\s]+)", re.IGNORECASE)
+
+
 class _BoundedParser(MultiPartParser):
     """Refuses a file over the limit while it streams, and a body that ends before its last boundary."""
 
@@ -75,6 +81,13 @@ class _BoundedParser(MultiPartParser):
     def on_part_begin(self) -> None:
         super().on_part_begin()
         self._part_bytes = 0
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        file, header = self._current_part.file, self._current_part.content_disposition or b""
+        extended = _FILENAME_STAR.search(header)
+        if file is not None and extended is not None:
+            file.filename = unquote(extended[1].decode("latin-1"), errors="replace")
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._part_bytes += end - start

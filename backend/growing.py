@@ -93,7 +93,7 @@ def grown_memory(
     kept = np.concatenate([np.arange(len(old.emb)), len(old.emb) + rows])
     memory = PatchCoreMemory(np.concatenate([old.emb, embedded.emb[rows]]), backend=backend, src=src[kept])
     memory.n_embeddings = int(old.metadata["n_embeddings"]) + len(embedded.emb)
-    former = float(old.metadata.get("radius", 0.0))
+    former = old.number("radius", 0.0)
     return Grown(memory, max(former, after), max(former, before))
 
 

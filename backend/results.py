@@ -91,13 +91,13 @@ def params_of(
 ) -> dict[str, Any]:
     """What /infer says of how it inspected."""
     metadata = model.stored.metadata
-    rate = float(metadata.get("coreset_rate", settings.coreset_rate))
+    rate = model.stored.number("coreset_rate", settings.coreset_rate)
     return {
         "extractor": extractor.name,
         "input_size": extractor.input_size,
         "patch_size": extractor.patch,
         "coreset_rate": rate,
-        "coreset_rate_applied": float(metadata.get("coreset_rate_applied", rate)),
+        "coreset_rate_applied": model.stored.number("coreset_rate_applied", rate),
         "k": applied.scoring.k,
         "score_percentile": applied.scoring.percentile,
         "score_method": applied.scoring.method,

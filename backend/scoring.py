@@ -81,7 +81,7 @@ class SampleScorer:
         self.scoring = self.applied.scoring
         self.threshold = self.applied.threshold
         self.leave_out = leave_out
-        self.mm_per_px = default_mm_per_px or float(self.model.stored.metadata.get("mm_per_px", 1.0))
+        self.mm_per_px = default_mm_per_px or self.model.stored.number("mm_per_px", 1.0)
         self._numbers = seen(self.model.stored.metadata)
 
     def under(self, scoring: Scoring) -> SampleScorer:

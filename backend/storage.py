@@ -131,6 +131,11 @@ class StoredMemory:
         """Identifier of this very memory; empty for the older layout."""
         return str(self.metadata.get("generation", ""))
 
+    def number(self, name: str, default: float) -> float:
+        """A number of the metadata; `default` where older files have none, or something else."""
+        value = self.metadata.get(name)
+        return float(value) if isinstance(value, int | float) and np.isfinite(value) else default
+
     @property
     def fingerprint(self) -> str | None:
         """Fingerprint of the extractor that made it; None for the older layout."""
