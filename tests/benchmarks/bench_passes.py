@@ -20,7 +20,14 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from backend.passes import Budget
-from backend.patchcore import Array, PatchCoreMemory, covering_radius, kcenter_greedy, kcenter_greedy_chunked, l2_normalize
+from backend.patchcore import (
+    Array,
+    PatchCoreMemory,
+    covering_radius,
+    kcenter_greedy,
+    kcenter_greedy_chunked,
+    l2_normalize,
+)
 
 TOKENS = 1024
 
