@@ -1,0 +1,67 @@
+"""Fits of more embeddings than FIT_MEMORY_MB holds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backend.config import Settings
+from backend.features_texture import TextureFeatures
+from backend.fitting import ImageFile
+from backend.inspector import Inspector
+from backend.passes import Budget
+from backend.patchcore import covering_radius
+from backend.storage import ModelKey
+from tests.parts import encoded, part
+
+KEY = ModelKey.of("role", "roi")
+FILES = [ImageFile(f"{n}.png", lambda n=n: encoded(part(n), "PNG")) for n in range(30)]  # type: ignore[misc]
+
+
+def inspector(folder: Path, megabytes: float) -> Inspector:
+    settings = Settings(models_dir=folder, fit_memory_mb=megabytes, input_size=448, coreset_rate=0.02)
+    return Inspector(settings, TextureFeatures(448))
+
+
+def test_a_budget_counts_bytes_of_float32() -> None:
+    budget = Budget(megabytes=1, rate=0.1, limit=100, seed=0)
+    assert budget.holds(2**18, 1) and not budget.holds(2**18 + 1, 1)
+
+
+def test_a_fit_beyond_its_memory_says_so_and_covers_nearly_as_well(tmp_path: Path) -> None:
+    needs = 30 * 1024 * TextureFeatures.dim * 4 / 2**20
+    small, large = inspector(tmp_path / "a", needs * 0.95), inspector(tmp_path / "b", needs * 1.05)
+    found, other = (one.fit(KEY, FILES, mm_per_px=1.0) for one in (small, large))
+    assert found.metadata["in_passes"] and "in_passes" not in other.metadata
+    assert "fitted_in_passes" in {notice.code for notice in found.warnings}
+    assert found.metadata["n_embeddings"] == other.metadata["n_embeddings"] == 30 * 1024
+    assert found.coreset_size == other.coreset_size == 614
+
+    lane = large.host.lane()
+    emb = large.embed(FILES, lane, _job()).emb
+    memory, src = (getattr(small.cache.model(KEY).memory, name) for name in ("emb", "src"))
+    radius = covering_radius([emb], memory)
+    assert radius <= found.metadata["radius"] + 1e-6
+    assert radius <= 1.25 * other.metadata["radius"]
+    assert src is not None and set(np.unique(src)) <= set(range(-1, 30))
+    rows = emb.reshape(30, 1024, -1)
+    for row, image in list(zip(memory, src, strict=True))[::60]:
+        assert image == -1 or np.abs(rows[image] - row).max(axis=1).min() == 0
+    for one in (small, large):
+        one.close()
+
+
+def test_a_fit_within_its_memory_is_what_it_was(tmp_path: Path) -> None:
+    own = inspector(tmp_path, 4096)
+    result = own.fit(KEY, FILES[:4], mm_per_px=1.0)
+    assert {notice.code for notice in result.warnings} & {"fitted_in_passes"} == set()
+    assert result.metadata["radius"] == pytest.approx(
+        covering_radius([own.embed(FILES[:4], own.host.lane(), _job()).emb], own.cache.model(KEY).memory.emb), abs=1e-5
+    )
+    own.close()
+
+
+def _job():  # type: ignore[no-untyped-def]
+    from backend.lane import Job
+
+    return Job()
