@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -53,6 +54,18 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
+
+
+def require_room(folder: Path, free_mb: float, wanted: int = 0) -> None:
+    """Whether the disk of `folder` (or of the nearest one that exists) keeps `free_mb` after `wanted` bytes.
+
+    Raises:
+        DiskFull: it does not.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    if shutil.disk_usage(folder).free < wanted + free_mb * 2**20:
+        raise DiskFull(path=folder.name)
 
 
 def patiently(action: Callable[[], T]) -> T:

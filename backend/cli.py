@@ -63,6 +63,7 @@ def serve(
             workers=workers,
             http=PunctualProtocol,
             ws="none",
+            timeout_worker_healthcheck=60,  # a starved worker is not a dead one
             proxy_headers=False,
             server_header=False,
             log_config=None,

@@ -45,7 +45,9 @@ class Collector:
 
     def __init__(self, settings: Settings, extractor: Extractor | None = None) -> None:
         self.settings = settings
-        self.samples = SampleStore(settings.datasets_dir, max_gb=settings.datasets_max_gb)
+        self.samples = SampleStore(
+            settings.datasets_dir, max_gb=settings.datasets_max_gb, min_free_mb=settings.min_free_mb
+        )
         self.ledger = Ledger(settings.datasets_dir)
         self.inspector = Inspector(settings, extractor, Recorder(settings, self.samples, self.ledger))
         self.rebuilder = Rebuilder(self.inspector, self.samples, self.ledger)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import importlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import WeightsUnavailable
+from backend.errors import DeviceOutOfMemory, WeightsUnavailable
 from backend.features_weights import find_weights, fingerprint, load_weights, read_state
 from backend.utils import resize
 
@@ -278,7 +279,19 @@ class DinoV2Features:
 
     def extract(self, images: Sequence[RGB]) -> NDArray[np.float32]:
         """See Extractor."""
-        return self.run(images)
+        with device_memory():
+            return self.run(images)
+
+
+@contextmanager
+def device_memory() -> Iterator[None]:
+    """Turns torch's out of memory into DeviceOutOfMemory, which the lane knows what to do about."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as err:
+        raise DeviceOutOfMemory(retry_after=5) from err
 
 
 def pick_device(device: str) -> str:

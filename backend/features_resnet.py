@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import WeightsUnavailable
-from backend.features import RGB, Precision, pick_device
+from backend.features import RGB, Precision, device_memory, pick_device
 from backend.features_weights import find_weights, fingerprint, read_state
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ class ResNetFeatures:
 
     def extract(self, images: Sequence[RGB]) -> NDArray[np.float32]:
         """See features.Extractor."""
-        return self.run(images)
+        with device_memory():
+            return self.run(images)
 
 
 class Trunk:

@@ -108,7 +108,8 @@ class Rebuilder:
             BadImage, TokenGridMismatch, Cancelled, FitInProgress, DiskFull, ReadOnlyStore.
         """
         self.inspector.host.lane()
-        if degraded := self.inspector.host.degraded:
+        degraded = self.inspector.host.degraded
+        if degraded and degraded.code == "degraded":  # on the CPU for want of memory it is the same network
             raise WeightsUnavailable(**degraded.values)
         job, plan = job or Job(), self.ledger.plan(key)
         with self.inspector.one_fit(key, job):
@@ -140,6 +141,8 @@ class Rebuilder:
                 self.ledger.record_memory(key, metadata)
 
     def _run(self) -> None:
+        if self.inspector.settings.read_only:
+            return
         self._each(self.inspector.store.keys(), self.reconcile)
         if not self.settings.rebuild_on_start:
             return

@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from backend.atomic import disk_errors, utc_now, write_atomic, write_json
+from backend.atomic import disk_errors, require_room, utc_now, write_atomic, write_json
 from backend.errors import DamagedFile, FitInProgress, InvalidId, InvalidShape, RecipeInvalid
 from backend.errors_samples import DatasetNotFound, DatasetsFull, InvalidFilename, InvalidLabel, SampleNotFound
 from backend.roi_mask import Shape, parse_shape
@@ -119,9 +119,10 @@ class SampleStore:
     Files that others put there count too: an image is a sample, a .json of the same stem beside it its metadata.
     """
 
-    def __init__(self, root: Path, *, max_gb: float) -> None:
+    def __init__(self, root: Path, *, max_gb: float, min_free_mb: float = 0) -> None:
         self.root = root
         self.max_gb = max_gb
+        self.min_free_mb = min_free_mb
         self._lock = threading.Lock()
         self._digests: dict[Path, tuple[Stamp, str]] = {}
         self._usage = (0, -math.inf)
@@ -252,6 +253,8 @@ class SampleStore:
         return used
 
     def _check_room(self, wanted: int) -> None:
+        if wanted:
+            require_room(self.root, self.min_free_mb, wanted)
         used, gb = self.used_bytes(), 2**30
         if wanted and used + wanted > self.max_gb * gb:
             raise DatasetsFull(used=used / gb, limit=self.max_gb, wanted=wanted / gb)

@@ -24,6 +24,7 @@ from backend.errors import (
     LoopbackOnly,
     OriginRefused,
     ReadOnlyKey,
+    ReadOnlyReplica,
     RequestTooLarge,
     TooManyRequests,
     Unauthorized,
@@ -89,13 +90,14 @@ class Guard:
 
     def _stranger(self, scope: Scope) -> InspectionError | None:
         headers = Headers(scope=scope)
+        reads = scope["method"] in READING_METHODS or scope["path"] in READING_POSTS
+        replica = ReadOnlyReplica() if self.settings.read_only and not reads else None
         if not (self._admins or self._readers):
-            return None if self.settings.allow_insecure else self._not_from_here(scope, headers)
+            return replica if self.settings.allow_insecure else self._not_from_here(scope, headers) or replica
         if known_key(headers, self._admins):
-            return None
+            return replica
         if not known_key(headers, self._readers):
             return Unauthorized()
-        reads = scope["method"] in READING_METHODS or scope["path"] in READING_POSTS
         return None if reads else ReadOnlyKey()
 
     def _not_from_here(self, scope: Scope, headers: Headers) -> InspectionError | None:

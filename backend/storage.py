@@ -14,7 +14,6 @@ import logging
 import lzma
 import os
 import re
-import shutil
 import struct
 import unicodedata
 import uuid
@@ -31,7 +30,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from backend.atomic import disk_errors, patiently, utc_now, write_atomic, write_json
+from backend.atomic import disk_errors, patiently, require_room, utc_now, write_atomic, write_json
 from backend.errors import (
     DamagedFile,
     DiskFull,
@@ -185,8 +184,7 @@ class ModelStore:
         folder = self.folder(key)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(folder).free < self.min_free_mb * 2**20:
-                raise DiskFull(path=self.root.name)
+            require_room(folder, self.min_free_mb)
             lock = FileLock(folder / ".lock", thread_local=False)
             try:
                 lock.acquire(timeout=timeout)

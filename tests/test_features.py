@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from backend.errors import WeightsUnavailable
+from backend.errors import DeviceOutOfMemory, WeightsUnavailable
 from backend.features import DinoV2Features, build_extractor, find_weights, pick_device, prepare, read_state, token_grid
 from backend.features_resnet import ResNetFeatures
 from tests.parts import part
@@ -361,3 +361,14 @@ def test_prepare_neither_pads_nor_crops_and_turns_bgr_into_rgb() -> None:
     assert ready.mean(axis=(0, 1)) == pytest.approx(image.mean(axis=(0, 1))[::-1], abs=1.5)
     same = part(2, height=56, width=98)
     assert (prepare(same, (4, 7), 14) == same[:, :, ::-1]).all()
+
+
+@pytest.mark.parametrize("kind", [DinoV2Features, ResNetFeatures])
+def test_torch_out_of_memory_is_told_in_a_way_that_the_lane_understands(kind: type[Any]) -> None:
+    def run(_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    extractor = object.__new__(kind)
+    extractor.run = run
+    with pytest.raises(DeviceOutOfMemory):
+        extractor.extract([part()])

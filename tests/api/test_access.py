@@ -85,6 +85,19 @@ def test_a_reader_inspects_and_reads_and_changes_nothing(locked: FastAPI, outsid
         assert (answer.status_code, answer.json()["code"]) == (403, "read_only_key"), path
 
 
+def test_a_replica_refuses_whatever_writes(tmp_path: Path) -> None:
+    app = create_app(quick_settings(tmp_path, read_only=True))
+    with client_of(app) as replica:
+        writing = [
+            (m, p) for m, p in routes(app) if m not in security.READING_METHODS and p not in security.READING_POSTS
+        ]
+        assert ("POST", "/send_ng") in writing
+        for method, path in writing:
+            answer = replica.request(method, path)
+            assert (answer.status_code, answer.json()["code"]) == (403, "read_only_replica"), (method, path)
+    assert not list(tmp_path.rglob("*.png"))
+
+
 def test_a_replica_infers_and_never_writes(tmp_path: Path) -> None:
     with client_of(create_app(quick_settings(tmp_path, coreset_rate=0.5))) as main:
         fit(main)

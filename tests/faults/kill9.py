@@ -127,10 +127,18 @@ def rescore(url: str, models: dict[str, Model], variants: list[Variant]) -> list
     with httpx.Client(base_url=url, timeout=180) as client:
         for roi, model in models.items():
             if model.acknowledged is not None:
-                answer = post_infer(client, roi).json()
+                answer = inspect_again(client, roi)
                 if answer.get("score") != variants[model.acknowledged].score:
                     wrong.append(f"{roi}: after the restart {answer}")
     return wrong
+
+
+def inspect_again(client: httpx.Client, roi: str) -> dict[str, object]:
+    """The answer to an inspection; a connection that the service closed as idle is made anew."""
+    for _ in range(5):
+        with suppress(httpx.RemoteProtocolError, httpx.ReadError):
+            return dict(post_infer(client, roi).json())
+    raise AssertionError(f"{roi}: the fresh service hangs up")
 
 
 def run(kills: int, seed: int = 0, *, say: bool = False) -> Counter[str]:
