@@ -273,6 +273,27 @@ def test_moving_the_line_counts_what_would_be_rejected_and_missed(console: Open,
     expect(desk.page.locator("#cal-miss")).to_contain_text("3 de 3")
 
 
+def test_the_page_knows_a_model_before_anything_is_inspected(console: Open, pieces: Pieces) -> None:
+    desk = console()
+    files = [("images", (path.name, path.read_bytes(), "image/png")) for path in pieces["learn"]]
+    desk.api.post("/fit_ok", data=MODEL, files=files)
+    desk.open("inspect")
+    expect(desk.page.locator("#role")).to_have_value("Belt")
+    expect(desk.page.locator("#state")).to_contain_text("Sin calibrar")
+    scores = [infer(desk, path)["score"] for path in pieces["good"]]
+    given = {"role_id": "Belt", "roi_id": "Cookie", "mm_per_px": 0.2, "ok_scores": scores}
+    assert desk.api.post("/calibrate_ng", json=given).status_code == 200
+    desk.page.reload()
+    expect(desk.page.locator("#state")).to_contain_text("Calibrado")
+    expect(desk.page.locator("#state")).not_to_contain_text("caducada")
+    desk.api.post("/fit_ok", data=MODEL, files=files[:5])
+    desk.page.reload()
+    expect(desk.page.locator("#state")).to_contain_text("Calibración caducada")
+    desk.page.fill("#roi", "Another")
+    desk.page.press("#roi", "Tab")
+    expect(desk.page.locator("#state")).to_contain_text("Sin memoria")
+
+
 def test_before_the_fit_the_page_says_what_to_do(console: Open, pieces: Pieces) -> None:
     desk = console()
     desk.open("inspect", **MODEL)
@@ -306,7 +327,8 @@ def test_a_cancelled_fit_leaves_no_memory(console: Open, tmp_path: Path) -> None
     desk.page.set_input_files("#fit-files", files)
     expect(desk.page.locator("#fit-count")).to_have_text("60")
     desk.page.click("#fit-go")
-    expect(desk.page.locator("#fit-progress")).to_be_visible()
+    expect(desk.page.locator("#fit-bar[value]")).to_be_visible()
+    expect(desk.page.locator("#fit-stage")).to_contain_text("/60")
     desk.page.click("#fit-cancel")
     expect(desk.page.locator("#fit-result")).to_contain_text("Cancelado")
     expect(desk.page.locator("#fit-go")).to_be_enabled()
