@@ -172,7 +172,8 @@ app.command(cls=ManyNumbers)(evaluate)
 @app.command()
 def bank(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of images of good parts.")],
-    coreset_rate: Annotated[float, typer.Option(min=1e-4, max=1, help="Share of the patches kept.")] = 0.01,
+    coreset_rate: Annotated[float, typer.Option(min=1e-4, max=1, help="Rows for each patch of the images.")] = 0.01,
+    mirror: Annotated[bool, typer.Option(help="Know the parts mirrored, too.")] = True,
     version: Annotated[str | None, typer.Option("--embedding-version", help="How patches become vectors.")] = None,
 ) -> None:
     """Build the memory bank and the threshold of the ResNet18 API from a folder of good parts."""
@@ -185,7 +186,11 @@ def bank(
     predictor = Predictor(load_settings())
     with _progress() as progress:
         built = predictor.build(
-            _files(paths), coreset_rate=coreset_rate, version=version or RECOMMENDED, job=_shown_job(progress)
+            _files(paths),
+            coreset_rate=coreset_rate,
+            mirrored=mirror,
+            version=version or RECOMMENDED,
+            job=_shown_job(progress),
         )
     predictor.close()
     about = built.bank.about

@@ -24,21 +24,23 @@ class GreyRecipe:
     """How a patch becomes a vector.
 
     `imagenet`: pixels are normalised with ImageNet's mean and deviation instead of staying in 0–1.
-    `neighbourhood`: side of the window whose features are averaged on each level first (Roth et al. 2022, eq. 2);
-    1 takes each patch alone.
+    `windows`: side of the window over which layer2 and layer3 are averaged, each on its own grid, before they are
+    joined (Roth et al. 2022, eq. 2); 1 takes each patch alone.
+    `level`: layer2 and layer3 are brought to unit length before they are joined, so that neither outweighs the other.
     """
 
-    imagenet: bool
-    neighbourhood: int
+    imagenet: bool = True
+    windows: tuple[int, int] = (1, 1)
+    level: bool = False
 
 
 RECIPES = {
-    "resnet18_layer2_3_concat_v1": GreyRecipe(imagenet=False, neighbourhood=1),
-    "resnet18_grey_imagenet_layer2_3_concat": GreyRecipe(imagenet=True, neighbourhood=1),
-    "resnet18_grey_imagenet_avg3_layer2_3_concat": GreyRecipe(imagenet=True, neighbourhood=3),
+    "resnet18_layer2_3_concat_v1": GreyRecipe(imagenet=False),
+    "resnet18_imagenet_layer2_3_concat": GreyRecipe(),
+    "resnet18_imagenet_layer2avg5_layer3avg3_level_concat": GreyRecipe(windows=(5, 3), level=True),
 }
 DOCUMENTED = "resnet18_layer2_3_concat_v1"
-RECOMMENDED = "resnet18_grey_imagenet_avg3_layer2_3_concat"
+RECOMMENDED = "resnet18_imagenet_layer2avg5_layer3avg3_level_concat"
 
 
 class GreyResNet:
@@ -100,13 +102,15 @@ class GreyResNet:
         stem = model.maxpool(model.act1(model.bn1(model.conv1(batch))))
         layer2 = model.layer2(model.layer1(stem))
         layer3 = model.layer3(layer2)
-        layer2, layer3 = self._averaged(layer2), self._averaged(layer3)
+        layer2, layer3 = (_averaged(x, side) for x, side in zip((layer2, layer3), self.recipe.windows, strict=True))
         layer3 = functional.interpolate(layer3, layer2.shape[-2:], mode="bilinear", align_corners=False)
+        if self.recipe.level:
+            layer2, layer3 = functional.normalize(layer2, dim=1), functional.normalize(layer3, dim=1)
         joined = torch.cat((layer2, layer3), dim=1)[:, :, :: self.stride, :: self.stride]
         return functional.normalize(joined.flatten(2).transpose(1, 2).float(), dim=-1)
 
-    def _averaged(self, level: torch.Tensor) -> torch.Tensor:
-        from torch.nn import functional
 
-        side = self.recipe.neighbourhood
-        return level if side == 1 else functional.avg_pool2d(level, side, stride=1, padding=side // 2)
+def _averaged(level: torch.Tensor, side: int) -> torch.Tensor:
+    from torch.nn import functional
+
+    return level if side == 1 else functional.avg_pool2d(level, side, 1, side // 2, count_include_pad=False)

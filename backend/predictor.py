@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from math import ceil, prod
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -51,6 +52,7 @@ from backend.utils import decode_image, resize
 logger = logging.getLogger(__name__)
 
 Mode = Literal["sensitive", "normal", "strict"]
+CORESET_RATE = 0.01
 FACTORS: dict[Mode, float] = {"sensitive": 0.8, "normal": 1.0, "strict": 1.2}
 OUTSIDE = -1.0
 
@@ -186,7 +188,8 @@ class Predictor:
         self,
         files: Sequence[ImageFile],
         *,
-        coreset_rate: float,
+        coreset_rate: float = CORESET_RATE,
+        mirrored: bool = True,
         version: str = RECOMMENDED,
         job: Job | None = None,
     ) -> Built:
@@ -194,30 +197,35 @@ class Predictor:
 
         The threshold is the 99th percentile of the good images' own scores, each against the patches of the others.
 
+        Args:
+            coreset_rate: rows of the bank for each patch of the images.
+            mirrored: the bank also knows the images mirrored left to right, top to bottom and both ways.
+
         Raises:
-            InvalidValue: fewer than two images.
+            InvalidValue: fewer than two images, or more than FIT_MEMORY_MB can hold.
             BadImage, ResNetUnavailable, RoiUnreadable, Cancelled, DiskFull, ReadOnlyStore.
         """
         if len(files) < 2:
             raise InvalidValue(field="FOLDER", value=len(files), expected=">= 2 images")
         job = job or Job()
         lane = self.host.lane(version)
-        tokens = self._embed(files, lane, job)
+        tokens = self._embed(files, lane, 4 if mirrored else 1, job)
         memory = PatchCoreMemory.build(
             tokens.reshape(-1, tokens.shape[-1]),
-            coreset_rate,
+            coreset_rate / tokens.shape[1],
             limit=self.settings.max_coreset,
             rng=np.random.default_rng(self.settings.seed),
-            src=np.repeat(np.arange(len(files), dtype=np.int32), tokens.shape[1]),
+            src=np.repeat(np.arange(len(files), dtype=np.int32), tokens.shape[1] * tokens.shape[2]),
             progress=partial(_progress, job, "coreset"),
         )
-        scores = self._own_scores(memory, tokens, job)
+        scores = self._own_scores(memory, tokens[:, 0], job)
         about = {
             "threshold": choose_threshold(scores).value,
             "embedding_version": version,
             "n_images": len(files),
             "n_embeddings": memory.n_embeddings,
             "coreset_rate": coreset_rate,
+            "mirrored": mirrored,
             "radius": memory.radius or 0.0,
             "img_size": self.settings.img_size,
             "patch_stride": self.settings.patch_stride,
@@ -289,14 +297,22 @@ class Predictor:
         side, grid = self.settings.img_size, round(len(distances) ** 0.5)
         return cv2.resize(distances.reshape(grid, grid), (side, side), interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
 
-    def _embed(self, files: Sequence[ImageFile], lane: Lane, job: Job) -> NDArray[np.float32]:
-        """Embeddings of all files: (n, T, D) float32."""
-        rows = []
+    def _embed(self, files: Sequence[ImageFile], lane: Lane, views: int, job: Job) -> NDArray[np.float32]:
+        """Embeddings of each file and, of the image mirrored, of `views` - 1 more: (n, views, T, D) float32."""
+        patches = ceil(self.settings.img_size / lane.extractor.patch) ** 2
+        tokens = np.empty(self._room(len(files), views, patches, lane.extractor.dim), np.float32)
         with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
             for number, (grey, _) in enumerate(pool.map(self._grey, files)):
-                rows.append(job.wait(lane.submit(_three(grey), bulk=True)))
+                for view, picture in enumerate((grey, grey[:, ::-1], grey[::-1], grey[::-1, ::-1])[:views]):
+                    tokens[number, view] = job.wait(lane.submit(_three(picture), bulk=True))
                 _progress(job, "extract", number + 1, len(files))
-        return np.stack(rows)
+        return tokens
+
+    def _room(self, *shape: int) -> tuple[int, ...]:
+        needed = 4 * prod(shape) / 2**20
+        if needed > self.settings.fit_memory_mb:
+            raise InvalidValue(field="FIT_MEMORY_MB", value=self.settings.fit_memory_mb, expected=f">= {needed:.0f}")
+        return shape
 
     def _own_scores(self, memory: PatchCoreMemory, tokens: NDArray[np.float32], job: Job) -> list[float]:
         roi, scores = self._roi(), []

@@ -114,7 +114,7 @@ function done(result, ok, ng, goTo) {
   const warnings = (result.warnings ?? []).map((text) => el("p", { className: "warn", textContent: text }));
   const words = t("calDone", { value: number(result.threshold), ok, ng });
   $("cal-result").replaceChildren(el("div", { className: "notice", data: { state: "ok", threshold: result.threshold } }, el("p", {}, words), ...warnings, next));
-  learn({ calibrated: true, stale: false });
+  learn({ calibrated: true, stale: "" });
   line = view.calibrated = view.threshold = result.threshold;
   again();
   refreshState();

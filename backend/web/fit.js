@@ -79,7 +79,8 @@ async function fit(goTo) {
   }
 }
 
-function progress({ stage, done: n, total, eta_s: eta }) {
+function progress({ stage, state = "running", done: n, total, eta_s: eta }) {
+  if (state !== "running" || stop === null) return;
   $("fit-progress").hidden = false;
   const left = eta > 0.5 ? ` · ${t("stageLeft", { s: Math.ceil(eta) })}` : "";
   const part = total ? ` ${n}/${total}` : "";
@@ -104,7 +105,7 @@ function done(result, goTo) {
   });
   const warnings = (result.warnings ?? []).map((text) => el("p", { className: "warn", textContent: text }));
   say(words, "ok", ...warnings, el("p", { textContent: t("fitNext") }), next);
-  learn({ fitted: true });
+  learn({ fitted: true, usable: true });
   remember();
   offerModels();
   refreshState();

@@ -24,6 +24,8 @@ const TEXTS = {
   notFitted: ["Sin memoria: empieza por Aprender", "Not fitted: start with Learn"],
   calibrated: ["Calibrado", "Calibrated"],
   notCalibrated: ["Sin calibrar: aún no hay veredicto", "Not calibrated: no verdict yet"],
+  unusable: ["Memoria de otro extractor: aprende de nuevo", "Memory of another extractor: learn again"],
+  stage_waiting: ["En cola", "Waiting"],
   stale: ["Calibración caducada", "Stale calibration"],
   degraded: ["Degradado", "Degraded"],
   unknownState: ["Estado: se verá al inspeccionar", "State: seen when you inspect"],
@@ -51,7 +53,6 @@ const TEXTS = {
   stage_send: ["Enviando…", "Sending…"],
   stage_extract: ["Mirando las imágenes", "Looking at the images"],
   stage_coreset: ["Eligiendo qué recordar", "Choosing what to remember"],
-  stage_store: ["Guardando", "Storing"],
   stageLeft: ["faltan {s} s", "{s} s left"],
   fitDone: [
     "Aprendido: {n} imágenes, {rows} de {all} vectores en la memoria, versión {version}, en {s} s.",

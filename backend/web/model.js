@@ -17,7 +17,8 @@ export const model = {
   get ready() { return Boolean(this.role && this.roi) && this.mm > 0; },
   fitted: null,
   calibrated: null,
-  stale: false,
+  usable: true,
+  stale: "",
   degraded: "",
   working: false,
 };
@@ -57,10 +58,13 @@ export async function refreshState() {
   const query = { role_id: model.role, roi_id: model.roi, ...(model.recipe ? { recipe_id: model.recipe } : {}) };
   const state = await optional("/state", query);
   if (turn !== asked || !state) return;
-  learn({ fitted: state.memory_fitted, calibrated: state.calib_present, stale: isStale(state), working: state.status === "rebuilding" });
+  const usable = state.memory_usable !== false;
+  learn({ fitted: state.memory_fitted, usable, calibrated: state.calib_present, stale: "", working: state.rebuild?.state === "running" });
+  if (!state.memory_fitted) return;
+  const manifest = await optional("/manifest", query);
+  if (turn !== asked || !manifest?.stale?.calibration) return;
+  learn({ stale: manifest.stale.reasons.join(" ") || t("stale") });
 }
-
-const isStale = (state) => Boolean(state.calib_stale ?? state.stale ?? state.calibration?.stale ?? false);
 
 /* What an answer taught about the model. */
 export function learn(news) {
@@ -69,18 +73,19 @@ export function learn(news) {
 }
 
 export function showState() {
-  const badge = (kind, text) => el("li", { className: "badge", data: { state: kind } }, el("span", { className: "dot", ariaHidden: "true" }), text);
+  const badge = (kind, text, title = "") => el("li", { className: "badge", title, data: { state: kind } }, el("span", { className: "dot", ariaHidden: "true" }), text);
   const list = [];
   if (!model.role || !model.roi) list.push(badge("wait", t("noModel")));
   else if (model.fitted === null) list.push(badge("wait", t("unknownState")));
+  else if (!model.usable) list.push(badge("bad", t("unusable")));
   else if (!model.fitted) list.push(badge("warn", t("notFitted")));
   else {
     list.push(badge("ok", t("fitted")));
     if (model.calibrated !== null) list.push(model.calibrated ? badge("ok", t("calibrated")) : badge("warn", t("notCalibrated")));
-    if (model.stale) list.push(badge("warn", t("stale")));
+    if (model.stale) list.push(badge("warn", t("stale"), model.stale));
   }
   if (model.working) list.push(badge("wait", t("working")));
-  if (model.degraded) list.push(badge("warn", t("degraded")));
+  if (model.degraded) list.push(badge("warn", t("degraded"), model.degraded));
   $("state").replaceChildren(...list);
 }
 
@@ -127,7 +132,7 @@ export async function startModel() {
 }
 
 function changed() {
-  Object.assign(model, { fitted: null, calibrated: null, stale: false, working: false });
+  Object.assign(model, { fitted: null, usable: true, calibrated: null, stale: "", working: false });
   if (model.role && model.roi) remember();
   offerModels();
   refreshState();

@@ -33,7 +33,7 @@ export function showGauge(box, score, threshold, end = 0) {
     track.append(post);
   }
   track.setAttribute("aria-hidden", "true");
-  box.dataset.over = over;
+  box.dataset.over = threshold === null ? "unknown" : over;
   const line = (key, value, name) =>
     el("div", {}, el("dt", { textContent: t(key) }), el("dd", { className: name, textContent: value === null ? "–" : number(value), data: { value: value ?? "" } }));
   const away = threshold ? Math.round((1000 * (score - threshold)) / threshold) / 10 : 0;

@@ -27,7 +27,7 @@ ARGUMENTS = [
 ]
 AXE = "axe-core@4.11"
 
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 from backend.config import Settings
 from backend.fitting import ImageFile
 from backend.predictor import Predictor
+from backend.scenes import MM_PER_PX, Defect, brake_disc
 from tests.parts import encoded, part
 from tests.web.page import Console, Open, serious
 
@@ -103,7 +104,7 @@ def test_a_broken_cookie_is_learned_calibrated_inspected_and_masked(console: Ope
         },
     )
     assert api.json()["threshold"] == pytest.approx(threshold, abs=1e-9)
-    desk.picture("console-calibrate")
+    desk.picture("cookie-calibrate")
 
     desk.tab("inspect")
     page.set_input_files("#parts-files", [cracks[14]])
@@ -114,7 +115,7 @@ def test_a_broken_cookie_is_learned_calibrated_inspected_and_masked(console: Ope
     assert desk.value("#gauge .score") == expected["score"]
     assert desk.value("#gauge .limit") == expected["threshold"] == threshold
     assert areas(page) == [region["area_mm2"] for region in expected["regions"]]
-    desk.picture("console")
+    desk.picture("cookie")
 
     before = len(desk.calls)
     desk.set_range("#threshold", expected["score"] * 1.02)
@@ -143,13 +144,51 @@ def test_a_broken_cookie_is_learned_calibrated_inspected_and_masked(console: Ope
     masked = infer(desk, cracks[14], shape=json.dumps({"kind": "annulus", **drawn}))
     expect(page.locator("#gauge .score")).to_have_attribute("data-value", str(masked["score"]))
     assert areas(page) == [region["area_mm2"] for region in masked["regions"]]
-    desk.picture("console-annulus")
+    desk.picture("cookie-annulus")
 
     page.fill("#shape-r_inner", "20")
     page.press("#shape-r_inner", "Enter")
     typed = infer(desk, cracks[14], shape=json.dumps({"kind": "annulus", **drawn, "r_inner": 20}))
     expect(page.locator("#gauge .score")).to_have_attribute("data-value", str(typed["score"]))
     assert not desk.errors
+
+
+def test_a_rusty_disc_is_told_with_its_ring_as_the_mask(console: Open, tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+
+    def render(name: str, defect: Defect = "") -> Path:
+        path = tmp_path / f"{name}.png"
+        path.write_bytes(encoded(brake_disc(rng, defect=defect).image))
+        return path
+
+    learn, good = [render(f"learn_{n}") for n in range(8)], [render(f"good_{n}") for n in range(5)]
+    rusty, known = render("disc_0413", "rust"), render("disc_0398", "rust")
+    desk = console(locale="en-GB", input_size=448)
+    page = desk.page
+    desk.open("fit", role_id="Line2", roi_id="BrakeDisc", mm_per_px=str(MM_PER_PX))
+    fit(desk, learn)
+    desk.tab("inspect")
+    page.set_input_files("#parts-files", rusty)
+    desk.settled(1)
+    page.check("input[name=kind][value=annulus]", force=True)
+    ring = brake_disc(rng).shape
+    for name in ("cx", "cy", "r_inner", "r"):
+        page.fill(f"#shape-{name}", str(ring[name]))
+        page.press(f"#shape-{name}", "Tab")
+    desk.tab("calibrate")
+    page.set_input_files("#cal-ok", good)
+    page.set_input_files("#cal-ng", known)
+    desk.settled(7)
+    page.fill("#cal-area", "60")
+    page.click("#cal-go")
+    expect(page.locator("#cal-result [data-threshold]")).to_be_visible()
+    desk.settled(7)
+    desk.tab("inspect")
+    page.locator("#parts .part", has_text="disc_0413").click()
+    expect(page.locator("#verdict[data-decision=ng]")).to_contain_text("Bad part")
+    assert len(areas(page)) >= 1 and min(areas(page)) >= 60
+    expect(page.locator("#warnings li")).to_have_count(0)
+    desk.picture("console")
 
 
 def test_the_resnet_tab_shows_what_predict_answers(console: Open, shared_data: Path, tmp_path: Path) -> None:
@@ -177,7 +216,7 @@ def test_the_resnet_tab_shows_what_predict_answers(console: Open, shared_data: P
     assert desk.value("#rn-gauge .limit") == expected["threshold"]
     decision = "ng" if expected["is_anomaly"] else "ok"
     expect(page.locator(f"#rn-verdict[data-decision={decision}]")).to_be_visible()
-    desk.picture("console-resnet18")
+    desk.picture("cookie-resnet18")
 
     page.check("input[name=rn-mode][value=sensitive]", force=True)
     expect(page.locator("#rn-gauge .limit")).to_have_attribute(
@@ -194,7 +233,7 @@ def test_the_resnet_tab_shows_what_predict_answers(console: Open, shared_data: P
     expect(page.locator("#rn-verdict[data-decision=ok]")).to_be_visible()
     expect(page.locator("#rn-config")).to_have_attribute("data-status", "ready")
     expect(page.locator("#rn-config")).to_contain_text(desk.api.get("/config").json()["embedding_version"])
-    desk.picture("console-resnet18-outlines")
+    desk.picture("cookie-resnet18-outlines")
     assert not desk.errors
 
 
@@ -234,6 +273,27 @@ def test_moving_the_line_counts_what_would_be_rejected_and_missed(console: Open,
     expect(desk.page.locator("#cal-miss")).to_contain_text("3 de 3")
 
 
+def test_the_page_knows_a_model_before_anything_is_inspected(console: Open, pieces: Pieces) -> None:
+    desk = console()
+    files = [("images", (path.name, path.read_bytes(), "image/png")) for path in pieces["learn"]]
+    desk.api.post("/fit_ok", data=MODEL, files=files)
+    desk.open("inspect")
+    expect(desk.page.locator("#role")).to_have_value("Belt")
+    expect(desk.page.locator("#state")).to_contain_text("Sin calibrar")
+    scores = [infer(desk, path)["score"] for path in pieces["good"]]
+    given = {"role_id": "Belt", "roi_id": "Cookie", "mm_per_px": 0.2, "ok_scores": scores}
+    assert desk.api.post("/calibrate_ng", json=given).status_code == 200
+    desk.page.reload()
+    expect(desk.page.locator("#state")).to_contain_text("Calibrado")
+    expect(desk.page.locator("#state")).not_to_contain_text("caducada")
+    desk.api.post("/fit_ok", data=MODEL, files=files[:5])
+    desk.page.reload()
+    expect(desk.page.locator("#state")).to_contain_text("Calibración caducada")
+    desk.page.fill("#roi", "Another")
+    desk.page.press("#roi", "Tab")
+    expect(desk.page.locator("#state")).to_contain_text("Sin memoria")
+
+
 def test_before_the_fit_the_page_says_what_to_do(console: Open, pieces: Pieces) -> None:
     desk = console()
     desk.open("inspect", **MODEL)
@@ -267,7 +327,8 @@ def test_a_cancelled_fit_leaves_no_memory(console: Open, tmp_path: Path) -> None
     desk.page.set_input_files("#fit-files", files)
     expect(desk.page.locator("#fit-count")).to_have_text("60")
     desk.page.click("#fit-go")
-    expect(desk.page.locator("#fit-progress")).to_be_visible()
+    expect(desk.page.locator("#fit-bar[value]")).to_be_visible()
+    expect(desk.page.locator("#fit-stage")).to_contain_text("/60")
     desk.page.click("#fit-cancel")
     expect(desk.page.locator("#fit-result")).to_contain_text("Cancelado")
     expect(desk.page.locator("#fit-go")).to_be_enabled()
