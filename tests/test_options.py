@@ -70,7 +70,7 @@ def test_resnet_levels_are_averaged_before_they_are_joined(tmp_path: Path, rng: 
     torch.manual_seed(1)
     model: Any = timm.create_model("resnet18.tv_in1k", pretrained=False).eval()
     save_file(model.state_dict(), tmp_path / "resnet18.safetensors")
-    own = build_extractor("resnet18", weights=str(tmp_path), device="cpu", around=(3, 2), offset=0.7)
+    own = build_extractor("resnet18", weights=str(tmp_path), device="cpu", threads=1, around=(3, 2), offset=0.7)
     pixels = rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)
     taken: dict[str, torch.Tensor] = {}
     for name in ("layer2", "layer3"):
