@@ -9,6 +9,7 @@ from backend.config import Settings
 from backend.features_texture import TextureFeatures
 from backend.fitting import ImageFile
 from backend.inspector import Inspector
+from backend.lane import Job
 from backend.passes import Budget
 from backend.patchcore import covering_radius
 from backend.storage import ModelKey
@@ -38,7 +39,7 @@ def test_a_fit_beyond_its_memory_says_so_and_covers_nearly_as_well(tmp_path: Pat
     assert found.coreset_size == other.coreset_size == 614
 
     lane = large.host.lane()
-    emb = large.embed(FILES, lane, _job()).emb
+    emb = large.embed(FILES, lane, Job()).emb
     memory, src = (getattr(small.cache.model(KEY).memory, name) for name in ("emb", "src"))
     radius = covering_radius([emb], memory)
     assert radius <= found.metadata["radius"] + 1e-6
@@ -56,12 +57,6 @@ def test_a_fit_within_its_memory_is_what_it_was(tmp_path: Path) -> None:
     result = own.fit(KEY, FILES[:4], mm_per_px=1.0)
     assert {notice.code for notice in result.warnings} & {"fitted_in_passes"} == set()
     assert result.metadata["radius"] == pytest.approx(
-        covering_radius([own.embed(FILES[:4], own.host.lane(), _job()).emb], own.cache.model(KEY).memory.emb), abs=1e-5
+        covering_radius([own.embed(FILES[:4], own.host.lane(), Job()).emb], own.cache.model(KEY).memory.emb), abs=1e-5
     )
     own.close()
-
-
-def _job():  # type: ignore[no-untyped-def]
-    from backend.lane import Job
-
-    return Job()

@@ -1,5 +1,6 @@
 """Torch and OpenVINO run the same networks; what they give is compared, and so is what they do when something fails."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from backend import features_openvino, features_torch
 from backend.errors import BackendUnavailable
-from backend.features import DinoV2Features, build_extractor, prepare
+from backend.features import DinoV2Features, Precision, Runtime, build_extractor, prepare
 from backend.features_openvino import OpenVinoFeatures, with_openvino
 from backend.features_torch import Agreement, TorchRunner, check_image
 from backend.features_weights import write_random_weights
@@ -19,7 +20,7 @@ from tests.parts import part
 NAME = "vit_small_patch14_dinov2.lvd142m"
 BLOCKS = (0, 1)  # later ones are not run, and converting a network takes time with each of its blocks
 openvino = pytest.mark.skipif(
-    features_openvino.find_spec("openvino") is None, reason="OpenVINO is not installed (pip install .[openvino])"
+    find_spec("openvino") is None, reason="OpenVINO is not installed (pip install .[openvino])"
 )
 
 
@@ -67,11 +68,12 @@ def test_openvino_in_bf16_agrees_within_what_is_asked(reference: DinoV2Features)
 
 @openvino
 def test_a_memory_does_not_ask_who_ran_the_network(weights: Path) -> None:
+    ways: list[tuple[Runtime, Precision]] = [("torch", "fp32"), ("torch", "bf16"), ("auto", "auto")]
     made = [
         build_extractor(
             NAME, weights=str(weights), input_size=56, device="cpu", blocks=BLOCKS, runtime=runtime, precision=precision
         )
-        for runtime, precision in (("torch", "fp32"), ("torch", "bf16"), ("auto", "auto"))
+        for runtime, precision in ways
     ]
     assert len({extractor.fingerprint for extractor in made}) == 1
     assert [extractor.runtime for extractor in made] == ["torch", "torch", "openvino"]
