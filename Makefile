@@ -36,7 +36,7 @@ bench: setup ## set up once and time the service on this machine
 	@$(PY) -m backend bench $(ARGS)
 
 test: lint ## set up once, then ruff, mypy and pytest with coverage
-	@$(PY) -m pytest --cov --cov-report=term $(ARGS)
+	@$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --cov --cov-report=term $(ARGS)
 
 lint: setup-dev ## ruff check, ruff format --check and mypy --strict
 	@$(BIN)/ruff check

@@ -92,7 +92,7 @@ switch ($Verb) {
     'run' { Install-Service; Invoke-Checked $Py (@('-m', 'backend', 'serve') + $Rest) }
     'demo' { Install-Service; Invoke-Checked $Py (@('-m', 'backend', 'demo') + $Rest) }
     'bench' { Install-Service; Invoke-Checked $Py (@('-m', 'backend', 'bench') + $Rest) }
-    'test' { Invoke-Lint; Invoke-Checked $Py (@('-m', 'pytest', '--cov', '--cov-report=term') + $Rest) }
+    'test' { Invoke-Lint; Invoke-Checked $Py (@('-m', 'pytest', '--numprocesses=auto', '--maxprocesses=4', '--dist=loadfile', '--cov', '--cov-report=term') + $Rest) }
     'lint' { Invoke-Lint }
     'format' { Install-Development; Invoke-Tool 'ruff' @('check', '--fix'); Invoke-Tool 'ruff' @('format') }
     'lock' {

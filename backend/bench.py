@@ -8,7 +8,7 @@ import multiprocessing
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -160,13 +160,13 @@ def _closed_loop(port: int, body: bytes, clients: int, requests: int, bench: Ben
     bare: list[float] = []
 
     def client(n: int) -> None:
-        connection = connect(port)
-        for _ in range(n):
-            started = perf_counter()
-            _post(connection, "/infer", body)
-            spent.append(1000 * (perf_counter() - started))
-            if clients == 1:
-                bare.append(bench.forward_once())
+        with connect(port) as connection:
+            for _ in range(n):
+                started = perf_counter()
+                _post(connection, "/infer", body)
+                spent.append(1000 * (perf_counter() - started))
+                if clients == 1:
+                    bare.append(bench.forward_once())
 
     client(3)
     del spent[:], bare[:]
@@ -195,7 +195,8 @@ def fitted(port: int, n: int, form: str, rng: np.random.Generator) -> tuple[dict
     """Fit on `n` rendered parts of 448²: the answer, and the milliseconds that it took."""
     body = multipart("images", [encoded(image, form) for image in pictures(n, 448, rng)])
     started = perf_counter()
-    answer = _post(connect(port), "/fit_ok", body)
+    with connect(port) as connection:
+        answer = _post(connection, "/fit_ok", body)
     return answer, 1000 * (perf_counter() - started)
 
 
@@ -212,9 +213,9 @@ def multipart(field_name: str, files: Sequence[bytes]) -> bytes:
     return b"".join((*parts, f"--{BOUNDARY}--\r\n".encode()))
 
 
-def connect(port: int) -> http.client.HTTPConnection:
-    """A connection that stays open from one request to the next."""
-    return http.client.HTTPConnection("127.0.0.1", port, timeout=3600)
+def connect(port: int) -> closing[http.client.HTTPConnection]:
+    """A connection that stays open from one request to the next, until its `with` ends."""
+    return closing(http.client.HTTPConnection("127.0.0.1", port, timeout=3600))
 
 
 def _post(connection: http.client.HTTPConnection, path: str, body: bytes) -> dict[str, Any]:
@@ -247,10 +248,10 @@ def served(settings: Settings) -> Iterator[tuple[int, int]]:
 def _wait_until_warm(port: int) -> None:
     waiting = threading.Event()
     for _ in range(int(START_WAIT_S * 10)):
-        connection = connect(port)
-        connection.request("GET", "/health")
-        if json.loads(connection.getresponse().read())["status"] != "warming":
-            return
+        with connect(port) as connection:
+            connection.request("GET", "/health")
+            if json.loads(connection.getresponse().read())["status"] != "warming":
+                return
         waiting.wait(0.1)
     raise TimeoutError("the service did not warm up")
 

@@ -58,7 +58,7 @@ export async function refreshState() {
   const query = { role_id: model.role, roi_id: model.roi, ...(model.recipe ? { recipe_id: model.recipe } : {}) };
   const state = await optional("/state", query);
   if (turn !== asked || !state) return;
-  const usable = state.memory_usable !== false;
+  const usable = !state.memory_fitted || state.memory_usable !== false;
   learn({ fitted: state.memory_fitted, usable, calibrated: state.calib_present, stale: "", working: state.rebuild?.state === "running" });
   if (!state.memory_fitted) return;
   const manifest = await optional("/manifest", query);

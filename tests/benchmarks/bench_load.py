@@ -49,19 +49,20 @@ def main() -> None:
 
 def load(port: int, pid: int, body: bytes, *, clients: int, seconds: float) -> dict[str, Any]:
     """What `clients` saw who each sent `body` again as soon as it was answered, and the service's memory meanwhile."""
+    headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
     statuses: Counter[int] = Counter()
     spent: list[float] = []
     until = perf_counter() + seconds
 
     def client() -> None:
-        connection = connect(port)
-        while perf_counter() < until:
-            started = perf_counter()
-            connection.request("POST", "/infer", body, {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"})
-            response = connection.getresponse()
-            response.read()
-            statuses[response.status] += 1
-            spent.append(1000 * (perf_counter() - started))
+        with connect(port) as connection:
+            while perf_counter() < until:
+                started = perf_counter()
+                connection.request("POST", "/infer", body, headers)
+                response = connection.getresponse()
+                response.read()
+                statuses[response.status] += 1
+                spent.append(1000 * (perf_counter() - started))
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
     started = perf_counter()

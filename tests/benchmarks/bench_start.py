@@ -29,14 +29,14 @@ def main() -> None:
         started = perf_counter()
         with served(settings) as (port, _):
             warm = perf_counter() - started
-            connection, spent = connect(port), []
-            for _ in range(12):
-                started = perf_counter()
-                connection.request(
-                    "POST", "/infer", body, {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
-                )
-                connection.getresponse().read()
-                spent.append(round(1000 * (perf_counter() - started), 1))
+            headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+            spent = []
+            with connect(port) as connection:
+                for _ in range(12):
+                    started = perf_counter()
+                    connection.request("POST", "/infer", body, headers)
+                    connection.getresponse().read()
+                    spent.append(round(1000 * (perf_counter() - started), 1))
     print(json.dumps({"seconds until warm": round(warm, 1), "requests, ms": spent}))
 
 
