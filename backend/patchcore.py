@@ -48,7 +48,7 @@ _SPARE = 3  # neighbours asked for beyond k: a proof needs one that is certainly
 _SPARE_SHORT = 127  # the same among shortened vectors, which come closer together
 _SHORTEN_FROM = 8192  # rows; below, shortening costs what it saves
 _RESULTS = 1 << 18  # neighbours held at a time
-_SPLIT = 1 << 30  # multiplications that are worth a thread of their own
+_SPLIT = 1 << 28  # multiplications that are worth a thread of their own
 _EPS = float(np.finfo(np.float32).eps)
 
 

@@ -1,0 +1,74 @@
+"""How far scores and AUROC move between runtimes: python tests/benchmarks/bench_runtimes.py SET… --model NAME=WEIGHTS.
+
+Each set (MVTec AD's layout or the station's) is fitted and inspected with torch in fp32, whose memory then also judges
+what the runtime that RUNTIME=auto takes on this machine saw; that runtime's own fit is judged as well.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from backend.features import Extractor, build_extractor, grid_of, prepare
+from backend.infer import Frame, InferenceEngine, Scoring
+from backend.patchcore import Array, PatchCoreMemory
+from backend.sets import InspectionSet, read_set
+from backend.utils import decode_image
+
+
+def tokens_of(extractor: Extractor, paths: list[Path]) -> list[tuple[Array, tuple[int, int], Frame]]:
+    """Tokens, grid and size of each image."""
+    found = []
+    for path in paths:
+        image = decode_image(path.read_bytes(), name=path.name)
+        height, width = image.shape[:2]
+        grid = grid_of(extractor, height, width)
+        rows = extractor.extract([prepare(image, grid, extractor.patch)])[0]
+        found.append((rows, grid, Frame(height, width)))
+    return found
+
+
+def compare(one: InspectionSet, extractors: list[Extractor], rate: float) -> None:
+    train = [image.path for image in one.train]
+    test = [image.path for image in one.test]
+    labels = [image.defective for image in one.test]
+    engine, memories, scores = InferenceEngine(Scoring()), [], []
+    seen = []
+    for extractor in extractors:
+        emb = np.concatenate([rows for rows, _, _ in tokens_of(extractor, train)])
+        memories.append(PatchCoreMemory.build(emb, rate))
+        seen.append(tokens_of(extractor, test))
+    for memory, views in ((memories[0], seen[0]), (memories[0], seen[1]), (memories[1], seen[1])):
+        maps = [(engine.token_map(rows, grid, memory), frame) for rows, grid, frame in views]
+        scores.append(np.array([engine.run(token_map, frame).score for token_map, frame in maps]))
+    moved = np.abs(scores[1] / scores[0] - 1)
+    aurocs = [roc_auc_score(labels, of) for of in scores]
+    print(f"{one.name} {extractors[0].name}, torch fp32 beside {extractors[1].runtime}: ", end="")
+    print(f"scores move by {100 * np.median(moved):.3f} % (median), {100 * moved.max():.3f} % (most); ", end="")
+    print(f"AUROC {aurocs[0]:.4f}, {aurocs[1] - aurocs[0]:+.4f} with the same memory, ", end="")
+    print(f"{aurocs[2] - aurocs[0]:+.4f} with its own")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sets", type=Path, nargs="+")
+    parser.add_argument("--model", action="append", required=True, help="NAME=WEIGHTS")
+    parser.add_argument("--input-size", type=int, default=448)
+    parser.add_argument("--rate", type=float, default=0.02)
+    given = parser.parse_args()
+    for model in given.model:
+        name, _, weights = model.partition("=")
+        extractors = [
+            build_extractor(name, weights=weights, input_size=given.input_size, runtime="torch", precision="fp32"),
+            build_extractor(name, weights=weights, input_size=given.input_size),
+        ]
+        for folder in given.sets:
+            compare(read_set(folder), extractors, given.rate)
+
+
+if __name__ == "__main__":
+    main()
