@@ -20,6 +20,20 @@ class Lenient(dict[str, Any]):
         return "?"
 
 
+class Phrase:
+    """Words in both languages that become part of a sentence, as the reason of an error."""
+
+    def __init__(self, es: str, en: str, **values: Any) -> None:
+        self.es, self.en, self.values = es, en, values
+
+    def text(self, language: Language) -> str:
+        """The words in `language`."""
+        return (self.es if language == "es" else self.en).format_map(Lenient.of(self.values, language))
+
+    def __str__(self) -> str:
+        return self.text("en")
+
+
 @dataclass(frozen=True)
 class Notice:
     """A warning that travels with an answer: a stable code and its sentence in both languages."""

@@ -444,6 +444,19 @@ def test_a_degraded_service_says_so_everywhere(tmp_path: Path) -> None:
         assert health["status"] == "degraded" and "absent.pth" in health["reason"] and health["model"] == "texture"
 
 
+@pytest.mark.parametrize(
+    ("accept", "words"),
+    [(None, "no existe el fichero"), ("es", "no existe el fichero"), ("en", "there is no file")],
+)
+def test_why_it_is_degraded_is_said_in_the_language_asked_for(tmp_path: Path, accept: str | None, words: str) -> None:
+    given = {"model_name": "vit_small_patch14_dinov2.lvd142m", "weights": str(tmp_path / "absent.pth")}
+    headers = {} if accept is None else {"Accept-Language": accept}
+    with client_of(create_app(quick_settings(tmp_path, **given))) as client:
+        fit(client)
+        reason = client.get("/health", headers=headers).json()["reason"]
+    assert words in reason and ("Servicio degradado" in reason) is (accept != "en")
+
+
 class Held(TextureFeatures):
     """The weight-free extractor, which stops at the first picture that is not blank until it is let go."""
 
