@@ -311,6 +311,10 @@ class Inspector:
             fingerprint=extractor.fingerprint,
         )
 
+    def uncalibrated(self, percentile: float) -> Applied:
+        """What holds while scores for a new calibration are taken."""
+        return Applied(replace(self.scoring, percentile=percentile), None, self.settings.area_mm2_thr, [])
+
     def _former_percentile(self, key: ModelKey, model: FittedModel, extractor: Extractor) -> float:
         try:
             return self.applied(key, model, extractor).scoring.percentile

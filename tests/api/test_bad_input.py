@@ -347,6 +347,36 @@ def test_a_damaged_file_is_a_500_that_names_it(fitted: TestClient, tmp_path: Pat
     assert fit(fitted).status_code == 200 and infer(fitted).status_code == 200
 
 
+@pytest.mark.parametrize("text", ["", "{", '{"threshold": null}', '{"threshold": -1}', '{"threshold": NaN}'])
+@pytest.mark.parametrize("path", ["/calibrate_ng", "/calibrate_dataset"])
+def test_a_damaged_calibration_is_named_until_a_new_one_replaces_it(
+    fitted: TestClient, tmp_path: Path, path: str, text: str
+) -> None:
+    (tmp_path / "models" / "Master1" / "Pattern" / "calib.json").write_text(text, "utf-8")
+    answer = infer(fitted)
+    assert answer.status_code == 500 and answer.json()["code"] == "artifact_damaged"
+    assert "models/Master1/Pattern/calib.json" in answer.json()["error"] and "/calibrate_ng" in answer.json()["error"]
+    body = {**IDS, "mm_per_px": 0.2, "ok_scores": [0.2, 0.21]} if path == "/calibrate_ng" else IDS
+    answer = fitted.post(path, json=body)
+    assert answer.status_code == 200 and answer.json()["threshold"] > 0
+    assert infer(fitted).json()["threshold"] == answer.json()["threshold"]
+
+
+def test_a_memory_whose_extra_arrays_do_not_fit_is_a_500_that_names_it(fitted: TestClient, tmp_path: Path) -> None:
+    path = tmp_path / "models" / "Master1" / "Pattern" / "memory.npz"
+    with np.load(path) as npz:
+        arrays = dict(npz)
+    for extra in (
+        {"whiten": np.eye(3, dtype=np.float32)},
+        {"widths": np.array([1, 2])},
+        {"emb": arrays["emb"].astype(str)},
+    ):
+        np.savez(path, **{**arrays, **extra})
+        answer = infer(fitted)
+        assert answer.status_code == 500 and answer.json()["code"] == "artifact_damaged"
+        assert "memory.npz" in answer.json()["error"]
+
+
 # --- sizes; MAX_UPLOAD_MB is 1 and MAX_REQUEST_MB 4 in the app of these tests
 
 
