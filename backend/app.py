@@ -81,7 +81,11 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     """
     settings = settings or load_settings()
     app = FastAPIOffline(  # /docs without a CDN: a station has no internet
-        title="Brake disc inspector", version=__version__, description=DESCRIPTION, lifespan=_lifespan
+        redoc_url=None if settings.contract_only else "/redoc",
+        title="Brake disc inspector",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=_lifespan,
     )
     app.state.settings = settings
     app.state.collector = Collector(settings, extractor)

@@ -14,7 +14,7 @@ InspectionError
 ├── ServerFault (500): DamagedFile
 ├── BankNotFound · BankMismatch · ResNetUnavailable · RoiUnreadable (503)
 ├── DeviceOutOfMemory · QueueFull · NotReady · TimedOut · FitInProgress (503) · DiskFull (507) · ReadOnlyStore (503)
-└── StartupError: WeightsUnavailable · BackendUnavailable · InvalidSettings
+└── StartupError: WeightsUnavailable · BackendUnavailable · AddressUnavailable · InvalidSettings
 """
 
 from __future__ import annotations
@@ -355,8 +355,8 @@ class DeviceOutOfMemory(InspectionError):
 class QueueFull(InspectionError):
     code = "queue_full"
     status = 503
-    es = "El servicio está ocupado ({waiting} peticiones en espera): reintenta en {retry_after} s."
-    en = "The service is busy ({waiting} requests waiting): try again in {retry_after} s."
+    es = "El servicio está ocupado (peticiones en espera: {waiting}): reintenta en {retry_after} s."
+    en = "The service is busy (requests waiting: {waiting}): try again in {retry_after} s."
 
 
 class NotReady(InspectionError):
@@ -443,6 +443,12 @@ class BackendUnavailable(StartupError):
     code = "backend_unavailable"
     es = "{option}={value} necesita el paquete {package}: instálalo o usa {option}=auto."
     en = "{option}={value} needs the package {package}: install it, or use {option}=auto."
+
+
+class AddressUnavailable(StartupError):
+    code = "address_unavailable"
+    es = "No se puede escuchar en {host}:{port} ({reason}): cierra el programa que lo usa o elige otro PORT (o HOST)."
+    en = "{host}:{port} cannot be listened on ({reason}): close the program that uses it, or choose another PORT or HOST."
 
 
 class InvalidSettings(StartupError):
