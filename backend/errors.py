@@ -448,7 +448,7 @@ class BackendUnavailable(StartupError):
 class AddressUnavailable(StartupError):
     code = "address_unavailable"
     es = "No se puede escuchar en {host}:{port} ({reason}): cierra el programa que lo usa o elige otro PORT (o HOST)."
-    en = "{host}:{port} cannot be listened on ({reason}): close the program that uses it, or choose another PORT or HOST."
+    en = "{host}:{port} cannot be listened on ({reason}): close what uses it, or choose another PORT or HOST."
 
 
 class InvalidSettings(StartupError):

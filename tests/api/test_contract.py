@@ -76,6 +76,16 @@ def test_file_names_of_any_language_arrive(client: TestClient, filename: str, st
     assert answer.status_code == 200 and answer.json()["n_images"] == 1
 
 
+def test_a_file_named_only_by_the_extended_name_is_a_file(client: TestClient) -> None:
+    send(client, "/fit_ok", [*FIELDS, picture("images", 1)])
+    headers, body = dotnet([*FIELDS, Part("image", b"no image", "image/png", "PLAIN", "pie%C3%A7a.png")])
+    body = body.replace(b"; filename=PLAIN", b"")
+    assert b"; filename=" not in body and b"; filename*=utf-8''" in body
+    headers["Content-Length"] = str(len(body))
+    answer = client.post("/infer", content=body, headers=headers)
+    assert answer.json()["code"] == "unreadable_image" and "pieça.png" in answer.json()["error"]
+
+
 def test_ids_of_any_script_arrive_as_utf8(client: TestClient) -> None:
     fields = [text("role_id", "Máster ñ"), text("roi_id", "盤"), text("mm_per_px", "0.2")]
     assert send(client, "/fit_ok", [*fields, picture("images", 1)]).json()["roi_id"] == "盤"
