@@ -43,7 +43,7 @@ from backend.features import Extractor
 from backend.infer import HeatmapScale
 from backend.metrics import Measured, Metrics
 from backend.predictor import Predictor
-from backend.problems import on_http_exception, on_inspection_error, on_invalid_fields
+from backend.problems import language_of, on_http_exception, on_inspection_error, on_invalid_fields
 from backend.progress import ProgressBoard
 from backend.roi_mask import parse_shape
 from backend.routes import console, models, ops, predict, samples, work
@@ -81,7 +81,11 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     """
     settings = settings or load_settings()
     app = FastAPIOffline(  # /docs without a CDN: a station has no internet
-        title="Brake disc inspector", version=__version__, description=DESCRIPTION, lifespan=_lifespan
+        redoc_url=None if settings.contract_only else "/redoc",
+        title="Brake disc inspector",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=_lifespan,
     )
     app.state.settings = settings
     app.state.collector = Collector(settings, extractor)
@@ -140,7 +144,8 @@ def health(request: Request, inspector: InspectorDep, x_recipe_id: RecipeHeader 
     """Whether the service is up, on which device, with which extractor."""
     own = {"request_id": request.state.request_id, "recipe_id": check_recipe(x_recipe_id)}
     predictor: Predictor | None = getattr(request.app.state, "predictor", None)
-    return {**(predictor.health() if predictor else {}), **inspector.health(), **own}
+    known = inspector.health(language_of(request.headers))
+    return {**(predictor.health() if predictor else {}), **known, **own}
 
 
 @contract.post("/fit_ok", response_model=FitOkResponse, responses=ERRORS)

@@ -140,12 +140,12 @@ def check_extractor(key: ModelKey, model: FittedModel, extractor: Extractor) -> 
     theirs = model.stored.fingerprint
     if theirs == extractor.fingerprint:
         return None
-    name = str(model.stored.metadata.get("extractor", "?"))
+    name = model.stored.metadata.get("extractor")
     dim = model.memory.dim
     if theirs is not None or dim != extractor.dim:
         raise ExtractorMismatch(
             key=key,
-            theirs=f"{name}, {dim} dims, {theirs}",
+            theirs=", ".join(str(part) for part in (name, f"{dim} dims", theirs) if part),
             ours=f"{extractor.name}, {extractor.dim} dims, {extractor.fingerprint}",
         )
     return Notice("older_memory")

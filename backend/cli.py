@@ -50,10 +50,11 @@ def serve(
     """Serve the HTTP API."""
     import uvicorn
 
-    from backend.server import PunctualProtocol, allow_open_files
+    from backend.server import PunctualProtocol, allow_open_files, check_address
 
     given = {"host": host, "port": port}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    check_address(settings.host, settings.port)
     allow_open_files()
     with _shared_metrics(settings, workers):
         uvicorn.run(

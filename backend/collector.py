@@ -122,8 +122,13 @@ class Collector:
         """
         percentile = score_percentile or self.settings.score_percentile
         scorer = SampleScorer(
-            self.inspector, self.samples, key, default_mm_per_px=default_mm_per_px, leave_out=True
-        ).under(replace(self.inspector.scoring, percentile=percentile))
+            self.inspector,
+            self.samples,
+            key,
+            default_mm_per_px=default_mm_per_px,
+            leave_out=True,
+            percentile=percentile,
+        )
         scored = list(scorer.run(self._chosen(key, LABELS), job or Job()))
         ok, ng = ([s.inspection.score for s in scored if s.inspection and s.sample.label == label] for label in LABELS)
         if not ok:

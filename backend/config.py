@@ -1,26 +1,30 @@
 """Settings: the only reader of the environment, of `.env` and of `backend/config.yaml`.
 
 A setting NAME is looked up as BDI_NAME, then NAME, then in `.env` (both spellings), then in `backend/config.yaml`;
-keyword arguments given in code come before all of them.
+keyword arguments given in code come before all of them. Other spellings of a name follow it, with BDI_ and without.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
+from dotenv import dotenv_values
 from pydantic import (
     AliasChoices,
     AliasGenerator,
     BeforeValidator,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -31,10 +35,13 @@ from pydantic_settings import (
 )
 
 from backend.errors import InvalidSettings
+from backend.fields import FAULTS, Fault, Faults
 from backend.presets import PRESETS, Preset
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 CONFIG_YAML = PROJECT_ROOT / "backend" / "config.yaml"
+
+_NO = {"0", "false", "f", "no", "n", "off"}
 
 OTHER_SPELLINGS = {
     "coreset_rate": ["PATCHCORE_CORESET_RATIO"],
@@ -56,8 +63,12 @@ def _auto_is_none(value: Any) -> Any:
 
 
 def _names(field: str) -> list[str]:
-    upper = field.upper()
-    return [field, f"BDI_{upper}", upper, *OTHER_SPELLINGS.get(field, [])]
+    plain = [field.upper(), *OTHER_SPELLINGS.get(field, [])]
+    return [field, *(f"BDI_{name}" for name in plain), *plain]
+
+
+def _fault(kind: str) -> PydanticCustomError:
+    return PydanticCustomError(kind, FAULTS[kind][1])
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -108,7 +119,12 @@ class Settings(BaseSettings):
     preset: Preset = Field(
         "none", description="Settings taken together: reference, anomalydino, patchcore, recommended; single ones win."
     )
-    input_size: int = Field(448, ge=56, le=2048, description="The ROI is resized to about INPUT_SIZE² pixels.")
+    input_size: int = Field(
+        448,
+        ge=56,
+        le=2048,
+        description="The ROI is resized to about INPUT_SIZE² pixels, each side a multiple of the patch (450: 448).",
+    )
     input_edge: Literal["area", "smaller"] = Field(
         "area", description="Whether INPUT_SIZE is the root of the area or the ROI's smaller edge."
     )
@@ -223,6 +239,16 @@ class Settings(BaseSettings):
         """Order of the sources: keyword arguments, environment, `.env`, `config.yaml`."""
         return init_settings, env_settings, dotenv_settings, _YamlNames(settings_cls)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_people_write(cls, value: Any, info: ValidationInfo) -> Any:
+        """Without spaces around it, and a choice in whatever case."""
+        if not isinstance(value, str):
+            return value
+        value = value.strip()
+        choices = get_args(cls.model_fields[str(info.field_name)].annotation)
+        return next((c for c in choices if isinstance(c, str) and c.lower() == value.lower()), value)
+
     @field_validator("models_dir", "datasets_dir", "artifacts_dir", "static_dir", "debug_dir", mode="after")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
@@ -233,28 +259,28 @@ class Settings(BaseSettings):
     def _hashed_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         hashes = [key[len("sha256:") :] for key in value if key.startswith("sha256:")]
         if not all(re.fullmatch("[0-9a-fA-F]{64}", digest) for digest in hashes):
-            raise ValueError("after sha256: come the 64 hexadecimal digits of a key's SHA-256")
+            raise _fault("hashed_key")
         return value
 
     @field_validator("rate_limit", mode="after")
     @classmethod
     def _rate(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[1-9]\d*\s*(/|per )\s*(second|minute|hour|day)", value):
-            raise ValueError("RATE_LIMIT must be such as 600/minute")
+            raise _fault("rate")
         return value
 
     @field_validator("blocks", mode="after")
     @classmethod
     def _block_numbers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(not part.removeprefix("-").isdecimal() for part in value):
-            raise ValueError("BLOCKS must be block numbers such as 9,11")
+            raise _fault("block_numbers")
         return value
 
     @field_validator("patchcore_patch_size", mode="after")
     @classmethod
     def _odd(cls, value: int | None) -> int | None:
         if value is not None and value % 2 == 0:
-            raise ValueError("PATCHCORE_PATCH_SIZE must be odd: a neighbourhood has its token in the middle")
+            raise _fault("even")
         return value
 
     @model_validator(mode="before")
@@ -269,7 +295,7 @@ class Settings(BaseSettings):
     def _gpu_switch(cls, data: dict[str, Any]) -> dict[str, Any]:
         switch = next((data[n] for n in _names("patchcore_use_gpu") if n in data), None)
         if switch is not None and not any(n in data for n in _names("device")):
-            data = {**data, "device": "cpu" if str(switch).lower() in {"0", "false", "no", "off"} else "auto"}
+            data = {**data, "device": "cpu" if str(switch).strip().lower() in _NO else "auto"}
         return data
 
 
@@ -301,8 +327,28 @@ def load_settings(**overrides: Any) -> Settings:
     except UnicodeDecodeError as err:
         raise InvalidSettings(reason=f".env is not UTF-8 text: {err}") from err
     except ValidationError as err:
-        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in err.errors())
-        raise InvalidSettings(reason=reasons) from err
+        faults = [Fault(_as_written(e["loc"], overrides), e["type"], e.get("ctx", {})) for e in err.errors()]
+        raise InvalidSettings(reason=Faults(faults)) from err
+
+
+def _as_written(loc: Sequence[str | int], overrides: Mapping[str, Any]) -> str:
+    """The name under which whoever gave a setting wrote it."""
+    field = next(f for f in Settings.model_fields if loc[0] in _names(f))
+    if field in overrides:
+        return field.upper()
+    sources: list[Mapping[str, Any]] = [os.environ]
+    env_file, yaml_file = (Settings.model_config.get(f"{kind}_file") for kind in ("env", "yaml"))
+    if isinstance(env_file, Path) and env_file.is_file():
+        sources.append(dotenv_values(env_file, encoding="utf-8"))
+    if isinstance(yaml_file, Path) and yaml_file.is_file():
+        table = yaml.safe_load(yaml_file.read_text("utf-8")) or {}
+        sources.append({str(name): value for name, value in table.items()})
+    for source in sources:
+        for name in _names(field)[1:]:
+            written = [own for own, value in source.items() if own.upper() == name and value not in ("", None)]
+            if written:
+                return written[0]
+    return field.upper()
 
 
 def share_metrics(folder: Path) -> None:

@@ -170,6 +170,14 @@ def _say(console: Console, what: str, answer: Mapping[str, Any]) -> None:
         console.print(f"[yellow]warning[/]: {warning}", highlight=False)
 
 
+def about_missed(parts: list[str]) -> str:
+    """Why defective parts passed, and what sees them."""
+    return (
+        f"passed although defective: {', '.join(parts)}: p99 cannot see what covers less than 1 % of the part; "
+        "SCORE_METHOD=max or PRESET=recommended can"
+    )
+
+
 def _print(console: Console, report: Mapping[str, Any], out: Path) -> None:
     table = Table("part", "score", "verdict", "regions", "mm²", "on the defect")
     for row in report["parts"]:
@@ -178,4 +186,6 @@ def _print(console: Console, report: Mapping[str, Any], out: Path) -> None:
         table.add_row(*cells, found)
     console.print(f"threshold {report['threshold']:.4f}")
     console.print(table)
+    if missed := [row["part"] for row in report["parts"] if row["defect"] and row["decision"] == "ok"]:
+        console.print(about_missed(missed), highlight=False)
     console.print(f"pictures: {out / 'sheet.png'}, {out / 'parts.png'} and one overlay per part")

@@ -59,6 +59,8 @@ RecipeHeader = Annotated[str | None, Header(alias="X-Recipe-Id", description="Re
 # RFC 6266: beside a plain filename, which .NET writes in MIME's encoded words, this one is the name.
 _FILENAME_STAR = re.compile(rb"filename\*=\"?utf-8'[^']*'([^;\"\s]+)", re.IGNORECASE)
 
+_FILENAME = re.compile(rb";\s*filename=", re.IGNORECASE)  # without it the framework takes a part for a text
+
 
 class _BoundedParser(MultiPartParser):
     """Refuses a file over the limit while it streams, and a body that ends before its last boundary."""
@@ -83,9 +85,12 @@ class _BoundedParser(MultiPartParser):
         self._part_bytes = 0
 
     def on_headers_finished(self) -> None:
+        part = self._current_part
+        extended = _FILENAME_STAR.search(part.content_disposition or b"")
+        if extended is not None and not _FILENAME.search(part.content_disposition or b""):
+            part.content_disposition = (part.content_disposition or b"") + b"; filename=upload"
         super().on_headers_finished()
-        file, header = self._current_part.file, self._current_part.content_disposition or b""
-        extended = _FILENAME_STAR.search(header)
+        file = part.file
         if file is not None and extended is not None:
             file.filename = unquote(extended[1].decode("latin-1"), errors="replace")
 

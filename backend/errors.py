@@ -9,11 +9,12 @@ InspectionError
 │   └── InvalidValue · SetNotUnderstood
 ├── Unauthorized (401) · LoopbackOnly · HostRefused · ReadOnlyKey · ReadOnlyReplica · OriginRefused (403)
 ├── NotFound (404) · MethodNotAllowed (405) · BodyTimeout (408) · Cancelled (499)
-├── FileTooLarge · RequestTooLarge (413) · InvalidFields (422) · TooManyRequests (429)
+├── FileTooLarge · RequestTooLarge (413) · TooManyRequests (429)
+├── InvalidFields (422): BodyNotJson · BodyNotObject · ContentTypeNotJson
 ├── ServerFault (500): DamagedFile
 ├── BankNotFound · BankMismatch · ResNetUnavailable · RoiUnreadable (503)
 ├── DeviceOutOfMemory · QueueFull · NotReady · TimedOut · FitInProgress (503) · DiskFull (507) · ReadOnlyStore (503)
-└── StartupError: WeightsUnavailable · BackendUnavailable · InvalidSettings
+└── StartupError: WeightsUnavailable · BackendUnavailable · AddressUnavailable · InvalidSettings
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, ClassVar
 from backend.notices import Language as Language  # noqa: PLC0414 - named here for those who import errors
 from backend.notices import Lenient
 from backend.notices import Notice as Notice  # noqa: PLC0414
+from backend.notices import Phrase as Phrase  # noqa: PLC0414
 
 
 class InspectionError(Exception):
@@ -317,6 +319,21 @@ class InvalidFields(InspectionError):
     en = "Some fields are missing or not valid: {fields}."
 
 
+class BodyNotJson(InvalidFields):
+    es = "El cuerpo de la petición no es JSON: falla o se corta en el carácter {at}. Envía un objeto JSON completo."
+    en = "The request's body is not JSON: it goes wrong or breaks off at character {at}. Send a whole JSON object."
+
+
+class BodyNotObject(InvalidFields):
+    es = "El cuerpo de la petición debe ser un objeto JSON con los campos de la ruta: en /docs hay un ejemplo."
+    en = "The request's body must be a JSON object with the route's fields: /docs shows an example."
+
+
+class ContentTypeNotJson(InvalidFields):
+    es = "La petición necesita la cabecera Content-Type: application/json y un objeto JSON como cuerpo."
+    en = "The request needs the header Content-Type: application/json and a JSON object as its body."
+
+
 class ServerFault(InspectionError):
     code = "internal_error"
     status = 500
@@ -338,8 +355,8 @@ class DeviceOutOfMemory(InspectionError):
 class QueueFull(InspectionError):
     code = "queue_full"
     status = 503
-    es = "El servicio está ocupado ({waiting} peticiones en espera): reintenta en {retry_after} s."
-    en = "The service is busy ({waiting} requests waiting): try again in {retry_after} s."
+    es = "El servicio está ocupado (peticiones en espera: {waiting}): reintenta en {retry_after} s."
+    en = "The service is busy (requests waiting: {waiting}): try again in {retry_after} s."
 
 
 class NotReady(InspectionError):
@@ -426,6 +443,12 @@ class BackendUnavailable(StartupError):
     code = "backend_unavailable"
     es = "{option}={value} necesita el paquete {package}: instálalo o usa {option}=auto."
     en = "{option}={value} needs the package {package}: install it, or use {option}=auto."
+
+
+class AddressUnavailable(StartupError):
+    code = "address_unavailable"
+    es = "No se puede escuchar en {host}:{port} ({reason}): cierra el programa que lo usa o elige otro PORT (o HOST)."
+    en = "{host}:{port} cannot be listened on ({reason}): close what uses it, or choose another PORT or HOST."
 
 
 class InvalidSettings(StartupError):

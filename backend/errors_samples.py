@@ -46,14 +46,14 @@ class MetaInvalid(BadRequest):
 
 class BrokenImages(BadRequest):
     code = "broken_images"
-    es = "No se ha guardado ninguna de las {total} imágenes porque {count} no se pueden usar: {reasons}"
-    en = "None of the {total} images was stored because {count} cannot be used: {reasons}"
+    es = "No se ha guardado ninguna imagen de {total}. Las que no se pueden usar: {count}. {reasons}"
+    en = "No image was stored, of {total}. Those that cannot be used: {count}. {reasons}"
 
 
 class NotEnoughSamples(BadRequest):
     code = "not_enough_samples"
-    es = "{key} tiene {n} muestras OK que sirvan y hacen falta {wanted}: sube más a /datasets/ok/upload."
-    en = "{key} has {n} usable OK samples and {wanted} are needed: upload more to /datasets/ok/upload."
+    es = "{key}: muestras OK que sirven: {n}; hacen falta {wanted}. Sube más a /datasets/ok/upload."
+    en = "{key}: usable OK samples: {n}; needed: {wanted}. Upload more to /datasets/ok/upload."
 
 
 class NgRequired(BadRequest):

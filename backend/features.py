@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import DeviceOutOfMemory, WeightsUnavailable
-from backend.features_weights import find_weights, fingerprint, load_weights, read_state
+from backend.features_weights import find_weights, fingerprint, load_weights, read_state, unknown_model
 from backend.utils import resize
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ class DinoV2Features:
         from backend.features_torch import TorchRunner
 
         if not timm.is_model(model_name):
-            raise WeightsUnavailable(model=model_name, reason="timm has no model of that name (MODEL_NAME)")
+            raise WeightsUnavailable(model=model_name, reason=unknown_model())
         source = find_weights(model_name, weights, weights_dir)
         model: Any = timm.create_model(model_name, pretrained=False, num_classes=0)
         load_weights(model, source, model_name)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import WeightsUnavailable
+from backend.errors import Phrase, WeightsUnavailable
 from backend.features import RGB, Precision, device_memory, pick_device
-from backend.features_weights import find_weights, fingerprint, read_state
+from backend.features_weights import find_weights, fingerprint, misfit, read_state, unknown_model
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ class ResNetFeatures:
 
         hub_name = HUB_NAMES.get(model_name, model_name)
         if not timm.is_model(hub_name):
-            raise WeightsUnavailable(model=model_name, reason="timm has no model of that name (MODEL_NAME)")
+            raise WeightsUnavailable(model=model_name, reason=unknown_model())
         trunk = Trunk(hub_name)
         load_trunk(trunk.model, find_weights(hub_name, weights, weights_dir), model_name)
         self.name = model_name
@@ -116,8 +116,9 @@ def load_trunk(model: torch.nn.Module, path: Path, model_name: str) -> None:
     wanted = {k for k in model.state_dict() if not k.endswith("num_batches_tracked")}
     missing = wanted - state.keys()
     if missing:
-        raise WeightsUnavailable(model=model_name, reason=f"{path.name} lacks {len(missing)} tensors of the model")
+        es, en = "a {file} le faltan {n} tensores del modelo", "{file} lacks {n} tensors of the model"
+        raise WeightsUnavailable(model=model_name, reason=Phrase(es, en, file=path.name, n=len(missing)))
     try:
         model.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
     except RuntimeError as err:
-        raise WeightsUnavailable(model=model_name, reason=f"{path.name} does not fit the model: {err}") from err
+        raise WeightsUnavailable(model=model_name, reason=misfit(path, err)) from err

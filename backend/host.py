@@ -113,9 +113,17 @@ class ExtractorHost:
         several = 32 if extractor.device == "cuda" else getattr(extractor, "streams", 1)
         batch = self.settings.max_batch or several
         fallback = None if extractor.device == "cpu" else lambda: self._on_cpu(extractor)
+        self._tell_size(extractor)
         lane = Lane(extractor, max_queue=self.settings.max_queue, max_batch=batch, fallback=fallback)
         self._lane.set_result(lane)
         threading.Thread(target=self._warm_up, args=(lane,), name="warm-up", daemon=True).start()
+
+    def _tell_size(self, extractor: Extractor) -> None:
+        side, patch = extractor.input_size, extractor.patch
+        if side % patch:
+            height, width = (n * patch for n in grid_of(extractor, side, side))
+            said = "INPUT_SIZE=%d is no multiple of the extractor's patch of %d px: a square ROI is resized to %d×%d"
+            logger.warning(said, side, patch, height, width)
 
     def _on_cpu(self, former: Extractor) -> Extractor:
         """The same network on the CPU, for a device whose memory does not even hold one image."""

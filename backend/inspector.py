@@ -18,7 +18,7 @@ from backend.binding import Applied, apply_calibration, fit_settings_of, scoring
 from backend.cache import FittedModel, ModelCache, check_extractor, index_bytes
 from backend.calib import FEW_OK, choose_threshold
 from backend.config import Settings
-from backend.errors import DamagedFile, NoImages, Notice
+from backend.errors import DamagedFile, Language, NoImages, Notice
 from backend.features import Extractor, Grid
 from backend.fitting import Embedded, ImageFile, embed_good_parts, fit_metadata, prepare_image
 from backend.host import ExtractorHost
@@ -85,7 +85,7 @@ class Inspector:
         """Whether inspections are waiting for their answer."""
         return self.host.depth > 0
 
-    def health(self) -> dict[str, str]:
+    def health(self, language: Language = "en") -> dict[str, str]:
         """status, device, model, version, and `reason` while degraded."""
         extractor = self.host.extractor
         known = {
@@ -94,7 +94,7 @@ class Inspector:
             "model": extractor.name if extractor else self.settings.model_name,
             "version": __version__,
         }
-        return known | ({"reason": self.host.degraded.text("en")} if self.host.degraded else {})
+        return known | ({"reason": self.host.degraded.text(language)} if self.host.degraded else {})
 
     def warnings(self) -> list[Notice]:
         """Notices that every answer carries: the degraded state."""
@@ -310,6 +310,10 @@ class Inspector:
             generation=model.stored.generation,
             fingerprint=extractor.fingerprint,
         )
+
+    def uncalibrated(self, percentile: float) -> Applied:
+        """What holds while scores for a new calibration are taken."""
+        return Applied(replace(self.scoring, percentile=percentile), None, self.settings.area_mm2_thr, [])
 
     def _former_percentile(self, key: ModelKey, model: FittedModel, extractor: Extractor) -> float:
         try:

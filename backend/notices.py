@@ -20,6 +20,20 @@ class Lenient(dict[str, Any]):
         return "?"
 
 
+class Phrase:
+    """Words in both languages that become part of a sentence, as the reason of an error."""
+
+    def __init__(self, es: str, en: str, **values: Any) -> None:
+        self.es, self.en, self.values = es, en, values
+
+    def text(self, language: Language) -> str:
+        """The words in `language`."""
+        return (self.es if language == "es" else self.en).format_map(Lenient.of(self.values, language))
+
+    def __str__(self) -> str:
+        return self.text("en")
+
+
 @dataclass(frozen=True)
 class Notice:
     """A warning that travels with an answer: a stable code and its sentence in both languages."""
@@ -75,8 +89,8 @@ NOTICES: dict[str, tuple[str, str]] = {
         "The OK and NG scores overlap (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): no threshold can separate them.",
     ),
     "few_ok_scores": (
-        "Sólo hay {n} puntuaciones OK: con menos de 20 el umbral es poco fiable.",
-        "There are only {n} OK scores: with fewer than 20 the threshold is not reliable.",
+        "Puntuaciones OK: {n}. Con menos de 20 el umbral es poco fiable.",
+        "OK scores: {n}. With fewer than 20 the threshold is not reliable.",
     ),
     "coreset_capped": (
         "La memoria se limitó a {limit} filas (MAX_CORESET) en lugar de {wanted}.",
@@ -107,8 +121,8 @@ NOTICES: dict[str, tuple[str, str]] = {
         "config.json belongs to a former memory bank: the threshold kept in the bank itself is used.",
     ),
     "duplicates_left_out": (
-        "{n} imágenes repetidas no se han contado dos veces.",
-        "{n} repeated images were not counted twice.",
+        "Imágenes repetidas que no se han contado dos veces: {n}.",
+        "Repeated images that were not counted twice: {n}.",
     ),
     "nothing_new": (
         "Todas las imágenes estaban ya en la memoria: no ha cambiado.",
@@ -127,15 +141,15 @@ NOTICES: dict[str, tuple[str, str]] = {
         "The shape of {name} is not understood and the whole ROI will be used: {reason}",
     ),
     "labelled_twice": (
-        "{n} imágenes ya estaban guardadas con la otra etiqueta: borra la que no corresponda.",
-        "{n} images were stored under the other label already: delete the one that is wrong.",
+        "Imágenes que ya estaban guardadas con la otra etiqueta: {n}. Borra la que no corresponda.",
+        "Images that were stored under the other label already: {n}. Delete the one that is wrong.",
     ),
     "samples_left_out": (
-        "{n} muestras no se han podido usar: {reasons}",
-        "{n} samples could not be used: {reasons}",
+        "Muestras que no se han podido usar: {n}. {reasons}",
+        "Samples that could not be used: {n}. {reasons}",
     ),
     "rebuilt_in_part": (
-        "Faltan {n} de las imágenes con que se hizo la memoria: se ha rehecho con las demás, calibra de nuevo.",
-        "{n} of the images that the memory was made from are gone: it was rebuilt from the others, calibrate again.",
+        "Imágenes de la memoria que ya no están: {n}. Se ha rehecho con las demás, calibra de nuevo.",
+        "Images of the memory that are gone: {n}. It was rebuilt from the others, calibrate again.",
     ),
 }

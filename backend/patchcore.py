@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from backend.coreset import (
 )
 from backend.coreset_passes import ChunkedCoreset, kcenter_greedy_chunked
 from backend.errors import BackendUnavailable, InvalidValue
+from backend.utils import available_cores
 
 __all__ = [
     "Array",
@@ -329,8 +331,13 @@ def _in_threads(n: int, task: Callable[[Array], NDArray[np.float32]], parts: lis
     """`task` of each of `parts`, in order, `n` at a time."""
     if n == 1:
         return [task(part) for part in parts]
-    with ThreadPoolExecutor(n) as pool:
-        return list(pool.map(task, parts))
+    return list(_threads().map(task, parts))
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Threads that stay: a new one costs a search of a small memory as much again."""
+    return ThreadPoolExecutor(available_cores(), thread_name_prefix="neighbours")
 
 
 def _search_faiss(q: Array, rows: Array, m: int) -> Found:

@@ -18,6 +18,9 @@ from starlette.types import Scope
 from backend.errors import (
     BadForm,
     BadRequest,
+    BodyNotJson,
+    BodyNotObject,
+    ContentTypeNotJson,
     InspectionError,
     InvalidFields,
     Language,
@@ -25,6 +28,7 @@ from backend.errors import (
     NotFound,
     ServerFault,
 )
+from backend.fields import Fault, Faults, place
 
 _NAMED = {404: NotFound, 405: MethodNotAllowed}
 FORWARDING_HEADERS = frozenset({"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"})
@@ -122,12 +126,25 @@ async def on_inspection_error(request: Request, error: Exception) -> Response:
 async def on_invalid_fields(request: Request, error: Exception) -> Response:
     """Handler of FastAPI's 422: `detail` keeps its list, without the values that were sent."""
     assert isinstance(error, RequestValidationError)
-    fields = [{"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in error.errors()]
-    return problem(request.scope, InvalidFields(fields=_sentence(fields)), detail=fields)
+    given = error.errors()
+    fields = [{"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in given]
+    return problem(request.scope, _invalid(given, request.headers), detail=fields)
 
 
-def _sentence(fields: Sequence[dict[str, Any]]) -> str:
-    return "; ".join(f"{'.'.join(str(p) for p in f['loc'][1:]) or f['loc'][0]}: {f['msg']}" for f in fields[:10])
+def _invalid(given: Sequence[Mapping[str, Any]], headers: Headers) -> InvalidFields:
+    """What is wrong with the body as a whole, or with its fields."""
+    unread = next((e for e in given if e["type"] == "json_invalid"), None)
+    if unread is not None:
+        return BodyNotJson(at=unread["loc"][-1])
+    if any(tuple(e["loc"]) == ("body",) for e in given):
+        return BodyNotObject() if _is_json(headers.get("content-type", "")) else ContentTypeNotJson()
+    faults = [Fault(place(e["loc"][1:]) or str(e["loc"][0]), e["type"], e.get("ctx", {})) for e in given]
+    return InvalidFields(fields=Faults(faults))
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

@@ -15,7 +15,7 @@ from backend.errors import InspectionError, InvalidShape, InvalidValue, Notice
 from backend.errors_samples import OnlyImage
 from backend.fitting import DECODERS, ImageFile, PreparedImage, ahead, prepare_image
 from backend.growing import image_count, seen
-from backend.infer import Frame, InferenceEngine, Inspection, Scoring, part_mask
+from backend.infer import Frame, InferenceEngine, Inspection, part_mask
 from backend.inspector import Inspector
 from backend.lane import Job, Lane
 from backend.samples import SampleStore, known_mm_per_px, known_shape
@@ -60,6 +60,7 @@ class SampleScorer:
     Args:
         default_mm_per_px: for samples that do not say; the memory's own when None.
         leave_out: a sample that the memory was fitted on is scored as if the memory did not have its rows.
+        percentile: score for a new calibration with this percentile, whatever calib.json says; it is not read.
 
     Raises:
         MemoryNotFound, ExtractorMismatch, DamagedFile: from the start, before any sample is read.
@@ -73,21 +74,21 @@ class SampleScorer:
         *,
         default_mm_per_px: float | None = None,
         leave_out: bool = False,
+        percentile: float | None = None,
     ) -> None:
         self.inspector, self.samples, self.key = inspector, samples, key
         self.lane = inspector.host.lane()
         self.model, self.older = inspector.fitted(key, self.lane.extractor)
-        self.applied = inspector.applied(key, self.model, self.lane.extractor)
+        self.applied = (
+            inspector.uncalibrated(percentile)
+            if percentile
+            else inspector.applied(key, self.model, self.lane.extractor)
+        )
         self.scoring = self.applied.scoring
         self.threshold = self.applied.threshold
         self.leave_out = leave_out
         self.mm_per_px = default_mm_per_px or self.model.stored.number("mm_per_px", 1.0)
         self._numbers = seen(self.model.stored.metadata)
-
-    def under(self, scoring: Scoring) -> SampleScorer:
-        """Score in this way and not in the one that the calibration says."""
-        self.scoring = scoring
-        return self
 
     def run(self, chosen: Sequence[Sample], job: Job) -> Generator[Scored]:
         """Score `chosen` in order; the next ones are read and embedded meanwhile. Raises Cancelled."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from backend.errors import AddressUnavailable
 
 HEADER_TIMEOUT_S = 15.0
 OPEN_FILES = 16_384
@@ -47,6 +50,18 @@ class PunctualProtocol(H11Protocol):
         self._dawdling = None
         if self.conn.their_state is h11.IDLE:
             self.transport.close()
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises AddressUnavailable when a server could not listen there; cheaper to know before a network is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        if sys.platform != "win32":  # there it would let two programs listen on one port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as err:
+            raise AddressUnavailable(host=host, port=port, reason=err.strerror or err) from err
 
 
 def allow_open_files() -> None:

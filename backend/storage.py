@@ -41,6 +41,7 @@ from backend.errors import (
     ReadOnlyStore,
     RecipeInvalid,
 )
+from backend.variants import checked_extras
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,12 @@ _RESERVED_IDS = {"recipes", "patchcore", "datasets"}
 _DEVICE_NAMES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
     f"{d}{n}" for d in ("com", "lpt") for n in "0123456789¹²³"
 }
-_OWN_ARRAYS = frozenset({"emb", "token_h", "token_w", "src"})
+# What the numbers of a calibration lie above, and are at most. A distance or an area may be 0, a percentile not.
+_CALIBRATED = {
+    "threshold": (-np.nextafter(0, 1), np.finfo(np.float64).max),
+    "area_mm2_thr": (-np.nextafter(0, 1), np.finfo(np.float64).max),
+    "score_percentile": (0.0, 100.0),
+}
 _TRAILER = b"BDI-GENERATION:"
 # What zipfile and NumPy raise on files that are cut off, corrupt or no npz at all.
 _NPZ_ERRORS = (
@@ -133,7 +139,8 @@ class StoredMemory:
     def number(self, name: str, default: float) -> float:
         """A number of the metadata; `default` where older files have none, or something else."""
         value = self.metadata.get(name)
-        return float(value) if isinstance(value, int | float) and np.isfinite(value) else default
+        known = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+        return float(value) if known else default  # type: ignore[arg-type]
 
     @property
     def fingerprint(self) -> str | None:
@@ -292,7 +299,7 @@ class ModelStore:
             raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/fit_ok") from err
         try:
             return _stored_memory(arrays, metadata)
-        except (KeyError, ValueError, TypeError, AttributeError) as err:
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as err:
             raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/fit_ok") from err
 
     def save_calibration(self, key: ModelKey, calibration: dict[str, Any]) -> None:
@@ -303,14 +310,14 @@ class ModelStore:
         """calib.json, or None when the model was never calibrated.
 
         Raises:
-            DamagedFile: it is no JSON object with a finite `threshold`, or its other numbers cannot be used.
+            DamagedFile: it is no JSON object with a finite `threshold` ≥ 0, or its other numbers cannot be used.
         """
         path = self.folder(key) / "calib.json"
         try:
             return _calibration(json.loads(patiently(lambda: path.read_text("utf-8"))))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
             raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/calibrate_ng") from err
 
     def keys(self) -> list[ModelKey]:
@@ -357,26 +364,26 @@ def _metadata(npz: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
 
 
 def _stored_memory(arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> StoredMemory:
+    if arrays["emb"].dtype.kind not in "fiu":
+        raise ValueError(f"emb is {arrays['emb'].dtype}, which are no numbers")
     emb = np.ascontiguousarray(arrays["emb"], dtype=np.float32)
     grid = int(arrays["token_h"].item()), int(arrays["token_w"].item())
     if emb.ndim != 2 or 0 in emb.shape or min(grid) < 1 or not np.isfinite(emb).all():
         raise ValueError(f"emb has shape {emb.shape} or values that are not finite, token grid {grid}")
-    src = arrays.get("src", np.full(len(emb), -1)).astype(np.int32)
-    if src.shape != (len(emb),):
-        raise ValueError(f"src has shape {src.shape} for {len(emb)} rows")
-    extras = {name: array for name, array in arrays.items() if name not in _OWN_ARRAYS}
-    return StoredMemory(emb, grid, src, metadata, extras)
+    src = arrays.get("src", np.full(len(emb), -1))
+    if src.shape != (len(emb),) or src.dtype.kind not in "iu":
+        raise ValueError(f"src is {src.dtype} {src.shape} for {len(emb)} rows")
+    return StoredMemory(emb, grid, src.astype(np.int32), metadata, checked_extras(arrays, *emb.shape))
 
 
 def _calibration(given: Any) -> dict[str, Any]:
-    if not isinstance(given, dict) or not np.isfinite(float(given["threshold"])):
-        raise ValueError("it has no finite threshold")
-    limits = {"area_mm2_thr": np.inf, "score_percentile": 100.0}
-    for name, most in limits.items():
+    if not isinstance(given, dict) or given.get("threshold") is None:
+        raise ValueError("it has no threshold")
+    for name, (over, most) in _CALIBRATED.items():
         value = given.get(name)
-        if value is not None and not 0 <= float(value) <= most:
-            raise ValueError(f"{name} is {value}")
-    return {name: value for name, value in given.items() if value is not None or name not in limits}
+        if value is not None and not over < float(value) <= most:
+            raise ValueError(f"{name} is {str(value)[:40]}")
+    return {name: value for name, value in given.items() if value is not None or name not in _CALIBRATED}
 
 
 def next_version(former: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 import uuid
 from contextvars import ContextVar
 from datetime import datetime, timezone
@@ -13,13 +14,14 @@ from time import perf_counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backend.errors import StartupError
 from backend.problems import unexpected
 
 logger = logging.getLogger("backend.access")
 
 request_id_var: ContextVar[str] = ContextVar("request_id", default="-")
 correlation_id_var: ContextVar[str] = ContextVar("correlation_id", default="-")
-_SAFE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+_SAFE_ID = re.compile(r"[!-~](?:[ -~]{0,254}[!-~])?")  # printable ASCII: one line of the log stays one line
 _QUIET_PATHS = {"/livez", "/readyz", "/metrics"}
 
 
@@ -32,7 +34,7 @@ class RequestIdentity:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wrap one request."""
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, _plainly(send))
             return
         headers = Headers(scope=scope)
         correlation = _accepted(headers.get("x-correlation-id"))
@@ -57,6 +59,18 @@ class RequestIdentity:
             logger.log(level, "%s %s -> %s in %.1f ms", scope["method"], path, outcome, spent)
 
 
+def _plainly(send: Send) -> Send:
+    """Tells the server why the start failed in the error's sentence, where that says what to do; else as it was."""
+
+    async def tell(message: Message) -> None:
+        err = sys.exc_info()[1]
+        if message["type"] == "lifespan.startup.failed" and isinstance(err, StartupError):
+            message = {**message, "message": str(err)}
+        await send(message)
+
+    return tell
+
+
 class _Answer:
     def __init__(self, send: Send, request_id: str, correlation_id: str) -> None:
         self._send = send
@@ -78,6 +92,7 @@ def printable(text: str) -> str:
 
 
 def _accepted(value: str | None) -> str:
+    """The id as it was sent, if the log and the answer's headers may hold it; else nothing."""
     return value if value and _SAFE_ID.fullmatch(value) else ""
 
 

@@ -52,7 +52,7 @@ def decode_image(data: bytes, *, name: str = "image", max_megapixels: float = 10
         image.load()
         return _to_bgr(image)
     except Image.DecompressionBombError as err:  # Pillow's own limit, inside its WebP reader
-        raise ImageTooLarge(name=name, width="?", height="?", limit=max_megapixels) from err
+        raise ImageTooLarge(name=name, width="?", height="?", limit=f"{max_megapixels:g}") from err
     except _DECODER_ERRORS as err:
         raise UndecodableImage(name=name) from err
 
@@ -96,7 +96,7 @@ def _check_size(image: ImageFile.ImageFile, name: str, max_megapixels: float) ->
     if min(width, height) < MIN_SIDE:
         raise ImageTooSmall(name=name, width=width, height=height, limit=MIN_SIDE)
     if width * height > max_megapixels * 1e6:
-        raise ImageTooLarge(name=name, width=width, height=height, limit=max_megapixels)
+        raise ImageTooLarge(name=name, width=width, height=height, limit=f"{max_megapixels:g}")
 
 
 def _to_bgr(image: Image.Image) -> NDArray[np.uint8]:

@@ -217,6 +217,36 @@ def build_memory(  # noqa: PLR0913 - those of PatchCoreMemory.build, and two
     return memory
 
 
+def checked_extras(extras: Extras, n_rows: int, dim: int) -> dict[str, NDArray[Any]]:
+    """What is stored beside (n_rows, dim) rows, as a variant needs it; arrays that no variant knows are left out.
+
+    Raises:
+        ValueError: names the array whose shape, dtype or values do not fit the rows.
+    """
+    parts = extras["widths"].size if "widths" in extras else 1
+    known: dict[str, tuple[str, tuple[int, ...], type[np.generic]]] = {
+        "widths": ("iu", (parts,), np.int32),
+        "part_src": ("iu", (n_rows, parts), np.int32),
+        "whiten": ("f", (dim, dim), np.float32),
+        "cosine": ("b", (), np.bool_),
+        "foreground": ("f", (dim + 1,), np.float32),
+    }
+    found: dict[str, NDArray[Any]] = {}
+    for name, (kinds, shape, dtype) in known.items():
+        array = extras.get(name)
+        if array is None:
+            continue
+        if array.dtype.kind not in kinds or array.shape != shape or not np.isfinite(array).all():
+            raise ValueError(
+                f"{name} is {array.dtype} {array.shape} or not finite; {shape} fits {n_rows} rows of {dim}"
+            )
+        found[name] = array.astype(dtype)
+    widths = extras.get("widths")
+    if widths is not None and (parts < 2 or int(widths.min()) < 1 or sum(widths.tolist()) != dim):
+        raise ValueError(f"widths do not divide {dim} columns")
+    return found
+
+
 def stored_memory(
     emb: Array,
     grid: tuple[int, int],

@@ -62,6 +62,23 @@ def test_notices_speak_both_languages(code: str) -> None:
     assert "?" not in notice.text("es") + notice.text("en")
 
 
+COUNTS = {"n", "count", "waiting", "total"}
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        *(text for kind in ALL for text in (kind.es, kind.en)),
+        *(text for texts in NOTICES.values() for text in texts),
+    ],
+)
+def test_no_noun_has_to_agree_with_a_count(template: str) -> None:
+    """One of them is as right as several: a count stands after a colon or a preposition, never before its noun."""
+    pieces = list(string.Formatter().parse(template))
+    for (_, name, *_), (after, *_) in zip(pieces, [*pieces[1:], ("", None, None, None)], strict=True):
+        assert name not in COUNTS or after[:1] in {"", ".", ",", ";", ")"}, template
+
+
 def test_the_tree_in_the_docstring_is_the_tree() -> None:
     drawn = inspect.getdoc(errors) or ""
     missing = [kind.__name__ for kind in ALL if kind.__module__ == errors.__name__ and kind.__name__ not in drawn]

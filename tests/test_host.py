@@ -60,6 +60,16 @@ def test_the_weight_free_extractor_asked_for_is_not_degraded(tmp_path: Path) -> 
     host.close()
 
 
+@pytest.mark.parametrize(("size", "said"), [(112, ""), (120, "INPUT_SIZE=120"), (115, "resized to 112×112")])
+def test_an_input_size_that_is_no_multiple_of_the_patch_is_said_with_what_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int, said: str
+) -> None:
+    host = started(quick_settings(tmp_path, input_size=size), TextureFeatures(size))
+    wait_until_warm(host)
+    assert said in caplog.text and bool(said) is ("no multiple" in caplog.text)
+    host.close()
+
+
 def test_it_warms_up_in_the_background_and_requests_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, real = threading.Event(), build_extractor
 

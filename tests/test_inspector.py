@@ -383,7 +383,7 @@ def test_artefacts_of_the_older_layout_score_with_warnings(inspector: Inspector)
 
 def test_an_older_memory_of_another_width_is_refused(inspector: Inspector) -> None:
     older(inspector, dim=50)
-    with pytest.raises(ExtractorMismatch):
+    with pytest.raises(ExtractorMismatch, match=r"another extractor \(50 dims\);"):
         inspector.infer(KEY, BAD, mm_per_px=1)
 
 

@@ -14,7 +14,7 @@ CATALOGUES = {"backend.errors": 700}  # one tree of errors, with a sentence in t
 
 # The floor of each room. A room may import any room of a lower floor.
 ROOMS = {
-    **dict.fromkeys(["errors", "errors_samples", "notices", "config", "utils", "codecs", "order"], 0),
+    **dict.fromkeys(["errors", "errors_samples", "notices", "config", "utils", "codecs", "order", "fields"], 0),
     **dict.fromkeys(["features", "features_texture", "features_resnet", "features_grey"], 1),
     **dict.fromkeys(["features_weights", "features_torch", "features_openvino"], 1),
     **dict.fromkeys(["patchcore", "coreset", "coreset_passes", "calib", "roi_mask", "atomic", "augment"], 1),
@@ -39,7 +39,8 @@ NOBODY: frozenset[str] = frozenset()
 NEIGHBOURS: dict[str, frozenset[str]] = {
     "errors": frozenset({"notices"}),
     "errors_samples": frozenset({"errors", "notices"}),
-    "config": frozenset({"errors", "presets"}),
+    "fields": frozenset({"notices"}),
+    "config": frozenset({"errors", "fields", "presets"}),
     "variants": frozenset({"coreset", "patchcore", "foreground"}),
     "utils": frozenset({"errors", "codecs"}),
     **dict.fromkeys(EXTRACTORS, EXTRACTORS),

@@ -153,7 +153,7 @@ def test_without_samples_that_help_there_is_no_calibration(collector: Collector)
 
 def test_a_fit_from_samples_needs_enough_of_them(collector: Collector) -> None:
     keep(collector, KEY, "ok", [image_file(seed) for seed in range(2)])
-    with pytest.raises(NotEnoughSamples, match="2 usable OK samples and 3 are needed"):
+    with pytest.raises(NotEnoughSamples, match="usable OK samples: 2; needed: 3"):
         collector.fit(KEY, [], mm_per_px=0.2, use_dataset=True)
     assert collector.fit(KEY, [image_file(2)], mm_per_px=0.2, use_dataset=True).metadata["n_images"] == 3
 

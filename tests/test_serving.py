@@ -89,7 +89,20 @@ def test_required_weights_that_are_missing_end_it_with_what_to_do(tmp_path: Path
     )
     result = ended(env, *command, "--port", str(free_port()))
     assert result.returncode != 0
-    assert "no.pth" in result.stderr and "WEIGHTS" in result.stderr
+    said = [line for line in result.stderr.splitlines() if "no.pth" in line]
+    assert len(said) == 1 and "set WEIGHTS to its path" in said[0]
+    assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) < 8
+
+
+def test_a_port_in_use_ends_it_with_what_to_do(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = ended(environment(tmp_path), "backend", "serve", "--port", port)
+    assert result.returncode == 1
+    assert f"127.0.0.1:{port}" in result.stderr and "another PORT" in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) < 4
 
 
 def test_a_bad_setting_ends_it_with_a_sentence(tmp_path: Path) -> None:

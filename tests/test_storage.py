@@ -149,9 +149,47 @@ DAMAGED = {
     "src of another length": bad_npz(src=np.arange(5)),
     "a grid of nothing": bad_npz(token_h=0),
     "two heights": bad_npz(token_h=np.array([3, 3])),
+    "digits for numbers": bad_npz(emb=np.array([["1"] * 8] * 12)),
+    "bytes for numbers": bad_npz(emb=np.array([[b"1"] * 8] * 12)),
+    "complex rows": bad_npz(emb=rows().astype(np.complex64)),
+    "dates for rows": bad_npz(emb=np.zeros((12, 8), "datetime64[s]")),
+    "an endless height": bad_npz(token_h=np.inf),
+    "src of text": bad_npz(src=np.array(["0"] * 12)),
+    "src that is no number": bad_npz(src=np.full(12, np.nan)),
+    "a narrow whitening": bad_npz(whiten=np.eye(7, dtype=np.float32)),
+    "a flat whitening": bad_npz(whiten=np.ones(8, np.float32)),
+    "a whitening of text": bad_npz(whiten=np.array([["1"] * 8] * 8)),
+    "a whitening of nan": bad_npz(whiten=np.full((8, 8), np.nan, np.float32)),
+    "widths of fewer columns": bad_npz(widths=np.array([4, 3])),
+    "widths of nothing": bad_npz(widths=np.array([], np.int64)),
+    "widths below zero": bad_npz(widths=np.array([-4, 12])),
+    "widths of fractions": bad_npz(widths=np.array([4.0, 4.0])),
+    "part_src of fewer rows": bad_npz(widths=np.array([4, 4]), part_src=np.zeros((11, 2), np.int32)),
+    "part_src of other parts": bad_npz(widths=np.array([4, 4]), part_src=np.zeros((12, 3), np.int32)),
+    "part_src of text": bad_npz(widths=np.array([4, 4]), part_src=np.array([["0"] * 2] * 12)),
+    "a short foreground": bad_npz(foreground=np.ones(8, np.float32)),
+    "a foreground of text": bad_npz(foreground=np.array(["1"] * 9)),
+    "a foreground of nan": bad_npz(foreground=np.full(9, np.nan, np.float32)),
+    "cosine that is a table": bad_npz(cosine=np.ones((2, 2), bool)),
+    "cosine that is text": bad_npz(cosine="yes"),
     "metadata that is no json": bad_npz(metadata="{"),
     "metadata that is a list": bad_npz(metadata="[1]"),
 }
+
+
+def test_arrays_that_nobody_knows_are_let_be(store: ModelStore) -> None:
+    save(store)
+    (store.folder(KEY) / "memory.npz").write_bytes(bad_npz(theirs=np.array(["x"]), whiten=np.eye(8)))
+    loaded = store.load_memory(KEY)
+    assert loaded.extras.keys() == {"whiten"} and loaded.extras["whiten"].dtype == np.float32
+    ModelCache(store, cache_mb=1, knn_backend="faiss").model(KEY)
+
+
+@pytest.mark.parametrize("value", [None, "0.2", "x", [], {}, float("nan"), float("inf"), True])
+def test_a_number_of_older_metadata_that_is_none_has_its_default(value: Any) -> None:
+    stored = StoredMemory(rows(), (3, 4), np.zeros(12, np.int32), {"coreset_rate": value, "seed": 3})
+    assert stored.number("coreset_rate", 0.02) == 0.02
+    assert stored.number("seed", 0) == 3 and stored.number("absent", 7) == 7
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
@@ -201,7 +239,15 @@ NO_CALIBRATIONS = [
     '{"threshold": null}',
     '{"threshold": "x"}',
     '{"threshold": NaN}',
+    '{"threshold": -0.1}',
+    '{"threshold": -Infinity}',
+    '{"threshold": []}',
+    '{"threshold": 1' + "0" * 400 + "}",
     '{"threshold": 1, "area_mm2_thr": -1}',
+    '{"threshold": 1, "area_mm2_thr": Infinity}',
+    '{"threshold": 1, "score_percentile": 0}',
+    '{"threshold": 1, "score_percentile": -5}',
+    '{"threshold": 1, "score_percentile": []}',
     '{"threshold": 1, "area_mm2_thr": "a"}',
     '{"threshold": 1, "score_percentile": 101}',
     '{"threshold": 1, "score_percentile": NaN}',
@@ -222,6 +268,12 @@ def test_a_damaged_calibration_is_named(store: ModelStore, text: str) -> None:
 def test_a_calibration_comes_back(store: ModelStore) -> None:
     store.save_calibration(KEY, {"threshold": 0.5, "p5_ng": None})
     assert store.load_calibration(KEY) == {**(store.load_calibration(KEY) or {}), "threshold": 0.5, "p5_ng": None}
+
+
+@pytest.mark.parametrize(("name", "value"), [("threshold", 0), ("area_mm2_thr", 0.0), ("score_percentile", 100)])
+def test_a_calibration_may_go_to_the_edge(store: ModelStore, name: str, value: float) -> None:
+    store.save_calibration(KEY, {"threshold": 0.5, name: value})
+    assert (store.load_calibration(KEY) or {})[name] == value
 
 
 def test_an_older_calibration_may_leave_numbers_out_or_null(store: ModelStore) -> None:

@@ -177,7 +177,7 @@ def webp_header(width: int, height: int) -> bytes:
 def test_a_huge_image_is_refused_from_its_header(data: bytes, size: str) -> None:
     tracemalloc.start()
     started = time.perf_counter()
-    with pytest.raises(ImageTooLarge, match=size):
+    with pytest.raises(ImageTooLarge, match=f"{size}.* 100 megapixels"):
         decode_image(data, name="huge")
     spent, (_, peak) = time.perf_counter() - started, tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -1,4 +1,5 @@
 import json
+import re
 import socket
 import struct
 import tempfile
@@ -175,6 +176,55 @@ def test_json_that_is_none_or_no_calibration(unchanged: TestClient, kind: str) -
     refused(unchanged.post("/calibrate_ng", content=RAW_JSON[kind].encode(), headers=headers))
 
 
+SAID = [
+    ('{"role_id": "Master1",', "no es JSON", "is not JSON"),
+    ("hello", "no es JSON", "is not JSON"),
+    ("[1]", "debe ser un objeto JSON", "must be a JSON object"),
+    ("null", "debe ser un objeto JSON", "must be a JSON object"),
+    ('{"role_id": "Master1"}', "roi_id: falta", "roi_id: is missing"),
+    ('{"role_id": 7}', "role_id: debe ser un texto", "role_id: must be text"),
+    ('{"mm_per_px": 0}', "mm_per_px: debe ser mayor que 0", "mm_per_px: must be greater than 0"),
+    ('{"mm_per_px": "x"}', "mm_per_px: debe ser un número", "mm_per_px: must be a number"),
+    ('{"ok_scores": [NaN]}', "ok_scores[0]: debe ser un número finito", "ok_scores[0]: must be a finite number"),
+    ('{"ok_scores": []}', "ok_scores: debe tener 1 o más valores", "ok_scores: must have 1 or more values"),
+    ('{"ng_scores": 3}', "ng_scores: debe ser una lista", "ng_scores: must be a list"),
+    ('{"score_percentile": 101}', "score_percentile: debe ser 100 o menos", "score_percentile: must be 100 or less"),
+]
+
+
+@pytest.mark.parametrize(("content", "spanish", "english"), SAID)
+def test_what_is_wrong_with_a_calibration_is_said_in_either_language(
+    unchanged: TestClient, content: str, spanish: str, english: str
+) -> None:
+    for language, words in (("es", spanish), ("en", english)):
+        headers = {"Content-Type": "application/json", "Accept-Language": language}
+        body = refused(unchanged.post("/calibrate_ng", content=content, headers=headers), "validation_error", 422)
+        assert words in body["error"]
+        assert not re.search("Input should|Field required|List should|decode error", body["error"])
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+def test_json_under_another_name_is_told_what_its_name_is(unchanged: TestClient, content_type: str) -> None:
+    content = json.dumps({**IDS, "mm_per_px": 0.2, "ok_scores": [0.2]})
+    headers = {"Content-Type": content_type} if content_type else {}
+    body = refused(unchanged.post("/calibrate_ng", content=content, headers=headers), "validation_error", 422)
+    assert "Content-Type: application/json" in body["error"]
+
+
+FORMS: list[tuple[dict[str, str], str]] = [
+    ({"mm_per_px": "-1"}, "mm_per_px: debe ser mayor que 0"),
+    ({"mm_per_px": "nan"}, "mm_per_px: debe ser un número finito"),
+    ({"memory_fit": "perhaps"}, "memory_fit: debe ser true o false"),
+    ({"images": "roi.png"}, "images[0]: debe ser un fichero"),
+]
+
+
+@pytest.mark.parametrize(("form", "words"), FORMS)
+def test_what_is_wrong_with_a_form_is_said_in_spanish(unchanged: TestClient, form: dict[str, str], words: str) -> None:
+    answer = unchanged.post("/fit_ok", data={**FORM, **form}, files={"x": b""})
+    assert words in refused(answer, "validation_error", 422)["error"]
+
+
 def test_not_a_number_is_a_422_with_a_valid_body(unchanged: TestClient) -> None:
     answer = unchanged.post("/calibrate_ng", content=RAW_JSON["nan"], headers={"Content-Type": "application/json"})
     body = refused(answer, "validation_error", 422)
@@ -295,6 +345,36 @@ def test_a_damaged_file_is_a_500_that_names_it(fitted: TestClient, tmp_path: Pat
     assert answer.status_code == 500 and answer.json()["code"] == "artifact_damaged"
     assert "models/Master1/Pattern/memory.npz" in answer.json()["error"] and "/fit_ok" in answer.json()["error"]
     assert fit(fitted).status_code == 200 and infer(fitted).status_code == 200
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"threshold": null}', '{"threshold": -1}', '{"threshold": NaN}'])
+@pytest.mark.parametrize("path", ["/calibrate_ng", "/calibrate_dataset"])
+def test_a_damaged_calibration_is_named_until_a_new_one_replaces_it(
+    fitted: TestClient, tmp_path: Path, path: str, text: str
+) -> None:
+    (tmp_path / "models" / "Master1" / "Pattern" / "calib.json").write_text(text, "utf-8")
+    answer = infer(fitted)
+    assert answer.status_code == 500 and answer.json()["code"] == "artifact_damaged"
+    assert "models/Master1/Pattern/calib.json" in answer.json()["error"] and "/calibrate_ng" in answer.json()["error"]
+    body = {**IDS, "mm_per_px": 0.2, "ok_scores": [0.2, 0.21]} if path == "/calibrate_ng" else IDS
+    answer = fitted.post(path, json=body)
+    assert answer.status_code == 200 and answer.json()["threshold"] > 0
+    assert infer(fitted).json()["threshold"] == answer.json()["threshold"]
+
+
+def test_a_memory_whose_extra_arrays_do_not_fit_is_a_500_that_names_it(fitted: TestClient, tmp_path: Path) -> None:
+    path = tmp_path / "models" / "Master1" / "Pattern" / "memory.npz"
+    with np.load(path) as npz:
+        arrays = dict(npz)
+    for extra in (
+        {"whiten": np.eye(3, dtype=np.float32)},
+        {"widths": np.array([1, 2])},
+        {"emb": arrays["emb"].astype(str)},
+    ):
+        np.savez(path, **{**arrays, **extra})
+        answer = infer(fitted)
+        assert answer.status_code == 500 and answer.json()["code"] == "artifact_damaged"
+        assert "memory.npz" in answer.json()["error"]
 
 
 # --- sizes; MAX_UPLOAD_MB is 1 and MAX_REQUEST_MB 4 in the app of these tests

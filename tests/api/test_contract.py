@@ -1,6 +1,7 @@
 import base64
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -73,6 +74,16 @@ def test_file_names_of_any_language_arrive(client: TestClient, filename: str, st
     image = Part("images", GOOD, "image/png", filename, star)
     answer = send(client, "/fit_ok", [*FIELDS, image])
     assert answer.status_code == 200 and answer.json()["n_images"] == 1
+
+
+def test_a_file_named_only_by_the_extended_name_is_a_file(client: TestClient) -> None:
+    send(client, "/fit_ok", [*FIELDS, picture("images", 1)])
+    headers, body = dotnet([*FIELDS, Part("image", b"no image", "image/png", "PLAIN", "pie%C3%A7a.png")])
+    body = body.replace(b"; filename=PLAIN", b"")
+    assert b"; filename=" not in body and b"; filename*=utf-8''" in body
+    headers["Content-Length"] = str(len(body))
+    answer = client.post("/infer", content=body, headers=headers)
+    assert answer.json()["code"] == "unreadable_image" and "pieça.png" in answer.json()["error"]
 
 
 def test_ids_of_any_script_arrive_as_utf8(client: TestClient) -> None:
@@ -280,10 +291,22 @@ def test_ids_of_a_request_are_accepted_and_returned(client: TestClient, caplog: 
     assert only.headers["x-request-id"] == only.headers["x-correlation-id"] == "corr-2"
 
 
-@pytest.mark.parametrize("value", ["", "a b", "x" * 129, "<script>", "a;b"])
-def test_an_unfit_request_id_is_replaced(client: TestClient, value: str) -> None:
-    answer = client.get("/health", headers={"X-Request-Id": value})
-    assert answer.headers["x-request-id"] != value and len(answer.headers["x-request-id"]) == 32
+@pytest.mark.parametrize("value", ["a b", "Line 7; part 3", "x" * 256, "<script>", "a;b", '{"a": "b"}', "~!#%"])
+@pytest.mark.parametrize("header", ["X-Request-Id", "X-Correlation-Id"])
+def test_an_id_of_printable_characters_comes_back_as_it_was_sent(client: TestClient, header: str, value: str) -> None:
+    answer = client.get("/health", headers={header: value})
+    assert answer.headers[header] == value == answer.json()["request_id"]
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b" ", b"x" * 257, b"a\tb", b"a\x0bb", b"a\x1b[31mb", b"a\x7fb", "ñ".encode(), b"a\xa0b"]
+)
+@pytest.mark.parametrize("header", ["X-Request-Id", "X-Correlation-Id"])
+def test_an_unfit_request_id_is_replaced(client: TestClient, header: str, value: bytes) -> None:
+    answer = client.get("/health", headers=[(header.encode(), value)])
+    assert (
+        re.fullmatch("[0-9a-f]{32}", answer.headers[header]) and answer.headers[header] == answer.json()["request_id"]
+    )
 
 
 def test_errors_carry_the_request_id(client: TestClient) -> None:
@@ -424,7 +447,8 @@ def test_contract_only_leaves_the_four_routes_and_docs(tmp_path: Path) -> None:
         paths = client.get("/openapi.json").json()["paths"]
         assert set(paths) == {"/health", "/fit_ok", "/calibrate_ng", "/infer"}
         assert client.get("/docs").status_code == 200
-        assert client.get("/metrics").status_code == client.get("/").status_code == 404
+        for path in ("/metrics", "/", "/redoc", "/web/app.js", "/livez", "/state"):
+            assert client.get(path).status_code == 404, path
         assert fit(client).status_code == 200
 
 
@@ -442,6 +466,19 @@ def test_a_degraded_service_says_so_everywhere(tmp_path: Path) -> None:
         assert all("absent.pth" in answer["warnings"][0] for answer in warned)
         health = client.get("/health").json()
         assert health["status"] == "degraded" and "absent.pth" in health["reason"] and health["model"] == "texture"
+
+
+@pytest.mark.parametrize(
+    ("accept", "words"),
+    [(None, "no existe el fichero"), ("es", "no existe el fichero"), ("en", "there is no file")],
+)
+def test_why_it_is_degraded_is_said_in_the_language_asked_for(tmp_path: Path, accept: str | None, words: str) -> None:
+    given = {"model_name": "vit_small_patch14_dinov2.lvd142m", "weights": str(tmp_path / "absent.pth")}
+    headers = {} if accept is None else {"Accept-Language": accept}
+    with client_of(create_app(quick_settings(tmp_path, **given))) as client:
+        fit(client)
+        reason = client.get("/health", headers=headers).json()["reason"]
+    assert words in reason and ("Servicio degradado" in reason) is (accept != "en")
 
 
 class Held(TextureFeatures):

@@ -33,6 +33,30 @@ def test_each_call_leaves_lines_with_its_correlation_id(
     assert any("version" in text for text in said)
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize(
+    "value", [b"a\nINFO forged", b"a\r\nINFO forged", b"a\x85INFO forged", b"a\xe2\x80\xa8INFO forged"]
+)
+def test_an_id_writes_no_line_of_its_own_into_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, value: bytes
+) -> None:
+    with client_of(create_app(quick_settings(tmp_path, log_format=form))) as client:
+        client.get("/health", headers=[(b"X-Correlation-Id", value), (b"X-Request-Id", value)])
+    said = capsys.readouterr().err
+    assert "GET /health -> 200" in said and "forged" not in said
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_an_id_with_spaces_and_quotes_is_logged_as_it_was_sent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    value = 'line 7, "part" [3]'
+    with client_of(create_app(quick_settings(tmp_path, log_format=form))) as client:
+        client.get("/health", headers={"X-Correlation-Id": value})
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "GET /health" in line]
+    assert (json.loads(line)["correlation_id"] if form == "json" else line.split("[", 1)[1].rsplit("] ", 1)[0]) == value
+
+
 def test_a_traceback_is_one_json_line() -> None:
     stream = io.StringIO()
     configure_logging("INFO", "json")
