@@ -81,6 +81,18 @@ def test_a_full_memory_takes_no_more_rows_and_says_how_badly_it_covers(rng: np.r
     assert full.radius == full.radius_before == pytest.approx(covering_radius([x], old.emb), abs=1e-5)
 
 
+@pytest.mark.parametrize("batch", [1, 3, 10])
+def test_however_images_are_shared_out_the_memory_has_the_rows_of_one_fit(batch: int, rng: np.random.Generator) -> None:
+    x = l2_normalize(rng.standard_normal((60 * 16, 8)).astype(np.float32))
+    rows = x.reshape(60, 16, 8)
+    memory = PatchCoreMemory.build(np.concatenate(rows[:batch]), 0.02)
+    for n in range(batch, 60, batch):
+        old = stored(memory, n, n * 16)
+        memory = grown_memory(old, embedded(np.concatenate(rows[n : n + batch]), 16), rate=0.02, limit=25_600).memory
+    assert len(memory) == len(PatchCoreMemory.build(x, 0.02)) == 19
+    assert memory.n_embeddings == len(x)
+
+
 def test_the_same_images_twice_change_nothing(inspector: Inspector) -> None:
     files = [image_file(seed) for seed in range(5)]
     first = grow(inspector, KEY, files, mm_per_px=0.2)
