@@ -208,13 +208,9 @@ class _Growth:
     def _grown(
         self, old: StoredMemory, files: Sequence[ImageFile], embedded: Embedded
     ) -> tuple[PatchCoreMemory, dict[str, Any]]:
-        def progress(done: int, total: int) -> None:
-            self.job.check()
-            self.job.report("coreset", done, total)
-
         settings = self.inspector.settings
         rate, limit, backend = settings.coreset_rate, settings.max_coreset, settings.knn_backend
-        grown = grown_memory(old, embedded, rate=rate, limit=limit, backend=backend, progress=progress)
+        grown = grown_memory(old, embedded, rate=rate, limit=limit, backend=backend, progress=self.job.stage("coreset"))
         images = [{"name": f.name, "sha256": d} for f, d in zip(files, embedded.digests, strict=True)]
         return grown.memory, grown_metadata(old, grown, images, self.inspector.fit_settings)
 
