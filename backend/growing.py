@@ -73,15 +73,15 @@ def grown_memory(
 
     Args:
         embedded: the new images; their `src` is counted on from the images of `old`.
-        rate: share of the new embeddings that is added.
+        rate: share of the new embeddings that is added, rounded so that however many growths share out the images,
+            their shares add up to that of one fit.
         limit: rows of the whole memory at most.
 
     Returns:
         The old rows, then the new ones.
     """
-    room = limit - len(old.emb)
-    if room > 0:
-        n = min(coreset_size(len(embedded.emb), rate, limit), room)
+    n = min(_share(int(old.metadata["n_embeddings"]), len(embedded.emb), rate), limit - len(old.emb))
+    if n > 0:
         coreset = kcenter_greedy(embedded.emb, n, centres=old.emb, progress=progress)
         rows, before, after = coreset.indices, coreset.radius_before, coreset.radius
     else:
@@ -95,6 +95,12 @@ def grown_memory(
     memory.n_embeddings = int(old.metadata["n_embeddings"]) + len(embedded.emb)
     former = old.number("radius", 0.0)
     return Grown(memory, max(former, after), max(former, before))
+
+
+def _share(n_before: int, n_new: int, rate: float) -> int:
+    """Rows that a memory of `n_before` embeddings takes of `n_new` more."""
+    n = n_before + n_new
+    return coreset_size(n, rate, n) - coreset_size(n_before, rate, n)
 
 
 def grown_metadata(
@@ -202,13 +208,9 @@ class _Growth:
     def _grown(
         self, old: StoredMemory, files: Sequence[ImageFile], embedded: Embedded
     ) -> tuple[PatchCoreMemory, dict[str, Any]]:
-        def progress(done: int, total: int) -> None:
-            self.job.check()
-            self.job.report("coreset", done, total)
-
         settings = self.inspector.settings
         rate, limit, backend = settings.coreset_rate, settings.max_coreset, settings.knn_backend
-        grown = grown_memory(old, embedded, rate=rate, limit=limit, backend=backend, progress=progress)
+        grown = grown_memory(old, embedded, rate=rate, limit=limit, backend=backend, progress=self.job.stage("coreset"))
         images = [{"name": f.name, "sha256": d} for f, d in zip(files, embedded.digests, strict=True)]
         return grown.memory, grown_metadata(old, grown, images, self.inspector.fit_settings)
 

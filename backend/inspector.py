@@ -329,11 +329,6 @@ class Inspector:
     def remember(self, embedded: Embedded, job: Job) -> PatchCoreMemory:
         """The memory of a fit's embeddings, with the settings' coreset unless passes have chosen it."""
         settings, passes = self.settings, embedded.passes
-
-        def progress(done: int, total: int) -> None:
-            job.check()
-            job.report("coreset", done, total)
-
         memory = build_memory(
             embedded.emb,
             variant_of(settings, self.host.lane().extractor, embedded),
@@ -343,7 +338,7 @@ class Inspector:
             rng=np.random.default_rng(settings.seed),
             backend=settings.knn_backend,
             src=embedded.src,
-            progress=progress,
+            progress=job.stage("coreset"),
         )
         if passes:
             memory.n_embeddings, memory.radius = passes.n_seen, passes.radius + (memory.radius or 0.0)

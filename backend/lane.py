@@ -63,6 +63,15 @@ class Job:
     def report(self, stage: str, done: int, total: int) -> None:
         """Progress of the work; the base class keeps quiet."""
 
+    def stage(self, name: str) -> Callable[[int, int], None]:
+        """What reports (done, total) of the stage `name`; it raises Cancelled once `cancel` was called."""
+
+        def progress(done: int, total: int) -> None:
+            self.check()
+            self.report(name, done, total)
+
+        return progress
+
 
 @dataclass
 class _Item:

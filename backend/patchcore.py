@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.coreset import (
+    BLOCK,
     Array,
     Coreset,
     Progress,
@@ -156,10 +157,14 @@ class PatchCoreMemory:
         1 − exp‖q − m*‖ / Σ exp‖q − m‖, with m* the row nearest to q and m the `neighbours` rows nearest to m*, itself
         among them: a patch whose nearest row is far from the other rows weighs more.
         """
-        to_q = np.sqrt(square_norms(self.emb - q))
+        to_q = np.sqrt(self._squares(q))
         nearest = int(to_q.argmin())
-        around = np.argsort(square_norms(self.emb - self.emb[nearest]), kind="stable")[:neighbours]
+        around = np.argsort(self._squares(self.emb[nearest]), kind="stable")[:neighbours]
         return float(1.0 - 1.0 / np.exp(to_q[around].astype(np.float64) - to_q[nearest]).sum())
+
+    def _squares(self, q: Array) -> NDArray[np.float32]:
+        """(N,) squared distances of every row to `q` (D,), without a copy of the rows."""
+        return np.concatenate([square_norms(self.emb[rows] - q) for rows in blocks(len(self), BLOCK)])
 
     @property
     def kind(self) -> str:

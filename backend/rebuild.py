@@ -216,8 +216,14 @@ class Rebuilder:
             memory = then.remember(embedded, job)
             metadata = then.metadata_of(files, embedded, memory, lane.extractor, float(step["mm_per_px"]))
             return _stored(memory, embedded, metadata)
-        rate, limit = then.settings.coreset_rate, then.settings.max_coreset
-        grown = grown_memory(made, embedded, rate=rate, limit=limit, backend=then.settings.knn_backend)
+        grown = grown_memory(
+            made,
+            embedded,
+            rate=then.settings.coreset_rate,
+            limit=then.settings.max_coreset,
+            backend=then.settings.knn_backend,
+            progress=job.stage("coreset"),
+        )
         images = [{"name": f.name, "sha256": d} for f, d in zip(files, embedded.digests, strict=True)]
         return _stored(grown.memory, embedded, grown_metadata(made, grown, images, then.fit_settings))
 

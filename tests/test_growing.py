@@ -81,6 +81,18 @@ def test_a_full_memory_takes_no_more_rows_and_says_how_badly_it_covers(rng: np.r
     assert full.radius == full.radius_before == pytest.approx(covering_radius([x], old.emb), abs=1e-5)
 
 
+@pytest.mark.parametrize("batch", [1, 3, 10])
+def test_however_images_are_shared_out_the_memory_has_the_rows_of_one_fit(batch: int, rng: np.random.Generator) -> None:
+    x = l2_normalize(rng.standard_normal((60 * 16, 8)).astype(np.float32))
+    rows = x.reshape(60, 16, 8)
+    memory = PatchCoreMemory.build(np.concatenate(rows[:batch]), 0.02)
+    for n in range(batch, 60, batch):
+        old = stored(memory, n, n * 16)
+        memory = grown_memory(old, embedded(np.concatenate(rows[n : n + batch]), 16), rate=0.02, limit=25_600).memory
+    assert len(memory) == len(PatchCoreMemory.build(x, 0.02)) == 19
+    assert memory.n_embeddings == len(x)
+
+
 def test_the_same_images_twice_change_nothing(inspector: Inspector) -> None:
     files = [image_file(seed) for seed in range(5)]
     first = grow(inspector, KEY, files, mm_per_px=0.2)
@@ -178,24 +190,36 @@ def tokens_of(folder: Path, extractor: TextureFeatures) -> list[Tokens]:
 
 
 @pytest.mark.slow
-# On coffee, where good parts differ most, the order of the images moves the AUROC by up to 3 % either way.
-@pytest.mark.parametrize(
-    ("name", "n_images", "apart"), [("pills", 100, 0.01), ("coffee", 100, 0.04), ("cookies", 30, 0.01)]
-)
-def test_ten_images_at_a_time_come_near_all_at_once(shared_data: Path, name: str, n_images: int, apart: float) -> None:
+@pytest.mark.parametrize(("name", "n_images"), [("coffee", 100), ("pills", 100), ("cookies", 30)])
+def test_ten_images_at_a_time_give_the_rows_of_all_at_once(shared_data: Path, name: str, n_images: int) -> None:
+    good = tokens_of(shared_data / name / "train" / "good", TextureFeatures(448))[:n_images]
+    once, memory = at_once_and_grown(good, np.random.default_rng(0))
+    assert len(memory) == pytest.approx(len(once), rel=0.01)
+
+
+@pytest.mark.slow
+# One order of the cookies moves their 560 pairs by more than a growth does; on coffee two fits at once differ by more.
+@pytest.mark.parametrize(("name", "n_images", "orders"), [("pills", 100, 1), ("cookies", 30, 4)])
+def test_ten_images_at_a_time_find_what_all_at_once_find(
+    shared_data: Path, name: str, n_images: int, orders: int
+) -> None:
     extractor = TextureFeatures(448)
     good = tokens_of(shared_data / name / "train" / "good", extractor)[:n_images]
-    order = np.random.default_rng(0).permutation(n_images)
-    train = np.concatenate([good[n].rows for n in order])
-    per_image = len(good[0].rows)
-    batches = np.split(train, n_images // 10)
+    test = {folder.name: tokens_of(folder, extractor) for folder in sorted((shared_data / name / "test").iterdir())}
+    pairs = [at_once_and_grown(good, np.random.default_rng(order)) for order in range(orders)]
+    once, grown = np.mean([[_auroc(test, memory) for memory in pair] for pair in pairs], axis=0)
+    assert grown == pytest.approx(once, rel=0.01)
+
+
+def at_once_and_grown(good: list[Tokens], rng: np.random.Generator) -> tuple[PatchCoreMemory, PatchCoreMemory]:
+    """The memory of all images, and the one that grew ten images at a time, in a random order."""
+    train, per_image = np.concatenate([good[n].rows for n in rng.permutation(len(good))]), len(good[0].rows)
+    batches = np.split(train, len(good) // 10)
     once, memory = PatchCoreMemory.build(train, 0.02), PatchCoreMemory.build(batches[0], 0.02)
     for n, batch in enumerate(batches[1:], 1):
         old = stored(memory, 10 * n, 10 * n * per_image)
         memory = grown_memory(old, embedded(batch, per_image), rate=0.02, limit=25_600).memory
-    assert len(memory) == pytest.approx(len(once), rel=0.01)
-    test = {folder.name: tokens_of(folder, extractor) for folder in sorted((shared_data / name / "test").iterdir())}
-    assert _auroc(test, memory) == pytest.approx(_auroc(test, once), rel=apart)
+    return once, memory
 
 
 def _auroc(test: dict[str, list[Tokens]], memory: PatchCoreMemory) -> float:

@@ -332,6 +332,7 @@ class TestDistances:
             tracemalloc.start()
             memory.distances(q)
             memory.distances(q, leave_out=0)
+            memory.weight(q[0], 9)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
         assert peaks[1] < peaks[0] + 3_000_000, "40,000 rows of 64 numbers are 10 MB"

@@ -11,10 +11,11 @@ import pytest
 
 from backend import cli
 from backend.collector import Collector
-from backend.errors import MemoryNotFound, Notice, WeightsUnavailable
+from backend.errors import Cancelled, MemoryNotFound, Notice, WeightsUnavailable
 from backend.errors_samples import NotEnoughSamples
 from backend.features_texture import TextureFeatures
 from backend.intake import drafts
+from backend.lane import Job
 from backend.ledger import Ledger
 from backend.storage import ModelKey
 from backend.trash import empty_trash
@@ -89,6 +90,32 @@ def test_lost_models_come_back_with_their_scores_and_threshold(
     again = scores(rebuilt(running(rebuild_on_start=True), key), key)
     assert [s for s, _ in again] == pytest.approx([s for s, _ in before], abs=1e-4)
     assert again[0][1] == before[0][1]
+
+
+def test_every_step_of_a_rebuild_is_told_and_can_be_cancelled(
+    running: Callable[..., Collector], tmp_path: Path
+) -> None:
+    class Watched(Job):
+        def __init__(self, leaves_at: str = "") -> None:
+            super().__init__()
+            self.leaves_at, self.stages = leaves_at, list[str]()
+
+        def report(self, stage: str, done: int, total: int) -> None:
+            self.stages += [stage] if self.stages[-1:] != [stage] else []
+            if " ".join(self.stages) == self.leaves_at:
+                self.cancel()
+
+    collector = running(coreset_rate=0.5)
+    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    collector.fit(KEY, [image_file(n) for n in range(3, 6)], mm_per_px=0.2, memory_fit=True)
+    stamp = collector.inspector.store.stamp(KEY)
+    leaver = Watched("extract coreset extract coreset")
+    with pytest.raises(Cancelled):
+        collector.rebuilder.rebuild(KEY, leaver, replace=True)
+    assert collector.inspector.store.stamp(KEY) == stamp
+    stayer = Watched()
+    collector.rebuilder.rebuild(KEY, stayer, replace=True)
+    assert stayer.stages == leaver.stages == ["extract", "coreset"] * 2
 
 
 def test_nothing_is_rebuilt_unasked(running: Callable[..., Collector], tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""What growing a memory costs against fitting the same images at once: the table of docs/ACCURACY.md.
+
+    python experiments/growing.py --sets ../shared/data/coffee --sets ../shared/data/pills \
+        --model resnet18=../shared/data/weights/resnet18_layers1-3.safetensors --input-size 256
+
+The good parts come in several random orders. Each order is fitted at once, its greedy starting from another row, and
+grown, a few images at a time, and both memories score the test images. Fits at once differ among themselves too, and
+that spread is the measure of what a single sequence can show.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from backend.config import load_settings  # noqa: E402
+from backend.features import Extractor  # noqa: E402
+from backend.fitting import Embedded, ImageFile, prepare_image  # noqa: E402
+from backend.growing import grown_memory  # noqa: E402
+from backend.host import extractor_for  # noqa: E402
+from backend.infer import Frame, InferenceEngine, Scoring  # noqa: E402
+from backend.patchcore import PatchCoreMemory  # noqa: E402
+from backend.sets import LabelledImage, read_set  # noqa: E402
+from backend.storage import StoredMemory  # noqa: E402
+
+app = typer.Typer(add_completion=False)
+Rows = NDArray[np.float32]
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class EmbeddedSet:
+    """Tokens of every image of a set: train and test (images, tokens, D), and what is known of the test images."""
+
+    train: Rows
+    test: Rows
+    grid: Grid
+    frames: list[Frame]
+    defective: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, folder: Path, extractor: Extractor) -> EmbeddedSet:
+        """Read and embed a folder. Raises SetNotUnderstood, BadImage."""
+        given = read_set(folder)
+        train, grid, _ = _embedded(given.train, extractor, None)
+        test, grid, frames = _embedded(given.test, extractor, grid)
+        return cls(train, test, grid, frames, np.array([image.defective for image in given.test]))
+
+    def auroc(self, memory: PatchCoreMemory) -> float:
+        """Image AUROC under the default scoring."""
+        engine = InferenceEngine(Scoring())
+        maps = [engine.token_map(tokens, self.grid, memory) for tokens in self.test]
+        scores = [engine.run(found, frame).score for found, frame in zip(maps, self.frames, strict=True)]
+        return float(roc_auc_score(self.defective, scores))
+
+
+def _embedded(
+    images: Sequence[LabelledImage], extractor: Extractor, grid: Grid | None
+) -> tuple[Rows, Grid, list[Frame]]:
+    tokens, frames = [], []
+    for image in images:
+        file = ImageFile(image.path.name, image.path.read_bytes)
+        ready = prepare_image(file, extractor, expected=grid, max_megapixels=100)
+        grid = ready.grid
+        tokens.append(extractor.extract([ready.pixels])[0])
+        frames.append(Frame(*ready.size))
+    assert grid is not None
+    return np.stack(tokens), grid, frames
+
+
+def grown(images: Rows, grid: Grid, batch: int, rate: float, rng: np.random.Generator) -> PatchCoreMemory:
+    """The memory of `images` (n, tokens, D) that come `batch` at a time."""
+    memory = PatchCoreMemory.build(np.concatenate(images[:batch]), rate, rng=rng)
+    for seen in range(batch, len(images), batch):
+        old = StoredMemory(
+            memory.emb,
+            grid,
+            np.full(len(memory), -1, np.int32),
+            {"n_embeddings": memory.n_embeddings, "images": [{}] * seen, "radius": 0.0},
+        )
+        new = images[seen : seen + batch]
+        src = np.repeat(np.arange(len(new), dtype=np.int32), new.shape[1])
+        embedded = Embedded(np.concatenate(new), src, grid, [""] * len(new), [new.shape[1]] * len(new))
+        memory = grown_memory(old, embedded, rate=rate, limit=sys.maxsize).memory
+    return memory
+
+
+@app.command()
+def main(
+    sets: Annotated[list[Path], typer.Option(exists=True, file_okay=False, help="Folders in MVTec AD's layout.")],
+    model: Annotated[str, typer.Option(help="NAME or NAME=WEIGHTS.")] = "texture",
+    input_size: int = 448,
+    rate: Annotated[float, typer.Option(help="CORESET_RATE.")] = 0.02,
+    images: Annotated[int, typer.Option(help="Good parts, at most; a whole number of batches.")] = 100,
+    batch: Annotated[int, typer.Option(help="Images that join at a time.")] = 10,
+    orders: Annotated[int, typer.Option(min=2, help="Random orders of the good parts.")] = 8,
+) -> None:
+    """A table of fits at once and memories grown, as Markdown on standard output."""
+    name, _, weights = model.partition("=")
+    extractor = extractor_for(load_settings(model_name=name, weights=weights or "auto", input_size=input_size))
+    _line(["set", "images", "rows at once", "rows grown", "AUROC at once", "AUROC grown", "of the means", "one by one"])
+    _line(["---"] * 8)
+    for folder in sets:
+        given = EmbeddedSet.of(folder, extractor)
+        n = min(images, len(given.train)) // batch * batch
+        found = [_one_order(given, n, batch, rate, seed) for seed in range(orders)]
+        _row(folder.name, n, np.array(found))
+
+
+def _one_order(given: EmbeddedSet, n: int, batch: int, rate: float, seed: int) -> tuple[int, int, float, float]:
+    chosen = given.train[np.random.default_rng(seed).permutation(len(given.train))[:n]]
+    once = PatchCoreMemory.build(np.concatenate(chosen), rate, rng=np.random.default_rng(seed))
+    other = grown(chosen, given.grid, batch, rate, np.random.default_rng(seed))
+    return len(once), len(other), given.auroc(once), given.auroc(other)
+
+
+def _row(name: str, n: int, found: NDArray[np.float64]) -> None:
+    rows_once, rows_grown, once, other = found.T
+    relative = 100 * (other / once - 1)
+    means = 100 * (other.mean() / once.mean() - 1)
+    spread = [f"{aurocs.mean():.4f} ± {aurocs.std(ddof=1):.4f}" for aurocs in (once, other)]
+    sizes = [f"{rows.mean():.0f}" for rows in (rows_once, rows_grown)]
+    _line([name, str(n), *sizes, *spread, f"{means:+.2f} %", f"{relative.min():+.2f} … {relative.max():+.2f} %"])
+
+
+def _line(cells: Sequence[str]) -> None:
+    typer.echo(f"| {' | '.join(cells)} |")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    app()
