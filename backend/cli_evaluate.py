@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -17,6 +19,7 @@ from typer.core import TyperCommand
 from backend.config import Settings, load_settings
 
 console = Console(stderr=True)
+WIDTH_OF_FILES = 160
 
 
 class ManyNumbers(TyperCommand):
@@ -61,16 +64,24 @@ def evaluate(
             Evaluator(_settings_for(name, preset), remember=bool(shots), progress=bars.show) as evaluator,
         ):
             results += [evaluator.run(one, shots=shots or (), draws=seeds) for one in given]
-    table = Table(*SUMMARY)
-    for result in results:
-        table.add_row(*summary_row(result))
-    Console(stderr=as_json == Path("-")).print(table)
+    _print_table(SUMMARY, [summary_row(result) for result in results], stderr=as_json == Path("-"))
     command = f"python -m backend {shlex.join(sys.argv[1:])}"
     report.write_text(html_report(results, command=command), encoding="utf-8")
     console.print(f"report: {report}", highlight=False)
     if as_json:
         text = json.dumps([result.as_dict() for result in results], ensure_ascii=False, indent=1, default=str)
         sys.stdout.write(text) if as_json == Path("-") else as_json.write_text(text, encoding="utf-8")
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, stderr: bool) -> None:
+    """A table that leaves out no digit: long cells go on in the next line, a file or pipe is wide enough."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    stream = sys.stderr if stderr else sys.stdout
+    Console(file=stream, width=None if stream.isatty() else WIDTH_OF_FILES).print(table)
 
 
 def _settings_for(model: str, preset: str | None) -> Settings:

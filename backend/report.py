@@ -184,6 +184,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _value(value: Any) -> str:
+    if value is None or value == ():
+        return "auto"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -66,7 +66,17 @@ COMMON: dict[str, dict[str, Any]] = {
     "SCORE_METHOD=max, TOKEN_BLUR=2": {"score_method": "max", "token_blur": 2.0},
     "TOKEN_BLUR=1": {"token_blur": 1.0},
     "BLUR_SIGMA=4": {"blur_sigma": 4.0},
+    "FIT_MEMORY_MB=32": {"fit_memory_mb": 32},
+    "SEED=1": {"seed": 1},
+    "SEED=2": {"seed": 2},
     "TILES=2": {"tiles": 2},
+    "INPUT_SIZE=448": {"input_size": 448},
+    "PRESET=recommended": {"preset": "recommended"},
+    "PRESET=recommended, TOKEN_BLUR=0": {"preset": "recommended", "token_blur": 0.0},
+    "PRESET=recommended, SCORE_METHOD=max": {"preset": "recommended", "score_method": "max"},
+    "PRESET=recommended, CORESET_RATE=0.02": {"preset": "recommended", "coreset_rate": 0.02},
+    "PRESET=recommended, SEED=1": {"preset": "recommended", "seed": 1},
+    "PRESET=recommended, SEED=2": {"preset": "recommended", "seed": 2},
 }
 RESNET: dict[str, dict[str, Any]] = {
     "RESNET_OFFSET=0": {"resnet_offset": 0.0},
@@ -75,6 +85,8 @@ RESNET: dict[str, dict[str, Any]] = {
     "PATCHCORE_PATCH_SIZE=1": {"patchcore_patch_size": 1},
     "PATCHCORE_PATCH_SIZE=5": {"patchcore_patch_size": 5},
     "PATCHCORE_STRIDE=2": {"patchcore_stride": 2},
+    "PRESET=recommended, RESNET_OFFSET=0.8": {"preset": "recommended", "resnet_offset": 0.8},
+    "PRESET=recommended, PATCHCORE_PATCH_SIZE=5": {"preset": "recommended", "patchcore_patch_size": 5},
 }
 VIT: dict[str, dict[str, Any]] = {
     "PATCHCORE_PATCH_SIZE=3": {"patchcore_patch_size": 3},
@@ -132,7 +144,7 @@ def options(
     sets: Sets,
     model: Model,
     input_size: int = 448,
-    only: Annotated[str, typer.Option(help="Options whose names contain this.")] = "",
+    only: Annotated[list[str] | None, typer.Option(help="These options alone, by their names in the table.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="Folder that keeps the tokens between runs.")] = None,
 ) -> None:
     """A table of what each option changes, as Markdown on standard output."""
@@ -140,15 +152,15 @@ def options(
     base = {"model_name": name, "weights": weights or "auto", "input_size": input_size}
     given = [read_set(folder) for folder in sets]
     family = RESNET if "resnet" in name else VIT
-    chosen = {**COMMON, **family, "PRESET=recommended": {"preset": "recommended"}}
+    every = {**COMMON, **family}
+    chosen = {title: every[title] for title in only or every}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(tokens or Path(folder), base)
         default = bench.run({}, given)
         _header(given)
         _row("default", default, default)
         for title, changed in chosen.items():
-            if only in title:
-                _row(title, bench.run(changed, given), default)
+            _row(title, bench.run(changed, given), default)
 
 
 def _header(sets: Sequence[InspectionSet]) -> None:
