@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from backend.errors import (
     ReadOnlyStore,
 )
 from backend.features import Extractor
-from backend.patchcore import PatchCoreMemory
+from backend.patchcore import Array, PatchCoreMemory, Rough
 from backend.storage import ModelKey, ModelStore, Stamp, StoredMemory
 from backend.variants import stored_memory
 
@@ -48,8 +49,16 @@ class FittedModel:
 class ModelCache:
     """Gives the newest memory and calibration of a key, reading the disk only when a file changed."""
 
-    def __init__(self, store: ModelStore, *, cache_mb: float, knn_backend: str) -> None:
+    def __init__(
+        self,
+        store: ModelStore,
+        *,
+        cache_mb: float,
+        knn_backend: str,
+        rough: Callable[[Array], Rough | None] | None = None,
+    ) -> None:
         self.store = store
+        self.rough = rough
         self.knn_backend = knn_backend
         self._models: LRUCache[ModelKey, FittedModel] = LRUCache(cache_mb * 2**20, getsizeof=lambda m: m.nbytes)
         self._calibrations: LRUCache[ModelKey, tuple[Stamp, dict[str, Any]]] = LRUCache(4096)
@@ -82,6 +91,8 @@ class ModelCache:
 
     def put(self, key: ModelKey, memory: PatchCoreMemory, stored: StoredMemory, stamp: Stamp | None) -> FittedModel:
         """Remember a model; one larger than the whole cache is only returned."""
+        if self.rough is not None:
+            memory.quicken(self.rough)
         model = FittedModel(memory, stored, stamp)
         with self._lock:
             self._models.pop(key, None)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +49,21 @@ Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 _ROWS = 4096  # rows or patches dealt with at a time: working memory does not grow with N or T
 _SPARE = 3  # neighbours asked for beyond k: a proof needs one that is certainly too far
 _SPARE_SHORT = 127  # the same among shortened vectors, which come closer together
+_SPARE_ROUGH = 31  # and among rows of few digits
 _SHORTEN_FROM = 8192  # rows; below, shortening costs what it saves
 _RESULTS = 1 << 18  # neighbours held at a time
 _SPLIT = 1 << 28  # multiplications that are worth a thread of their own
 _EPS = float(np.finfo(np.float32).eps)
+
+
+class Rough(Protocol):
+    """Rows in another form, in which near ones are found sooner."""
+
+    nbytes: int
+
+    def nearest(self, q: Array, m: int) -> Found:
+        """Lower bounds (T, m) of squared distances, ascending, and the rows they are of; no other row is nearer."""
+        ...
 
 
 class PatchCoreMemory:
@@ -78,6 +89,7 @@ class PatchCoreMemory:
         self.dim = self.emb.shape[1]
         self.n_embeddings = len(self.emb)
         self._plain = _Space(self.emb, _as_it_is)
+        self._rough: Rough | None = None
         shorten = _Shortener.of(self.emb) if len(self.emb) >= _SHORTEN_FROM else None
         self._short = None if shorten is None else _Space(shorten(self.emb), shorten)
 
@@ -100,6 +112,12 @@ class PatchCoreMemory:
         memory.radius, memory.indices, memory.n_embeddings = coreset.radius, rows, len(emb)
         return memory
 
+    def quicken(self, rough: Callable[[Array], Rough | None]) -> None:
+        """Have neighbours in a large memory proposed by what `rough` makes of its rows; distances stay the same."""
+        if len(self) >= _SHORTEN_FROM and not self.kind and self._rough is None:
+            self._rough = rough(self.emb)
+            self._short = None if self._rough else self._short
+
     def __len__(self) -> int:
         return len(self.emb)
 
@@ -107,7 +125,8 @@ class PatchCoreMemory:
     def nbytes(self) -> int:
         """Bytes the memory holds in RAM."""
         short = 0 if self._short is None else self._short.rows.nbytes
-        return self.emb.nbytes + short + (0 if self.src is None else self.src.nbytes)
+        rough = 0 if self._rough is None else self._rough.nbytes
+        return self.emb.nbytes + short + rough + (0 if self.src is None else self.src.nbytes)
 
     def distances(self, q: Array, k: int = 1, *, leave_out: int | None = None) -> NDArray[np.float32]:
         """Mean Euclidean distance of each patch to its `k` nearest rows.
@@ -136,10 +155,9 @@ class PatchCoreMemory:
             raise InvalidValue(field="PATCHCORE_KNN_K", value=k, expected=">= 1")
         keep = self._kept(leave_out)
         k = min(k, len(self) if keep is None else len(keep))
-        parts = max(self._workers(len(q)), -(-len(q) // _ROWS))
-        nearest = _in_threads(
-            self._workers(len(q)), lambda part: self._nearest(part, k, keep), np.array_split(q, parts)
-        )
+        workers = self._workers(len(q)) if self._rough is None or keep is not None else 1
+        parts = max(workers, -(-len(q) // _ROWS))
+        nearest = _in_threads(workers, lambda part: self._nearest(part, k, keep), np.array_split(q, parts))
         return np.concatenate(nearest)
 
     def _workers(self, n_queries: int) -> int:
@@ -191,11 +209,11 @@ class PatchCoreMemory:
         best = np.empty((len(q), k), np.float32)
         left = np.arange(len(q))
         n_rows = len(self) if keep is None else len(keep)
-        for space, m in self._attempts(k, n_rows):
+        for propose, m in self._attempts(k, keep):
             doubtful = []
             for block in blocks(len(left), max(1, _RESULTS // m)):
                 t = left[block]
-                bounds, rows = self._candidates(space, q[t], m, keep)
+                bounds, rows = propose(q[t], m)
                 best[t], doubt = self._measure(q[t], bounds, rows, k, n_rows)
                 doubtful.append(t[doubt])
             left = np.concatenate(doubtful)
@@ -203,15 +221,19 @@ class PatchCoreMemory:
                 break
         return best
 
-    def _attempts(self, k: int, n_rows: int) -> Iterator[tuple[_Space, int]]:
-        """Where to look for how many neighbours, each time for the patches that the last time left in doubt."""
-        if self._short is not None:
-            yield self._short, min(k + _SPARE_SHORT, n_rows)
+    def _attempts(self, k: int, keep: NDArray[np.int64] | None) -> Iterator[tuple[Callable[[Array, int], Found], int]]:
+        """Who proposes how many neighbours, each time for the patches that the last time left in doubt."""
+        n_rows = len(self) if keep is None else len(keep)
+        plain = partial(self._candidates, self._plain, keep)
+        if self._rough is not None and keep is None:
+            yield self._rough.nearest, min(k + _SPARE_ROUGH, n_rows)
+        elif self._short is not None:
+            yield partial(self._candidates, self._short, keep), min(k + _SPARE_SHORT, n_rows)
         m = k + _SPARE
         while m < n_rows:
-            yield self._plain, m
+            yield plain, m
             m *= 8
-        yield self._plain, n_rows
+        yield plain, n_rows
 
     def _measure(
         self, q: Array, bounds: NDArray[np.float32], rows: NDArray[np.int64], k: int, n_rows: int
@@ -234,7 +256,7 @@ class PatchCoreMemory:
         lengths: NDArray[np.float32] = np.sqrt(square_norms(q - self.emb[rows]))
         return lengths
 
-    def _candidates(self, space: _Space, q: Array, m: int, keep: NDArray[np.int64] | None) -> Found:
+    def _candidates(self, space: _Space, keep: NDArray[np.int64] | None, q: Array, m: int) -> Found:
         """Lower bounds of squared distances, ascending, and numbers of the `m` rows nearest in `space`."""
         search = _search_faiss if self.backend == "faiss" else _search_sklearn
         short = space.view(q)

@@ -16,7 +16,7 @@ CATALOGUES = {"backend.errors": 700}  # one tree of errors, with a sentence in t
 ROOMS = {
     **dict.fromkeys(["errors", "errors_samples", "notices", "config", "utils", "codecs", "order", "fields"], 0),
     **dict.fromkeys(["features", "features_texture", "features_resnet", "features_grey"], 1),
-    **dict.fromkeys(["features_weights", "features_torch", "features_openvino"], 1),
+    **dict.fromkeys(["features_weights", "features_torch", "features_openvino", "features_products"], 1),
     **dict.fromkeys(["patchcore", "coreset", "coreset_passes", "calib", "roi_mask", "atomic", "augment"], 1),
     **dict.fromkeys(["pictures", "scenes", "scenes_render", "overlays"], 1),
     **dict.fromkeys(["infer", "storage", "samples", "ledger", "trash", "debug", "evaluation", "bank"], 2),

@@ -1,0 +1,74 @@
+"""Inner products in bfloat16: large memories are searched at the network's pace where processors have matrix units."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PRODUCTS = 1 << 25  # held at a time
+_ROUNDING = 2.0**-9  # of a number to bfloat16, relative to it
+_EPS = float(np.finfo(np.float32).eps)
+
+
+class Bf16Rows:
+    """Rows of a memory in bfloat16, which propose neighbours with lower bounds of their distances.
+
+    With q̂ and m̂ for what rounding leaves of q and m, |q·m − q̂·m̂| ≤ |q − q̂|·|m| + |q̂|·|m − m̂| (Cauchy–Schwarz); the
+    lengths on the right are known. To that comes what adding up in float32 and rounding the product cost.
+
+    Args:
+        rows: (N, D) float32.
+    """
+
+    def __init__(self, rows: NDArray[np.float32]) -> None:
+        import torch
+
+        self._rows = torch.from_numpy(rows).bfloat16()
+        squares, lost = _lengths(rows, self._rows.float().numpy())
+        self._shortest = float(squares.min())
+        self._longest = float(np.sqrt(squares.max()))
+        self._lost = float(lost.max())
+        self.nbytes = 2 * rows.size
+
+    def nearest(self, q: NDArray[np.float32], m: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Lower bounds of squared distances (T, m), ascending, and the rows they are of.
+
+        No row that is not among a patch's `m` is nearer to it than its last bound says.
+        """
+        bounds = np.empty((len(q), m), np.float32)
+        found = np.empty((len(q), m), np.int64)
+        step = max(1, _PRODUCTS // len(self._rows))
+        for start in range(0, len(q), step):
+            part = slice(start, start + step)
+            bounds[part], found[part] = self._nearest(q[part], m)
+        return bounds, found
+
+    def _nearest(self, q: NDArray[np.float32], m: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        import torch
+
+        short = torch.from_numpy(q).bfloat16()
+        squares, lost = _lengths(q, short.float().numpy())
+        products, rows = torch.topk(short @ self._rows.T, m, dim=1)
+        longest = float(np.sqrt(squares.max())) + float(lost.max())
+        error = float(lost.max()) * self._longest + longest * self._lost
+        error += longest * (self._longest + self._lost) * (_ROUNDING + 2 * _EPS * q.shape[1])
+        bounds = squares[:, None] + self._shortest - 2 * (products.float().numpy() + error)
+        return bounds.astype(np.float32), rows.numpy()
+
+
+def _lengths(x: NDArray[np.float32], rounded: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Squared length of each row of `x`, and the length of what rounding took from it."""
+    off = x - rounded
+    return np.einsum("nd,nd->n", x, x), np.sqrt(np.einsum("nd,nd->n", off, off))
+
+
+def bf16_rows(rows: NDArray[np.float32]) -> Bf16Rows | None:
+    """The rows in bfloat16 where that is a gain: torch is there, and the processor has matrix units for it (AMX)."""
+    if find_spec("torch") is None:
+        return None
+    import torch
+
+    able = getattr(torch.cpu, "get_capabilities", dict[str, bool])()  # older releases do not tell
+    return Bf16Rows(rows) if able.get("amx_bf16") else None
