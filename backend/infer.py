@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import cv2
@@ -118,6 +119,21 @@ class Inspection:
     ranked: Ranked
 
 
+@lru_cache(64)
+def enlarging(n: int, size: int, sigma: float) -> Float:
+    """(size, n) float32: what brings a line of n tokens to `size` pixels, bilinearly, and blurs it with `sigma` pixels.
+
+    Enlarging and blurring are linear and act on rows and columns apart, so two small products do both for a whole map.
+    """
+    line = cv2.resize(np.eye(n, dtype=np.float32), (n, size), interpolation=cv2.INTER_LINEAR)
+    if sigma > 0:
+        # As long as OpenCV's own blur of float images takes it: four deviations to each side.
+        kernel = cv2.getGaussianKernel(round(8 * sigma + 1) | 1, sigma, cv2.CV_32F)
+        line = cv2.sepFilter2D(line, -1, np.ones(1, np.float32), kernel)
+    line.flags.writeable = False  # it is everybody's
+    return line  # type: ignore[return-value]
+
+
 class InferenceEngine:
     """Scores tokens against a memory with one `Scoring`."""
 
@@ -153,13 +169,11 @@ class InferenceEngine:
 
     def anomaly_map(self, token_map: Float, frame: Frame, mask: Mask | None = None) -> Float:
         """The token map at working resolution, blurred, 0 outside `mask`: (h, w) float32."""
-        height, width = frame.working
-        heat = cv2.resize(token_map, (width, height), interpolation=cv2.INTER_LINEAR)
-        if self.scoring.blur_sigma > 0:
-            heat = cv2.GaussianBlur(heat, (0, 0), self.scoring.blur_sigma)
-        if mask is not None:
-            heat = cv2.copyTo(heat, mask.view(np.uint8))
-        return heat  # type: ignore[return-value]
+        (height, width), (rows, columns) = frame.working, token_map.shape
+        down = enlarging(rows, height, self.scoring.blur_sigma)
+        across = enlarging(columns, width, self.scoring.blur_sigma)
+        heat: Float = down @ (token_map @ across.T)
+        return heat if mask is None else cv2.copyTo(heat, mask.view(np.uint8))  # type: ignore[return-value]
 
     def run(
         self,

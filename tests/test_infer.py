@@ -74,6 +74,22 @@ def test_the_score_is_what_the_slow_road_gives(
     assert np.abs(found.heat - (heat if mask is None else heat * mask)).max() < 4e-3
 
 
+@pytest.mark.parametrize("sigma", [0.0, 0.6, 1.0, 4.0])
+@pytest.mark.parametrize(
+    ("grid", "size"), [((32, 32), (448, 448)), ((5, 9), (61, 200)), ((1, 1), (7, 5)), ((9, 8), (6, 5))]
+)
+def test_the_map_is_what_enlarging_and_then_blurring_gives(
+    rng: np.random.Generator, grid: tuple[int, int], size: tuple[int, int], sigma: float
+) -> None:
+    token_map = rng.random(grid, np.float32)
+    expected = cv2.resize(token_map, size[::-1], interpolation=cv2.INTER_LINEAR)
+    if sigma:
+        expected = cv2.GaussianBlur(expected, (0, 0), sigma)
+    found = InferenceEngine(Scoring(blur_sigma=sigma)).anomaly_map(token_map, Frame(*size))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
 def test_the_other_scores_are_maximum_and_mean_of_the_top_percent(rng: np.random.Generator) -> None:
     values = rng.random((20, 50), np.float32)
     assert score_of(Ranked(values), Scoring(method="max")) == values.max()
