@@ -64,7 +64,7 @@ def main() -> None:
         name, _, weights = model.partition("=")
         extractors = [
             build_extractor(name, weights=weights, input_size=given.input_size, runtime="torch", precision="fp32"),
-            build_extractor(name, weights=weights, input_size=given.input_size),
+            build_extractor(name, weights=weights, input_size=given.input_size, runtime="auto"),
         ]
         for folder in given.sets:
             compare(read_set(folder), extractors, given.rate)
