@@ -23,7 +23,7 @@ from backend.features import Extractor, grid_of, prepare
 from backend.infer import Frame, InferenceEngine, Inspection, Scoring, heatmap_png, heatmap_range
 from backend.patchcore import PatchCoreMemory
 from backend.scenes import brake_disc
-from backend.utils import available_cores, decode_image, encode_png, resize, to_base64
+from backend.utils import available_cores, decode_image, encode_png, one_thread_each, resize, to_base64
 
 ROWS = 700
 LIBRARIES = ("torch", "timm", "openvino", "numpy", "opencv-python-headless", "faiss-cpu", "scikit-learn", "isal")
@@ -116,6 +116,7 @@ class Bench:
     @classmethod
     def of(cls, extractor: Extractor, rng: np.random.Generator, *, images: int = 4, rows: int = ROWS) -> Bench:
         """Fit a memory of `rows` rows on a few rendered parts."""
+        one_thread_each()
         side = extractor.input_size
         grid = grid_of(extractor, side, side)
         shown = [prepare(image, grid, extractor.patch) for image in pictures(images, side, rng)]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from backend.errors import InvalidValue
+from backend.utils import available_cores
 
 Array = NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -105,14 +106,14 @@ def kcenter_greedy(
 
 @contextmanager
 def _own_threads() -> Iterator[Each]:
-    """A `map` over as many threads as BLAS has, which meanwhile has one.
+    """A `map` over as many threads as there are cores, while BLAS has one.
 
     BLAS shares out each product and waits for all its threads to finish; with other work on the machine most of the
     time is that wait. Blocks of rows wait for nobody.
     """
     with _BLAS:
         blas = ThreadpoolController().select(user_api="blas")
-        threads = max((library["num_threads"] for library in blas.info()), default=1)
+        threads = available_cores()
         with blas.limit(limits=1), ThreadPoolExecutor(threads) as pool:
             yield pool.map if threads > 1 else map
 
