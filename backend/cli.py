@@ -50,11 +50,16 @@ def serve(
     """Serve the HTTP API."""
     import uvicorn
 
+    from backend.features_weights import find_weights
+    from backend.host import WEIGHTS_DIR
     from backend.server import PunctualProtocol, allow_open_files, check_address
 
     given = {"host": host, "port": port}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     check_address(settings.host, settings.port)
+    if workers > 1 and settings.require_pretrained and settings.model_name != "texture":
+        # Of several workers that all fail at the start, uvicorn would only say that they did, with exit code 0.
+        find_weights(settings.model_name, settings.weights, WEIGHTS_DIR)
     allow_open_files()
     with _shared_metrics(settings, workers):
         uvicorn.run(

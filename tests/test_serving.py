@@ -79,7 +79,9 @@ def ended(env: Mapping[str, str], *arguments: str) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("command", [("backend", "serve"), ("uvicorn", "backend.app:app")])
+@pytest.mark.parametrize(
+    "command", [("backend", "serve"), ("backend", "serve", "--workers", "2"), ("uvicorn", "backend.app:app")]
+)
 def test_required_weights_that_are_missing_end_it_with_what_to_do(tmp_path: Path, command: tuple[str, ...]) -> None:
     env = environment(
         tmp_path,
