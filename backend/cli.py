@@ -37,7 +37,7 @@ def main() -> None:
     try:
         app()
     except InspectionError as err:
-        console.print(f"[red]error[/]: {err}", highlight=False)
+        console.print(f"[red]error[/]: {err}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
