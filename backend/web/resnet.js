@@ -49,9 +49,15 @@ async function predict(part) {
   } catch (err) {
     part.error = err;
     part.answer = null;
-    complain(err.status === 404 ? new Error(t("rnAbsent")) : err);
+    complain(err.status === 404 ? new Error(t("rnAbsent")) : named(err, part));
   }
   show();
+}
+
+/* The document's sentences about a file do not say which. */
+function named(err, { name }) {
+  if (err.status === 400) err.message = `${name}: ${err.message}`;
+  return err;
 }
 
 export async function config() {
