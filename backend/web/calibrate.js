@@ -33,13 +33,14 @@ const scored = (truth) => parts.filter((part) => part.truth === truth && part.re
 
 export function show() {
   const [ok, ng] = [scored("ok"), scored("ng")];
-  for (const [truth, scores] of [["ok", ok], ["ng", ng]]) {
-    const left = parts.filter((part) => part.truth === truth && !part.result && !part.error).length;
-    $(`cal-${truth}-n`).textContent = left ? t("calBusy", { n: scores.length, left }) : t("calCount", { n: scores.length });
+  for (const truth of ["ok", "ng"]) {
+    const left = parts.filter((part) => part.truth === truth && !part.fresh).length;
+    const n = parts.filter((part) => part.truth === truth && part.fresh && part.result).length;
+    $(`cal-${truth}-n`).textContent = left ? t("calBusy", { n, left }) : t("calCount", { n });
   }
   const any = ok.length + ng.length > 0;
   $("cal-empty").hidden = any;
-  $("cal-go").disabled = !ok.length;
+  $("cal-go").disabled = !ok.length || parts.some((part) => part.truth && !part.fresh);
   $("cal-line").disabled = !any;
   if (any) histogram(ok, ng);
   else $("histogram").replaceChildren();

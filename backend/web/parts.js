@@ -55,10 +55,12 @@ export function again(first = null) {
   calm();
   const order = first ? [first, ...parts.filter((part) => part !== first)] : parts;
   for (const part of order) enqueue(part);
+  tell();
 }
 
 export function enqueue(part) {
   part.turn = (part.turn ?? 0) + 1;
+  part.fresh = false;
   if (!waiting.includes(part)) waiting.push(part);
   work();
 }
@@ -83,6 +85,7 @@ async function inspect(part) {
     const result = await patiently(() => json("/infer", { method: "POST", body: form }));
     if (part.turn !== turn || key !== model.key) return;
     part.result = result;
+    part.fresh = true;
     part.error = null;
     part.decoded = null;
     learn({ fitted: true, calibrated: result.threshold !== null });
@@ -93,6 +96,7 @@ async function inspect(part) {
   } catch (err) {
     if (part.turn !== turn) return;
     part.error = err;
+    part.fresh = true;
     part.result = part.decoded = null;
     if (err.code === "memory_not_found") learn({ fitted: false, calibrated: false });
     complain(err);

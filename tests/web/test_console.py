@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from backend.config import Settings
 from backend.fitting import ImageFile
@@ -314,6 +314,47 @@ def test_a_window_too_low_for_it_all_opens_at_the_top(console: Open) -> None:
         desk.page.goto(f"{desk.api.base_url}{address}")
         expect(desk.page.locator("#service")).to_have_attribute("data-state", "ok")
         assert desk.page.evaluate("() => [scrollY, document.documentElement.scrollHeight > innerHeight]")[0] == 0
+
+
+def test_after_a_new_fit_the_parts_on_the_page_are_scored_again(console: Open, pieces: Pieces) -> None:
+    desk = console()
+    page = desk.page
+    desk.open("fit", **MODEL)
+    fit(desk, pieces["learn"])
+    calibrate(desk, pieces["good"], pieces["bad"])
+    former = infer(desk, pieces["good"][0])["score"]
+    desk.tab("fit")
+    page.click("#fit-clear")
+    fit(desk, pieces["bad"])
+    scores = {path: infer(desk, path)["score"] for path in (*pieces["good"], *pieces["bad"])}
+    assert scores[pieces["good"][0]] != former
+    desk.tab("calibrate")
+    with page.expect_request("**/calibrate_ng") as asked:
+        page.click("#cal-go")
+    sent = asked.value.post_data_json or {}
+    assert sorted(sent["ok_scores"]) == sorted(scores[path] for path in pieces["good"])
+    assert sorted(sent["ng_scores"]) == sorted(scores[path] for path in pieces["bad"])
+
+
+def test_a_calibration_waits_for_the_scores_of_a_new_mask(console: Open, pieces: Pieces) -> None:
+    desk = console()
+    page = desk.page
+    desk.open("fit", **MODEL)
+    fit(desk, pieces["learn"])
+    calibrate(desk, pieces["good"], pieces["bad"])
+    held: list[Route] = []
+    open_again = False
+    page.route("**/infer", lambda route: route.continue_() if open_again else held.append(route))
+    desk.tab("inspect")
+    page.check("input[name=kind][value=circle]", force=True)
+    desk.tab("calibrate")
+    expect(page.locator("#cal-ok-n")).to_have_text("0 puntuadas, faltan 6")
+    expect(page.locator("#cal-go")).to_be_disabled()
+    open_again = True
+    for route in held:
+        route.continue_()
+    expect(page.locator("#cal-go")).to_be_enabled()
+    expect(page.locator("#cal-ok-n")).to_have_text("6 puntuadas")
 
 
 def test_a_mask_that_cannot_be_leaves_nothing_of_the_former_answer(console: Open, pieces: Pieces) -> None:
