@@ -68,7 +68,7 @@ class BankStore:
             DamagedFile: it is no JSON object, or its threshold is no finite number.
         """
         try:
-            given = json.loads((self.folder / CONFIG).read_text("utf-8"))
+            given = json.loads((self.folder / CONFIG).read_text("utf-8-sig"))
             if not isinstance(given, dict) or not np.isfinite(float(given.get("threshold", 0))):
                 raise ValueError("it is no JSON object with a finite threshold")
         except (FileNotFoundError, NotADirectoryError):

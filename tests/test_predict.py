@@ -130,6 +130,7 @@ def test_modes_scale_the_threshold_and_thr_overrides_them(make: Make) -> None:
     assert answers["sensitive"]["threshold"] == pytest.approx(0.4)
     assert answers["strict"]["threshold"] == pytest.approx(0.6)
     assert post(client, mode="strict", thr=0.123).json()["threshold"] == 0.123
+    assert post(client, thr="", mode="").json()["threshold"] == 0.5, "an empty field of a form says nothing"
     assert post(client, mode="wild").status_code == 422
     assert post(client, thr="nan").status_code == 422
 
@@ -267,6 +268,8 @@ def test_a_new_bank_is_served_without_a_restart(make: Make, folder: Path, tmp_pa
     config = json.loads((artifacts / "config.json").read_text())
     (artifacts / "config.json").write_text(json.dumps({**config, "threshold": before / 2}))
     assert post(client).json()["threshold"] == pytest.approx(before / 2)
+    (artifacts / "config.json").write_text(json.dumps({**config, "threshold": before / 3}), "utf-8-sig")
+    assert post(client).json()["threshold"] == pytest.approx(before / 3), "as Notepad saves it"
 
 
 @pytest.mark.parametrize(("name", "data"), [("memory_bank_core.npz", b"PK nonsense"), ("config.json", b"[1]")])

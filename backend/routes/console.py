@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import FastAPI
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import FileResponse, Response
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 WEB = Path(__file__).resolve().parent.parent / "web"
 
@@ -24,12 +26,12 @@ HEADERS = {
 
 def mount_console(app: FastAPI) -> None:
     """Serve the console at / and its files under /web/."""
-    app.add_api_route("/", _page, methods=["GET", "HEAD"], include_in_schema=False)
-    app.mount("/web", _Shell(directory=WEB), name="web")
+    app.router.routes.append(Route("/", GZipMiddleware(_page), methods=["GET", "HEAD"], include_in_schema=False))
+    app.mount("/web", GZipMiddleware(_Shell(directory=WEB)), name="web")
 
 
-async def _page() -> Response:
-    return FileResponse(WEB / "index.html", headers=HEADERS)
+async def _page(scope: Scope, receive: Receive, send: Send) -> None:
+    await FileResponse(WEB / "index.html", headers=HEADERS)(scope, receive, send)
 
 
 class _Shell(StaticFiles):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, File, Query, Request, UploadFile
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -131,11 +131,15 @@ def get_predictor(request: Request) -> Predictor:
 
 
 PredictorDep = Annotated[Predictor, Depends(get_predictor)]
+Empty = BeforeValidator(lambda given: None if given == "" else given)
 Thr = Annotated[
-    float | None, Query(ge=0, allow_inf_nan=False, description="Threshold to apply instead of the configured one.")
+    Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
+    Empty,
+    Query(description="Threshold to apply instead of the configured one."),
 ]
 ModeQuery = Annotated[
     Mode | None,
+    Empty,
     Query(description="`sensitive`: the threshold × 0.8; `strict`: × 1.2; ignored with `thr`."),
 ]
 

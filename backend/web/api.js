@@ -2,6 +2,7 @@ import { language, t } from "./i18n.js";
 
 const KEY = "api-key";
 let asking = null;
+let declined = false;
 let askForKey = async () => null;
 
 export class ApiError extends Error {
@@ -19,9 +20,10 @@ export function newId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (b) => b.toString(16).padStart(2, "0")).join("");
 }
 
-async function keyFromPerson() {
-  asking ??= askForKey().finally(() => (asking = null));
+async function keyFromPerson(refused) {
+  asking ??= askForKey(refused).finally(() => (asking = null));
   const key = await asking;
+  declined = !key;
   if (key) sessionStorage.setItem(KEY, key);
   return key;
 }
@@ -34,7 +36,8 @@ function headersOf(extra) {
   return headers;
 }
 
-export async function send(path, { headers, ...options } = {}) {
+/* A `quiet` request, which nobody asked for, does not ask for the key again once the person has declined. */
+export async function send(path, { headers, quiet = false, ...options } = {}) {
   for (;;) {
     const used = sessionStorage.getItem(KEY);
     let response;
@@ -49,7 +52,7 @@ export async function send(path, { headers, ...options } = {}) {
     if (response.status !== 401) throw problem;
     if (used === sessionStorage.getItem(KEY)) {
       sessionStorage.removeItem(KEY);
-      if (!(await keyFromPerson())) throw problem;
+      if ((quiet && declined) || !(await keyFromPerson(used !== null))) throw problem;
     }
   }
 }

@@ -53,7 +53,7 @@ function showHealth() {
 
 async function watchHealth() {
   try {
-    health = await json("/health");
+    health = await json("/health", { quiet: true });
   } catch (err) {
     health = { status: err.status === 401 ? "key" : "down" };
   }
@@ -91,8 +91,9 @@ function startPrefs() {
 }
 
 function startKey() {
-  onKeyNeeded(() => new Promise((done) => {
+  onKeyNeeded((refused) => new Promise((done) => {
     $("key-value").value = "";
+    $("key-refused").hidden = !refused;
     $("key").returnValue = "";
     $("key").showModal();
     $("key").addEventListener("close", () => done($("key").returnValue === "ok" ? $("key-value").value.trim() : null), { once: true });
@@ -124,9 +125,10 @@ fit.startFit(goTo);
 inspect.startInspect();
 calibrate.startCalibrate(goTo);
 resnet.startResnet();
-goTo(location.hash.slice(1) || "inspect");
+const asked = location.hash.slice(1);
+goTo(asked || "inspect");
 watchHealth();
-startModel().catch(complain);
+startModel().then((known) => known.length || asked || goTo("fit")).catch(complain);
 addEventListener("focus", () => {
   refreshState();
   offerModels();

@@ -33,13 +33,14 @@ const scored = (truth) => parts.filter((part) => part.truth === truth && part.re
 
 export function show() {
   const [ok, ng] = [scored("ok"), scored("ng")];
-  for (const [truth, scores] of [["ok", ok], ["ng", ng]]) {
-    const left = parts.filter((part) => part.truth === truth && !part.result && !part.error).length;
-    $(`cal-${truth}-n`).textContent = left ? t("calBusy", { n: scores.length, left }) : t("calCount", { n: scores.length });
+  for (const truth of ["ok", "ng"]) {
+    const left = parts.filter((part) => part.truth === truth && !part.fresh).length;
+    const n = parts.filter((part) => part.truth === truth && part.fresh && part.result).length;
+    $(`cal-${truth}-n`).textContent = left ? t("calBusy", { n, left }) : t("calCount", { n });
   }
   const any = ok.length + ng.length > 0;
   $("cal-empty").hidden = any;
-  $("cal-go").disabled = !ok.length;
+  $("cal-go").disabled = !ok.length || parts.some((part) => part.truth && !part.fresh);
   $("cal-line").disabled = !any;
   if (any) histogram(ok, ng);
   else $("histogram").replaceChildren();
@@ -56,8 +57,8 @@ function outcome(ok, ng) {
 
 function histogram(ok, ng) {
   const all = [...ok, ...ng];
-  const low = Math.min(...all, line ?? Infinity);
-  const high = Math.max(...all, line ?? 0);
+  const low = Math.min(...all, view.calibrated ?? Infinity);
+  const high = Math.max(...all, view.calibrated ?? 0);
   const edge = (high - low || high || 1) * 0.08;
   const [from, to] = [Math.max(0, low - edge), high + edge];
   line ??= Math.max(...(ok.length ? ok : all));
@@ -78,7 +79,7 @@ function histogram(ok, ng) {
     if (down) picture.append(svg("rect", { class: "bar ng", x: i * width + 1, width: width - 2, y: 120, height: down }));
   }
   picture.append(svg("line", { class: "axis", x1: 0, x2: 640, y1: 120, y2: 120 }));
-  const ticks = el("div", { className: "ticks" }, ...[0, 0.25, 0.5, 0.75, 1].map((f) => el("span", { textContent: number(from + f * (to - from), 2) })));
+  const ticks = el("div", { className: "ticks" }, ...[0, 0.25, 0.5, 0.75, 1].map((f) => el("span", { textContent: number(from + f * (to - from)) })));
   ticks.setAttribute("aria-hidden", "true");
   $("histogram").replaceChildren(picture, ticks);
 }

@@ -48,7 +48,8 @@ const IMAGE = /\.(png|jpe?g|bmp|tiff?|webp)$/i;
 
 export function images(list) {
   const files = [...list].filter((file) => file.type.startsWith("image/") || IMAGE.test(file.name));
-  if (list.length && !files.length) complain(new Error(t("notImages")));
+  const others = [...list].filter((file) => !files.includes(file)).map((file) => file.name);
+  if (others.length) setTimeout(() => complain(new Error(t("notImages", { names: others.slice(0, 3).join(", ") + (others.length > 3 ? "…" : "") }))));
   return files;
 }
 

@@ -2,6 +2,7 @@ import { follow, json, newId } from "./api.js";
 import { $, acceptFiles, calm, complain, el, thumbnail } from "./dom.js";
 import { number, t } from "./i18n.js";
 import { formOf, learn, model, offerModels, onModel, refreshState, remember, requireModel } from "./model.js";
+import { again } from "./parts.js";
 
 const chosen = [];
 let stop = null;
@@ -61,6 +62,7 @@ async function fit(goTo) {
   const id = newId();
   stop = new AbortController();
   const watch = new AbortController();
+  $("fit-result").replaceChildren();
   progress({ stage: "send" });
   show();
   follow(`/progress/${id}`, watch.signal, progress);
@@ -109,4 +111,5 @@ function done(result, goTo) {
   remember();
   offerModels();
   refreshState();
+  again();
 }

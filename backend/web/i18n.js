@@ -168,6 +168,7 @@ const TEXTS = {
     "This service asks for a key. It is kept only until the tab is closed.",
   ],
   key: ["Clave", "Key"],
+  keyRefused: ["El servicio no acepta esa clave: escríbela otra vez.", "The service refuses that key: type it again."],
   keyGo: ["Entrar", "Continue"],
   offline: [
     "No hay conexión con el servicio: comprueba que está en marcha y vuelve a intentarlo.",
@@ -178,7 +179,14 @@ const TEXTS = {
     "The service answered something unexpected ({status}).",
   ],
   close: ["Cerrar", "Close"],
-  notImages: ["Eso no son imágenes.", "Those are not images."],
+  notImages: [
+    "No son imágenes y se han dejado fuera: {names}. Usa PNG, JPEG, BMP, TIFF o WebP.",
+    "Not images, so left out: {names}. Use PNG, JPEG, BMP, TIFF or WebP.",
+  ],
+  unseen: [
+    "El navegador no sabe mostrar este formato: se ven sólo el calor y los contornos.",
+    "The browser cannot show this format: only the heat and the outlines are seen.",
+  ],
   request: ["Petición {id}", "Request {id}"],
 };
 

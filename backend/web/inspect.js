@@ -1,4 +1,4 @@
-import { $, acceptFiles, bitmapOf, choose, el } from "./dom.js";
+import { $, acceptFiles, bitmapOf, calm, choose, el } from "./dom.js";
 import { contourPath, decodeHeat, paintHeat, regionsOf } from "./heat.js";
 import { brief, counted, number, t } from "./i18n.js";
 import { keep, model, onModel, recall } from "./model.js";
@@ -45,6 +45,7 @@ export function startInspect() {
 }
 
 export async function inspectFiles(files) {
+  if (files.length) calm();
   const [first] = await addParts(files);
   if (first) select(first);
 }
@@ -161,7 +162,8 @@ function panel(part) {
   $("regions-title").textContent = some ? counted("regions", found.length) + (found.length ? ` · ${t("total", { area: brief(whole) })}` : "") : "";
   $("regions").replaceChildren(...found.slice(0, 50).map((region) => el("li", { data: { area: region.area_mm2 } },
     el("strong", { textContent: `${brief(region.area_mm2)} mm²` }), " ", t("regionAt", { x: region.x, y: region.y }))));
-  const notes = [part?.error?.message, ...(part?.result?.warnings ?? [])].filter(Boolean);
+  const unseen = part?.result && !part.image ? t("unseen") : "";
+  const notes = [part?.error?.message, unseen, ...(part?.result?.warnings ?? [])].filter(Boolean);
   $("warnings").replaceChildren(...notes.map((text) => el("li", { textContent: text })));
 }
 

@@ -44,7 +44,7 @@ export function onModel(listener) {
 async function optional(path, query) {
   if (absent.has(path)) return null;
   try {
-    return await json(`${path}?${new URLSearchParams(query)}`);
+    return await json(`${path}?${new URLSearchParams(query)}`, { quiet: true });
   } catch (err) {
     if (err.status === 404 || err.status === 405) absent.add(path);
     return null;
@@ -127,8 +127,13 @@ export async function startModel() {
   $("mm").addEventListener("change", () => localStorage.setItem("mm", $("mm").value));
   for (const id of ["role", "roi", "recipe"]) $(id).addEventListener("change", changed);
   const all = await offerModels();
-  if (!model.role && all.length) [$("role").value, $("roi").value] = all[0];
+  if (!model.role && all.length) {
+    const [role, roi, recipe] = all[0];
+    [$("role").value, $("roi").value] = [role, roi];
+    if (recipe !== "default") $("recipe").value = recipe;
+  }
   changed();
+  return all;
 }
 
 function changed() {

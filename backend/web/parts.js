@@ -1,6 +1,6 @@
 /* The parts on the page, shared by Inspect and Calibrate: inspected in turn, two at a time. */
 import { json, patiently } from "./api.js";
-import { complain, thumbnail } from "./dom.js";
+import { calm, complain, thumbnail } from "./dom.js";
 import { formOf, learn, model, requireModel } from "./model.js";
 
 export const parts = [];
@@ -52,12 +52,15 @@ export function clearParts() {
 /* Everything again, `first` before the others: after another mask, model or calibration. */
 export function again(first = null) {
   waiting.length = 0;
+  calm();
   const order = first ? [first, ...parts.filter((part) => part !== first)] : parts;
   for (const part of order) enqueue(part);
+  tell();
 }
 
 export function enqueue(part) {
   part.turn = (part.turn ?? 0) + 1;
+  part.fresh = false;
   if (!waiting.includes(part)) waiting.push(part);
   work();
 }
@@ -82,6 +85,7 @@ async function inspect(part) {
     const result = await patiently(() => json("/infer", { method: "POST", body: form }));
     if (part.turn !== turn || key !== model.key) return;
     part.result = result;
+    part.fresh = true;
     part.error = null;
     part.decoded = null;
     learn({ fitted: true, calibrated: result.threshold !== null });
@@ -92,7 +96,8 @@ async function inspect(part) {
   } catch (err) {
     if (part.turn !== turn) return;
     part.error = err;
-    part.result = null;
+    part.fresh = true;
+    part.result = part.decoded = null;
     if (err.code === "memory_not_found") learn({ fitted: false, calibrated: false });
     complain(err);
   }

@@ -37,21 +37,31 @@ async function again() {
 }
 
 async function predict(part) {
+  const turn = (part.turn = (part.turn ?? 0) + 1);
   const query = new URLSearchParams();
   if (chosen("rn-mode")) query.set("mode", chosen("rn-mode"));
   if ($("rn-thr").value !== "") query.set("thr", $("rn-thr").value);
   const form = new FormData();
   form.append("file", part.file, part.name);
   try {
-    part.answer = await patiently(() => json(`/predict?${query}`, { method: "POST", body: form }));
+    const answer = await patiently(() => json(`/predict?${query}`, { method: "POST", body: form }));
+    if (part.turn !== turn) return;
+    part.answer = answer;
     part.pictures = {};
     part.error = null;
   } catch (err) {
+    if (part.turn !== turn) return;
     part.error = err;
     part.answer = null;
-    complain(err.status === 404 ? new Error(t("rnAbsent")) : err);
+    complain(err.status === 404 ? new Error(t("rnAbsent")) : named(err, part));
   }
   show();
+}
+
+/* The document's sentences about a file do not say which. */
+function named(err, { name }) {
+  if (err.status === 400) err.message = `${name}: ${err.message}`;
+  return err;
 }
 
 export async function config() {

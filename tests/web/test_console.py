@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from backend.config import Settings
 from backend.fitting import ImageFile
@@ -273,6 +273,158 @@ def test_moving_the_line_counts_what_would_be_rejected_and_missed(console: Open,
     expect(desk.page.locator("#cal-miss")).to_contain_text("3 de 3")
 
 
+def test_the_scale_stands_still_while_the_line_is_pulled_over_its_end(console: Open, pieces: Pieces) -> None:
+    desk = console()
+    desk.open("fit", **MODEL)
+    fit(desk, pieces["learn"])
+    calibrate(desk, pieces["good"], pieces["bad"])
+    line = desk.page.locator("#cal-line")
+    scale = [line.get_attribute(end) for end in ("min", "max")]
+    box = line.bounding_box()
+    assert box is not None
+    reach = (float(line.input_value()) - float(scale[0] or 0)) / (float(scale[1] or 0) - float(scale[0] or 0))
+    middle = box["y"] + box["height"] / 2
+    desk.page.mouse.move(box["x"] + 12 + (box["width"] - 24) * reach, middle)
+    desk.page.mouse.down()
+    for step in range(12):
+        desk.page.mouse.move(box["x"] + box["width"] + step, middle)
+    desk.page.mouse.up()
+    assert [line.get_attribute(end) for end in ("min", "max")] == scale
+    assert float(line.input_value()) == pytest.approx(float(scale[1] or 0), rel=1e-3)
+    expect(desk.page.locator("#cal-miss")).to_contain_text("3 de 3")
+
+
+def test_a_first_visit_starts_where_parts_are_learned(console: Open, pieces: Pieces) -> None:
+    desk = console()
+    desk.page.goto(f"{desk.api.base_url}/")
+    expect(desk.page.locator("#tab-fit")).to_have_attribute("aria-selected", "true")
+    files = [("images", (path.name, path.read_bytes(), "image/png")) for path in pieces["learn"]]
+    assert desk.api.post("/fit_ok", data=MODEL, files=files).status_code == 200
+    desk.page.goto("about:blank")
+    desk.page.goto(f"{desk.api.base_url}/")
+    expect(desk.page.locator("#role")).to_have_value("Belt")
+    expect(desk.page.locator("#tab-inspect")).to_have_attribute("aria-selected", "true")
+
+
+def test_a_window_too_low_for_it_all_opens_at_the_top(console: Open) -> None:
+    desk = console(width=800)
+    desk.page.set_viewport_size({"width": 800, "height": 600})
+    for address in ("/#inspect", "/"):
+        desk.page.goto("about:blank")
+        desk.page.goto(f"{desk.api.base_url}{address}")
+        expect(desk.page.locator("#service")).to_have_attribute("data-state", "ok")
+        assert desk.page.evaluate("() => [scrollY, document.documentElement.scrollHeight > innerHeight]")[0] == 0
+
+
+def test_after_a_new_fit_the_parts_on_the_page_are_scored_again(console: Open, pieces: Pieces) -> None:
+    desk = console()
+    page = desk.page
+    desk.open("fit", **MODEL)
+    fit(desk, pieces["learn"])
+    calibrate(desk, pieces["good"], pieces["bad"])
+    former = infer(desk, pieces["good"][0])["score"]
+    desk.tab("fit")
+    page.click("#fit-clear")
+    fit(desk, pieces["bad"])
+    scores = {path: infer(desk, path)["score"] for path in (*pieces["good"], *pieces["bad"])}
+    assert scores[pieces["good"][0]] != former
+    desk.tab("calibrate")
+    with page.expect_request("**/calibrate_ng") as asked:
+        page.click("#cal-go")
+    sent = asked.value.post_data_json or {}
+    assert sorted(sent["ok_scores"]) == sorted(scores[path] for path in pieces["good"])
+    assert sorted(sent["ng_scores"]) == sorted(scores[path] for path in pieces["bad"])
+
+
+def test_a_calibration_waits_for_the_scores_of_a_new_mask(console: Open, pieces: Pieces) -> None:
+    desk = console()
+    page = desk.page
+    desk.open("fit", **MODEL)
+    fit(desk, pieces["learn"])
+    calibrate(desk, pieces["good"], pieces["bad"])
+    held: list[Route] = []
+    open_again = False
+    page.route("**/infer", lambda route: route.continue_() if open_again else held.append(route))
+    desk.tab("inspect")
+    page.check("input[name=kind][value=circle]", force=True)
+    desk.tab("calibrate")
+    expect(page.locator("#cal-ok-n")).to_have_text("0 puntuadas, faltan 6")
+    expect(page.locator("#cal-go")).to_be_disabled()
+    open_again = True
+    for route in held:
+        route.continue_()
+    expect(page.locator("#cal-go")).to_be_enabled()
+    expect(page.locator("#cal-ok-n")).to_have_text("6 puntuadas")
+
+
+def test_a_mask_that_cannot_be_leaves_nothing_of_the_former_answer(console: Open, pieces: Pieces) -> None:
+    desk = console()
+    page = desk.page
+    desk.open("fit", **MODEL)
+    fit(desk, pieces["learn"])
+    calibrate(desk, pieces["good"], pieces["bad"])
+    desk.tab("inspect")
+    page.locator("#parts .part[data-decision=ng]").first.click()
+    page.check("input[name=kind][value=annulus]", force=True)
+    desk.settled(9)
+    page.fill("#shape-r_inner", "999")
+    page.press("#shape-r_inner", "Tab")
+    expect(page.locator("#alerts")).to_contain_text("r_inner")
+    expect(page.locator("#verdict[data-decision=failed]")).to_be_visible()
+    expect(page.locator("#regions li")).to_have_count(0)
+    page.fill("#shape-r_inner", "10")
+    page.press("#shape-r_inner", "Tab")
+    expect(page.locator("#gauge .score")).to_be_visible()
+    expect(page.locator("#alerts .notice")).to_have_count(0)
+    assert not desk.errors
+
+
+def test_files_that_are_no_images_are_named(console: Open, pieces: Pieces, tmp_path: Path) -> None:
+    notes, empty, tiff = (tmp_path / name for name in ("notes.txt", "empty.png", "part.tif"))
+    notes.write_text("hello")
+    empty.write_bytes(b"")
+    cv2.imwrite(str(tiff), part(60, height=120, width=160))
+    desk = console()
+    page = desk.page
+    desk.open("fit", **MODEL)
+    fit(desk, pieces["learn"])
+    desk.tab("inspect")
+    page.set_input_files("#parts-files", [notes, empty, tiff, pieces["good"][0]])
+    desk.settled(3)
+    expect(page.locator("#alerts")).to_contain_text("notes.txt")
+    expect(page.locator("#alerts")).to_contain_text("empty.png")
+    page.locator("#parts .part", has_text="part.tif").click()
+    expect(page.locator("#warnings")).to_contain_text("El navegador no sabe mostrar este formato")
+    page.locator("#parts .part", has_text=pieces["good"][0].name).click()
+    expect(page.locator("#warnings")).not_to_contain_text("El navegador no sabe")
+
+
+def test_long_words_of_a_degraded_service_stay_inside_the_window(console: Open, pieces: Pieces) -> None:
+    desk = console(width=800, model_name="vit_small_patch14_dinov2.lvd142m", weights="nowhere/" + "w" * 60 + ".pth")
+    page = desk.page
+    desk.open("fit", **MODEL)
+    expect(page.locator("#service")).to_contain_text("degradado")
+    expect(page.locator("#state")).to_contain_text("Degradado")
+    fit(desk, pieces["learn"])
+    calibrate(desk, pieces["good"], pieces["bad"])
+    for tab in ("fit", "calibrate", "inspect"):
+        desk.tab(tab)
+        sizes = page.evaluate("() => [document.documentElement.scrollWidth, innerWidth]")
+        assert sizes[0] <= sizes[1], f"{tab} is wider than the window"
+    expect(page.locator("#warnings")).to_contain_text("degradado")
+
+
+def test_a_button_that_cannot_be_pressed_does_not_light_up(console: Open) -> None:
+    desk = console(scheme="dark")
+    desk.open("fit", **MODEL)
+    look = (
+        "() => { const s = getComputedStyle(document.getElementById('fit-go')); return [s.backgroundColor, s.filter]; }"
+    )
+    before = desk.page.evaluate(look)
+    desk.page.locator("#fit-go").hover(force=True)
+    assert desk.page.locator("#fit-go").is_disabled() and desk.page.evaluate(look) == before
+
+
 def test_the_page_knows_a_model_before_anything_is_inspected(console: Open, pieces: Pieces) -> None:
     desk = console()
     files = [("images", (path.name, path.read_bytes(), "image/png")) for path in pieces["learn"]]
@@ -361,8 +513,17 @@ def test_the_shell_needs_no_key_and_asks_for_one(console: Open, pieces: Pieces) 
     desk.open("fit", **MODEL)
     page = desk.page
     expect(page.locator("#key")).to_be_visible()
+    expect(page.locator("#key-refused")).to_be_hidden()
     page.fill("#key-value", "wrong")
     page.press("#key-value", "Enter")
+    expect(page.locator("#key-refused")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#key")).to_be_hidden()
+    asked = desk.calls.count("GET health")
+    while desk.calls.count("GET health") < asked + 2:
+        page.wait_for_timeout(100)
+    expect(page.locator("#key")).to_be_hidden()
+    page.reload()
     expect(page.locator("#key")).to_be_visible()
     page.fill("#key-value", "open-sesame")
     page.press("#key-value", "Enter")
@@ -456,12 +617,15 @@ def test_axe_finds_nothing_serious(console: Open, pieces: Pieces, axe: str, sche
 
 def test_the_page_is_light_and_its_policy_strict(console: Open) -> None:
     desk = console()
-    sizes: dict[str, int] = {}
-    desk.page.on("response", lambda answer: sizes.update({answer.url: int(answer.headers["content-length"])}))
+    sent: list[int] = []
+    network = desk.page.context.new_cdp_session(desk.page)
+    network.send("Network.enable")
+    network.on("Network.loadingFinished", lambda done: sent.append(done["encodedDataLength"]))
     desk.open("inspect")
     expect(desk.page.locator("#service")).to_have_attribute("data-state", "ok")
     desk.page.wait_for_load_state("networkidle")
-    assert len(sizes) > 10 and sum(sizes.values()) < 100_000
+    assert len(sent) > 15 and sum(sent) < 100_000, "headers and answers of the service included"
+    assert desk.api.get("/web/app.css").headers["content-encoding"] == "gzip"
     for path in ("/", "/web/app.js", "/web/app.css"):
         headers = desk.api.get(path).headers
         policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
