@@ -40,8 +40,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": meaning}
     for status, meaning in {
         400: "The request cannot be served as it is; `code` and `error` say why.",
+        401: "The service asks for a key.",
+        403: "This client or key may not do this.",
+        404: "What is asked for is not there.",
+        409: "It contradicts what is there; both values are named.",
         413: "The file or the request is too large.",
         422: "Fields are missing or not valid.",
+        429: "Too many requests of this client: try again after `Retry-After` seconds.",
         500: "A fault of the service; the request's id is in its log.",
         503: "Busy: try again after `Retry-After` seconds.",
         507: "The disk is full; nothing was changed.",

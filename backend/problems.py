@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import Scope
 
 from backend.errors import (
@@ -31,6 +32,7 @@ from backend.errors import (
 from backend.fields import Fault, Faults, place
 
 _NAMED = {404: NotFound, 405: MethodNotAllowed}
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 FORWARDING_HEADERS = frozenset({"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"})
 
 
@@ -155,12 +157,21 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     named = _NAMED.get(error.status_code)
     if named is not None:
         error_named = named(path=request.url.path[:200], method=request.method)
-        return problem(request.scope, error_named, headers=error.headers)
+        headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
+        return problem(request.scope, error_named, headers=headers)
     if error.status_code == 400:
         return problem(request.scope, BadForm())
     other = BadRequest(reason=error.detail)
     other.status = error.status_code  # type: ignore[misc]
     return problem(request.scope, other)
+
+
+def _allowed(request: Request) -> str:
+    """The methods that some route has at the request's path; the framework names those of the first one alone."""
+    asked = [{**request.scope, "method": method} for method in METHODS]
+    routes = request.app.routes
+    found = [s["method"] for s in asked if any(route.matches(s)[0] is Match.FULL for route in routes)]
+    return ", ".join(found)
 
 
 def unexpected(scope: Scope, error: Exception) -> JSONResponse:

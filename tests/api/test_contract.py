@@ -570,3 +570,9 @@ def test_calibrate_bodies_of_any_number_format(client: TestClient) -> None:
     body = json.dumps({**IDS, "mm_per_px": 1, "ok_scores": [1, 2e-1], "score_percentile": 99.0})
     answer = client.post("/calibrate_ng", content=body, headers={"Content-Type": "application/json; charset=utf-8"})
     assert answer.status_code == 200 and answer.json()["score_percentile"] == 99
+
+
+def test_a_method_that_is_not_allowed_is_told_all_that_are(client: TestClient) -> None:
+    answer = client.patch("/datasets/file")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "DELETE, GET"
