@@ -62,6 +62,8 @@ def is_large(data: bytes) -> bool:
     """Whether a file's header speaks of more than 12 megapixels; false for what is no image."""
     try:
         width, height = _open(data).size
+    except Image.DecompressionBombError:  # Pillow's own limit, inside its WebP reader
+        return True
     except _DECODER_ERRORS:
         return False
     return width * height > WORKING_PIXELS

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from backend.errors import BadImage, EmptyFile, ImageTooLarge, ImageTooSmall, UndecodableImage
-from backend.utils import decode_image, encode_png, resize, to_base64, working_scale
+from backend.utils import decode_image, encode_png, is_large, resize, to_base64, working_scale
 from tests.parts import BGR, encoded, part
 
 LOSSLESS: list[tuple[str, dict[str, Any]]] = [
@@ -188,6 +188,7 @@ def test_a_huge_image_is_refused_from_its_header(data: bytes, size: str) -> None
 def test_a_huge_webp_is_refused_whatever_its_decoder_thinks_of_it() -> None:
     with pytest.raises(BadImage):
         decode_image(webp_header(16_383, 16_383))
+    assert is_large(webp_header(16_383, 16_383))
 
 
 def test_a_setting_may_allow_more_than_pillow_would() -> None:
