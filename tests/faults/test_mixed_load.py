@@ -10,7 +10,8 @@ from tests.faults.mixed_load import growth_mb, run
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kills workers with SIGKILL")
 def test_under_load_and_kills_no_answer_is_wrong_and_no_model_lost() -> None:
-    seen = run(0.4, workers=2, clients=6, fit_every_s=3, kill_every_s=8)
+    # Of three workers one may be killed while the last that was has not been replaced yet.
+    seen = run(0.4, workers=3, clients=6, fit_every_s=3, kill_every_s=8)
     assert seen["kills"] >= 2
     assert seen["lost models"] == []
 
