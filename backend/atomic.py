@@ -15,7 +15,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from backend.errors import DiskFull, ReadOnlyStore
+from filelock import FileLock, Timeout
+
+from backend.errors import DiskFull, FitInProgress, ReadOnlyStore
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -66,6 +68,36 @@ def require_room(folder: Path, free_mb: float, wanted: int = 0) -> None:
         folder = folder.parent
     if shutil.disk_usage(folder).free < wanted + free_mb * 2**20:
         raise DiskFull(path=folder.name)
+
+
+@contextmanager
+def one_writer(folder: Path, key: object, *, timeout: float, left_overs: str, min_free_mb: float = 0) -> Iterator[None]:
+    """Hold `folder`, made if need be, against other threads and processes, cleared of what a killed writer left.
+
+    Args:
+        key: whose folder it is, for the error's text.
+        timeout: seconds to wait for another writer.
+        left_overs: pattern of the files that a writer leaves when it is killed.
+        min_free_mb: what the disk must have left.
+
+    Raises:
+        FitInProgress: another writer held it for `timeout` seconds.
+        ReadOnlyStore, DiskFull: the folder cannot be made.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        require_room(folder, min_free_mb)
+        lock = FileLock(folder / ".lock", thread_local=False)
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout as err:
+            raise FitInProgress(key=key, retry_after=5) from err
+    try:
+        for left_over in folder.glob(left_overs):
+            left_over.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
 
 
 def patiently(action: Callable[[], T]) -> T:

@@ -12,19 +12,17 @@ import math
 import mimetypes
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from backend.atomic import disk_errors, require_room, utc_now, write_atomic, write_json
-from backend.errors import DamagedFile, FitInProgress, InvalidId, InvalidShape, RecipeInvalid
+from backend.atomic import one_writer, require_room, utc_now, write_atomic, write_json
+from backend.errors import DamagedFile, InvalidId, InvalidShape, RecipeInvalid
 from backend.errors_samples import DatasetNotFound, DatasetsFull, InvalidFilename, InvalidLabel, SampleNotFound
 from backend.roi_mask import Shape, parse_shape
 from backend.storage import ModelKey, Stamp
@@ -277,22 +275,8 @@ class SampleStore:
         except FileNotFoundError:
             return ""
 
-    @contextmanager
-    def _writing(self, key: ModelKey) -> Iterator[None]:
-        folder = self.folder(key)
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock", thread_local=False)
-            try:
-                lock.acquire(timeout=LOCK_WAIT_S)
-            except Timeout as err:
-                raise FitInProgress(key=key, retry_after=5) from err
-        try:
-            for left_over in folder.glob("*/.*.tmp"):
-                left_over.unlink(missing_ok=True)
-            yield
-        finally:
-            lock.release()
+    def _writing(self, key: ModelKey) -> AbstractContextManager[None]:
+        return one_writer(self.folder(key), key, timeout=LOCK_WAIT_S, left_overs="*/.*.tmp")
 
 
 def known_mm_per_px(meta: dict[str, Any]) -> float | None:

@@ -27,14 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from backend.atomic import disk_errors, patiently, require_room, utc_now, write_atomic, write_json
+from backend.atomic import one_writer, patiently, utc_now, write_atomic, write_json
 from backend.errors import (
     DamagedFile,
     DiskFull,
-    FitInProgress,
     InvalidId,
     MemoryNotFound,
     ReadOnlyReplica,
@@ -188,21 +186,8 @@ class ModelStore:
         """
         if self.read_only:
             raise ReadOnlyReplica()
-        folder = self.folder(key)
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            require_room(folder, self.min_free_mb)
-            lock = FileLock(folder / ".lock", thread_local=False)
-            try:
-                lock.acquire(timeout=timeout)
-            except Timeout as err:
-                raise FitInProgress(key=key, retry_after=5) from err
-        try:
-            for left_over in folder.glob(".*.tmp"):
-                left_over.unlink(missing_ok=True)
+        with one_writer(self.folder(key), key, timeout=timeout, left_overs=".*.tmp", min_free_mb=self.min_free_mb):
             yield
-        finally:
-            lock.release()
 
     def save_memory(
         self,
