@@ -74,6 +74,7 @@ def run_demo(out: Path, *, good: int, console: Console, seed: int = 7) -> dict[s
     _write(out, pictures, sheet([part.scene.image for part in (fitted[:4] + unseen)], columns=4))
     report = {
         "health": health,
+        "score_method": settings.score_method,
         "threshold": calibration["threshold"],
         "parts": [_row(part, answers[part.name]) for part in unseen],
     }
@@ -170,12 +171,16 @@ def _say(console: Console, what: str, answer: Mapping[str, Any]) -> None:
         console.print(f"[yellow]warning[/]: {warning}", highlight=False)
 
 
-def about_missed(parts: list[str]) -> str:
-    """Why defective parts passed, and what sees them."""
-    return (
-        f"passed although defective: {', '.join(parts)}: p99 cannot see what covers less than 1 % of the part; "
-        "SCORE_METHOD=max or PRESET=recommended can"
-    )
+def about_missed(parts: list[str], *, score_method: str, degraded: bool) -> str:
+    """Which defective parts passed, and what this setting is blind to."""
+    blind = []
+    if score_method == "percentile":
+        blind.append(
+            "the 99th percentile cannot see what covers less than 1 % of the part, SCORE_METHOD=max looks for it"
+        )
+    if degraded:
+        blind.append("the weight-free extractor misses faint marks, try again with trained weights (WEIGHTS)")
+    return "; ".join((f"passed although defective: {', '.join(parts)}", *blind))
 
 
 def _print(console: Console, report: Mapping[str, Any], out: Path) -> None:
@@ -187,5 +192,6 @@ def _print(console: Console, report: Mapping[str, Any], out: Path) -> None:
     console.print(f"threshold {report['threshold']:.4f}")
     console.print(table)
     if missed := [row["part"] for row in report["parts"] if row["defect"] and row["decision"] == "ok"]:
-        console.print(about_missed(missed), highlight=False)
+        degraded = report["health"]["status"] == "degraded"
+        console.print(about_missed(missed, score_method=report["score_method"], degraded=degraded), highlight=False)
     console.print(f"pictures: {out / 'sheet.png'}, {out / 'parts.png'} and one overlay per part")
