@@ -165,6 +165,12 @@ class Settings(BaseSettings):
     patchcore_reweight: int = Field(
         0, ge=0, le=100, description="Neighbours of the re-weighted score (PatchCore, eq. 7); 0: not weighted."
     )
+    patchcore_density_k: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Distances count by the spacing of the N rows around the nearest one; 0: as they are.",
+    )
     token_blur: float = Field(0.0, ge=0, le=20, description="Gaussian blur of the token grid, in tokens, before that.")
     blur_sigma: float = Field(1.0, ge=0, le=100, description="Gaussian blur of the heatmap, in ROI pixels.")
     area_mm2_thr: float = Field(1.0, ge=0, description="Regions smaller than this (mm²) are dropped.")

@@ -56,6 +56,7 @@ SETTINGS_THAT_COUNT = (
     "max_coreset",
     "patchcore_knn_k",
     "patchcore_reweight",
+    "patchcore_density_k",
     "score_method",
     "score_percentile",
     "score_top_share",

@@ -30,8 +30,8 @@ TOP_SHARE = 0.01
 class Memory(Protocol):
     """What scoring needs of a memory bank."""
 
-    def distances(self, q: Float, k: int = 1, *, leave_out: int | None = None) -> Float:
-        """(T,) mean Euclidean distance of each row of q to its k nearest rows."""
+    def distances(self, q: Float, k: int = 1, *, leave_out: int | None = None, density: int = 0) -> Float:
+        """(T,) mean Euclidean distance of each row of q to its k nearest rows, weighed by how densely these lie."""
         ...
 
     def weight(self, q: Float, neighbours: int) -> float:
@@ -50,6 +50,7 @@ class Scoring:
         token_blur: Gaussian blur of the token grid, in tokens: what one token alone says counts less than what several
             say together, at any size of the ROI.
         memory: in which way the memory measures, if not in the common one.
+        density: neighbours of a row that tell how densely the memory's rows lie there; 0: distances are plain.
     """
 
     method: Literal["percentile", "max", "top_mean"] = "percentile"
@@ -61,6 +62,7 @@ class Scoring:
     reweight: int = 0
     token_blur: float = 0.0
     memory: str = ""
+    density: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,9 @@ class InferenceEngine:
         `part`: the mask, for a memory that knows the part alone: tokens beside it, which it never saw, take on the
         distance of the nearest one that touches the part, so that nothing bleeds in from there.
         """
-        distances = memory.distances(tokens, self.scoring.k, leave_out=leave_out).reshape(grid)
+        distances = memory.distances(tokens, self.scoring.k, leave_out=leave_out, density=self.scoring.density).reshape(
+            grid
+        )
         if part is not None:
             distances = nearest_inside(distances, token_mask(part, grid))
         if self.scoring.token_blur > 0:

@@ -289,6 +289,7 @@ class Inspector:
             top_share=self.settings.score_top_share,
             reweight=self.settings.patchcore_reweight,
             token_blur=self.settings.token_blur,
+            density=self.settings.patchcore_density_k,
         )
 
     def scoring_with(self, model: FittedModel) -> Scoring:

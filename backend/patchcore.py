@@ -28,7 +28,9 @@ from backend.coreset import (
     square_norms,
 )
 from backend.coreset_passes import ChunkedCoreset, kcenter_greedy_chunked
+from backend.density import Spacing
 from backend.errors import BackendUnavailable, InvalidValue
+from backend.spaces import ROWS, SearchSpace, Shortener, as_it_is
 from backend.utils import available_cores
 
 __all__ = [
@@ -46,14 +48,12 @@ __all__ = [
 Backend = Literal["auto", "faiss", "sklearn"]
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
-_ROWS = 4096  # rows or patches dealt with at a time: working memory does not grow with N or T
 _SPARE = 3  # neighbours asked for beyond k: a proof needs one that is certainly too far
 _SPARE_SHORT = 127  # the same among shortened vectors, which come closer together
 _SPARE_ROUGH = 31  # and among rows of few digits
 _SHORTEN_FROM = 8192  # rows; below, shortening costs what it saves
 _RESULTS = 1 << 18  # neighbours held at a time
 _SPLIT = 1 << 28  # multiplications that are worth a thread of their own
-_EPS = float(np.finfo(np.float32).eps)
 
 
 class Rough(Protocol):
@@ -88,10 +88,11 @@ class PatchCoreMemory:
             raise InvalidValue(field="src", value=f"shape {self.src.shape}", expected=f"({len(self.emb)},)")
         self.dim = self.emb.shape[1]
         self.n_embeddings = len(self.emb)
-        self._plain = _Space(self.emb, _as_it_is)
+        self._plain = SearchSpace(self.emb, as_it_is)
         self._rough: Rough | None = None
-        shorten = _Shortener.of(self.emb) if len(self.emb) >= _SHORTEN_FROM else None
-        self._short = None if shorten is None else _Space(shorten(self.emb), shorten)
+        self._spacings: dict[int, Spacing] = {}
+        shorten = Shortener.of(self.emb) if len(self.emb) >= _SHORTEN_FROM else None
+        self._short = None if shorten is None else SearchSpace(shorten(self.emb), shorten)
 
     @classmethod
     def build(
@@ -128,7 +129,7 @@ class PatchCoreMemory:
         rough = 0 if self._rough is None else self._rough.nbytes
         return self.emb.nbytes + short + rough + (0 if self.src is None else self.src.nbytes)
 
-    def distances(self, q: Array, k: int = 1, *, leave_out: int | None = None) -> NDArray[np.float32]:
+    def distances(self, q: Array, k: int = 1, *, leave_out: int | None = None, density: int = 0) -> NDArray[np.float32]:
         """Mean Euclidean distance of each patch to its `k` nearest rows.
 
         The library only proposes neighbours, with lower bounds of their distances; the distances themselves are those
@@ -138,27 +139,40 @@ class PatchCoreMemory:
             q: (T, D) float32, unit rows.
             k: neighbours averaged; clamped to the rows there are.
             leave_out: rows whose `src` is this image are not neighbours.
+            density: neighbours that tell how densely rows lie around the nearest one: the distance is divided by their
+                spacing, as a multiple of what is typical of the memory. 0: it is not.
 
         Returns:
-            (T,) float32, 0 … 2 between unit vectors.
+            (T,) float32, 0 … 2 between unit vectors; up to twice that with `density`.
 
         Raises:
             InvalidValue: another width, not finite, k < 1, `leave_out` without `src` or leaving no row.
         """
-        mean: NDArray[np.float32] = self.neighbours(q, k, leave_out=leave_out).mean(axis=1)
-        return mean
+        near, rows = self.neighbours(q, k, leave_out=leave_out)
+        mean: NDArray[np.float32] = near.mean(axis=1)
+        return mean / self.spacing(density, leave_out)(rows[:, 0]) if density else mean
 
-    def neighbours(self, q: Array, k: int = 1, *, leave_out: int | None = None) -> NDArray[np.float32]:
-        """(T, k) distances of each patch to its nearest rows, ascending; otherwise as `distances`."""
+    def spacing(self, n: int, leave_out: int | None = None) -> Spacing:
+        """How densely the rows lie, by `n` neighbours of each; without those of an image."""
+        keep = self._kept(leave_out)
+        if keep is not None:
+            return Spacing(self.emb, partial(self.neighbours, leave_out=leave_out), n, keep)
+        if n not in self._spacings:
+            self._spacings[n] = Spacing(self.emb, self.neighbours, n)
+        return self._spacings[n]
+
+    def neighbours(self, q: Array, k: int = 1, *, leave_out: int | None = None) -> Found:
+        """(T, k) distances of each patch to its nearest rows, ascending, and the rows' numbers; else as `distances`."""
         q = checked(q, "q", self.dim)
         if k < 1:
             raise InvalidValue(field="PATCHCORE_KNN_K", value=k, expected=">= 1")
         keep = self._kept(leave_out)
         k = min(k, len(self) if keep is None else len(keep))
         workers = self._workers(len(q)) if self._rough is None or keep is not None else 1
-        parts = max(workers, -(-len(q) // _ROWS))
-        nearest = _in_threads(workers, lambda part: self._nearest(part, k, keep), np.array_split(q, parts))
-        return np.concatenate(nearest)
+        parts = max(workers, -(-len(q) // ROWS))
+        found = _in_threads(workers, lambda part: self._nearest(part, k, keep), np.array_split(q, parts))
+        distances, rows = zip(*found, strict=True)
+        return np.concatenate(distances), np.concatenate(rows)
 
     def _workers(self, n_queries: int) -> int:
         """Threads worth starting: no more than OpenMP would, none for little work or where the library has its own."""
@@ -204,9 +218,9 @@ class PatchCoreMemory:
             raise InvalidValue(field="leave_out", value=leave_out, expected="an image that is not the only one")
         return None if len(keep) == len(self) else keep
 
-    def _nearest(self, q: Array, k: int, keep: NDArray[np.int64] | None) -> NDArray[np.float32]:
-        """(T, k) distances of each patch to its nearest rows, ascending."""
-        best = np.empty((len(q), k), np.float32)
+    def _nearest(self, q: Array, k: int, keep: NDArray[np.int64] | None) -> Found:
+        """(T, k) distances of each patch to its nearest rows, ascending, and their numbers."""
+        best, at = np.empty((len(q), k), np.float32), np.empty((len(q), k), np.int64)
         left = np.arange(len(q))
         n_rows = len(self) if keep is None else len(keep)
         for propose, m in self._attempts(k, keep):
@@ -214,12 +228,12 @@ class PatchCoreMemory:
             for block in blocks(len(left), max(1, _RESULTS // m)):
                 t = left[block]
                 bounds, rows = propose(q[t], m)
-                best[t], doubt = self._measure(q[t], bounds, rows, k, n_rows)
+                best[t], at[t], doubt = self._measure(q[t], bounds, rows, k, n_rows)
                 doubtful.append(t[doubt])
             left = np.concatenate(doubtful)
             if len(left) == 0:
                 break
-        return best
+        return best, at
 
     def _attempts(self, k: int, keep: NDArray[np.int64] | None) -> Iterator[tuple[Callable[[Array, int], Found], int]]:
         """Who proposes how many neighbours, each time for the patches that the last time left in doubt."""
@@ -237,26 +251,28 @@ class PatchCoreMemory:
 
     def _measure(
         self, q: Array, bounds: NDArray[np.float32], rows: NDArray[np.int64], k: int, n_rows: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """The k least distances among candidate `rows` (T, m), and whether a row beyond them may be nearer still."""
-        best = np.stack([self._lengths(q, row) for row in rows.T[:k]], axis=1)
-        best.sort(axis=1)
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+        """The k nearest of candidate `rows` (T, m): distances, numbers, and whether others may be nearer still."""
+        best, at = _sorted(np.stack([self._lengths(q, row) for row in rows.T[:k]], axis=1), rows[:, :k])
         for bound, row in zip(bounds.T[k:], rows.T[k:], strict=True):
             t = np.flatnonzero(bound < best[:, -1] ** 2)
             if len(t) == 0:
                 break
-            best[t, -1] = np.minimum(best[t, -1], self._lengths(q[t], row[t]))
-            best[t] = np.sort(best[t], axis=1)
+            length = self._lengths(q[t], row[t])
+            nearer = length < best[t, -1]
+            t = t[nearer]
+            best[t, -1], at[t, -1] = length[nearer], row[t]
+            best[t], at[t] = _sorted(best[t], at[t])
         if rows.shape[1] == n_rows:
-            return best, np.zeros(len(q), np.bool_)
+            return best, at, np.zeros(len(q), np.bool_)
         doubt: NDArray[np.bool_] = bounds[:, -1] < best[:, -1] ** 2
-        return best, doubt
+        return best, at, doubt
 
     def _lengths(self, q: Array, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         lengths: NDArray[np.float32] = np.sqrt(square_norms(q - self.emb[rows]))
         return lengths
 
-    def _candidates(self, space: _Space, keep: NDArray[np.int64] | None, q: Array, m: int) -> Found:
+    def _candidates(self, space: SearchSpace, keep: NDArray[np.int64] | None, q: Array, m: int) -> Found:
         """Lower bounds of squared distances, ascending, and numbers of the `m` rows nearest in `space`."""
         search = _search_faiss if self.backend == "faiss" else _search_sklearn
         short = space.view(q)
@@ -265,7 +281,7 @@ class PatchCoreMemory:
             squares, rows = search(short, space.rows, m)
             return squares - slack, rows
         squares, rows = np.empty((len(q), 0), np.float32), np.empty((len(q), 0), np.int64)
-        for block in blocks(len(keep), _ROWS):
+        for block in blocks(len(keep), ROWS):
             found, at = search(short, space.rows[keep[block]], min(m, block.stop - block.start))
             squares = np.concatenate([squares, found], axis=1)
             rows = np.concatenate([rows, keep[block][at]], axis=1)
@@ -287,58 +303,18 @@ class PatchCoreMemory:
         return bytes(faiss.serialize_index(index))
 
 
+def _sorted(distances: NDArray[np.float32], rows: NDArray[np.int64]) -> Found:
+    """(T, k) distances, ascending, and rows in the same order."""
+    if distances.shape[1] == 1:
+        return distances, rows.copy()
+    order = np.argsort(distances, axis=1, kind="stable")
+    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
 def covering_radius(chunks: Iterable[Array], centres: Array) -> float:
     """The largest Euclidean distance of any row of `chunks` (N_i, D) to its nearest of `centres` (M, D)."""
     memory = PatchCoreMemory(centres)
     return max(float(memory.distances(chunk).max()) for chunk in chunks)
-
-
-class _Space:
-    """Rows to search, and how a patch becomes comparable with them."""
-
-    def __init__(self, rows: Array, view: Callable[[Array], Array]) -> None:
-        self.rows, self.view = rows, view
-        self.longest: float = max(float(square_norms(rows[block]).max()) for block in blocks(len(rows), _ROWS))
-
-    def slack(self, q: Array) -> float:
-        """The most that rounding adds to a squared distance: γ(D) · (|q| + |m|)², Higham 2002, section 3.1."""
-        return 2 * _EPS * int(q.shape[1]) * max(self.longest, float(square_norms(q).max()))
-
-
-def _as_it_is(x: Array) -> Array:
-    return x
-
-
-class _Shortener:
-    """Maps vectors to fewer numbers whose Euclidean distances never exceed the vectors' own.
-
-    The leading principal coordinates, and the length of all that is left as one more: |q−m|² ≥ |Vᵀ(q−m)|² + (|q⊥| −
-    |m⊥|)² for orthonormal V, by the triangle inequality in the complement. Computed in float64, so that the result is
-    off by no more than its own rounding to float32.
-    """
-
-    def __init__(self, mean: NDArray[np.float64], axes: NDArray[np.float64]) -> None:
-        self.mean, self.axes = mean, axes
-
-    @classmethod
-    def of(cls, x: Array, explained: float = 0.93) -> _Shortener | None:
-        """One for vectors like `x` (N, D), or None if half the coordinates do not explain that much of the variance."""
-        mean = x.mean(axis=0, dtype=np.float64)
-        sample = x[:: -(-len(x) // _ROWS)] - mean.astype(np.float32)
-        variance, axes = np.linalg.eigh((sample.T @ sample).astype(np.float64))
-        share = np.cumsum(variance[::-1]) / max(variance.sum(), 1e-30)
-        width = 32 * (int(np.searchsorted(share, explained)) // 32 + 1)
-        return cls(mean, axes[:, :-width:-1]) if width <= x.shape[1] // 2 else None
-
-    def __call__(self, x: Array) -> Array:
-        """(N, D) to (N, R)."""
-        short = np.empty((len(x), self.axes.shape[1] + 1), np.float32)
-        for rows in blocks(len(x), _ROWS):
-            centred = x[rows] - self.mean
-            kept = centred @ self.axes
-            short[rows, :-1] = kept
-            short[rows, -1] = np.sqrt(np.maximum(square_norms(centred) - square_norms(kept), 0))
-        return short
 
 
 def _require(backend: str) -> None:

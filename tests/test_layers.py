@@ -17,7 +17,9 @@ ROOMS = {
     **dict.fromkeys(["errors", "errors_samples", "notices", "config", "utils", "codecs", "order", "fields"], 0),
     **dict.fromkeys(["features", "features_texture", "features_resnet", "features_grey"], 1),
     **dict.fromkeys(["features_weights", "features_torch", "features_openvino", "features_products"], 1),
-    **dict.fromkeys(["patchcore", "coreset", "coreset_passes", "calib", "roi_mask", "atomic", "augment"], 1),
+    **dict.fromkeys(
+        ["patchcore", "coreset", "coreset_passes", "density", "spaces", "calib", "roi_mask", "atomic", "augment"], 1
+    ),
     **dict.fromkeys(["pictures", "scenes", "scenes_render", "overlays"], 1),
     **dict.fromkeys(["infer", "storage", "samples", "ledger", "trash", "debug", "evaluation", "bank"], 2),
     **dict.fromkeys(["inspector", "binding", "fitting", "cache", "host", "lane", "journal", "results", "progress"], 3),
@@ -45,7 +47,8 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "utils": frozenset({"errors", "codecs"}),
     **dict.fromkeys(EXTRACTORS, EXTRACTORS),
     "coreset_passes": frozenset({"coreset"}),
-    "patchcore": frozenset({"coreset", "coreset_passes"}),
+    "patchcore": frozenset({"coreset", "coreset_passes", "density", "spaces"}),
+    "spaces": frozenset({"coreset"}),
     "scenes": frozenset({"scenes_render"}),
     "evaluation": frozenset({"infer", "storage", "samples"}),
     "host": frozenset({"lane"}),

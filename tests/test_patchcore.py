@@ -14,13 +14,13 @@ from backend.errors import BackendUnavailable, InspectionError, InvalidValue
 from backend.patchcore import (
     Array,
     PatchCoreMemory,
-    _Shortener,
     coreset_size,
     covering_radius,
     kcenter_greedy,
     kcenter_greedy_chunked,
     l2_normalize,
 )
+from backend.spaces import Shortener
 
 BACKENDS = ("faiss", "sklearn")
 Wide = NDArray[np.float64]
@@ -357,7 +357,7 @@ class TestShortenedVectors:
     def test_are_never_farther_apart_than_the_vectors(self) -> None:
         rng = np.random.default_rng(0)
         rows = decaying(rng, 3000, 128)
-        shortener = _Shortener.of(rows)
+        shortener = Shortener.of(rows)
         assert shortener is not None
         step = rng.choice([0, 1e-6, 1e-3, 0.1], (1000, 1)).astype(np.float32)
         near = l2_normalize(rows[:1000] + step * gaussian(rng, 1000, 128))
@@ -369,7 +369,7 @@ class TestShortenedVectors:
         assert np.median(short / whole) > 0.8, "a bound that excludes little is of no use"
 
     def test_are_not_used_where_every_direction_matters(self) -> None:
-        assert _Shortener.of(l2_normalize(gaussian(np.random.default_rng(1), 3000, 64))) is None
+        assert Shortener.of(l2_normalize(gaussian(np.random.default_rng(1), 3000, 64))) is None
 
 
 class TestBackends:

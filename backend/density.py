@@ -1,0 +1,53 @@
+"""How densely a memory's rows lie: what is far where good patches hardly vary, is near where they vary much.
+
+A distance divided by the spacing of the rows around the nearest one is what the local outlier factor measures (Breunig
+et al., SIGMOD 2000), with one neighbour instead of many for the patch itself. SoftPatch (Jiang et al., NeurIPS 2022)
+brought it to memory banks, to tell noise among good patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float32]
+Rows = NDArray[np.int64]
+Nearest = Callable[[Float, int], tuple[Float, Rows]]
+
+SAMPLE = 256
+FLOOR = 0.5  # rows that all but coincide would make the least difference an anomaly
+
+
+class Spacing:
+    """The mean distance of a row to its `n` nearest others, as a multiple of what is typical of the memory.
+
+    Computed as rows are asked for and kept: parts are near the same rows again and again.
+
+    Args:
+        emb: (N, D) float32 rows.
+        nearest: distances (T, k), ascending, and numbers (T, k) of the k rows nearest to each of (T, D).
+        n: neighbours averaged; clamped to the rows there are.
+        rows: the numbers of the rows that `nearest` knows; all when None.
+    """
+
+    def __init__(self, emb: Float, nearest: Nearest, n: int, rows: Rows | None = None) -> None:
+        self._emb, self._nearest, self._n = emb, nearest, n
+        self._known = np.full(len(emb), np.nan, np.float32)
+        rows = np.arange(len(emb)) if rows is None else rows
+        self.typical = float(np.median(self._of(rows[:: -(-len(rows) // SAMPLE)])))
+
+    def __call__(self, rows: Rows) -> Float:
+        """(T,) float32 of the rows with these numbers; no less than FLOOR, and 1 where more than half coincide."""
+        if self.typical == 0:
+            return np.ones(len(rows), np.float32)
+        return np.maximum(self._of(rows) / np.float32(self.typical), np.float32(FLOOR))
+
+    def _of(self, rows: Rows) -> Float:
+        new = np.unique(rows[np.isnan(self._known[rows])])
+        if len(new):
+            distances, _ = self._nearest(self._emb[new], self._n + 1)  # the first of them is the row itself
+            others = distances[:, 1:]
+            self._known[new] = others.mean(axis=1) if others.size else 0
+        return self._known[rows]
