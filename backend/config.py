@@ -155,6 +155,12 @@ class Settings(BaseSettings):
     )
     patchcore_faiss_fp16: bool = Field(False, description="Of older configurations; memories are searched in float32.")
     patchcore_knn_k: int = Field(1, ge=1, le=100, description="Neighbours whose distances are averaged.")
+    patchcore_density_k: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Distances count by the spacing of the N rows around the nearest one; 0: as they are.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the coreset's first centre.")
     score_percentile: float = Field(99, gt=0, le=100, description="Percentile of the heatmap that is the score.")
     score_method: Literal["percentile", "max", "top_mean"] = Field("percentile", description="How a heatmap is scored.")
@@ -164,12 +170,6 @@ class Settings(BaseSettings):
     score_top_share: float = Field(0.01, gt=0, le=1, description="Share of the values that top_mean averages.")
     patchcore_reweight: int = Field(
         0, ge=0, le=100, description="Neighbours of the re-weighted score (PatchCore, eq. 7); 0: not weighted."
-    )
-    patchcore_density_k: int = Field(
-        0,
-        ge=0,
-        le=100,
-        description="Distances count by the spacing of the N rows around the nearest one; 0: as they are.",
     )
     token_blur: float = Field(0.0, ge=0, le=20, description="Gaussian blur of the token grid, in tokens, before that.")
     blur_sigma: float = Field(1.0, ge=0, le=100, description="Gaussian blur of the heatmap, in ROI pixels.")

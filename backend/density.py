@@ -42,7 +42,8 @@ class Spacing:
         """(T,) float32 of the rows with these numbers; no less than FLOOR, and 1 where more than half coincide."""
         if self.typical == 0:
             return np.ones(len(rows), np.float32)
-        return np.maximum(self._of(rows) / np.float32(self.typical), np.float32(FLOOR))
+        relative: Float = np.maximum(self._of(rows) / np.float32(self.typical), np.float32(FLOOR))
+        return relative
 
     def _of(self, rows: Rows) -> Float:
         new = np.unique(rows[np.isnan(self._known[rows])])

@@ -330,7 +330,7 @@ def _resolve(backend: Backend) -> Literal["faiss", "sklearn"]:
     return backend
 
 
-def _in_threads(n: int, task: Callable[[Array], NDArray[np.float32]], parts: list[Array]) -> list[NDArray[np.float32]]:
+def _in_threads(n: int, task: Callable[[Array], Found], parts: list[Array]) -> list[Found]:
     """`task` of each of `parts`, in order, `n` at a time."""
     if n == 1:
         return [task(part) for part in parts]

@@ -57,9 +57,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "resnet_offset": 1.6,
         "coreset_rate": 0.02,
         "patchcore_knn_k": 1,
-        "patchcore_density_k": 5,
+        "patchcore_density_k": 9,
         "score_method": "top_mean",
         "score_top_share": 0.005,
-        "token_blur": 0.6,
+        "score_map": "tokens",
+        "token_blur": 0.5,
     },
 }

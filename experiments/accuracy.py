@@ -52,7 +52,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "MAX_CORESET=1024": {"max_coreset": 1024},
     "PATCHCORE_KNN_K=3": {"patchcore_knn_k": 3},
     "PATCHCORE_KNN_K=9": {"patchcore_knn_k": 9},
-    "PATCHCORE_DENSITY_K=5": {"patchcore_density_k": 5},
+    "PATCHCORE_DENSITY_K=9": {"patchcore_density_k": 9},
     "PATCHCORE_DISTANCE=mahalanobis": {"patchcore_distance": "mahalanobis"},
     "PATCHCORE_DISTANCE=cosine": {"patchcore_distance": "cosine"},
     "PATCHCORE_MEMORIES=separate": {"patchcore_memories": "separate"},
@@ -78,8 +78,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "PRESET=recommended, CORESET_RATE=0.01": {"preset": "recommended", "coreset_rate": 0.01},
     "PRESET=recommended, CORESET_RATE=0.05": {"preset": "recommended", "coreset_rate": 0.05},
     "PRESET=recommended, PATCHCORE_DENSITY_K=0": {"preset": "recommended", "patchcore_density_k": 0},
-    "PRESET=recommended, PATCHCORE_DENSITY_K=3": {"preset": "recommended", "patchcore_density_k": 3},
-    "PRESET=recommended, PATCHCORE_DENSITY_K=9": {"preset": "recommended", "patchcore_density_k": 9},
+    "PRESET=recommended, PATCHCORE_DENSITY_K=5": {"preset": "recommended", "patchcore_density_k": 5},
     "PRESET=recommended, SEED=1": {"preset": "recommended", "seed": 1},
     "PRESET=recommended, SEED=2": {"preset": "recommended", "seed": 2},
 }

@@ -1,0 +1,111 @@
+"""How densely a memory's rows lie, and distances that count by it."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backend.config import Settings
+from backend.density import FLOOR
+from backend.features_texture import TextureFeatures
+from backend.inspector import Inspector
+from backend.patchcore import Array, PatchCoreMemory, l2_normalize
+from backend.storage import ModelKey
+from backend.variants import Variant, build_memory
+from tests.station import image_file
+
+KEY = ModelKey.of("Master1", "Pattern")
+
+
+def two_clouds(rng: np.random.Generator, n: int = 60, dim: int = 24) -> Array:
+    """Unit rows: `n` that lie close together, then `n` that vary four times as much."""
+    middles = l2_normalize(rng.standard_normal((2, dim)).astype(np.float32))
+    spread = np.repeat([[0.05], [0.2]], n, axis=0)
+    noise = rng.standard_normal((2 * n, dim)).astype(np.float32)
+    return l2_normalize((np.repeat(middles, n, axis=0) + spread * noise).astype(np.float32))
+
+
+def slow(rows: Array, q: Array, k: int, n: int) -> np.ndarray:
+    """One patch and one row at a time."""
+    rows, q = rows.astype(np.float64), q.astype(np.float64)
+
+    def spacing(number: int) -> float:
+        others = sorted(float(np.linalg.norm(rows[number] - row)) for i, row in enumerate(rows) if i != number)
+        return float(np.mean(others[:n]))
+
+    typical = float(np.median([spacing(number) for number in range(len(rows))]))
+    found = []
+    for patch in q:
+        lengths = [float(np.linalg.norm(patch - row)) for row in rows]
+        divisor = max(spacing(int(np.argmin(lengths))) / typical, FLOOR)
+        found.append(np.mean(sorted(lengths)[:k]) / divisor)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("backend", ["faiss", "sklearn"])
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (1, 9), (3, 5)])
+def test_a_distance_counts_by_the_spacing_around_the_nearest_row(
+    rng: np.random.Generator, backend: str, k: int, n: int
+) -> None:
+    rows = two_clouds(rng)
+    q = l2_normalize((rows[::7] + 0.1 * rng.standard_normal(rows[::7].shape)).astype(np.float32))
+    memory = PatchCoreMemory(rows, backend=backend)  # type: ignore[arg-type]
+    expected = slow(rows, q, k, n)
+    for _ in range(2):  # what was computed the first time is remembered
+        np.testing.assert_allclose(memory.distances(q, k, density=n), expected, rtol=1e-4)
+    np.testing.assert_allclose(memory.distances(q[::-1], k, density=n), expected[::-1], rtol=1e-4)
+
+
+def test_the_same_step_counts_more_where_good_patches_hardly_vary(rng: np.random.Generator) -> None:
+    rows = two_clouds(rng)
+    step = l2_normalize(rng.standard_normal((1, rows.shape[1])).astype(np.float32)) * 0.3
+    plain, weighed = (PatchCoreMemory(rows).distances(l2_normalize(rows[[10, 70]] + step), density=n) for n in (0, 9))
+    assert plain[0] < 1.5 * plain[1]
+    assert weighed[0] > 2 * weighed[1]
+
+
+def test_rows_that_coincide_do_not_make_the_least_difference_an_anomaly(rng: np.random.Generator) -> None:
+    rows = two_clouds(rng)
+    rows[:20] = rows[0]
+    memory = PatchCoreMemory(rows)
+    near = l2_normalize(rows[[0]] + np.float32(1e-3))
+    assert memory.distances(near, density=5)[0] <= memory.distances(near)[0] / FLOOR
+    same = PatchCoreMemory(np.repeat(rows[:1], 12, axis=0))
+    np.testing.assert_array_equal(same.distances(near, density=5), same.distances(near))
+
+
+def test_a_memory_of_one_row_measures_as_it_would_without(rng: np.random.Generator) -> None:
+    rows = two_clouds(rng)
+    memory = PatchCoreMemory(rows[:1])
+    np.testing.assert_array_equal(memory.distances(rows, density=9), memory.distances(rows))
+
+
+def test_an_image_left_out_is_left_out_of_the_spacing_too(rng: np.random.Generator) -> None:
+    rows = two_clouds(rng)
+    src = np.repeat(np.arange(6, dtype=np.int32), 20)
+    without = PatchCoreMemory(rows[src != 4])
+    left_out = PatchCoreMemory(rows, src=src).distances(rows[src == 4], density=9, leave_out=4)
+    np.testing.assert_allclose(left_out, without.distances(rows[src == 4], density=9), rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", [Variant(distance="mahalanobis"), Variant(distance="cosine")])
+def test_other_distances_count_by_density_too(rng: np.random.Generator, variant: Variant) -> None:
+    rows = two_clouds(rng)
+    memory = build_memory(rows, variant, (1, 1), coreset_rate=1.0, limit=999, rng=np.random.default_rng(0))
+    measure = partial(memory.distances, l2_normalize(rows[[10, 70]] + np.float32(0.1)))
+    assert measure(density=9)[0] / measure()[0] > measure(density=9)[1] / measure()[1]
+
+
+def test_density_goes_through_the_service_and_a_threshold_does_not_outlive_its_change(tmp_path: Path) -> None:
+    def opened(n: int) -> Inspector:
+        settings = Settings(models_dir=tmp_path, coreset_rate=0.3, input_size=140, patchcore_density_k=n)
+        return Inspector(settings, TextureFeatures(140))
+
+    plain, weighed = opened(0), opened(5)
+    plain.fit(KEY, [image_file(seed) for seed in range(4)], mm_per_px=0.2)
+    scores = [one.infer(KEY, image_file(9), mm_per_px=0.2).inspection.score for one in (plain, weighed)]
+    assert scores[0] != pytest.approx(scores[1], rel=1e-3)
+    plain.calibrate(KEY, ok_scores=scores[:1] * 9, mm_per_px=0.2)
+    assert plain.infer(KEY, image_file(9), mm_per_px=0.2).threshold is not None
+    assert weighed.infer(KEY, image_file(9), mm_per_px=0.2).threshold is None
