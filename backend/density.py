@@ -17,6 +17,9 @@ Rows = NDArray[np.int64]
 Nearest = Callable[[Float, int], tuple[Float, Rows]]
 
 SAMPLE = 256
+LOCAL = (
+    64  # of so many rows one is a neighbour at most: a neighbourhood as large as the memory tells nothing of a place
+)
 FLOOR = 0.5  # rows that all but coincide would make the least difference an anomaly
 
 
@@ -28,14 +31,15 @@ class Spacing:
     Args:
         emb: (N, D) float32 rows.
         nearest: distances (T, k), ascending, and numbers (T, k) of the k rows nearest to each of (T, D).
-        n: neighbours averaged; clamped to the rows there are.
+        n: neighbours averaged; one in LOCAL of the rows at most, at least one.
         rows: the numbers of the rows that `nearest` knows; all when None.
     """
 
     def __init__(self, emb: Float, nearest: Nearest, n: int, rows: Rows | None = None) -> None:
-        self._emb, self._nearest, self._n = emb, nearest, n
-        self._known = np.full(len(emb), np.nan, np.float32)
         rows = np.arange(len(emb)) if rows is None else rows
+        self._emb, self._nearest = emb, nearest
+        self._n = max(1, min(n, len(rows) // LOCAL))
+        self._known = np.full(len(emb), np.nan, np.float32)
         self.typical = float(np.median(self._of(rows[:: -(-len(rows) // SAMPLE)])))
 
     def __call__(self, rows: Rows) -> Float:

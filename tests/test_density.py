@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from backend.config import Settings
-from backend.density import FLOOR
+from backend.density import FLOOR, SAMPLE
 from backend.features_texture import TextureFeatures
 from backend.inspector import Inspector
 from backend.patchcore import Array, PatchCoreMemory, l2_normalize
@@ -18,7 +18,7 @@ from tests.station import image_file
 KEY = ModelKey.of("Master1", "Pattern")
 
 
-def two_clouds(rng: np.random.Generator, n: int = 60, dim: int = 24) -> Array:
+def two_clouds(rng: np.random.Generator, n: int = 320, dim: int = 24) -> Array:
     """Unit rows: `n` that lie close together, then `n` that vary four times as much."""
     middles = l2_normalize(rng.standard_normal((2, dim)).astype(np.float32))
     spread = np.repeat([[0.05], [0.2]], n, axis=0)
@@ -34,7 +34,7 @@ def slow(rows: Array, q: Array, k: int, n: int) -> np.ndarray:
         others = sorted(float(np.linalg.norm(rows[number] - row)) for i, row in enumerate(rows) if i != number)
         return float(np.mean(others[:n]))
 
-    typical = float(np.median([spacing(number) for number in range(len(rows))]))
+    typical = float(np.median([spacing(number) for number in range(0, len(rows), -(-len(rows) // SAMPLE))]))
     found = []
     for patch in q:
         lengths = [float(np.linalg.norm(patch - row)) for row in rows]
@@ -49,7 +49,7 @@ def test_a_distance_counts_by_the_spacing_around_the_nearest_row(
     rng: np.random.Generator, backend: str, k: int, n: int
 ) -> None:
     rows = two_clouds(rng)
-    q = l2_normalize((rows[::7] + 0.1 * rng.standard_normal(rows[::7].shape)).astype(np.float32))
+    q = l2_normalize((rows[::37] + 0.1 * rng.standard_normal(rows[::37].shape)).astype(np.float32))
     memory = PatchCoreMemory(rows, backend=backend)  # type: ignore[arg-type]
     expected = slow(rows, q, k, n)
     for _ in range(2):  # what was computed the first time is remembered
@@ -60,17 +60,18 @@ def test_a_distance_counts_by_the_spacing_around_the_nearest_row(
 def test_the_same_step_counts_more_where_good_patches_hardly_vary(rng: np.random.Generator) -> None:
     rows = two_clouds(rng)
     step = l2_normalize(rng.standard_normal((1, rows.shape[1])).astype(np.float32)) * 0.3
-    plain, weighed = (PatchCoreMemory(rows).distances(l2_normalize(rows[[10, 70]] + step), density=n) for n in (0, 9))
+    plain, weighed = (PatchCoreMemory(rows).distances(l2_normalize(rows[[10, 400]] + step), density=n) for n in (0, 9))
     assert plain[0] < 1.5 * plain[1]
     assert weighed[0] > 2 * weighed[1]
 
 
 def test_rows_that_coincide_do_not_make_the_least_difference_an_anomaly(rng: np.random.Generator) -> None:
     rows = two_clouds(rng)
-    rows[:20] = rows[0]
+    rows[:100] = rows[0]
     memory = PatchCoreMemory(rows)
     near = l2_normalize(rows[[0]] + np.float32(1e-3))
     assert memory.distances(near, density=5)[0] <= memory.distances(near)[0] / FLOOR
+    assert memory.distances(near, density=5)[0] > memory.distances(near)[0]
     same = PatchCoreMemory(np.repeat(rows[:1], 12, axis=0))
     np.testing.assert_array_equal(same.distances(near, density=5), same.distances(near))
 
@@ -81,19 +82,28 @@ def test_a_memory_of_one_row_measures_as_it_would_without(rng: np.random.Generat
     np.testing.assert_array_equal(memory.distances(rows, density=9), memory.distances(rows))
 
 
+def test_neighbours_are_no_more_than_a_small_part_of_the_memory(rng: np.random.Generator) -> None:
+    rows = two_clouds(rng)
+    memory = PatchCoreMemory(rows)
+    assert (
+        memory.distances(rows[:9] + np.float32(0.1), density=99)
+        != memory.distances(rows[:9] + np.float32(0.1), density=9)
+    ).any()
+
+
 def test_an_image_left_out_is_left_out_of_the_spacing_too(rng: np.random.Generator) -> None:
     rows = two_clouds(rng)
-    src = np.repeat(np.arange(6, dtype=np.int32), 20)
-    without = PatchCoreMemory(rows[src != 4])
-    left_out = PatchCoreMemory(rows, src=src).distances(rows[src == 4], density=9, leave_out=4)
-    np.testing.assert_allclose(left_out, without.distances(rows[src == 4], density=9), rtol=1e-5)
+    src = np.repeat(np.arange(4, dtype=np.int32), 160)
+    without = PatchCoreMemory(rows[src != 3])
+    left_out = PatchCoreMemory(rows, src=src).distances(rows[src == 3], density=9, leave_out=3)
+    np.testing.assert_allclose(left_out, without.distances(rows[src == 3], density=9), rtol=1e-5)
 
 
 @pytest.mark.parametrize("variant", [Variant(distance="mahalanobis"), Variant(distance="cosine")])
 def test_other_distances_count_by_density_too(rng: np.random.Generator, variant: Variant) -> None:
     rows = two_clouds(rng)
-    memory = build_memory(rows, variant, (1, 1), coreset_rate=1.0, limit=999, rng=np.random.default_rng(0))
-    measure = partial(memory.distances, l2_normalize(rows[[10, 70]] + np.float32(0.1)))
+    memory = build_memory(rows, variant, (1, 1), coreset_rate=1.0, limit=9999, rng=np.random.default_rng(0))
+    measure = partial(memory.distances, l2_normalize(rows[[10, 400]] + np.float32(0.1)))
     assert measure(density=9)[0] / measure()[0] > measure(density=9)[1] / measure()[1]
 
 
