@@ -55,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # vary much in places count less there.
     "recommended": {
         "resnet_offset": 1.6,
-        "coreset_rate": 0.02,
+        "coreset_rate": 0.05,
         "patchcore_knn_k": 1,
         "patchcore_density_k": 9,
         "score_method": "top_mean",
