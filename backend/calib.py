@@ -13,7 +13,7 @@ FEW_OK = 20
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold and what it was made from. `value` and the percentiles are distances (0–2)."""
+    """A threshold and what it was made from. `value` and the percentiles are scores."""
 
     value: float
     p_ok: float

@@ -1,8 +1,8 @@
 """How densely a memory's rows lie: what is far where good patches hardly vary, is near where they vary much.
 
-A distance divided by the spacing of the rows around the nearest one is what the local outlier factor measures (Breunig
-et al., SIGMOD 2000), with one neighbour instead of many for the patch itself. SoftPatch (Jiang et al., NeurIPS 2022)
-brought it to memory banks, to tell noise among good patches.
+A distance divided by the spacing of the rows around the nearest one is close to the local outlier factor (Breunig et
+al., SIGMOD 2000), with one neighbour instead of many for the patch itself. SoftPatch (Jiang et al., NeurIPS 2022)
+brought such factors to memory banks, to tell noise among good patches.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ Rows = NDArray[np.int64]
 Nearest = Callable[[Float, int], tuple[Float, Rows]]
 
 SAMPLE = 256
-LOCAL = (
-    64  # of so many rows one is a neighbour at most: a neighbourhood as large as the memory tells nothing of a place
-)
-FLOOR = 0.5  # rows that all but coincide would make the least difference an anomaly
+# Of so many rows one is a neighbour at most: a neighbourhood as large as the memory tells nothing of a place.
+LOCAL = 64
+# Rows that all but coincide would make the least difference an anomaly.
+FLOOR = 0.5
 
 
 class Spacing:
     """The mean distance of a row to its `n` nearest others, as a multiple of what is typical of the memory.
 
-    Computed as rows are asked for and kept: parts are near the same rows again and again.
+    Computed as rows are asked for and kept: parts are near the same rows again and again. It keeps neither rows nor
+    search, so a memory that keeps it is no cycle.
 
     Args:
         emb: (N, D) float32 rows.
@@ -37,22 +38,21 @@ class Spacing:
 
     def __init__(self, emb: Float, nearest: Nearest, n: int, rows: Rows | None = None) -> None:
         rows = np.arange(len(emb)) if rows is None else rows
-        self._emb, self._nearest = emb, nearest
         self._n = max(1, min(n, len(rows) // LOCAL))
         self._known = np.full(len(emb), np.nan, np.float32)
-        self.typical = float(np.median(self._of(rows[:: -(-len(rows) // SAMPLE)])))
+        self.typical = float(np.median(self._of(rows[:: -(-len(rows) // SAMPLE)], emb, nearest)))
 
-    def __call__(self, rows: Rows) -> Float:
+    def __call__(self, rows: Rows, emb: Float, nearest: Nearest) -> Float:
         """(T,) float32 of the rows with these numbers; no less than FLOOR, and 1 where more than half coincide."""
         if self.typical == 0:
             return np.ones(len(rows), np.float32)
-        relative: Float = np.maximum(self._of(rows) / np.float32(self.typical), np.float32(FLOOR))
+        relative: Float = np.maximum(self._of(rows, emb, nearest) / np.float32(self.typical), np.float32(FLOOR))
         return relative
 
-    def _of(self, rows: Rows) -> Float:
+    def _of(self, rows: Rows, emb: Float, nearest: Nearest) -> Float:
         new = np.unique(rows[np.isnan(self._known[rows])])
         if len(new):
-            distances, _ = self._nearest(self._emb[new], self._n + 1)  # the first of them is the row itself
+            distances, _ = nearest(emb[new], self._n + 1)  # the first of them is the row itself
             others = distances[:, 1:]
             self._known[new] = others.mean(axis=1) if others.size else 0
         return self._known[rows]

@@ -1,7 +1,7 @@
 """PatchCore's memory: a coreset of good patches, and how far a patch is from the nearest of them.
 
 Roth et al., "Towards Total Recall in Industrial Anomaly Detection" (CVPR 2022), section 3. One unit of distance
-everywhere: Euclidean between unit vectors, so 0 … 2, whichever library searches.
+everywhere: Euclidean between unit vectors, so 0 … 2, whichever library searches, until density weighs it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class PatchCoreMemory:
         return self.emb.nbytes + short + rough + (0 if self.src is None else self.src.nbytes)
 
     def distances(self, q: Array, k: int = 1, *, leave_out: int | None = None, density: int = 0) -> NDArray[np.float32]:
-        """Mean Euclidean distance of each patch to its `k` nearest rows.
+        """Mean Euclidean distance of each patch to its `k` nearest rows, as it is or by how densely these lie.
 
         The library only proposes neighbours, with lower bounds of their distances; the distances themselves are those
         of plain differences, and a patch for which the bounds do not exclude every other row is searched further.
@@ -150,16 +150,18 @@ class PatchCoreMemory:
         """
         near, rows = self.neighbours(q, k, leave_out=leave_out)
         mean: NDArray[np.float32] = near.mean(axis=1)
-        return mean / self.spacing(density, leave_out)(rows[:, 0]) if density else mean
+        return mean / self.spacing(rows[:, 0], density, leave_out) if density else mean
 
-    def spacing(self, n: int, leave_out: int | None = None) -> Spacing:
-        """How densely the rows lie, by `n` neighbours of each; without those of an image."""
+    def spacing(self, rows: NDArray[np.int64], n: int, leave_out: int | None = None) -> NDArray[np.float32]:
+        """(T,) how far the rows with these numbers lie from their `n` neighbours, 1 being typical of the memory."""
         keep = self._kept(leave_out)
-        if keep is not None:
-            return Spacing(self.emb, partial(self.neighbours, leave_out=leave_out), n, keep)
-        if n not in self._spacings:
-            self._spacings[n] = Spacing(self.emb, self.neighbours, n)
-        return self._spacings[n]
+        nearest = partial(self.neighbours, leave_out=leave_out)
+        spacing = self._spacings.get(n) if keep is None else None
+        if spacing is None:
+            spacing = Spacing(self.emb, nearest, n, keep)
+            if keep is None:
+                self._spacings[n] = spacing
+        return spacing(rows, self.emb, nearest)
 
     def neighbours(self, q: Array, k: int = 1, *, leave_out: int | None = None) -> Found:
         """(T, k) distances of each patch to its nearest rows, ascending, and the rows' numbers; else as `distances`."""

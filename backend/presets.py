@@ -51,8 +51,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "score_map": "tokens",
         "blur_sigma": 4.0,
     },
-    # The evidence is in docs/ACCURACY.md: half a percent of the ROI decides, so smaller defects do, and good parts that
-    # vary much in places count less there.
+    # The evidence is in docs/ACCURACY.md: half a percent of the tokens decides, so smaller defects do, and places where
+    # good parts vary much count for less.
     "recommended": {
         "resnet_offset": 1.6,
         "coreset_rate": 0.05,

@@ -219,7 +219,9 @@ class InferResponse(BaseModel):
 
     role_id: str
     roi_id: str
-    score: float = Field(description="Distance (0–2): the percentile of the heatmap inside the mask.")
+    score: float = Field(
+        description="Distance (0–2; to 4 where density weighs it): the percentile of the heatmap inside the mask."
+    )
     threshold: float | None = Field(description="Null until the model is calibrated.")
     is_anomaly: bool | None = Field(description="score > threshold; null without a threshold.")
     decision: str = Field(default="", description='"ok" or "ng"; left out without a threshold.')

@@ -152,12 +152,16 @@ class VariantMemory(PatchCoreMemory):
         return {name: array for name, array in known.items() if array is not None}
 
     def distances(self, q: Array, k: int = 1, *, leave_out: int | None = None, density: int = 0) -> NDArray[np.float32]:
-        """See PatchCoreMemory.distances; 0 for the background, and not bounded by 2 where there is whitening."""
+        """See PatchCoreMemory.distances; 0 for the background, and not bounded by 2 where there is whitening.
+
+        Density divides Euclidean distances: of cosine ones, which are their squares, its square is taken.
+        """
         total = np.zeros(len(q), np.float32)
         for number, part in enumerate(self.parts):
             near, rows = part.neighbours(self.space.view(q, number), k, leave_out=leave_out)
-            own = (near**2 / 2 if self.variant.distance == "cosine" else near).mean(axis=1)
-            total += own / part.spacing(density, leave_out)(rows[:, 0]) if density else own
+            if density:
+                near = near / part.spacing(rows[:, 0], density, leave_out)[:, None]
+            total += (near**2 / 2 if self.variant.distance == "cosine" else near).mean(axis=1)
         if self.foreground is not None:
             whole = len(q) == self.grid[0] * self.grid[1]
             total[~(self.foreground.of_image(q, self.grid) if whole else self.foreground.of(q))] = 0.0

@@ -1,6 +1,8 @@
 """How densely a memory's rows lie, and distances that count by it."""
 
-from functools import partial
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from backend.features_texture import TextureFeatures
 from backend.inspector import Inspector
 from backend.patchcore import Array, PatchCoreMemory, l2_normalize
 from backend.storage import ModelKey
-from backend.variants import Variant, build_memory
+from backend.variants import Variant, VariantMemory, build_memory
 from tests.station import image_file
 
 KEY = ModelKey.of("Master1", "Pattern")
@@ -99,12 +101,56 @@ def test_an_image_left_out_is_left_out_of_the_spacing_too(rng: np.random.Generat
     np.testing.assert_allclose(left_out, without.distances(rows[src == 3], density=9), rtol=1e-5)
 
 
-@pytest.mark.parametrize("variant", [Variant(distance="mahalanobis"), Variant(distance="cosine")])
-def test_other_distances_count_by_density_too(rng: np.random.Generator, variant: Variant) -> None:
+@pytest.mark.parametrize(
+    "variant",
+    [Variant(distance="mahalanobis"), Variant(distance="cosine"), Variant(widths=(12, 12))],
+)
+def test_other_memories_divide_by_density_in_each_part(rng: np.random.Generator, variant: Variant) -> None:
     rows = two_clouds(rng)
     memory = build_memory(rows, variant, (1, 1), coreset_rate=1.0, limit=9999, rng=np.random.default_rng(0))
-    measure = partial(memory.distances, l2_normalize(rows[[10, 400]] + np.float32(0.1)))
-    assert measure(density=9)[0] / measure()[0] > measure(density=9)[1] / measure()[1]
+    assert isinstance(memory, VariantMemory)
+    q = l2_normalize(rows[::40] + np.float32(0.1))
+    expected = []
+    for number, part in enumerate(memory.parts):
+        near = slow(part.emb, memory.space.view(q, number), 1, 5)
+        expected.append(near**2 / 2 if variant.distance == "cosine" else near)
+    np.testing.assert_allclose(memory.distances(q, density=5), np.mean(expected, axis=0), rtol=1e-3)
+
+
+@pytest.mark.parametrize("n_rows", [640, 9000])
+@pytest.mark.parametrize("leave_out", [None, 3])
+def test_the_numbers_of_neighbours_are_those_of_the_rows_measured(
+    rng: np.random.Generator, n_rows: int, leave_out: int | None
+) -> None:
+    rows = two_clouds(rng, n_rows // 2, 96)
+    src = (np.arange(n_rows) // 100).astype(np.int32)
+    q = l2_normalize((rows[::97] + 0.1 * rng.standard_normal(rows[::97].shape)).astype(np.float32))
+    distances, numbers = PatchCoreMemory(rows, src=src).neighbours(q, 4, leave_out=leave_out)
+    np.testing.assert_allclose(np.linalg.norm(q[:, None] - rows[numbers], axis=2), distances, atol=1e-6)
+    assert (np.diff(distances, axis=1) >= 0).all()
+    assert leave_out not in src[numbers]
+
+
+def test_a_memory_goes_when_nobody_holds_it(rng: np.random.Generator) -> None:
+    memory = PatchCoreMemory(two_clouds(rng))
+    memory.distances(memory.emb[:5], density=5)
+    gone = weakref.ref(memory)
+    gc.disable()
+    try:
+        del memory
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_threads_that_meet_measure_the_same(rng: np.random.Generator) -> None:
+    rows = two_clouds(rng)
+    q = l2_normalize((rows + 0.1 * rng.standard_normal(rows.shape)).astype(np.float32))
+    expected = PatchCoreMemory(rows).distances(q, density=9)
+    memory = PatchCoreMemory(rows)
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: memory.distances(q, density=9), range(16)):
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_density_goes_through_the_service_and_a_threshold_does_not_outlive_its_change(tmp_path: Path) -> None:
