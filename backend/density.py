@@ -19,6 +19,8 @@ Nearest = Callable[[Float, int], tuple[Float, Rows]]
 SAMPLE = 256
 # Of so many rows one is a neighbour at most: a neighbourhood as large as the memory tells nothing of a place.
 LOCAL = 64
+# Fewer rows tell of no place how densely they lie.
+LEAST = 192
 # Rows that all but coincide would make the least difference an anomaly.
 FLOOR = 0.5
 
@@ -32,7 +34,7 @@ class Spacing:
     Args:
         emb: (N, D) float32 rows.
         nearest: distances (T, k), ascending, and numbers (T, k) of the k rows nearest to each of (T, D).
-        n: neighbours averaged; one in LOCAL of the rows at most, at least one.
+        n: neighbours averaged; one in LOCAL of the rows at most. Of fewer than LEAST rows all count alike.
         rows: the numbers of the rows that `nearest` knows; all when None.
     """
 
@@ -40,10 +42,12 @@ class Spacing:
         rows = np.arange(len(emb)) if rows is None else rows
         self._n = max(1, min(n, len(rows) // LOCAL))
         self._known = np.full(len(emb), np.nan, np.float32)
-        self.typical = float(np.median(self._of(rows[:: -(-len(rows) // SAMPLE)], emb, nearest)))
+        self.typical = 0.0
+        if len(rows) >= LEAST:
+            self.typical = float(np.median(self._of(rows[:: -(-len(rows) // SAMPLE)], emb, nearest)))
 
     def __call__(self, rows: Rows, emb: Float, nearest: Nearest) -> Float:
-        """(T,) float32 of the rows with these numbers; no less than FLOOR, and 1 where more than half coincide."""
+        """(T,) float32 of the rows with these numbers; FLOOR at least, 1 where rows are few or most coincide."""
         if self.typical == 0:
             return np.ones(len(rows), np.float32)
         relative: Float = np.maximum(self._of(rows, emb, nearest) / np.float32(self.typical), np.float32(FLOOR))

@@ -55,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # good parts vary much count for less.
     "recommended": {
         "resnet_offset": 1.6,
-        "coreset_rate": 0.05,
+        "coreset_rate": 0.02,
         "patchcore_knn_k": 1,
         "patchcore_density_k": 9,
         "score_method": "top_mean",

@@ -13,7 +13,7 @@ import mimetypes
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -194,9 +194,14 @@ class SampleStore:
                 folder = self.folder(key, label)
                 names = _free_names(folder, list(fresh.values()))
                 files = [(folder / name, m, m.document(key, label)) for name, m in names.items()]
+                writes = [pool.submit(self._write, *file) for file in files]
                 try:
-                    list(pool.map(lambda file: self._write(*file), files))
+                    for write in writes:
+                        write.result()
                 except BaseException:
+                    for write in writes:
+                        write.cancel()
+                    wait(writes)  # one still under way would bring back what is removed here
                     for path, _, _ in files:
                         _remove(path)
                     raise

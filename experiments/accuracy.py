@@ -76,7 +76,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "PRESET=recommended, TOKEN_BLUR=0": {"preset": "recommended", "token_blur": 0.0},
     "PRESET=recommended, SCORE_METHOD=max": {"preset": "recommended", "score_method": "max"},
     "PRESET=recommended, CORESET_RATE=0.01": {"preset": "recommended", "coreset_rate": 0.01},
-    "PRESET=recommended, CORESET_RATE=0.02": {"preset": "recommended", "coreset_rate": 0.02},
+    "PRESET=recommended, CORESET_RATE=0.05": {"preset": "recommended", "coreset_rate": 0.05},
     "PRESET=recommended, PATCHCORE_DENSITY_K=0": {"preset": "recommended", "patchcore_density_k": 0},
     "PRESET=recommended, PATCHCORE_DENSITY_K=5": {"preset": "recommended", "patchcore_density_k": 5},
     "PRESET=recommended, SEED=1": {"preset": "recommended", "seed": 1},

@@ -78,9 +78,10 @@ def test_rows_that_coincide_do_not_make_the_least_difference_an_anomaly(rng: np.
     np.testing.assert_array_equal(same.distances(near, density=5), same.distances(near))
 
 
-def test_a_memory_of_one_row_measures_as_it_would_without(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("n_rows", [1, 191])
+def test_a_memory_of_few_rows_measures_as_it_would_without(rng: np.random.Generator, n_rows: int) -> None:
     rows = two_clouds(rng)
-    memory = PatchCoreMemory(rows[:1])
+    memory = PatchCoreMemory(rows[:n_rows])
     np.testing.assert_array_equal(memory.distances(rows, density=9), memory.distances(rows))
 
 
@@ -155,7 +156,7 @@ def test_threads_that_meet_measure_the_same(rng: np.random.Generator) -> None:
 
 def test_density_goes_through_the_service_and_a_threshold_does_not_outlive_its_change(tmp_path: Path) -> None:
     def opened(n: int) -> Inspector:
-        settings = Settings(models_dir=tmp_path, coreset_rate=0.3, input_size=140, patchcore_density_k=n)
+        settings = Settings(models_dir=tmp_path, coreset_rate=0.9, input_size=140, patchcore_density_k=n)
         return Inspector(settings, TextureFeatures(140))
 
     plain, weighed = opened(0), opened(5)

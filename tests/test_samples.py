@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -130,6 +131,24 @@ def test_a_disk_that_fills_half_way_leaves_none_of_the_batch(
         left[0] -= 1
         if left[0] < 0:
             raise OSError(errno.ENOSPC, "no space")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(DiskFull):
+        store.add(KEY, "ok", [draft(n) for n in range(1, 9)])
+    assert tree(store.root) == before
+
+
+def test_a_write_still_under_way_when_another_fails_leaves_nothing(
+    store: SampleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(KEY, "ok", [draft(0)])
+    before, real, first = tree(store.root), os.fsync, [True]
+
+    def fsync(handle: int) -> None:
+        if first.pop() if first else False:
+            raise OSError(errno.ENOSPC, "no space")
+        time.sleep(0.1)
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
