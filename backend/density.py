@@ -40,7 +40,7 @@ class Spacing:
 
     def __init__(self, emb: Float, nearest: Nearest, n: int, rows: Rows | None = None) -> None:
         rows = np.arange(len(emb)) if rows is None else rows
-        self._n = max(1, min(n, len(rows) // LOCAL))
+        self._n = min(n, len(rows) // LOCAL)
         self._known = np.full(len(emb), np.nan, np.float32)
         self.typical = 0.0
         if len(rows) >= LEAST:
@@ -57,6 +57,5 @@ class Spacing:
         new = np.unique(rows[np.isnan(self._known[rows])])
         if len(new):
             distances, _ = nearest(emb[new], self._n + 1)  # the first of them is the row itself
-            others = distances[:, 1:]
-            self._known[new] = others.mean(axis=1) if others.size else 0
+            self._known[new] = distances[:, 1:].mean(axis=1)
         return self._known[rows]

@@ -12,7 +12,7 @@ from backend.config import Settings
 from backend.density import FLOOR, SAMPLE
 from backend.features_texture import TextureFeatures
 from backend.inspector import Inspector
-from backend.patchcore import Array, PatchCoreMemory, l2_normalize
+from backend.patchcore import Array, Backend, PatchCoreMemory, l2_normalize
 from backend.storage import ModelKey
 from backend.variants import Variant, VariantMemory, build_memory
 from tests.station import image_file
@@ -48,11 +48,11 @@ def slow(rows: Array, q: Array, k: int, n: int) -> np.ndarray:
 @pytest.mark.parametrize("backend", ["faiss", "sklearn"])
 @pytest.mark.parametrize(("k", "n"), [(1, 1), (1, 9), (3, 5)])
 def test_a_distance_counts_by_the_spacing_around_the_nearest_row(
-    rng: np.random.Generator, backend: str, k: int, n: int
+    rng: np.random.Generator, backend: Backend, k: int, n: int
 ) -> None:
     rows = two_clouds(rng)
     q = l2_normalize((rows[::37] + 0.1 * rng.standard_normal(rows[::37].shape)).astype(np.float32))
-    memory = PatchCoreMemory(rows, backend=backend)  # type: ignore[arg-type]
+    memory = PatchCoreMemory(rows, backend=backend)
     expected = slow(rows, q, k, n)
     for _ in range(2):  # what was computed the first time is remembered
         np.testing.assert_allclose(memory.distances(q, k, density=n), expected, rtol=1e-4)
