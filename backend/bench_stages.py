@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.features import Extractor, grid_of, prepare
+from backend.features_products import quick_rows
 from backend.infer import Frame, InferenceEngine, Inspection, Scoring, heatmap_png, heatmap_range
 from backend.patchcore import PatchCoreMemory
 from backend.scenes import brake_disc
-from backend.utils import available_cores, decode_image, encode_png, one_thread_each, resize, to_base64
+from backend.utils import available_cores, decode_image, encode_png, few_threads_each, resize, to_base64
 
 ROWS = 700
 LIBRARIES = ("torch", "timm", "openvino", "numpy", "opencv-python-headless", "faiss-cpu", "scikit-learn", "isal")
@@ -116,12 +117,14 @@ class Bench:
     @classmethod
     def of(cls, extractor: Extractor, rng: np.random.Generator, *, images: int = 4, rows: int = ROWS) -> Bench:
         """Fit a memory of `rows` rows on a few rendered parts."""
-        one_thread_each()
+        few_threads_each()
         side = extractor.input_size
         grid = grid_of(extractor, side, side)
         shown = [prepare(image, grid, extractor.patch) for image in pictures(images, side, rng)]
         emb = np.concatenate([extractor.extract([image])[0] for image in shown])
-        return cls(extractor, rng, PatchCoreMemory.build(emb, min(1.0, rows / len(emb)), limit=rows))
+        memory = PatchCoreMemory.build(emb, min(1.0, rows / len(emb)), limit=rows)
+        memory.quicken(quick_rows)
+        return cls(extractor, rng, memory)
 
     def stages(self, side: int, repeats: int, form: str = "png") -> dict[str, Spread]:
         """Durations by stage of an inspection of (side, side) px, of their sum in one go, and of the answer's JSON."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from backend.accelerator import DeviceRows, lend
 from backend.errors import InvalidValue
 from backend.utils import available_cores
 
@@ -27,6 +28,8 @@ BLOCK = 1024  # rows a product covers: its result stays in cache, and working me
 _CENTRES = 512  # centres a product covers
 _AHEAD = 32  # of the farthest rows, how many meet the pool in one product although not all will be chosen
 _SHARE = 8  # a refresh brings the farthest 1/8 of all rows up to date
+_LEND_FROM = 16_384  # rows that are worth the way to a GPU
+_LENT_BLOCK = 1 << 16  # rows a product covers there
 _BLAS = RLock()  # the number of its threads belongs to the whole process: one traversal at a time changes it
 
 
@@ -168,6 +171,7 @@ class _Traversal:
 
     def _restart(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
+        self.lent: DeviceRows | None = lend(self.x) if dtype == np.float32 and len(self.x) >= _LEND_FROM else None
         self.half = self._halves(self.x)
         self.half_c = np.empty(len(self.centres), dtype)
         self.half_c[: self.n_centres] = self._halves(self.centres[: self.n_centres])
@@ -238,17 +242,31 @@ class _Traversal:
 
         def refresh(block: slice) -> None:
             some = rows[block]
-            x = self.x[some].astype(self.dtype, copy=False)
+            nearness = self._nearness(some)
             gap = self.gap[some]
             for new in blocks(self.n_centres, _CENTRES, int(self.seen[some[0]])):
-                nearness = self.centres[new].astype(self.dtype, copy=False) @ x.T
-                nearness -= self.half_c[new, None]
-                np.minimum(gap, np.maximum(2 * (self.half[some] - nearness.max(axis=0)), 0), out=gap)
+                np.minimum(gap, np.maximum(2 * (self.half[some] - nearness(new)), 0), out=gap)
             self.gap[some] = gap
             self.seen[some] = self.n_centres
 
-        for _ in self.each(refresh, blocks(len(rows), BLOCK)):
+        each, size = (self.each, BLOCK) if self.lent is None else (map, _LENT_BLOCK)
+        for _ in each(refresh, blocks(len(rows), size)):
             pass
+
+    def _nearness(self, some: NDArray[np.int64]) -> Callable[[slice], NDArray[Any]]:
+        """What gives the largest c·x − |c|²/2 of each row of `some` over a slice of the centres."""
+        lent = self.lent
+        if lent is not None:
+            return lambda new: lent.nearness(some, self.centres[new], self.half_c[new])
+        x = self.x[some].astype(self.dtype, copy=False)
+
+        def nearness(new: slice) -> NDArray[Any]:
+            products = self.centres[new].astype(self.dtype, copy=False) @ x.T
+            products -= self.half_c[new, None]
+            nearest: NDArray[Any] = products.max(axis=0)
+            return nearest
+
+        return nearness
 
     def _greedy(self, pool: NDArray[np.int64], outside: float, best: int) -> None:
         """Choose in `pool`, from position `best` on, while its farthest is certainly beyond `outside`."""

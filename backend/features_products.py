@@ -1,4 +1,4 @@
-"""Inner products in bfloat16: large memories are searched at the network's pace where processors have matrix units."""
+"""Where memories are searched at the network's pace: on the extractor's GPU, or by a processor's matrix units."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from importlib.util import find_spec
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.accelerator import DeviceRows, lend
+
 _PRODUCTS = 1 << 25  # held at a time
+_BF16_FROM = 8192  # rows; fewer are found as soon without
 _ROUNDING = 2.0**-9  # of a number to bfloat16, relative to it
 _EPS = float(np.finfo(np.float32).eps)
 
@@ -64,9 +67,14 @@ def _lengths(x: NDArray[np.float32], rounded: NDArray[np.float32]) -> tuple[NDAr
     return np.einsum("nd,nd->n", x, x), np.sqrt(np.einsum("nd,nd->n", off, off))
 
 
+def quick_rows(rows: NDArray[np.float32]) -> DeviceRows | Bf16Rows | None:
+    """The rows where the extractor's GPU finds them; else in bfloat16, where that is a gain; else None."""
+    return lend(rows) or bf16_rows(rows)
+
+
 def bf16_rows(rows: NDArray[np.float32]) -> Bf16Rows | None:
-    """The rows in bfloat16 where that is a gain: torch is there, and the processor has matrix units for it (AMX)."""
-    if find_spec("torch") is None:
+    """Many rows in bfloat16 where torch is there and the processor has matrix units for it (AMX)."""
+    if len(rows) < _BF16_FROM or find_spec("torch") is None:
         return None
     import torch
 

@@ -20,7 +20,7 @@ from backend.calib import FEW_OK, choose_threshold
 from backend.config import Settings
 from backend.errors import DamagedFile, Language, NoImages, Notice
 from backend.features import Extractor, Grid
-from backend.features_products import bf16_rows
+from backend.features_products import quick_rows
 from backend.fitting import Embedded, ImageFile, embed_good_parts, fit_metadata, prepare_image
 from backend.host import ExtractorHost
 from backend.infer import (
@@ -49,7 +49,7 @@ from backend.results import (
 )
 from backend.roi_mask import Shape
 from backend.storage import ModelKey, ModelStore, StoredMemory
-from backend.utils import one_thread_each
+from backend.utils import few_threads_each
 from backend.variants import build_memory
 from backend.warmup import rehearse
 
@@ -70,14 +70,14 @@ class Inspector:
         self.journal = journal or Journal()
         self.store = ModelStore(settings.models_dir, read_only=settings.read_only, min_free_mb=settings.min_free_mb)
         self.cache = ModelCache(
-            self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend, rough=bf16_rows
+            self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend, rough=quick_rows
         )
         self.host = ExtractorHost(settings, extractor, lambda lane: rehearse(lane, self.cache))
         self._fitting = threading.Lock()
 
     def start(self) -> None:
         """Bring the extractor up. Raises WeightsUnavailable when REQUIRE_PRETRAINED is set."""
-        one_thread_each()
+        few_threads_each()
         self.host.start()
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ from backend.coreset import (
 from backend.coreset_passes import ChunkedCoreset, kcenter_greedy_chunked
 from backend.density import Spacing
 from backend.errors import BackendUnavailable, InvalidValue
+from backend.kernels import load_faiss
 from backend.spaces import ROWS, SearchSpace, Shortener, as_it_is
 from backend.utils import available_cores
 
@@ -114,8 +115,8 @@ class PatchCoreMemory:
         return memory
 
     def quicken(self, rough: Callable[[Array], Rough | None]) -> None:
-        """Have neighbours in a large memory proposed by what `rough` makes of its rows; distances stay the same."""
-        if len(self) >= _SHORTEN_FROM and not self.kind and self._rough is None:
+        """Have neighbours proposed by what `rough` makes of the rows, if anything; distances stay the same."""
+        if not self.kind and self._rough is None:
             self._rough = rough(self.emb)
             self._short = None if self._rough else self._short
 
@@ -180,10 +181,8 @@ class PatchCoreMemory:
         """Threads worth starting: no more than OpenMP would, none for little work or where the library has its own."""
         if self.backend != "faiss":
             return 1
-        import faiss
-
         work = n_queries * (self._short or self._plain).rows.size // _SPLIT
-        return max(1, min(work, int(faiss.omp_get_max_threads())))
+        return max(1, min(work, int(load_faiss().omp_get_max_threads())))
 
     def weight(self, q: Array, neighbours: int) -> float:
         """How much the patch `q` (D,) counts as its image's score (Roth et al. 2022, section 3.3, eq. 7).
@@ -298,8 +297,7 @@ class PatchCoreMemory:
             BackendUnavailable: FAISS is not installed.
         """
         _require("faiss")
-        import faiss
-
+        faiss = load_faiss()
         index = faiss.IndexFlatL2(self.dim)
         index.add(self.emb)
         return bytes(faiss.serialize_index(index))
@@ -351,8 +349,7 @@ def _search_faiss(q: Array, rows: Array, m: int) -> Found:
     OpenMP's team waits for its slowest member at every block of a search, which on a machine busy with other work
     costs several times the search; whole parts of the queries go to threads instead.
     """
-    import faiss
-
+    faiss = load_faiss()
     team = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # of this thread only: OpenMP keeps the number for each
     try:

@@ -245,8 +245,9 @@ def test_requests_that_all_miss_load_the_model_once(
         loads.append(key)
         return real(store, key)
 
-    fresh = opened(tmp_path)
+    # Before the start, whose rehearsal may be the one that loads it.
     monkeypatch.setattr(ModelStore, "load_memory", counted)
+    fresh = opened(tmp_path)
     scores: list[float] = []
     threads = [
         threading.Thread(target=lambda: scores.append(fresh.infer(KEY, GOOD, mm_per_px=1).inspection.score))

@@ -10,17 +10,22 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
+from numpy.typing import NDArray
 
-from backend.bench_stages import Bench, machine, pictures
-from backend.coreset import kcenter_greedy, l2_normalize
+from backend import accelerator
+from backend.bench_stages import Bench, Spread, machine, pictures, timed
+from backend.coreset import blocks, kcenter_greedy, l2_normalize
 from backend.features import build_extractor, prepare
+from backend.features_products import quick_rows
 from backend.features_torch import Agreement
 from backend.features_weights import write_random_weights
 from backend.patchcore import PatchCoreMemory
@@ -28,40 +33,64 @@ from backend.patchcore import PatchCoreMemory
 MODEL = "vit_small_patch14_dinov2.lvd142m"
 
 
+SENT = ((448, "png"), (448, "jpg"), (1448, "png"), (1448, "jpg"), (2000, "jpg"))
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--json", type=Path)
-    options.add_argument("--greedy-rows", type=int, default=1_000_000)
+    options.add_argument("--greedy-rows", type=int, nargs="*", default=[200_000, 1_000_000])
+    options.add_argument("--repeats", type=int, default=30)
     given = options.parse_args()
     rng = np.random.default_rng(0)
     weights = write_random_weights(MODEL, Path(tempfile.mkdtemp()) / "weights.safetensors", rng)
-    figures: dict[str, Any] = {"latency": {}, "throughput": {}}
+    figures: dict[str, Any] = {}
+
+    def note(name: str, value: Any) -> None:
+        figures[name] = value
+        print(f"{name}: {json.dumps(value, ensure_ascii=False)}", flush=True)
+        if given.json:
+            given.json.write_text(json.dumps(figures, indent=1, ensure_ascii=False), "utf-8")
+
     reference = None
+    shown = [prepare(image, (32, 32), 14) for image in pictures(2, 448, np.random.default_rng(1))]
     for precision in ("fp32", "bf16", "fp16"):
         extractor = build_extractor(MODEL, weights=str(weights), runtime="torch", precision=precision)
         bench = Bench.of(extractor, rng)
-        figures.setdefault("machine", machine(extractor))
-        figures["latency"][precision] = {
-            f"{side}² {form}": {name: spread.p50 for name, spread in bench.stages(side, 50, form).items()}
-            for side, form in ((448, "png"), (1448, "png"), (1448, "jpg"), (2000, "png"), (2000, "jpg"))
-        }
-        batch = bench.forward(448, 20, batch=32)
-        figures["throughput"][precision] = round(32_000 / batch.p50, 1)
-        rows = extractor.extract([prepare(image, (32, 32), 14) for image in pictures(2, 448, np.random.default_rng(1))])
+        rows = extractor.extract(shown)
         reference = rows if reference is None else reference
-        figures.setdefault("agreement with fp32", {})[precision] = str(Agreement.of(rows, reference))
-        print(
-            precision,
-            json.dumps(figures["latency"][precision], ensure_ascii=False),
-            figures["throughput"][precision],
-            flush=True,
-        )
-    figures["fit of 200 images, s"] = fit_seconds(extractor, rng)
-    figures["greedy"] = greedy_seconds(given.greedy_rows, rng)
-    text = json.dumps(figures, indent=1, ensure_ascii=False)
-    print(text)
-    if given.json:
-        given.json.write_text(text, "utf-8")
+        note(f"{precision} agrees with fp32", str(Agreement.of(rows, reference)))
+        note(f"{precision} forward, ms", asdict(bench.forward(448, given.repeats)))
+        note(f"{precision} images per second at batch 32", 32_000 / bench.forward(448, 10, batch=32).p50)
+    note("machine", machine(extractor))
+    for side, form in SENT:
+        stages = bench.stages(side, given.repeats, form)
+        note(f"fp16 inspection of {side}² {form}, ms", {name: spread.p50 for name, spread in stages.items()})
+    note("neighbours of 1024 patches, ms", {rows: neighbours_ms(rows, given.repeats) for rows in (700, 25_600)})
+    note("fit of 200 images, s", fit_seconds(extractor, rng))
+    for n_rows in given.greedy_rows:
+        note(f"greedy of {n_rows:,} x 768 -> {n_rows // 100:,}, s", greedy_seconds(n_rows, rng))
+
+
+def clustered(n_rows: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(n_rows, 768) unit rows around 500 middles."""
+    middles = rng.standard_normal((500, 768), np.float32)
+    rows = rng.standard_normal((n_rows, 768), np.float32)
+    rows *= 0.5
+    for block in blocks(n_rows, 4096):
+        rows[block] += middles[rng.integers(0, 500, block.stop - block.start)]
+    return l2_normalize(rows)
+
+
+def neighbours_ms(n_rows: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of a search on the GPU and on the CPU."""
+    rows = clustered(n_rows + 1024, np.random.default_rng(2))
+    q, memory = rows[:1024], PatchCoreMemory(rows[1024:])
+    on_cpu = Spread.of(timed(lambda: memory.distances(q), max(3, repeats // 5))).p50
+    slow = memory.distances(q)
+    memory.quicken(quick_rows)
+    on_gpu = Spread.of(timed(lambda: memory.distances(q), repeats)).p50
+    return {"GPU": on_gpu, "CPU": on_cpu, "largest difference": float(np.abs(memory.distances(q) - slow).max())}
 
 
 def fit_seconds(extractor: Any, rng: np.random.Generator) -> dict[str, float]:
@@ -76,12 +105,18 @@ def fit_seconds(extractor: Any, rng: np.random.Generator) -> dict[str, float]:
 
 
 def greedy_seconds(n_rows: int, rng: np.random.Generator) -> dict[str, float]:
-    """Seconds of the exact greedy on the CPU: clustered unit rows of 768 numbers, 1 % of them."""
-    centres = rng.standard_normal((500, 768), np.float32)
-    rows = centres[rng.integers(0, 500, n_rows)] + 0.5 * rng.standard_normal((n_rows, 768), np.float32)
+    """Seconds of the exact greedy that keeps 1 % of clustered unit rows of 768 numbers; on the CPU too if few."""
+    rows = clustered(n_rows, rng)
     started = perf_counter()
-    chosen = kcenter_greedy(l2_normalize(rows), n_rows // 100)
-    return {"rows": n_rows, "chosen": len(chosen.indices), "seconds": round(perf_counter() - started, 1)}
+    chosen = kcenter_greedy(rows, n_rows // 100).indices
+    found = {"GPU": perf_counter() - started}
+    if n_rows <= 200_000:
+        with patch.object(accelerator, "device", lambda: None):
+            started = perf_counter()
+            slow = kcenter_greedy(rows, n_rows // 100).indices
+            found["CPU"] = perf_counter() - started
+        found["same indices"] = float((slow == chosen).mean())
+    return found
 
 
 if __name__ == "__main__":

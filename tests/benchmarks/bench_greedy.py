@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backend.features_products import bf16_rows
+from backend.features_products import quick_rows
 from backend.patchcore import Array, PatchCoreMemory, kcenter_greedy, l2_normalize
 
 
@@ -73,7 +73,7 @@ def compare_neighbours(rows: int, queries: int, dim: int, repeats: int) -> None:
     q, memory_rows = x[order[:queries]], x[order[queries:]]
     start = perf_counter()
     memory = PatchCoreMemory(memory_rows)
-    memory.quicken(bf16_rows)
+    memory.quicken(quick_rows)
     load = perf_counter() - start
     ours = seconds(lambda: memory.distances(q), repeats)
     product = seconds(lambda: [q @ memory_rows[at : at + 4096].T for at in range(0, rows, 4096)], repeats)
