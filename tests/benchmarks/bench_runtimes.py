@@ -1,7 +1,7 @@
 """How far scores and AUROC move between runtimes: python tests/benchmarks/bench_runtimes.py SET… --model NAME=WEIGHTS.
 
-Each set (MVTec AD's layout or the station's) is fitted and inspected with torch in fp32, whose memory then also judges
-what the runtime that RUNTIME=auto takes on this machine saw; that runtime's own fit is judged as well.
+Each set (MVTec AD's layout or the station's) is fitted and inspected with torch in fp32 on the CPU. Its memory then
+also judges what the runtime and the device that this machine takes by itself saw; and so does their own fit.
 """
 
 import argparse
@@ -47,7 +47,10 @@ def compare(one: InspectionSet, extractors: list[Extractor], rate: float) -> Non
         scores.append(np.array([engine.run(token_map, frame).score for token_map, frame in maps]))
     moved = np.abs(scores[1] / scores[0] - 1)
     aurocs = [roc_auc_score(labels, of) for of in scores]
-    print(f"{one.name} {extractors[0].name}, torch fp32 beside {extractors[1].runtime}: ", end="")
+    print(
+        f"{one.name} {extractors[0].name}, torch fp32 beside {extractors[1].runtime} on {extractors[1].device}: ",
+        end="",
+    )
     print(f"scores move by {100 * np.median(moved):.3f} % (median), {100 * moved.max():.3f} % (most); ", end="")
     print(f"AUROC {aurocs[0]:.4f}, {aurocs[1] - aurocs[0]:+.4f} with the same memory, ", end="")
     print(f"{aurocs[2] - aurocs[0]:+.4f} with its own")
@@ -63,7 +66,9 @@ def main() -> None:
     for model in given.model:
         name, _, weights = model.partition("=")
         extractors = [
-            build_extractor(name, weights=weights, input_size=given.input_size, runtime="torch", precision="fp32"),
+            build_extractor(
+                name, weights=weights, input_size=given.input_size, runtime="torch", precision="fp32", device="cpu"
+            ),
             build_extractor(name, weights=weights, input_size=given.input_size, runtime="auto"),
         ]
         for folder in given.sets:
