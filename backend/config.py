@@ -159,7 +159,7 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=100,
-        description="Distances are divided by the spacing of up to N rows around the nearest one; 0: as they are.",
+        description="Distances are divided by how far the nearest row is from N rows of other images; 0: as they are.",
     )
     seed: int = Field(0, ge=0, description="Seed of the coreset's first centre.")
     score_percentile: float = Field(99, gt=0, le=100, description="Percentile of the heatmap that is the score.")

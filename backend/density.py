@@ -2,7 +2,8 @@
 
 A distance divided by the spacing of the rows around the nearest one is close to the local outlier factor (Breunig et
 al., SIGMOD 2000), with one neighbour instead of many for the patch itself. SoftPatch (Jiang et al., NeurIPS 2022)
-brought such factors to memory banks, to tell noise among good patches.
+brought such factors to memory banks, to tell noise among good patches. Here a row's neighbours are those of other
+images, where the memory knows them: how far one good part is from the others is what a further part is judged by.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ SAMPLE = 256
 LOCAL = 64
 # Fewer rows tell of no place how densely they lie.
 LEAST = 192
+# A row looks for neighbours of other images among so many nearest ones.
+WINDOW = 256
 # Rows that all but coincide would make the least difference an anomaly.
 FLOOR = 0.5
 
@@ -28,19 +31,24 @@ FLOOR = 0.5
 class Spacing:
     """The mean distance of a row to its `n` nearest others, as a multiple of what is typical of the memory.
 
-    Computed as rows are asked for and kept: parts are near the same rows again and again. It keeps neither rows nor
-    search, so a memory that keeps it is no cycle.
+    Others are the rows of other images among the WINDOW nearest; of these fewer than `n` where there are no more, and
+    all rows but itself where there is none. Computed as rows are asked for and kept: parts are near the same rows again
+    and again. It keeps neither rows nor search, so a memory that keeps it is no cycle.
 
     Args:
         emb: (N, D) float32 rows.
         nearest: distances (T, k), ascending, and numbers (T, k) of the k rows nearest to each of (T, D).
         n: neighbours averaged; one in LOCAL of the rows at most. Of fewer than LEAST rows all count alike.
+        src: (N,) the image of each row, negative where several share it; None: every row has one of its own.
         rows: the numbers of the rows that `nearest` knows; all when None.
     """
 
-    def __init__(self, emb: Float, nearest: Nearest, n: int, rows: Rows | None = None) -> None:
+    def __init__(
+        self, emb: Float, nearest: Nearest, n: int, src: NDArray[np.int32] | None = None, rows: Rows | None = None
+    ) -> None:
         rows = np.arange(len(emb)) if rows is None else rows
         self._n = min(n, len(rows) // LOCAL)
+        self._src = src
         self._known = np.full(len(emb), np.nan, np.float32)
         self.typical = 0.0
         if len(rows) >= LEAST:
@@ -55,7 +63,26 @@ class Spacing:
 
     def _of(self, rows: Rows, emb: Float, nearest: Nearest) -> Float:
         new = np.unique(rows[np.isnan(self._known[rows])])
-        if len(new):
-            distances, _ = nearest(emb[new], self._n + 1)  # the first of them is the row itself
-            self._known[new] = distances[:, 1:].mean(axis=1)
+        window = self._n if self._src is None else 4 * self._n
+        while len(new):
+            distances, at = nearest(emb[new], window + 1)
+            others = at != new[:, None]
+            strange = others & self._of_other_images(new, at)
+            enough = (strange.sum(axis=1) >= self._n) | (window >= WINDOW) | (at.shape[1] <= window)
+            strange[~strange.any(axis=1)] = others[~strange.any(axis=1)]
+            self._known[new[enough]] = _mean_of_first(self._n, distances[enough], strange[enough])
+            new, window = new[~enough], max(WINDOW, window)
         return self._known[rows]
+
+    def _of_other_images(self, rows: Rows, at: Rows) -> NDArray[np.bool_]:
+        if self._src is None:
+            return np.ones(at.shape, np.bool_)
+        images = self._src[at]
+        return (images != self._src[rows][:, None]) | (images < 0)
+
+
+def _mean_of_first(n: int, distances: Float, counted: NDArray[np.bool_]) -> Float:
+    """(T,) mean of the first `n` of each row of (T, k) distances that count, at least one."""
+    counted &= np.cumsum(counted, axis=1) <= n
+    mean: Float = np.where(counted, distances, 0).sum(axis=1) / counted.sum(axis=1)
+    return mean

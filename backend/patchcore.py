@@ -154,12 +154,12 @@ class PatchCoreMemory:
         return mean / self.spacing(rows[:, 0], density, leave_out) if density else mean
 
     def spacing(self, rows: NDArray[np.int64], n: int, leave_out: int | None = None) -> NDArray[np.float32]:
-        """(T,) how far the rows with these numbers lie from their `n` neighbours, 1 being typical of the memory."""
+        """(T,) how far the rows with these numbers lie from `n` neighbours of other images, 1 being typical here."""
         keep = self._kept(leave_out)
         nearest = partial(self.neighbours, leave_out=leave_out)
         spacing = self._spacings.get(n) if keep is None else None
         if spacing is None:
-            spacing = Spacing(self.emb, nearest, n, keep)
+            spacing = Spacing(self.emb, nearest, n, self.src, keep)
             if keep is None:
                 self._spacings[n] = spacing
         return spacing(rows, self.emb, nearest)

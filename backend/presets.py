@@ -61,6 +61,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "score_method": "top_mean",
         "score_top_share": 0.005,
         "score_map": "tokens",
-        "token_blur": 0.5,
+        "token_blur": 0.75,
     },
 }

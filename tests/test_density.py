@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from backend.config import Settings
-from backend.density import FLOOR, SAMPLE
+from backend.density import FLOOR, SAMPLE, WINDOW
 from backend.features_texture import TextureFeatures
 from backend.inspector import Inspector
 from backend.patchcore import Array, Backend, PatchCoreMemory, l2_normalize
@@ -28,13 +28,15 @@ def two_clouds(rng: np.random.Generator, n: int = 320, dim: int = 24) -> Array:
     return l2_normalize((np.repeat(middles, n, axis=0) + spread * noise).astype(np.float32))
 
 
-def slow(rows: Array, q: Array, k: int, n: int) -> np.ndarray:
+def slow(rows: Array, q: Array, k: int, n: int, src: np.ndarray | None = None) -> np.ndarray:
     """One patch and one row at a time."""
     rows, q = rows.astype(np.float64), q.astype(np.float64)
+    images = [-1] * len(rows) if src is None else src.tolist()
 
     def spacing(number: int) -> float:
-        others = sorted(float(np.linalg.norm(rows[number] - row)) for i, row in enumerate(rows) if i != number)
-        return float(np.mean(others[:n]))
+        others = sorted((float(np.linalg.norm(rows[number] - row)), i) for i, row in enumerate(rows) if i != number)
+        strange = [d for d, i in others[:WINDOW] if images[i] < 0 or images[i] != images[number]]
+        return float(np.mean(strange[:n] or [d for d, _ in others[:n]]))
 
     typical = float(np.median([spacing(number) for number in range(0, len(rows), -(-len(rows) // SAMPLE))]))
     found = []
@@ -57,6 +59,36 @@ def test_a_distance_counts_by_the_spacing_around_the_nearest_row(
     for _ in range(2):  # what was computed the first time is remembered
         np.testing.assert_allclose(memory.distances(q, k, density=n), expected, rtol=1e-4)
     np.testing.assert_allclose(memory.distances(q[::-1], k, density=n), expected[::-1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 9])
+@pytest.mark.parametrize("images", ["blocks", "turns", "shared", "one", "lopsided"])
+def test_neighbours_are_those_of_other_images(rng: np.random.Generator, images: str, n: int) -> None:
+    rows = two_clouds(rng)
+    number = np.arange(len(rows), dtype=np.int32)
+    src = {
+        "blocks": number // 40,
+        "turns": number % 4,
+        "shared": np.where(number % 3 == 0, -1, number // 40),
+        "one": np.zeros_like(number),
+        # The first cloud is one image's alone: within the window it has few strangers, or none.
+        "lopsided": np.where(number < 317, 0, number % 5).astype(np.int32),
+    }[images]
+    q = l2_normalize((rows[::29] + 0.1 * rng.standard_normal(rows[::29].shape)).astype(np.float32))
+    memory = PatchCoreMemory(rows, src=src)
+    expected = slow(rows, q, 1, n, src)
+    for _ in range(2):
+        np.testing.assert_allclose(memory.distances(q, density=n), expected, rtol=1e-4)
+
+
+def test_what_one_image_alone_shows_many_times_over_is_judged_by_the_others(rng: np.random.Generator) -> None:
+    rows = two_clouds(rng)
+    close, far = np.arange(320), np.arange(320, 640)
+    of_many = np.concatenate([close % 10, far % 10]).astype(np.int32)
+    of_one = np.concatenate([np.where(close < 300, 99, close % 10), far % 10]).astype(np.int32)
+    step = l2_normalize(rows[:40] + 0.2 * l2_normalize(rng.standard_normal((40, 24)).astype(np.float32)))
+    usual, alone = (PatchCoreMemory(rows, src=src).distances(step, density=9).mean() for src in (of_many, of_one))
+    assert alone < 0.95 * usual
 
 
 def test_the_same_step_counts_more_where_good_patches_hardly_vary(rng: np.random.Generator) -> None:
@@ -97,7 +129,7 @@ def test_neighbours_are_no_more_than_a_small_part_of_the_memory(rng: np.random.G
 def test_an_image_left_out_is_left_out_of_the_spacing_too(rng: np.random.Generator) -> None:
     rows = two_clouds(rng)
     src = np.repeat(np.arange(4, dtype=np.int32), 160)
-    without = PatchCoreMemory(rows[src != 3])
+    without = PatchCoreMemory(rows[src != 3], src=src[src != 3])
     left_out = PatchCoreMemory(rows, src=src).distances(rows[src == 3], density=9, leave_out=3)
     np.testing.assert_allclose(left_out, without.distances(rows[src == 3], density=9), rtol=1e-5)
 
