@@ -78,7 +78,8 @@ class Spacing:
         if self._src is None:
             return np.ones(at.shape, np.bool_)
         images = self._src[at]
-        return (images != self._src[rows][:, None]) | (images < 0)
+        strange: NDArray[np.bool_] = (images != self._src[rows][:, None]) | (images < 0)
+        return strange
 
 
 def _mean_of_first(n: int, distances: Float, counted: NDArray[np.bool_]) -> Float:
