@@ -31,9 +31,10 @@ FLOOR = 0.5
 class Spacing:
     """The mean distance of a row to its `n` nearest others, as a multiple of what is typical of the memory.
 
-    Others are the rows of other images among the WINDOW nearest; of these fewer than `n` where there are no more, and
-    all rows but itself where there is none. Computed as rows are asked for and kept: parts are near the same rows again
-    and again. It keeps neither rows nor search, so a memory that keeps it is no cycle.
+    Others are the rows of other images among the WINDOW nearest; those that lack to `n` count as far as the last row
+    of the window, which they are beyond. In a memory of one image they are all rows but itself. Computed as rows are
+    asked for and kept: parts are near the same rows again and again. It keeps neither rows nor search, so a memory that
+    keeps it is no cycle.
 
     Args:
         emb: (N, D) float32 rows.
@@ -48,7 +49,7 @@ class Spacing:
     ) -> None:
         rows = np.arange(len(emb)) if rows is None else rows
         self._n = min(n, len(rows) // LOCAL)
-        self._src = src
+        self._src = None if src is None or _are_of_one_image(src[rows]) else src
         self._known = np.full(len(emb), np.nan, np.float32)
         self.typical = 0.0
         if len(rows) >= LEAST:
@@ -69,7 +70,6 @@ class Spacing:
             others = at != new[:, None]
             strange = others & self._of_other_images(new, at)
             enough = (strange.sum(axis=1) >= self._n) | (window >= WINDOW) | (at.shape[1] <= window)
-            strange[~strange.any(axis=1)] = others[~strange.any(axis=1)]
             self._known[new[enough]] = _mean_of_first(self._n, distances[enough], strange[enough])
             new, window = new[~enough], max(WINDOW, window)
         return self._known[rows]
@@ -82,8 +82,13 @@ class Spacing:
         return strange
 
 
+def _are_of_one_image(src: NDArray[np.int32]) -> bool:
+    return len(src) == 0 or bool(src[0] >= 0 and (src == src[0]).all())
+
+
 def _mean_of_first(n: int, distances: Float, counted: NDArray[np.bool_]) -> Float:
-    """(T,) mean of the first `n` of each row of (T, k) distances that count, at least one."""
+    """(T,) mean of the first `n` of each row of (T, k) ascending distances that count; the last for those that lack."""
     counted &= np.cumsum(counted, axis=1) <= n
-    mean: Float = np.where(counted, distances, 0).sum(axis=1) / counted.sum(axis=1)
+    lacking = n - counted.sum(axis=1)
+    mean: Float = (np.where(counted, distances, 0).sum(axis=1) + lacking * distances[:, -1]) / n
     return mean

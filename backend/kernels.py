@@ -12,18 +12,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from threadpoolctl import threadpool_info
 
 _NUMPYS = "libscipy_openblas"  # what its wheels, and SciPy's, call their OpenBLAS
 _VARIABLE = "OPENBLAS_CORETYPE"
+_LOADING = Lock()  # the environment belongs to all threads
 _SAME_AS = {"Haswell": "Haswell", "SkylakeX": "SkylakeX", "Cooperlake": "SkylakeX", "SapphireRapids": "SkylakeX"}
 
 
-@cache
 def load_faiss() -> Any:
     """The module. Raises ImportError where FAISS is not installed."""
+    with _LOADING:
+        return _loaded()
+
+
+@cache
+def _loaded() -> Any:
     with _core_type(best_core_type(_numpys_architecture(), _is_intel())):
         import faiss
     return faiss

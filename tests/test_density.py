@@ -35,8 +35,9 @@ def slow(rows: Array, q: Array, k: int, n: int, src: np.ndarray | None = None) -
 
     def spacing(number: int) -> float:
         others = sorted((float(np.linalg.norm(rows[number] - row)), i) for i, row in enumerate(rows) if i != number)
-        strange = [d for d, i in others[:WINDOW] if images[i] < 0 or images[i] != images[number]]
-        return float(np.mean(strange[:n] or [d for d, _ in others[:n]]))
+        alone = min(images) >= 0 and len(set(images)) == 1
+        strange = [d for d, i in others[:WINDOW] if alone or images[i] < 0 or images[i] != images[number]][:n]
+        return float(np.mean(strange + (n - len(strange)) * [others[:WINDOW][-1][0]]))
 
     typical = float(np.median([spacing(number) for number in range(0, len(rows), -(-len(rows) // SAMPLE))]))
     found = []
@@ -89,6 +90,16 @@ def test_what_one_image_alone_shows_many_times_over_is_judged_by_the_others(rng:
     step = l2_normalize(rows[:40] + 0.2 * l2_normalize(rng.standard_normal((40, 24)).astype(np.float32)))
     usual, alone = (PatchCoreMemory(rows, src=src).distances(step, density=9).mean() for src in (of_many, of_one))
     assert alone < 0.95 * usual
+
+
+def test_a_row_whose_window_its_own_image_fills_is_no_denser_for_it(rng: np.random.Generator) -> None:
+    rows = two_clouds(rng, 400)
+    step = l2_normalize(rows[:40] + 0.2 * l2_normalize(rng.standard_normal((40, 24)).astype(np.float32)))
+    found = []
+    for own in (WINDOW - 20, WINDOW + 60):
+        src = np.where(np.arange(800) < own, 99, np.arange(800) % 10).astype(np.int32)
+        found.append(PatchCoreMemory(rows, src=src).distances(step, density=9).mean())
+    assert found[1] < 1.05 * found[0]
 
 
 def test_the_same_step_counts_more_where_good_patches_hardly_vary(rng: np.random.Generator) -> None:

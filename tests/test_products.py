@@ -1,6 +1,7 @@
 """Searching with rows in bfloat16 or on a device: bounds that hold, and distances that are the plain search's."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,34 @@ def test_a_gpu_that_is_too_small_for_the_rows_is_said(
     monkeypatch.setattr(accelerator, "DeviceRows", full)
     assert quick_rows(clustered(rng, 300, 32, 0.1)) is None
     assert "the CPU searches them" in caplog.text
+
+
+def test_a_gpu_that_rounds_products_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for rounds in (False, True):
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=rounds))
+        assert accelerator.device() == (None if rounds else "cuda")
+
+
+def test_a_gpu_with_too_little_left_for_the_extractor_is_not_asked(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(accelerator, "device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 8 << 30))
+    assert quick_rows(clustered(rng, 300, 32, 0.1)) is None
+    assert "the CPU searches them" in caplog.text
+
+
+def test_a_search_under_way_ends_with_the_rows_it_began_with(rng: np.random.Generator) -> None:
+    x = clustered(rng, 400, 32, 0.1)
+    rows, expected = on_the_cpu(x[100:]), on_the_cpu(x[100:]).nearest(x[:100], 4)
+
+    def interrupted(held: Any) -> Any:
+        rows._held = accelerator._Held(held.rows.to("meta"), held.squares.to("meta"), None)
+        return rows._nearest(held, x[:100], 4)
+
+    np.testing.assert_array_equal(rows._tried(interrupted)[1], expected[1])
 
 
 def test_a_gpu_that_fills_up_later_hands_its_rows_to_the_cpu(
