@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from backend.utils import blocks
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +97,7 @@ class DeviceRows:
         import torch
 
         bounds, found = np.empty((len(q), m), np.float32), np.empty((len(q), m), np.int64)
-        for part in _slices(len(q), max(1, _PRODUCTS // len(held.rows))):
+        for part in blocks(len(q), max(1, _PRODUCTS // len(held.rows))):
             patches = torch.from_numpy(q[part]).to(held.rows.device)
             squares = patches.square().sum(dim=1)
             gaps, rows = torch.topk((patches @ held.rows.T).mul_(-2).add_(held.squares), m, dim=1, largest=False)
@@ -127,12 +129,7 @@ def _nearness(held: _Held, rows: NDArray[np.int64], centres: Array, halves: Arra
 
     found = np.empty(len(rows), np.float32)
     there, less = (torch.from_numpy(x).to(held.rows.device) for x in (centres, halves))
-    for part in _slices(len(rows), max(1, _PRODUCTS // len(centres))):
+    for part in blocks(len(rows), max(1, _PRODUCTS // len(centres))):
         x = held.rows[torch.from_numpy(rows[part]).to(held.rows.device)]
         found[part] = (x @ there.T).sub_(less).amax(dim=1).cpu().numpy()
     return found
-
-
-def _slices(stop: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` that cover 0 … stop."""
-    return (slice(at, min(at + size, stop)) for at in range(0, stop, size))

@@ -18,7 +18,7 @@ from threadpoolctl import ThreadpoolController
 
 from backend.accelerator import DeviceRows, lend
 from backend.errors import InvalidValue
-from backend.utils import available_cores
+from backend.utils import available_cores, blocks
 
 Array = NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -137,11 +137,6 @@ def checked(x: Array, field: str, dim: int | None = None) -> Array:
     if not all(np.isfinite(x[rows]).all() for rows in blocks(len(x), BLOCK)):
         raise InvalidValue(field=field, value="NaN or infinity", expected="finite numbers")
     return x
-
-
-def blocks(stop: int, size: int, start: int = 0) -> Iterator[slice]:
-    """Slices of at most `size` that cover start … stop."""
-    return (slice(at, min(at + size, stop)) for at in range(start, stop, size))
 
 
 def square_norms(x: NDArray[Any]) -> NDArray[Any]:

@@ -20,7 +20,6 @@ from backend.coreset import (
     Array,
     Coreset,
     Progress,
-    blocks,
     checked,
     coreset_size,
     kcenter_greedy,
@@ -32,7 +31,7 @@ from backend.density import Spacing
 from backend.errors import BackendUnavailable, InvalidValue
 from backend.kernels import load_faiss
 from backend.spaces import ROWS, SearchSpace, Shortener, as_it_is
-from backend.utils import available_cores
+from backend.utils import available_cores, blocks
 
 __all__ = [
     "Array",

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.coreset import Array, blocks, square_norms
+from backend.coreset import Array, square_norms
+from backend.utils import blocks
 
 ROWS = 4096  # rows dealt with at a time: working memory does not grow with their number
 _EPS = float(np.finfo(np.float32).eps)

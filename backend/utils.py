@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -159,6 +160,11 @@ def few_threads_each() -> None:
     """
     cv2.setNumThreads(max(1, available_cores() // 4))
     threadpool_limits(limits=1, user_api="blas")
+
+
+def blocks(stop: int, size: int, start: int = 0) -> Iterator[slice]:
+    """Slices of at most `size` that cover start … stop."""
+    return (slice(at, min(at + size, stop)) for at in range(start, stop, size))
 
 
 def available_cores() -> int:

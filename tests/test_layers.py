@@ -40,6 +40,7 @@ ROOMS = {
 EXTRACTORS = frozenset(room for room in ROOMS if room.startswith("features"))
 NOBODY: frozenset[str] = frozenset()
 NEIGHBOURS: dict[str, frozenset[str]] = {
+    "accelerator": frozenset({"utils"}),
     "errors": frozenset({"notices"}),
     "errors_samples": frozenset({"errors", "notices"}),
     "fields": frozenset({"notices"}),

@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 
 from backend import accelerator
 from backend.bench_stages import Bench, Spread, machine, pictures, timed
-from backend.coreset import blocks, kcenter_greedy, l2_normalize
+from backend.coreset import kcenter_greedy, l2_normalize
 from backend.features import build_extractor, prepare
 from backend.features_products import quick_rows
 from backend.features_torch import Agreement
 from backend.features_weights import write_random_weights
 from backend.patchcore import PatchCoreMemory
+from backend.utils import blocks
 
 MODEL = "vit_small_patch14_dinov2.lvd142m"
 
