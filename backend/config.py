@@ -163,11 +163,16 @@ class Settings(BaseSettings):
     )
     seed: int = Field(0, ge=0, description="Seed of the coreset's first centre.")
     score_percentile: float = Field(99, gt=0, le=100, description="Percentile of the heatmap that is the score.")
-    score_method: Literal["percentile", "max", "top_mean"] = Field("percentile", description="How a heatmap is scored.")
+    score_method: Literal["percentile", "max", "top_mean", "power_mean"] = Field(
+        "percentile", description="How a heatmap is scored."
+    )
     score_map: Literal["roi", "tokens"] = Field(
         "roi", description="Where the score is taken: the blurred heatmap of the ROI, or the token grid before it."
     )
     score_top_share: float = Field(0.01, gt=0, le=1, description="Share of the values that top_mean averages.")
+    score_power: float = Field(
+        32, ge=1, le=1000, description="Power of power_mean: 1 is the plain mean; the larger, the nearer to the maximum."
+    )
     patchcore_reweight: int = Field(
         0, ge=0, le=100, description="Neighbours of the re-weighted score (PatchCore, eq. 7); 0: not weighted."
     )

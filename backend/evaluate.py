@@ -60,6 +60,7 @@ SETTINGS_THAT_COUNT = (
     "score_method",
     "score_percentile",
     "score_top_share",
+    "score_power",
     "score_map",
     "token_blur",
     "blur_sigma",

@@ -25,6 +25,8 @@ Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 HeatmapScale = Literal["relative", "absolute", "color", "none"]
 TOP_SHARE = 0.01
+POWER = 32.0
+Method = Literal["percentile", "max", "top_mean", "power_mean"]
 
 
 class Memory(Protocol):
@@ -46,6 +48,7 @@ class Scoring:
     Attributes:
         where: the values that the method is applied to: the blurred heatmap at ROI resolution, or the token grid.
         top_share: share of the values that top_mean averages.
+        power: of power_mean (Ranked.power_mean).
         reweight: neighbours of the re-weighted score (PatchCore, eq. 7); 0: none.
         token_blur: Gaussian blur of the token grid, in tokens: what one token alone says counts less than what several
             say together, at any size of the ROI.
@@ -53,12 +56,13 @@ class Scoring:
         density: neighbours of a row that tell how densely the memory's rows lie there; 0: distances are plain.
     """
 
-    method: Literal["percentile", "max", "top_mean"] = "percentile"
+    method: Method = "percentile"
     percentile: float = 99.0
     blur_sigma: float = 1.0
     k: int = 1
     where: Literal["roi", "tokens"] = "roi"
     top_share: float = TOP_SHARE
+    power: float = POWER
     reweight: int = 0
     token_blur: float = 0.0
     memory: str = ""
@@ -231,6 +235,8 @@ def score_of(values: Ranked, scoring: Scoring, stats: dict[str, float] | None = 
         return values.percentile(scoring.percentile)
     if scoring.method == "max":
         return float(values.max)
+    if scoring.method == "power_mean":
+        return values.power_mean(scoring.power)
     if stats and scoring.top_share == TOP_SHARE:
         return stats["top1_mean"]
     return values.top_mean(max(1, round(values.n * scoring.top_share)))

@@ -287,6 +287,7 @@ class Inspector:
             k=self.settings.patchcore_knn_k,
             where=self.settings.score_map,
             top_share=self.settings.score_top_share,
+            power=self.settings.score_power,
             reweight=self.settings.patchcore_reweight,
             token_blur=self.settings.token_blur,
             density=self.settings.patchcore_density_k,

@@ -90,12 +90,22 @@ def test_the_map_is_what_enlarging_and_then_blurring_gives(
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-def test_the_other_scores_are_maximum_and_mean_of_the_top_percent(rng: np.random.Generator) -> None:
+def test_the_other_scores_are_maximum_mean_of_the_top_percent_and_power_mean(rng: np.random.Generator) -> None:
     values = rng.random((20, 50), np.float32)
     assert score_of(Ranked(values), Scoring(method="max")) == values.max()
     assert score_of(Ranked(values), Scoring(method="top_mean")) == pytest.approx(
         np.sort(values, axis=None)[-10:].mean()
     )
+    assert score_of(Ranked(values), Scoring(method="power_mean", power=2)) == pytest.approx((values**2).mean() ** 0.5)
+
+
+def test_a_power_mean_hears_one_token_and_hears_several_better() -> None:
+    engine, scores = InferenceEngine(Scoring(method="power_mean", where="tokens")), []
+    for n in (0, 1, 2, 8):
+        token_map = np.full((32, 32), 0.5, np.float32)
+        token_map[0, :n] = 1.0
+        scores.append(engine.run(token_map, Frame(64, 64)).score)
+    assert scores[0] == pytest.approx(0.5) and 0.8 < scores[1] < scores[2] < scores[3] < 1.0
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 99, 100, 1001])

@@ -109,11 +109,12 @@ def test_extraction_and_scoring_are_separate_calls(inspector: Inspector) -> None
     image = prepare_image(BAD, lane.extractor, expected=model.stored.grid, max_megapixels=100)
     tokens = lane.submit(image.pixels).result()
     scored = {}
-    for method in ("percentile", "max", "top_mean"):
+    for method in ("percentile", "max", "top_mean", "power_mean"):
         engine = InferenceEngine(Scoring(method=method))
         scored[method] = engine.run(engine.token_map(tokens, image.grid, model.memory), Frame(*image.size)).score
     assert scored["percentile"] == pytest.approx(inspector.infer(KEY, BAD, mm_per_px=1).inspection.score)
     assert scored["max"] > scored["top_mean"] > scored["percentile"]
+    assert scored["max"] > scored["power_mean"] > 0.75 * scored["max"]
 
 
 @pytest.mark.parametrize("size", [(96, 97), (97, 96), (95, 96), (97, 97), (95, 95), (192, 192)])

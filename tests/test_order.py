@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import cv2
@@ -30,6 +31,30 @@ def test_ranks_equal_numpys(values: Any, q: float, seed: int) -> None:
         assert ranked.median == np.median(inside.astype(np.float64))
         top = max(1, inside.size // 7)
         assert ranked.top_mean(top) == pytest.approx(np.sort(inside, axis=None)[-top:].mean(dtype=np.float64))
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 40)), elements=st.floats(0, 4, width=32)),
+    st.floats(1, 1000),
+    st.integers(0, 2**31),
+)
+def test_power_means_lie_between_mean_and_maximum(values: Any, power: float, seed: int) -> None:
+    values += np.float32(0)
+    mask = np.random.default_rng(seed).random(values.shape) < 0.6
+    mask.flat[seed % mask.size] = True
+    for ranked, inside in ((Ranked(values), values), (Ranked(values, mask), values[mask])):
+        found = ranked.power_mean(power)
+        assert found == pytest.approx(slow_power_mean(inside, power), rel=1e-4, abs=1e-12)
+        assert inside.mean(dtype=np.float64) * (1 - 1e-5) - 1e-12 <= found <= float(inside.max()) * (1 + 1e-5)
+
+
+def slow_power_mean(values: Any, power: float) -> float:
+    logs = [power * math.log(float(v)) for v in values.ravel() if v > 0]
+    if not logs:
+        return 0.0
+    top = max(logs)
+    return math.exp((top + math.log(sum(math.exp(x - top) for x in logs) / values.size)) / power)
 
 
 @pytest.mark.parametrize("side", [448, 1600])
