@@ -171,7 +171,10 @@ class Settings(BaseSettings):
     )
     score_top_share: float = Field(0.01, gt=0, le=1, description="Share of the values that top_mean averages.")
     score_power: float = Field(
-        32, ge=1, le=1000, description="Power of power_mean: 1 is the plain mean; the larger, the nearer to the maximum."
+        32,
+        ge=1,
+        le=1000,
+        description="Power of power_mean: 1 is the plain mean; the larger, the nearer the maximum.",
     )
     patchcore_reweight: int = Field(
         0, ge=0, le=100, description="Neighbours of the re-weighted score (PatchCore, eq. 7); 0: not weighted."

@@ -56,11 +56,13 @@ class Coreset:
         indices: (n,) int64, rows in the order chosen.
         radius: covering radius, the largest distance of any row to its nearest centre (Euclidean).
         radius_before: the same with the centres given, before any row was added; infinite without.
+        spare: (s,) int64, the rows left out that lie farthest from all centres, the farthest first.
     """
 
     indices: NDArray[np.int64]
     radius: float
-    radius_before: float = np.inf
+    radius_before: float
+    spare: NDArray[np.int64]
 
 
 def kcenter_greedy(
@@ -71,6 +73,7 @@ def kcenter_greedy(
     centres: Array | None = None,
     rng: np.random.Generator | None = None,
     pool: int = 2048,
+    spare: int = 0,
     progress: Progress | None = None,
 ) -> Coreset:
     """The `n` rows of `x` that farthest-first traversal chooses, index for index.
@@ -88,6 +91,7 @@ def kcenter_greedy(
         centres: (M, D) float32 rows chosen earlier (a memory that grows); selection continues from them.
         rng: draws the first row.
         pool: rows the greedy works on between two looks at the others.
+        spare: rows left out to name, at most.
         progress: called with (chosen so far, n); what it raises ends the selection.
 
     Raises:
@@ -104,7 +108,7 @@ def kcenter_greedy(
         while len(walk.rows) < walk.wanted and walk.advance():
             if progress is not None:
                 progress(len(walk.rows), walk.wanted)
-        return Coreset(np.array(walk.rows, dtype=np.int64), walk.radius(), before)
+        return Coreset(np.array(walk.rows, dtype=np.int64), walk.radius(), before, walk.spare(spare))
 
 
 @contextmanager
@@ -192,6 +196,15 @@ class _Traversal:
     def radius(self) -> float:
         """The largest distance of any row to its nearest centre."""
         return float(np.sqrt(self._plain(self.x[[self._farthest()[0]]])[0]))
+
+    def spare(self, n: int) -> NDArray[np.int64]:
+        """The `n` rows farthest from all centres, the farthest first; fewer where the others equal a centre."""
+        rows = np.empty(0, np.int64) if n == 0 else self._top(n)[0]
+        while (self.seen[rows] < self.n_centres).any():
+            self._refresh(rows)
+            rows = self._top(n)[0]
+        order: NDArray[np.int64] = rows[np.argsort(-self.gap[rows], kind="stable")]
+        return order[self.gap[order] > self.tol]
 
     def advance(self) -> bool:
         """One round in the pool of the farthest rows; False when no row is left that is not a centre."""

@@ -17,7 +17,8 @@ from backend.features import Grid
 from backend.fitting import Embedded, ImageFile, rows_of_several
 from backend.inspector import Inspector
 from backend.lane import Job
-from backend.patchcore import Backend, PatchCoreMemory, covering_radius
+from backend.patchcore import Backend, PatchCoreMemory, Reserve, covering_radius
+from backend.reserve import load_reserve
 from backend.results import Clock, FitResult
 from backend.storage import ModelKey, StoredMemory
 
@@ -28,11 +29,13 @@ class Grown:
 
     `radius` bounds the covering radius: the old embeddings' own, which more centres can only shrink, or the new ones',
     whichever is larger.
+    `n_reserve`: rows of earlier images that were to choose from.
     """
 
     memory: PatchCoreMemory
     radius: float
     radius_before: float
+    n_reserve: int
 
 
 def grow(
@@ -71,6 +74,9 @@ def grown_memory(
 ) -> Grown:
     """The memory `old` with the coreset of new embeddings added: k-center greedy that starts from the old centres.
 
+    What earlier images have left in `old.reserve` and the new rows are chosen from alike, as in one fit of all images
+    whose first centres were the old ones; without a reserve, the new ones alone.
+
     Args:
         embedded: the new images; their `src` is counted on from the images of `old`.
         rate: share of the new embeddings that is added, rounded so that however many growths share out the images,
@@ -80,21 +86,25 @@ def grown_memory(
     Returns:
         The old rows, then the new ones.
     """
-    n = min(_share(int(old.metadata["n_embeddings"]), len(embedded.emb), rate), limit - len(old.emb))
+    known, new = image_count(old.metadata), embedded.src
+    sources = [Reserve(old.emb, old.src), *([old.reserve] if old.reserve else [])]
+    sources.append(Reserve(embedded.emb, np.where(new < 0, -1, new + known).astype(np.int32)))
+    emb, src = np.concatenate([s.emb for s in sources]), np.concatenate([s.src for s in sources])
+    src[rows_of_several(emb, src)] = -1
+    n_old, offered = len(old.emb), emb[len(old.emb) :]
+    n = min(_share(int(old.metadata["n_embeddings"]), len(embedded.emb), rate), limit - n_old)
     if n > 0:
-        coreset = kcenter_greedy(embedded.emb, n, centres=old.emb, progress=progress)
-        rows, before, after = coreset.indices, coreset.radius_before, coreset.radius
+        coreset = kcenter_greedy(offered, n, centres=old.emb, spare=n_old + n, progress=progress)
+        rows, spare, before, after = coreset.indices, coreset.spare, coreset.radius_before, coreset.radius
     else:
-        rows, before = np.empty(0, np.int64), covering_radius([embedded.emb], old.emb)
-        after = before
-    src = np.where(embedded.src < 0, -1, embedded.src + image_count(old.metadata)).astype(np.int32)
-    src = np.concatenate([old.src, src])
-    src[rows_of_several(np.concatenate([old.emb, embedded.emb]), src)] = -1
-    kept = np.concatenate([np.arange(len(old.emb)), len(old.emb) + rows])
-    memory = PatchCoreMemory(np.concatenate([old.emb, embedded.emb[rows]]), backend=backend, src=src[kept])
+        rows = spare = np.empty(0, np.int64)
+        before = after = covering_radius([embedded.emb], old.emb)
+    kept, left = np.concatenate([np.arange(n_old), n_old + rows]), n_old + spare
+    memory = PatchCoreMemory(emb[kept], backend=backend, src=src[kept])
+    memory.reserve = Reserve(emb[left], src[left])
     memory.n_embeddings = int(old.metadata["n_embeddings"]) + len(embedded.emb)
     former = old.number("radius", 0.0)
-    return Grown(memory, max(former, after), max(former, before))
+    return Grown(memory, max(former, after), max(former, before), len(old.reserve.emb) if old.reserve else 0)
 
 
 def _share(n_before: int, n_new: int, rate: float) -> int:
@@ -118,6 +128,7 @@ def grown_metadata(
         "coreset_rate_applied": len(memory) / memory.n_embeddings,
         "radius": grown.radius,
         "radius_before": grown.radius_before,
+        "n_reserve": grown.n_reserve,
         "grown_from": old.generation,
         "images": everything,
     }
@@ -210,6 +221,7 @@ class _Growth:
     ) -> tuple[PatchCoreMemory, dict[str, Any]]:
         settings = self.inspector.settings
         rate, limit, backend = settings.coreset_rate, settings.max_coreset, settings.knn_backend
+        old = replace(old, reserve=load_reserve(self.inspector.store.folder(self.key), old))
         grown = grown_memory(old, embedded, rate=rate, limit=limit, backend=backend, progress=self.job.stage("coreset"))
         images = [{"name": f.name, "sha256": d} for f, d in zip(files, embedded.digests, strict=True)]
         return grown.memory, grown_metadata(old, grown, images, self.inspector.fit_settings)

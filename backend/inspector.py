@@ -36,6 +36,7 @@ from backend.journal import Journal
 from backend.lane import Job, Lane
 from backend.passes import Budget, one_at_a_time
 from backend.patchcore import PatchCoreMemory
+from backend.reserve import keep_reserve
 from backend.results import (
     CalibrationResult,
     Clock,
@@ -394,5 +395,6 @@ class Inspector:
         src = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
         notices = self.journal.keep(key, files, float(metadata["mm_per_px"])) if files else []
         stored = self.store.save_memory(key, memory.emb, grid, src, metadata, index_bytes(memory), memory.extras)
+        keep_reserve(self.store.folder(key), stored.generation, memory)
         self.cache.put(key, memory, stored, self.store.stamp(key))
         return stored, notices + self.journal.fitted(key, stored.metadata)

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 NAME = "history.jsonl"
 RECORDED = (
     "generation", "model_version", "extractor", "fingerprint", "mm_per_px",
-    "coreset_rate", "max_coreset", "seed", "augment", "grown_from",
+    "coreset_rate", "max_coreset", "seed", "augment", "grown_from", "n_reserve",
     "patchcore_distance", "patchcore_memories", "foreground_mask",
 )  # fmt: skip
 

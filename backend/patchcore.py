@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
@@ -38,6 +39,7 @@ __all__ = [
     "ChunkedCoreset",
     "Coreset",
     "PatchCoreMemory",
+    "Reserve",
     "coreset_size",
     "covering_radius",
     "kcenter_greedy",
@@ -66,6 +68,17 @@ class Rough(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Reserve:
+    """Rows that a memory left out and a growth may still take: those farthest from it, the farthest first.
+
+    `emb` (R, D) float32, `src` (R,) int32 as a memory's.
+    """
+
+    emb: Array
+    src: NDArray[np.int32]
+
+
 class PatchCoreMemory:
     """The patches a part is compared with.
 
@@ -75,9 +88,11 @@ class PatchCoreMemory:
         backend: "faiss" or "sklearn", the library that searches.
         dim: D.
         radius, n_embeddings, indices: how the coreset was made; None, N and None for rows that came as they are.
+        reserve: as many of the rows left out as there are rows, for a memory that is to grow; or None.
     """
 
     radius: float | None = None
+    reserve: Reserve | None = None
     indices: NDArray[np.int64] | None = None
 
     def __init__(self, emb: Array, *, backend: Backend = "auto", src: NDArray[np.int32] | None = None) -> None:
@@ -107,10 +122,13 @@ class PatchCoreMemory:
         progress: Progress | None = None,
     ) -> PatchCoreMemory:
         """The memory of a coreset of `emb` (N, D): as many rows by k-center greedy as `coreset_size` says."""
-        coreset = kcenter_greedy(emb, coreset_size(len(emb), coreset_rate, limit), rng=rng, progress=progress)
+        n = coreset_size(len(emb), coreset_rate, limit)
+        coreset = kcenter_greedy(emb, n, spare=0 if src is None else n, rng=rng, progress=progress)
         rows = coreset.indices
         memory = cls(emb[rows], backend=backend, src=None if src is None else np.asarray(src)[rows])
         memory.radius, memory.indices, memory.n_embeddings = coreset.radius, rows, len(emb)
+        if src is not None:
+            memory.reserve = Reserve(emb[coreset.spare], np.asarray(src, np.int32)[coreset.spare])
         return memory
 
     def quicken(self, rough: Callable[[Array], Rough | None]) -> None:

@@ -51,15 +51,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "score_map": "tokens",
         "blur_sigma": 4.0,
     },
-    # The evidence is in docs/ACCURACY.md: half a percent of the tokens decides, so smaller defects do, and places where
-    # good parts vary much count for less.
+    # The evidence is in docs/ACCURACY.md: a maximum that hears the runners-up, so small defects count and large ones
+    # count more, and places where good parts vary much count for less.
     "recommended": {
         "resnet_offset": 1.6,
-        "coreset_rate": 0.02,
+        "coreset_rate": 0.03,
         "patchcore_knn_k": 1,
         "patchcore_density_k": 9,
-        "score_method": "top_mean",
-        "score_top_share": 0.005,
+        "score_method": "power_mean",
+        "score_power": 32.0,
         "score_map": "tokens",
         "token_blur": 0.75,
     },

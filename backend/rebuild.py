@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -217,7 +217,7 @@ class Rebuilder:
             metadata = then.metadata_of(files, embedded, memory, lane.extractor, float(step["mm_per_px"]))
             return _stored(memory, embedded, metadata)
         grown = grown_memory(
-            made,
+            made if step.get("n_reserve") else replace(made, reserve=None),
             embedded,
             rate=then.settings.coreset_rate,
             limit=then.settings.max_coreset,
@@ -229,6 +229,7 @@ class Rebuilder:
 
     def _commit(self, key: ModelKey, made: StoredMemory, plan: Plan, missing: int) -> str:
         memory = memory_of(made, self.settings.knn_backend)
+        memory.reserve = made.reserve
         metadata = {**made.metadata, "rebuilt_from": plan.generation, "n_missing": missing}
         stored, notices = self.inspector.commit(key, memory, made.grid, metadata)
         for notice in notices:
@@ -259,4 +260,4 @@ class _LoggedJob(TrackedJob):
 
 def _stored(memory: PatchCoreMemory, embedded: Embedded, metadata: dict[str, Any]) -> StoredMemory:
     src = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
-    return StoredMemory(memory.emb, embedded.grid, src, metadata, memory.extras)
+    return StoredMemory(memory.emb, embedded.grid, src, metadata, memory.extras, memory.reserve)

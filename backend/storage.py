@@ -2,6 +2,7 @@
 
 memory.npz    emb float32 (N, D) unit rows · token_h · token_w · src int32 (N,) · metadata (JSON text)
               and what variants of a memory need: whiten, widths, part_src, foreground, cosine
+reserve.npz   rows that the next growth may still take (see reserve)
 index.faiss   FAISS flat index of emb, followed by a trailer that names the generation
 calib.json    the threshold and what it was made for
 manifest.json the metadata again, for people
@@ -39,6 +40,7 @@ from backend.errors import (
     ReadOnlyStore,
     RecipeInvalid,
 )
+from backend.patchcore import Reserve
 from backend.variants import checked_extras
 
 logger = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ _CALIBRATED = {
 }
 _TRAILER = b"BDI-GENERATION:"
 # What zipfile and NumPy raise on files that are cut off, corrupt or no npz at all.
-_NPZ_ERRORS = (
+NPZ_ERRORS = (
     OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, MemoryError, OverflowError, SyntaxError,
     struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
@@ -121,6 +123,7 @@ class StoredMemory:
     """What memory.npz holds. `metadata` is empty-ish for files of the older layout, and `src` then all −1.
 
     `extras`: what a memory stores beside its rows so as to measure the way it was fitted (see variants).
+    `reserve`: what a growth may still take; for a growth alone, which asks for it (see reserve).
     """
 
     emb: NDArray[np.float32]
@@ -128,6 +131,7 @@ class StoredMemory:
     src: NDArray[np.int32]
     metadata: dict[str, Any]
     extras: dict[str, NDArray[Any]] = field(default_factory=dict)
+    reserve: Reserve | None = None
 
     @property
     def generation(self) -> str:
@@ -280,7 +284,7 @@ class ModelStore:
                 metadata = _metadata(npz)
         except (FileNotFoundError, NotADirectoryError) as err:
             raise MemoryNotFound(key=key) from err
-        except _NPZ_ERRORS as err:
+        except NPZ_ERRORS as err:
             raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/fit_ok") from err
         try:
             return _stored_memory(arrays, metadata)

@@ -14,7 +14,7 @@ from backend.storage import ModelKey, ModelStore
 logger = logging.getLogger(__name__)
 
 FOLDER = ".trash"
-FILES = ("memory.npz", "calib.json", "manifest.json", "index.faiss")
+FILES = ("memory.npz", "calib.json", "manifest.json", "index.faiss", "reserve.npz")
 _STAMP = "%Y%m%dT%H%M%S%fZ"
 
 

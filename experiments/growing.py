@@ -81,13 +81,16 @@ def _embedded(
 
 def grown(images: Rows, grid: Grid, batch: int, rate: float, rng: np.random.Generator) -> PatchCoreMemory:
     """The memory of `images` (n, tokens, D) that come `batch` at a time."""
-    memory = PatchCoreMemory.build(np.concatenate(images[:batch]), rate, rng=rng)
+    src = np.repeat(np.arange(batch, dtype=np.int32), images.shape[1])
+    memory = PatchCoreMemory.build(np.concatenate(images[:batch]), rate, rng=rng, src=src)
     for seen in range(batch, len(images), batch):
+        assert memory.src is not None
         old = StoredMemory(
             memory.emb,
             grid,
-            np.full(len(memory), -1, np.int32),
+            memory.src,
             {"n_embeddings": memory.n_embeddings, "images": [{}] * seen, "radius": 0.0},
+            reserve=memory.reserve,
         )
         new = images[seen : seen + batch]
         src = np.repeat(np.arange(len(new), dtype=np.int32), new.shape[1])

@@ -23,6 +23,7 @@ from sklearn.metrics import roc_auc_score
 from backend.config import Settings
 from backend.fitting import ImageFile
 from backend.inspector import Inspector
+from backend.presets import PRESETS
 from backend.storage import ModelKey
 from backend.utils import decode_image, encode_png
 
@@ -99,8 +100,7 @@ def test_an_untrained_network_is_found_out(tmp_path: Path, shared_data: Path, na
 @pytest.mark.parametrize("name", SETS)
 def test_the_recommended_setting_keeps_to_the_floors(tmp_path: Path, shared_data: Path, name: str, model: str) -> None:
     weights = shared_data / "weights" / WEIGHTS[model]
-    # At 224 a ViT-Tiny has 196 tokens an image: of so few the preset's 2 % leaves too little, as docs/ACCURACY.md says.
-    rate = 0.02 if model == "resnet18" else 0.03
+    rate = PRESETS["recommended"]["coreset_rate"]
     with opened(model, weights, tmp_path, preset="recommended", coreset_rate=rate) as inspector:
         found = auroc(inspector, shared_data, name)
     print(f"{name} {model}, recommended: image AUROC {found:.4f}")
@@ -137,8 +137,8 @@ def least_spot(inspector: Inspector, folder: Path) -> float:
 def test_the_recommended_setting_finds_smaller_bright_spots(tmp_path: Path, shared_data: Path) -> None:
     weights, cookies = shared_data / "weights" / WEIGHTS["resnet18"], shared_data / "cookies"
     least = {}
-    for preset in ("none", "recommended"):
-        given: dict[str, Any] = {"preset": preset, "input_size": 256, "coreset_rate": 0.02}
+    for preset, rate in (("none", 0.02), ("recommended", PRESETS["recommended"]["coreset_rate"])):
+        given: dict[str, Any] = {"preset": preset, "input_size": 256, "coreset_rate": rate}
         with opened("resnet18", weights, tmp_path / preset, **given) as inspector:
             least[preset] = least_spot(inspector, cookies)
     print(f"least spot: {least}")

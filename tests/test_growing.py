@@ -1,6 +1,6 @@
 """Memories that grow."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backend.errors import BadImage, NoImages
+from backend.errors import BadImage, DiskFull, NoImages
 from backend.errors_samples import MemoryMismatch
 from backend.features_texture import TextureFeatures
 from backend.fitting import Embedded, ImageFile, prepare_image
 from backend.growing import grow, grown_memory, seen
 from backend.infer import Frame, InferenceEngine, Scoring
 from backend.inspector import Inspector
-from backend.patchcore import PatchCoreMemory, covering_radius, l2_normalize
+from backend.patchcore import PatchCoreMemory, covering_radius, kcenter_greedy, l2_normalize
+from backend.reserve import load_reserve
 from backend.storage import ModelKey, StoredMemory
 from tests.station import image_file, small_settings
 
@@ -39,7 +40,7 @@ def stored(memory: PatchCoreMemory, n_images: int, n_rows: int) -> StoredMemory:
         "generation": "g",
     }
     src = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
-    return StoredMemory(memory.emb, (8, 8), src, metadata)
+    return StoredMemory(memory.emb, (8, 8), src, metadata, reserve=memory.reserve)
 
 
 def embedded(rows: NDArray[np.float32], per_image: int) -> Embedded:
@@ -51,6 +52,7 @@ def embedded(rows: NDArray[np.float32], per_image: int) -> Embedded:
 def test_growth_is_a_greedy_whose_first_centres_are_the_old_ones(rng: np.random.Generator) -> None:
     x = l2_normalize(rng.standard_normal((900, 16)).astype(np.float32))
     old = PatchCoreMemory.build(x[:400], 0.1, src=np.repeat(np.arange(4, dtype=np.int32), 100))
+    old.reserve = None
     grown = grown_memory(stored(old, 4, 400), embedded(x[400:], 100), rate=0.1, limit=25_600)
     centres = [*range(len(old))]
     pool = np.concatenate([old.emb, x[400:]]).astype(np.float64)
@@ -61,6 +63,71 @@ def test_growth_is_a_greedy_whose_first_centres_are_the_old_ones(rng: np.random.
     np.testing.assert_array_equal(grown.memory.emb, pool[centres].astype(np.float32))
     assert grown.memory.src is not None
     assert set(grown.memory.src[len(old) :].tolist()) <= set(range(4, 9))
+
+
+def test_a_reserve_makes_growth_one_fit_whose_first_centres_were_the_old_ones(rng: np.random.Generator) -> None:
+    x = l2_normalize(rng.standard_normal((900, 16)).astype(np.float32))
+    x[400:] = l2_normalize(x[400:] + x[0])  # later images are more alike
+    images = np.repeat(np.arange(9, dtype=np.int32), 100)
+    old = PatchCoreMemory.build(x[:400], 0.5, src=images[:400])
+    assert old.reserve is not None and len(old.reserve.emb) == len(old) == 200  # which is all that was left out
+    grown = grown_memory(stored(old, 4, 400), embedded(x[400:], 100), rate=0.1, limit=25_600)
+    at_once = kcenter_greedy(x, 50, centres=old.emb).indices
+    np.testing.assert_array_equal(grown.memory.emb[len(old) :], x[at_once])
+    np.testing.assert_array_equal(grown.memory.src[len(old) :], images[at_once])  # type: ignore[index]
+    assert min(images[at_once]) < 4 <= max(images[at_once]) and grown.n_reserve == len(old)
+
+
+def test_a_grown_memory_has_in_reserve_what_lies_farthest_from_it(rng: np.random.Generator) -> None:
+    x = l2_normalize(rng.standard_normal((600, 8)).astype(np.float32))
+    images = np.repeat(np.arange(6, dtype=np.int32), 100)
+    old = PatchCoreMemory.build(x[:300], 0.1, src=images[:300])
+    memory = grown_memory(stored(old, 3, 300), embedded(x[300:], 100), rate=0.1, limit=25_600).memory
+    assert memory.reserve is not None and old.reserve is not None and len(memory.reserve.emb) == len(memory) == 60
+    offered = np.concatenate([old.reserve.emb, x[300:]])
+    farthest = np.sort(memory.distances(offered))[-60:]
+    np.testing.assert_allclose(np.sort(memory.distances(memory.reserve.emb)), farthest, atol=1e-6)
+
+
+def test_rows_that_two_images_share_belong_to_neither_in_reserve_too(rng: np.random.Generator) -> None:
+    x = l2_normalize(rng.standard_normal((200, 8)).astype(np.float32))
+    old = PatchCoreMemory.build(x[:100], 0.02, src=np.zeros(100, np.int32))
+    assert old.reserve is not None
+    x[100] = old.reserve.emb[0]
+    memory = grown_memory(stored(old, 1, 100), embedded(x[100:], 100), rate=0.02, limit=25_600).memory
+    assert memory.src is not None and memory.src[2] == -1
+    np.testing.assert_array_equal(memory.emb[2], x[100])
+
+
+def test_a_fit_leaves_its_reserve_beside_the_memory_for_the_next_growth_alone(inspector: Inspector) -> None:
+    inspector.fit(KEY, [image_file(seed) for seed in range(3)], mm_per_px=0.2)
+    stored, folder = inspector.store.load_memory(KEY), inspector.store.folder(KEY)
+    reserve = load_reserve(folder, stored)
+    assert stored.reserve is None and inspector.cache.model(KEY).memory.reserve is None
+    assert reserve is not None and reserve.emb.shape == stored.emb.shape
+    grow(inspector, KEY, [image_file(7)], mm_per_px=0.2)
+    grown = inspector.store.load_memory(KEY)
+    assert grown.metadata["n_reserve"] == len(reserve.emb)
+    assert load_reserve(folder, stored) is None and load_reserve(folder, grown) is not None
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:99])])
+def test_without_its_reserve_a_memory_grows_from_the_new_images_alone(
+    inspector: Inspector, harm: Callable[[Path], object]
+) -> None:
+    inspector.fit(KEY, [image_file(seed) for seed in range(3)], mm_per_px=0.2)
+    harm(inspector.store.folder(KEY) / "reserve.npz")
+    result = grow(inspector, KEY, [image_file(7)], mm_per_px=0.2)
+    assert result.metadata["n_reserve"] == 0 and result.metadata["n_images"] == 4
+
+
+def test_a_reserve_that_cannot_be_written_costs_no_fit(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, write: object) -> None:
+        raise DiskFull(path=path)
+
+    monkeypatch.setattr("backend.reserve.write_atomic", full)
+    inspector.fit(KEY, [image_file(seed) for seed in range(3)], mm_per_px=0.2)
+    assert load_reserve(inspector.store.folder(KEY), inspector.store.load_memory(KEY)) is None
 
 
 def test_the_covering_radius_before_and_after_is_what_it_says(rng: np.random.Generator) -> None:
@@ -215,7 +282,8 @@ def at_once_and_grown(good: list[Tokens], rng: np.random.Generator) -> tuple[Pat
     """The memory of all images, and the one that grew ten images at a time, in a random order."""
     train, per_image = np.concatenate([good[n].rows for n in rng.permutation(len(good))]), len(good[0].rows)
     batches = np.split(train, len(good) // 10)
-    once, memory = PatchCoreMemory.build(train, 0.02), PatchCoreMemory.build(batches[0], 0.02)
+    once = PatchCoreMemory.build(train, 0.02)
+    memory = PatchCoreMemory.build(batches[0], 0.02, src=np.repeat(np.arange(10, dtype=np.int32), per_image))
     for n, batch in enumerate(batches[1:], 1):
         old = stored(memory, 10 * n, 10 * n * per_image)
         memory = grown_memory(old, embedded(batch, per_image), rate=0.02, limit=25_600).memory

@@ -22,7 +22,7 @@ ROOMS = {
         ["patchcore", "coreset", "coreset_passes", "density", "spaces", "calib", "roi_mask", "atomic", "augment"], 1
     ),
     **dict.fromkeys(["pictures", "scenes", "scenes_render", "overlays"], 1),
-    **dict.fromkeys(["infer", "storage", "samples", "ledger", "trash", "debug", "evaluation", "bank"], 2),
+    **dict.fromkeys(["infer", "storage", "reserve", "samples", "ledger", "trash", "debug", "evaluation", "bank"], 2),
     **dict.fromkeys(["inspector", "binding", "fitting", "cache", "host", "lane", "journal", "results", "progress"], 3),
     **dict.fromkeys(["warmup", "passes", "doctor"], 3),
     **dict.fromkeys(["collector", "growing", "rebuild", "scoring", "intake", "predictor", "grey_host"], 3),
@@ -57,7 +57,7 @@ NEIGHBOURS: dict[str, frozenset[str]] = {
     "fitting": frozenset({"lane", "passes"}),
     "grey_host": frozenset({"host", "lane"}),
     "predictor": frozenset({"fitting", "grey_host", "lane"}),
-    **dict.fromkeys(["samples", "ledger", "trash"], frozenset({"storage"})),
+    **dict.fromkeys(["samples", "reserve", "ledger", "trash"], frozenset({"storage"})),
     "journal": frozenset({"fitting"}),
     "warmup": frozenset({"cache", "lane"}),
     "passes": frozenset({"lane"}),

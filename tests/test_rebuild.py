@@ -152,6 +152,7 @@ def test_a_deleted_model_stays_deleted_and_its_trash_brings_it_back(
         "calib.json",
         "manifest.json",
         "memory.npz",
+        "reserve.npz",
     ]
     with pytest.raises(MemoryNotFound):
         collector.delete_model(KEY)
