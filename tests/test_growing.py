@@ -78,6 +78,21 @@ def test_a_reserve_makes_growth_one_fit_whose_first_centres_were_the_old_ones(rn
     assert min(images[at_once]) < 4 <= max(images[at_once]) and grown.n_reserve == len(old)
 
 
+def test_parts_that_come_sorted_by_design_are_covered_better_with_a_reserve(rng: np.random.Generator) -> None:
+    spreads = np.repeat([1.0, 0.2, 0.1, 0.1, 0.1], 400)[:, None]  # the first design varies most, and comes alone
+    centres = np.repeat(rng.standard_normal((5, 24)), 400, axis=0)
+    x = l2_normalize((centres + spreads * rng.standard_normal((2000, 24))).astype(np.float32))
+    radii = {}
+    for way in ("with", "without"):
+        memory = PatchCoreMemory.build(x[:400], 0.1, src=np.repeat(np.arange(4, dtype=np.int32), 100))
+        for n in range(400, 2000, 400):
+            memory.reserve = memory.reserve if way == "with" else None
+            old = stored(memory, n // 100, n)
+            memory = grown_memory(old, embedded(x[n : n + 400], 100), rate=0.1, limit=25_600).memory
+        radii[way] = covering_radius([x], memory.emb)
+    assert radii["with"] < 0.97 * radii["without"]
+
+
 def test_a_grown_memory_has_in_reserve_what_lies_farthest_from_it(rng: np.random.Generator) -> None:
     x = l2_normalize(rng.standard_normal((600, 8)).astype(np.float32))
     images = np.repeat(np.arange(6, dtype=np.int32), 100)

@@ -246,6 +246,20 @@ def test_a_memory_whose_line_was_never_written_is_recorded_at_the_next_start(
     assert [score for score, _ in after] == pytest.approx([score for score, _ in before], abs=1e-4)
 
 
+def test_a_growth_that_had_no_reserve_comes_back_as_it_was(running: Callable[..., Collector], tmp_path: Path) -> None:
+    collector = running()
+    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    (collector.inspector.store.folder(KEY) / "reserve.npz").unlink()
+    for n in (3, 4):
+        collector.fit(KEY, [image_file(n)], mm_per_px=0.2, memory_fit=True)
+    assert [step.get("n_reserve", 0) > 0 for step in collector.ledger.plan(KEY).steps] == [False, False, True]
+    before = collector.inspector.store.load_memory(KEY).emb
+    lose_models(tmp_path)
+    collector = rebuilt(running(rebuild_on_start=True))
+    after = collector.inspector.store.load_memory(KEY).emb
+    assert after.shape == before.shape and abs(after - before).max() < 1e-5
+
+
 def test_a_torn_line_is_left_out_and_the_next_one_is_whole(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.append(KEY, "fit", {"generation": "a", "images": ["x"]})
