@@ -48,7 +48,8 @@ class Applied:
 def scoring_id(scoring: Scoring) -> dict[str, Any]:
     """The part of a scoring that calib.json remembers beside its percentile."""
     own = {"method": scoring.method, "blur_sigma": scoring.blur_sigma, "k": scoring.k}
-    names = ("where", "top_share", "power", "reweight", "token_blur", "memory", "density")
+    names = ["where", "top_share", "reweight", "token_blur", "memory", "density"]
+    names += ["power"] if scoring.method == "power_mean" else []
     further = {name: getattr(scoring, name) for name in names}
     return own | {name: value for name, value in further.items() if value != getattr(Scoring, name)}
 

@@ -56,13 +56,15 @@ class Coreset:
         indices: (n,) int64, rows in the order chosen.
         radius: covering radius, the largest distance of any row to its nearest centre (Euclidean).
         radius_before: the same with the centres given, before any row was added; infinite without.
-        spare: (s,) int64, the rows left out that lie farthest from all centres, the farthest first.
+        left: (l,) int64, the rows not chosen that lie farthest from all centres, the farthest first.
+        beyond: no row that is neither chosen nor in `left` is farther than this from its nearest centre.
     """
 
     indices: NDArray[np.int64]
     radius: float
     radius_before: float
-    spare: NDArray[np.int64]
+    left: NDArray[np.int64]
+    beyond: float
 
 
 def kcenter_greedy(
@@ -73,7 +75,7 @@ def kcenter_greedy(
     centres: Array | None = None,
     rng: np.random.Generator | None = None,
     pool: int = 2048,
-    spare: int = 0,
+    left: int = 0,
     progress: Progress | None = None,
 ) -> Coreset:
     """The `n` rows of `x` that farthest-first traversal chooses, index for index.
@@ -86,19 +88,19 @@ def kcenter_greedy(
 
     Args:
         x: (N, D) float32, finite.
-        n: rows to add. Fewer come back when every row already equals a centre.
+        n: rows to add; 0 with `centres` alone. Fewer come back when every row already equals a centre.
         first: the first row, in place of one drawn from `rng`; row 0 without either. Not used with `centres`.
         centres: (M, D) float32 rows chosen earlier (a memory that grows); selection continues from them.
         rng: draws the first row.
         pool: rows the greedy works on between two looks at the others.
-        spare: rows left out to name, at most.
+        left: rows to name of those not chosen, at most.
         progress: called with (chosen so far, n); what it raises ends the selection.
 
     Raises:
-        InvalidValue: `x` is empty or not finite, `n` < 1, `first` out of range, widths differ.
+        InvalidValue: `x` is empty or not finite, `n` < 1 without `centres`, `first` out of range, widths differ.
     """
     x = checked(x, "embeddings")
-    if n < 1:
+    if n < (1 if centres is None else 0):
         raise InvalidValue(field="coreset", value=n, expected=">= 1")
     with _own_threads() as each:
         walk = _Traversal(x, n, pool, centres, each)
@@ -108,7 +110,7 @@ def kcenter_greedy(
         while len(walk.rows) < walk.wanted and walk.advance():
             if progress is not None:
                 progress(len(walk.rows), walk.wanted)
-        return Coreset(np.array(walk.rows, dtype=np.int64), walk.radius(), before, walk.spare(spare))
+        return Coreset(np.array(walk.rows, dtype=np.int64), walk.radius(), before, *walk.left(left))
 
 
 @contextmanager
@@ -197,14 +199,20 @@ class _Traversal:
         """The largest distance of any row to its nearest centre."""
         return float(np.sqrt(self._plain(self.x[[self._farthest()[0]]])[0]))
 
-    def spare(self, n: int) -> NDArray[np.int64]:
-        """The `n` rows farthest from all centres, the farthest first; fewer where the others equal a centre."""
-        rows = np.empty(0, np.int64) if n == 0 else self._top(n)[0]
+    def left(self, n: int) -> tuple[NDArray[np.int64], float]:
+        """The `n` rows farthest from all centres, the farthest first, and how far the others may be from theirs.
+
+        Fewer where the others equal a centre.
+        """
+        n = min(n, len(self.x) - len(self.rows))
+        if n == 0:
+            return np.empty(0, np.int64), 0.0 if len(self.rows) == len(self.x) else self.radius()
+        rows, others = self._top(n)
         while (self.seen[rows] < self.n_centres).any():
             self._refresh(rows)
-            rows = self._top(n)[0]
-        order: NDArray[np.int64] = rows[np.argsort(-self.gap[rows], kind="stable")]
-        return order[self.gap[order] > self.tol]
+            rows, others = self._top(n)
+        order = rows[np.argsort(-self.gap[rows], kind="stable")]
+        return order[self.gap[order] > self.tol], float(np.sqrt(max(others, self.tol) + self.tol))
 
     def advance(self) -> bool:
         """One round in the pool of the farthest rows; False when no row is left that is not a centre."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backend.cache import FittedModel
 from backend.coreset import Progress, coreset_size, kcenter_greedy
@@ -17,7 +18,7 @@ from backend.features import Grid
 from backend.fitting import Embedded, ImageFile, rows_of_several
 from backend.inspector import Inspector
 from backend.lane import Job
-from backend.patchcore import Backend, PatchCoreMemory, Reserve, covering_radius
+from backend.patchcore import Backend, PatchCoreMemory, Reserve
 from backend.reserve import load_reserve
 from backend.results import Clock, FitResult
 from backend.storage import ModelKey, StoredMemory
@@ -27,8 +28,8 @@ from backend.storage import ModelKey, StoredMemory
 class Grown:
     """A memory after it grew, and how far its centres covered all embeddings ever seen, before and after.
 
-    `radius` bounds the covering radius: the old embeddings' own, which more centres can only shrink, or the new ones',
-    whichever is larger.
+    `radius` bounds the covering radius: that of the new embeddings and the reserve, or what bounds the distances of old
+    ones that are in neither, whichever is larger.
     `n_reserve`: rows of earlier images that were to choose from.
     """
 
@@ -74,8 +75,8 @@ def grown_memory(
 ) -> Grown:
     """The memory `old` with the coreset of new embeddings added: k-center greedy that starts from the old centres.
 
-    What earlier images have left in `old.reserve` and the new rows are chosen from alike, as in one fit of all images
-    whose first centres were the old ones; without a reserve, the new ones alone.
+    The new rows and what earlier images have in `old.reserve` are chosen from alike: as in one fit of all images whose
+    first centres were the old ones, as far as the reserve reaches. Without one, from the new rows alone.
 
     Args:
         embedded: the new images; their `src` is counted on from the images of `old`.
@@ -86,25 +87,26 @@ def grown_memory(
     Returns:
         The old rows, then the new ones.
     """
-    known, new = image_count(old.metadata), embedded.src
-    sources = [Reserve(old.emb, old.src), *([old.reserve] if old.reserve else [])]
-    sources.append(Reserve(embedded.emb, np.where(new < 0, -1, new + known).astype(np.int32)))
-    emb, src = np.concatenate([s.emb for s in sources]), np.concatenate([s.src for s in sources])
-    src[rows_of_several(emb, src)] = -1
-    n_old, offered = len(old.emb), emb[len(old.emb) :]
+    n_old, beyond = len(old.emb), old.reserve.beyond if old.reserve else old.number("radius", 0.0)
+    emb, src = _everything(old, embedded)
     n = min(_share(int(old.metadata["n_embeddings"]), len(embedded.emb), rate), limit - n_old)
-    if n > 0:
-        coreset = kcenter_greedy(offered, n, centres=old.emb, spare=n_old + n, progress=progress)
-        rows, spare, before, after = coreset.indices, coreset.spare, coreset.radius_before, coreset.radius
-    else:
-        rows = spare = np.empty(0, np.int64)
-        before = after = covering_radius([embedded.emb], old.emb)
-    kept, left = np.concatenate([np.arange(n_old), n_old + rows]), n_old + spare
+    coreset = kcenter_greedy(emb[n_old:], max(0, n), centres=old.emb, left=n_old + max(0, n), progress=progress)
+    kept, left = np.concatenate([np.arange(n_old), n_old + coreset.indices]), n_old + coreset.left
     memory = PatchCoreMemory(emb[kept], backend=backend, src=src[kept])
-    memory.reserve = Reserve(emb[left], src[left])
+    memory.reserve = Reserve(emb[left], src[left], max(beyond, coreset.beyond))
     memory.n_embeddings = int(old.metadata["n_embeddings"]) + len(embedded.emb)
-    former = old.number("radius", 0.0)
-    return Grown(memory, max(former, after), max(former, before), len(old.reserve.emb) if old.reserve else 0)
+    n_reserve = len(old.reserve.emb) if old.reserve else 0
+    return Grown(memory, max(beyond, coreset.radius), max(beyond, coreset.radius_before), n_reserve)
+
+
+def _everything(old: StoredMemory, embedded: Embedded) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Rows (N, D) of `old`, of its reserve and of new images, in this order, and (N,) the images they came from."""
+    new = np.where(embedded.src < 0, -1, embedded.src + image_count(old.metadata)).astype(np.int32)
+    reserved = [(old.reserve.emb, old.reserve.src)] if old.reserve else []
+    rows, images = zip((old.emb, old.src), *reserved, (embedded.emb, new), strict=True)
+    emb, src = np.concatenate(rows), np.concatenate(images)
+    src[rows_of_several(emb, src)] = -1
+    return emb, src
 
 
 def _share(n_before: int, n_new: int, rate: float) -> int:

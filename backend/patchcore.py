@@ -73,10 +73,12 @@ class Reserve:
     """Rows that a memory left out and a growth may still take: those farthest from it, the farthest first.
 
     `emb` (R, D) float32, `src` (R,) int32 as a memory's.
+    `beyond`: nothing ever seen that is neither remembered nor here is farther from the memory than this.
     """
 
     emb: Array
     src: NDArray[np.int32]
+    beyond: float
 
 
 class PatchCoreMemory:
@@ -119,16 +121,20 @@ class PatchCoreMemory:
         rng: np.random.Generator | None = None,
         backend: Backend = "auto",
         src: NDArray[np.int32] | None = None,
+        growing: bool = False,
         progress: Progress | None = None,
     ) -> PatchCoreMemory:
-        """The memory of a coreset of `emb` (N, D): as many rows by k-center greedy as `coreset_size` says."""
+        """The memory of a coreset of `emb` (N, D): as many rows by k-center greedy as `coreset_size` says.
+
+        `growing`: it has a reserve, which takes `src`.
+        """
         n = coreset_size(len(emb), coreset_rate, limit)
-        coreset = kcenter_greedy(emb, n, spare=0 if src is None else n, rng=rng, progress=progress)
+        coreset = kcenter_greedy(emb, n, left=n if growing else 0, rng=rng, progress=progress)
         rows = coreset.indices
         memory = cls(emb[rows], backend=backend, src=None if src is None else np.asarray(src)[rows])
         memory.radius, memory.indices, memory.n_embeddings = coreset.radius, rows, len(emb)
-        if src is not None:
-            memory.reserve = Reserve(emb[coreset.spare], np.asarray(src, np.int32)[coreset.spare])
+        if growing and src is not None:
+            memory.reserve = Reserve(emb[coreset.left], np.asarray(src, np.int32)[coreset.left], coreset.beyond)
         return memory
 
     def quicken(self, rough: Callable[[Array], Rough | None]) -> None:

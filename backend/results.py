@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
-from backend.binding import Applied, scoring_id
+from backend.binding import Applied
 from backend.cache import FittedModel
 from backend.config import Settings
 from backend.errors import Notice
@@ -102,7 +102,7 @@ def params_of(
         "score_percentile": applied.scoring.percentile,
         "score_method": applied.scoring.method,
         "blur_sigma": applied.scoring.blur_sigma,
-        "scoring": scoring_id(applied.scoring),
+        "scoring": asdict(applied.scoring),
         "mm_per_px": mm_per_px,
         "area_mm2_thr": applied.area_mm2_thr,
         "model_version": str(metadata.get("model_version", "")),

@@ -62,7 +62,7 @@ _TRAILER = b"BDI-GENERATION:"
 # What zipfile and NumPy raise on files that are cut off, corrupt or no npz at all.
 NPZ_ERRORS = (
     OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, MemoryError, OverflowError, SyntaxError,
-    struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    TypeError, AttributeError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
 
 

@@ -193,7 +193,7 @@ def build_memory(  # noqa: PLR0913 - those of PatchCoreMemory.build, and two
     """
     if not variant:
         return PatchCoreMemory.build(
-            emb, coreset_rate, limit=limit, rng=rng, backend=backend, src=src, progress=progress
+            emb, coreset_rate, limit=limit, rng=rng, backend=backend, src=src, growing=True, progress=progress
         )
     n_seen = len(emb)
     foreground = Foreground.learnt(emb, grid) if variant.foreground else None

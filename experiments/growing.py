@@ -82,7 +82,7 @@ def _embedded(
 def grown(images: Rows, grid: Grid, batch: int, rate: float, rng: np.random.Generator) -> PatchCoreMemory:
     """The memory of `images` (n, tokens, D) that come `batch` at a time."""
     src = np.repeat(np.arange(batch, dtype=np.int32), images.shape[1])
-    memory = PatchCoreMemory.build(np.concatenate(images[:batch]), rate, rng=rng, src=src)
+    memory = PatchCoreMemory.build(np.concatenate(images[:batch]), rate, rng=rng, src=src, growing=True)
     for seen in range(batch, len(images), batch):
         assert memory.src is not None
         old = StoredMemory(

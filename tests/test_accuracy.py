@@ -127,7 +127,7 @@ def least_spot(inspector: Inspector, folder: Path) -> float:
 
     good = some(folder / "test" / "good", 14)
     threshold = max(map(score, good))
-    for share in (0.000625 * 2**n for n in range(8)):
+    for share in (0.000625 * 2 ** (n / 2) for n in range(16)):
         if np.mean([score(spotted(file, share, (0.45, 0.55))) > threshold for file in good[::3]]) > 0.5:
             return float(share)
     return 1.0
@@ -135,11 +135,14 @@ def least_spot(inspector: Inspector, folder: Path) -> float:
 
 @pytest.mark.slow
 def test_the_recommended_setting_finds_smaller_bright_spots(tmp_path: Path, shared_data: Path) -> None:
+    # One good part sets each threshold, and the coreset's first row moves it: the mean of several says more than one.
     weights, cookies = shared_data / "weights" / WEIGHTS["resnet18"], shared_data / "cookies"
-    least = {}
+    least: dict[str, list[float]] = {}
     for preset, rate in (("none", 0.02), ("recommended", PRESETS["recommended"]["coreset_rate"])):
-        given: dict[str, Any] = {"preset": preset, "input_size": 256, "coreset_rate": rate}
-        with opened("resnet18", weights, tmp_path / preset, **given) as inspector:
-            least[preset] = least_spot(inspector, cookies)
-    print(f"least spot: {least}")
-    assert least["recommended"] <= least["none"] / 2
+        for seed in range(4):
+            given: dict[str, Any] = {"preset": preset, "input_size": 256, "coreset_rate": rate, "seed": seed}
+            with opened("resnet18", weights, tmp_path / preset / str(seed), **given) as inspector:
+                least.setdefault(preset, []).append(least_spot(inspector, cookies))
+    print(f"least spots: {least}")
+    ratio = np.exp(np.mean(np.log(least["recommended"])) - np.mean(np.log(least["none"])))
+    assert ratio <= 0.5

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def embedded(rows: NDArray[np.float32], per_image: int) -> Embedded:
 
 def test_growth_is_a_greedy_whose_first_centres_are_the_old_ones(rng: np.random.Generator) -> None:
     x = l2_normalize(rng.standard_normal((900, 16)).astype(np.float32))
-    old = PatchCoreMemory.build(x[:400], 0.1, src=np.repeat(np.arange(4, dtype=np.int32), 100))
+    old = PatchCoreMemory.build(x[:400], 0.1, src=np.repeat(np.arange(4, dtype=np.int32), 100), growing=True)
     old.reserve = None
     grown = grown_memory(stored(old, 4, 400), embedded(x[400:], 100), rate=0.1, limit=25_600)
     centres = [*range(len(old))]
@@ -69,7 +70,7 @@ def test_a_reserve_makes_growth_one_fit_whose_first_centres_were_the_old_ones(rn
     x = l2_normalize(rng.standard_normal((900, 16)).astype(np.float32))
     x[400:] = l2_normalize(x[400:] + x[0])  # later images are more alike
     images = np.repeat(np.arange(9, dtype=np.int32), 100)
-    old = PatchCoreMemory.build(x[:400], 0.5, src=images[:400])
+    old = PatchCoreMemory.build(x[:400], 0.5, src=images[:400], growing=True)
     assert old.reserve is not None and len(old.reserve.emb) == len(old) == 200  # which is all that was left out
     grown = grown_memory(stored(old, 4, 400), embedded(x[400:], 100), rate=0.1, limit=25_600)
     at_once = kcenter_greedy(x, 50, centres=old.emb).indices
@@ -84,7 +85,7 @@ def test_parts_that_come_sorted_by_design_are_covered_better_with_a_reserve(rng:
     x = l2_normalize((centres + spreads * rng.standard_normal((2000, 24))).astype(np.float32))
     radii = {}
     for way in ("with", "without"):
-        memory = PatchCoreMemory.build(x[:400], 0.1, src=np.repeat(np.arange(4, dtype=np.int32), 100))
+        memory = PatchCoreMemory.build(x[:400], 0.1, src=np.repeat(np.arange(4, dtype=np.int32), 100), growing=True)
         for n in range(400, 2000, 400):
             memory.reserve = memory.reserve if way == "with" else None
             old = stored(memory, n // 100, n)
@@ -96,7 +97,7 @@ def test_parts_that_come_sorted_by_design_are_covered_better_with_a_reserve(rng:
 def test_a_grown_memory_has_in_reserve_what_lies_farthest_from_it(rng: np.random.Generator) -> None:
     x = l2_normalize(rng.standard_normal((600, 8)).astype(np.float32))
     images = np.repeat(np.arange(6, dtype=np.int32), 100)
-    old = PatchCoreMemory.build(x[:300], 0.1, src=images[:300])
+    old = PatchCoreMemory.build(x[:300], 0.1, src=images[:300], growing=True)
     memory = grown_memory(stored(old, 3, 300), embedded(x[300:], 100), rate=0.1, limit=25_600).memory
     assert memory.reserve is not None and old.reserve is not None and len(memory.reserve.emb) == len(memory) == 60
     offered = np.concatenate([old.reserve.emb, x[300:]])
@@ -106,7 +107,7 @@ def test_a_grown_memory_has_in_reserve_what_lies_farthest_from_it(rng: np.random
 
 def test_rows_that_two_images_share_belong_to_neither_in_reserve_too(rng: np.random.Generator) -> None:
     x = l2_normalize(rng.standard_normal((200, 8)).astype(np.float32))
-    old = PatchCoreMemory.build(x[:100], 0.02, src=np.zeros(100, np.int32))
+    old = PatchCoreMemory.build(x[:100], 0.02, src=np.zeros(100, np.int32), growing=True)
     assert old.reserve is not None
     x[100] = old.reserve.emb[0]
     memory = grown_memory(stored(old, 1, 100), embedded(x[100:], 100), rate=0.02, limit=25_600).memory
@@ -126,7 +127,21 @@ def test_a_fit_leaves_its_reserve_beside_the_memory_for_the_next_growth_alone(in
     assert load_reserve(folder, stored) is None and load_reserve(folder, grown) is not None
 
 
-@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:99])])
+def npy(array: NDArray[np.float64]) -> bytes:
+    file = BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+HARM: dict[str, Callable[[Path], object]] = {
+    "gone": lambda path: path.unlink(),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:99]),
+    "another kind": lambda path: path.write_bytes(npy(np.zeros(3))),
+    "of no number": lambda path: np.savez(path, **{**np.load(path), "beyond": np.nan}),
+}
+
+
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
 def test_without_its_reserve_a_memory_grows_from_the_new_images_alone(
     inspector: Inspector, harm: Callable[[Path], object]
 ) -> None:
@@ -134,6 +149,53 @@ def test_without_its_reserve_a_memory_grows_from_the_new_images_alone(
     harm(inspector.store.folder(KEY) / "reserve.npz")
     result = grow(inspector, KEY, [image_file(7)], mm_per_px=0.2)
     assert result.metadata["n_reserve"] == 0 and result.metadata["n_images"] == 4
+
+
+def test_rows_taken_from_a_reserve_know_their_images_after_several_growths(rng: np.random.Generator) -> None:
+    x = l2_normalize(rng.standard_normal((1200, 12)).astype(np.float32))
+    x[400:] = l2_normalize(x[400:] + x[0])
+    images = np.repeat(np.arange(12, dtype=np.int32), 100)
+    memory = PatchCoreMemory.build(x[:400], 0.1, src=images[:400], growing=True)
+    for n in (400, 700, 1000):
+        new = x[n : n + 300] if n < 1000 else x[1000:]
+        memory = grown_memory(stored(memory, n // 100, n), embedded(new, 100), rate=0.1, limit=25_600).memory
+    number = {row.tobytes(): image for row, image in zip(x, images.tolist(), strict=True)}
+    assert memory.src is not None and memory.reserve is not None
+    assert memory.src.tolist() == [number[row.tobytes()] for row in memory.emb]
+    assert memory.reserve.src.tolist() == [number[row.tobytes()] for row in memory.reserve.emb]
+    assert len(set(memory.src[40:70].tolist()) & {0, 1, 2, 3}) > 0
+
+
+def test_a_growth_that_adds_no_row_keeps_what_is_in_reserve(rng: np.random.Generator) -> None:
+    x = l2_normalize(rng.standard_normal((500, 8)).astype(np.float32))
+    old = PatchCoreMemory.build(x[:400], 0.1, src=np.repeat(np.arange(4, dtype=np.int32), 100), growing=True)
+    full = grown_memory(stored(old, 4, 400), embedded(x[400:], 100), rate=0.1, limit=40)
+    assert old.reserve is not None and full.memory.reserve is not None
+    assert len(full.memory) == len(full.memory.reserve.emb) == 40
+    offered = np.concatenate([old.reserve.emb, x[400:]])
+    np.testing.assert_allclose(
+        np.sort(old.distances(full.memory.reserve.emb)), np.sort(old.distances(offered))[-40:], atol=1e-6
+    )
+    assert full.radius == full.radius_before == pytest.approx(covering_radius([x], old.emb), abs=1e-5)
+
+
+def test_the_radius_shrinks_as_earlier_images_get_more_rows(rng: np.random.Generator) -> None:
+    x = l2_normalize(rng.standard_normal((900, 8)).astype(np.float32))
+    x[400:] = l2_normalize(x[400:] + 3 * x[0])
+    memory = PatchCoreMemory.build(x[:400], 0.1, src=np.repeat(np.arange(4, dtype=np.int32), 100), growing=True)
+    grown = grown_memory(stored(memory, 4, 400), embedded(x[400:], 100), rate=0.1, limit=25_600)
+    assert grown.radius < grown.radius_before == pytest.approx(memory.radius, abs=1e-5)
+    assert covering_radius([x], grown.memory.emb) <= grown.radius + 1e-5
+
+
+def test_a_fit_that_measures_otherwise_leaves_no_reserve(tmp_path: Path) -> None:
+    for distance in ("l2", "cosine"):
+        settings = small_settings(tmp_path, coreset_rate=0.2, patchcore_distance=distance)
+        inspector = Inspector(settings)
+        inspector.start()
+        inspector.fit(KEY, [image_file(seed) for seed in range(3)], mm_per_px=0.2)
+        assert (inspector.store.folder(KEY) / "reserve.npz").exists() is (distance == "l2")
+        inspector.close()
 
 
 def test_a_reserve_that_cannot_be_written_costs_no_fit(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,9 +358,10 @@ def test_ten_images_at_a_time_find_what_all_at_once_find(
 def at_once_and_grown(good: list[Tokens], rng: np.random.Generator) -> tuple[PatchCoreMemory, PatchCoreMemory]:
     """The memory of all images, and the one that grew ten images at a time, in a random order."""
     train, per_image = np.concatenate([good[n].rows for n in rng.permutation(len(good))]), len(good[0].rows)
+    src = np.repeat(np.arange(10, dtype=np.int32), per_image)
     batches = np.split(train, len(good) // 10)
     once = PatchCoreMemory.build(train, 0.02)
-    memory = PatchCoreMemory.build(batches[0], 0.02, src=np.repeat(np.arange(10, dtype=np.int32), per_image))
+    memory = PatchCoreMemory.build(batches[0], 0.02, src=src, growing=True)
     for n, batch in enumerate(batches[1:], 1):
         old = stored(memory, 10 * n, 10 * n * per_image)
         memory = grown_memory(old, embedded(batch, per_image), rate=0.02, limit=25_600).memory

@@ -43,6 +43,40 @@ def textbook(x: Array, n: int, first: int = 0, centres: Array | None = None) -> 
     return chosen, float(nearest.max())
 
 
+@pytest.mark.parametrize("rows", [300, 4000])
+@pytest.mark.parametrize("pool", [64, 2048])
+@pytest.mark.parametrize("given", [0, 20])
+def test_rows_left_are_the_farthest_of_those_not_chosen(
+    rng: np.random.Generator, rows: int, pool: int, given: int
+) -> None:
+    x = l2_normalize(rng.standard_normal((rows, 8)).astype(np.float32))
+    x[5] = x[4]
+    centres = x[:given] if given else None
+    found = kcenter_greedy(x, 30, centres=centres, pool=pool, left=40)
+    gaps = np.min([distances_to(x, c) for c in [*x[found.indices], *x[:given]]], axis=0)
+    assert not set(found.left) & set(found.indices)
+    assert (np.diff(gaps[found.left]) < 1e-6).all()
+    np.testing.assert_allclose(gaps[found.left], np.sort(gaps)[::-1][:40], atol=1e-6)
+    assert np.delete(gaps, found.left).max() <= found.beyond <= gaps[found.left[-1]] + 1e-3
+
+
+def test_no_row_is_left_where_all_are_chosen_or_equal_one(rng: np.random.Generator) -> None:
+    x = l2_normalize(rng.standard_normal((50, 8)).astype(np.float32))
+    everything = kcenter_greedy(x, 50, left=10)
+    assert len(everything.left) == 0 and everything.beyond == 0
+    twice = kcenter_greedy(np.concatenate([x, x]), 50, left=10)
+    assert len(twice.left) == 0 and twice.beyond < 0.01
+
+
+def test_no_row_is_chosen_where_none_is_asked_for(rng: np.random.Generator) -> None:
+    x = l2_normalize(rng.standard_normal((90, 8)).astype(np.float32))
+    found = kcenter_greedy(x, 0, centres=x[:3], left=5)
+    assert len(found.indices) == 0 and len(found.left) == 5
+    assert found.radius == found.radius_before == pytest.approx(covering_radius([x], x[:3]), abs=1e-6)
+    with pytest.raises(InvalidValue):
+        kcenter_greedy(x, 0)
+
+
 def brute_force(q: Array, rows: Array, k: int = 1) -> Wide:
     lengths = np.sort([distances_to(rows, one) for one in q], axis=1)
     mean: Wide = lengths[:, :k].mean(axis=1)

@@ -260,6 +260,27 @@ def test_a_growth_that_had_no_reserve_comes_back_as_it_was(running: Callable[...
     assert after.shape == before.shape and abs(after - before).max() < 1e-5
 
 
+def test_a_memory_that_came_back_grows_as_the_lost_one_would_have(
+    running: Callable[..., Collector], tmp_path: Path
+) -> None:
+    rows = []
+    for lost in (False, True):
+        collector = running(rebuild_on_start=lost)
+        if lost:
+            rebuilt(collector)
+        else:
+            collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+            shutil.copytree(tmp_path / "datasets", tmp_path / "kept")
+        collector.fit(KEY, [image_file(3)], mm_per_px=0.2, memory_fit=True)
+        rows.append(collector.inspector.store.load_memory(KEY).emb)
+        if not lost:
+            collector.close()
+            lose_models(tmp_path)
+            shutil.rmtree(tmp_path / "datasets")
+            (tmp_path / "kept").rename(tmp_path / "datasets")
+    assert rows[0].shape == rows[1].shape and abs(rows[0] - rows[1]).max() < 1e-5
+
+
 def test_a_torn_line_is_left_out_and_the_next_one_is_whole(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.append(KEY, "fit", {"generation": "a", "images": ["x"]})
