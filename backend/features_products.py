@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from backend.accelerator import DeviceRows, lend
 
 _PRODUCTS = 1 << 25  # held at a time
-_BF16_FROM = 8192  # rows; fewer are found as soon without
+_BF16_FROM = 1 << 21  # numbers in the rows; fewer are searched as soon without
 _ROUNDING = 2.0**-9  # of a number to bfloat16, relative to it
 _EPS = float(np.finfo(np.float32).eps)
 
@@ -73,10 +73,10 @@ def quick_rows(rows: NDArray[np.float32]) -> DeviceRows | Bf16Rows | None:
 
 
 def bf16_rows(rows: NDArray[np.float32]) -> Bf16Rows | None:
-    """Many rows in bfloat16 where torch is there and the processor has matrix units for it (AMX)."""
-    if len(rows) < _BF16_FROM or find_spec("torch") is None:
+    """Many rows in bfloat16 where torch is there and the processor multiplies in it (AMX or AVX-512)."""
+    if rows.size < _BF16_FROM or find_spec("torch") is None:
         return None
     import torch
 
     able = getattr(torch.cpu, "get_capabilities", dict[str, bool])()  # older releases do not tell
-    return Bf16Rows(rows) if able.get("amx_bf16") else None
+    return Bf16Rows(rows) if able.get("amx_bf16") or able.get("avx512_bf16") else None

@@ -53,7 +53,7 @@ Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 _SPARE = 3  # neighbours asked for beyond k: a proof needs one that is certainly too far
 _SPARE_SHORT = 127  # the same among shortened vectors, which come closer together
 _SPARE_ROUGH = 31  # and among rows of few digits
-_SHORTEN_FROM = 8192  # rows; below, shortening costs what it saves
+_SHORTEN_FROM = 1 << 24  # numbers in the rows; below, shortening costs more than it saves
 _RESULTS = 1 << 18  # neighbours held at a time
 _SPLIT = 1 << 28  # multiplications that are worth a thread of their own
 
@@ -108,7 +108,7 @@ class PatchCoreMemory:
         self._plain = SearchSpace(self.emb, as_it_is)
         self._rough: Rough | None = None
         self._spacings: dict[int, Spacing] = {}
-        shorten = Shortener.of(self.emb) if len(self.emb) >= _SHORTEN_FROM else None
+        shorten = Shortener.of(self.emb) if self.emb.size >= _SHORTEN_FROM else None
         self._short = None if shorten is None else SearchSpace(shorten(self.emb), shorten)
 
     @classmethod
