@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -102,7 +102,6 @@ def params_of(
         "score_percentile": applied.scoring.percentile,
         "score_method": applied.scoring.method,
         "blur_sigma": applied.scoring.blur_sigma,
-        "scoring": asdict(applied.scoring),
         "mm_per_px": mm_per_px,
         "area_mm2_thr": applied.area_mm2_thr,
         "model_version": str(metadata.get("model_version", "")),
