@@ -79,10 +79,12 @@ def _embedded(
     return np.stack(tokens), grid, frames
 
 
-def grown(images: Rows, grid: Grid, batch: int, rate: float, rng: np.random.Generator) -> PatchCoreMemory:
-    """The memory of `images` (n, tokens, D) that come `batch` at a time."""
+def grown(
+    images: Rows, grid: Grid, batch: int, rate: float, rng: np.random.Generator, *, reserve: bool
+) -> PatchCoreMemory:
+    """The memory of `images` (n, tokens, D) that come `batch` at a time; `reserve`: earlier ones offer what they left."""
     src = np.repeat(np.arange(batch, dtype=np.int32), images.shape[1])
-    memory = PatchCoreMemory.build(np.concatenate(images[:batch]), rate, rng=rng, src=src, growing=True)
+    memory = PatchCoreMemory.build(np.concatenate(images[:batch]), rate, rng=rng, src=src, growing=reserve)
     for seen in range(batch, len(images), batch):
         assert memory.src is not None
         old = StoredMemory(
@@ -90,7 +92,7 @@ def grown(images: Rows, grid: Grid, batch: int, rate: float, rng: np.random.Gene
             grid,
             memory.src,
             {"n_embeddings": memory.n_embeddings, "images": [{}] * seen, "radius": 0.0},
-            reserve=memory.reserve,
+            reserve=memory.reserve if reserve else None,
         )
         new = images[seen : seen + batch]
         src = np.repeat(np.arange(len(new), dtype=np.int32), new.shape[1])
@@ -108,6 +110,7 @@ def main(
     images: Annotated[int, typer.Option(help="Good parts, at most; a whole number of batches.")] = 100,
     batch: Annotated[int, typer.Option(help="Images that join at a time.")] = 10,
     orders: Annotated[int, typer.Option(min=2, help="Random orders of the good parts.")] = 8,
+    reserve: Annotated[bool, typer.Option(help="Offer what earlier images left over again.")] = True,
 ) -> None:
     """A table of fits at once and memories grown, as Markdown on standard output."""
     name, _, weights = model.partition("=")
@@ -129,18 +132,18 @@ def main(
     for folder in sets:
         given = EmbeddedSet.of(folder, extractor)
         n = min(images, len(given.train)) // batch * batch
-        by_name = _one_order(given, np.arange(n), batch, rate, 0)
+        by_name = _one_order(given, np.arange(n), batch, rate, 0, reserve)
         orderings = [np.random.default_rng(seed).permutation(len(given.train))[:n] for seed in range(orders)]
-        found = [_one_order(given, order, batch, rate, seed) for seed, order in enumerate(orderings)]
+        found = [_one_order(given, order, batch, rate, seed, reserve) for seed, order in enumerate(orderings)]
         _row(folder.name, n, by_name, np.array(found))
 
 
 def _one_order(
-    given: EmbeddedSet, order: NDArray[np.int64], batch: int, rate: float, seed: int
+    given: EmbeddedSet, order: NDArray[np.int64], batch: int, rate: float, seed: int, reserve: bool
 ) -> tuple[int, int, float, float]:
     chosen = given.train[order]
     once = PatchCoreMemory.build(np.concatenate(chosen), rate, rng=np.random.default_rng(seed))
-    other = grown(chosen, given.grid, batch, rate, np.random.default_rng(seed))
+    other = grown(chosen, given.grid, batch, rate, np.random.default_rng(seed), reserve=reserve)
     return len(once), len(other), given.auroc(once), given.auroc(other)
 
 
