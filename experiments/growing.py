@@ -82,7 +82,7 @@ def _embedded(
 def grown(
     images: Rows, grid: Grid, batch: int, rate: float, rng: np.random.Generator, *, reserve: bool
 ) -> PatchCoreMemory:
-    """The memory of `images` (n, tokens, D) that come `batch` at a time; `reserve`: earlier ones offer what they left."""
+    """The memory of `images` (n, tokens, D) that come `batch` at a time, offered what is in `reserve` or not."""
     src = np.repeat(np.arange(batch, dtype=np.int32), images.shape[1])
     memory = PatchCoreMemory.build(np.concatenate(images[:batch]), rate, rng=rng, src=src, growing=reserve)
     for seen in range(batch, len(images), batch):
