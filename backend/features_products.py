@@ -10,16 +10,20 @@ from numpy.typing import NDArray
 from backend.accelerator import DeviceRows, lend
 
 _PRODUCTS = 1 << 25  # held at a time
-_BF16_FROM = 1 << 21  # numbers in the rows; fewer are searched as soon without
+_BF16_FROM = 1 << 22  # numbers in the rows; fewer are searched as soon without
 _ROUNDING = 2.0**-9  # of a number to bfloat16, relative to it
+_HALVES = 3  # numbers in bfloat16 that add up to one in float32
+_FURTHER = 32  # columns: as many as keep rows aligned, the last for |m|²/2
 _EPS = float(np.finfo(np.float32).eps)
 
 
 class Bf16Rows:
     """Rows of a memory in bfloat16, which propose neighbours with lower bounds of their distances.
 
-    With q̂ and m̂ for what rounding leaves of q and m, |q·m − q̂·m̂| ≤ |q − q̂|·|m| + |q̂|·|m − m̂| (Cauchy–Schwarz); the
-    lengths on the right are known. To that comes what adding up in float32 and rounding the product cost.
+    Of |q − m|² = |q|² − 2(q·m − |m|²/2) the bracket comes from one product: |m|²/2 stands in further columns, as three
+    numbers that add up to it. Rows and patches are taken about the rows' mean, which leaves distances as they are and
+    less to round. With q̂ and m̂ for what rounding leaves, |q·m − q̂·m̂| ≤ |q − q̂|·|m| + |q̂|·|m − m̂| (Cauchy–Schwarz);
+    the lengths on the right are known. To that comes what adding up in float32 and rounding the product cost.
 
     Args:
         rows: (N, D) float32.
@@ -28,12 +32,19 @@ class Bf16Rows:
     def __init__(self, rows: NDArray[np.float32]) -> None:
         import torch
 
-        self._rows = torch.from_numpy(rows).bfloat16()
-        squares, lost = _lengths(rows, self._rows.float().numpy())
-        self._shortest = float(squares.min())
+        self._middle = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+        centred = torch.from_numpy(rows - self._middle)
+        self._rows = torch.zeros((len(rows), rows.shape[1] + _FURTHER), dtype=torch.bfloat16)
+        self._rows[:, :-_FURTHER] = centred
+        squares, lost = _lengths(centred.numpy(), self._rows[:, :-_FURTHER].float().numpy())
+        rest = torch.from_numpy(squares / 2)
+        for column in range(-_HALVES, 0):
+            self._rows[:, column] = -rest
+            rest = rest + self._rows[:, column].float()
         self._longest = float(np.sqrt(squares.max()))
         self._lost = float(lost.max())
-        self.nbytes = 2 * rows.size
+        self._lost_halves = float(rest.abs().max())
+        self.nbytes = 2 * self._rows.numel()
 
     def nearest(self, q: NDArray[np.float32], m: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Lower bounds of squared distances (T, m), ascending, and the rows they are of.
@@ -51,13 +62,15 @@ class Bf16Rows:
     def _nearest(self, q: NDArray[np.float32], m: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         import torch
 
-        short = torch.from_numpy(q).bfloat16()
-        squares, lost = _lengths(q, short.float().numpy())
-        products, rows = torch.topk(short @ self._rows.T, m, dim=1)
-        longest = float(np.sqrt(squares.max())) + float(lost.max())
-        error = float(lost.max()) * self._longest + longest * self._lost
-        error += longest * (self._longest + self._lost) * (_ROUNDING + 2 * _EPS * q.shape[1])
-        bounds = squares[:, None] + self._shortest - 2 * (products.float().numpy() + error)
+        centred = q - self._middle
+        short = torch.ones((len(q), self._rows.shape[1]), dtype=torch.bfloat16)
+        short[:, :-_FURTHER] = torch.from_numpy(centred)
+        squares, lost = _lengths(centred, short[:, :-_FURTHER].float().numpy())
+        found, rows = torch.topk(short @ self._rows.T, m, dim=1)
+        products, lengths = found.float().numpy(), np.sqrt(squares) + lost
+        error = lost * self._longest + lengths * self._lost + self._lost_halves
+        error += 2 * _EPS * q.shape[1] * (lengths + self._longest + self._lost) ** 2
+        bounds = squares[:, None] - 2 * (products + 2 * _ROUNDING * np.abs(products) + error[:, None])
         return bounds.astype(np.float32), rows.numpy()
 
 

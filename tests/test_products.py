@@ -62,6 +62,15 @@ def test_distances_stay_what_they_are(rng: np.random.Generator, way: Any, spread
     assert quick.nbytes > rows.nbytes
 
 
+@pytest.mark.parametrize("offset", [0.0, 1.0, 10.0])
+def test_rows_in_bfloat16_leave_no_doubt_whatever_they_all_share(rng: np.random.Generator, offset: float) -> None:
+    x = l2_normalize(clustered(rng, 2200, 64, 0.3) + np.float32(offset) / 8)
+    q, rows = x[:200], x[200:]
+    bounds, _ = Bf16Rows(rows).nearest(q, 32)
+    nearest = PatchCoreMemory(rows).distances(q) ** 2
+    assert (bounds[:, 0] <= nearest).all() and np.mean(bounds[:, -1] > nearest) > 0.95
+
+
 def test_leaving_an_image_out_does_not_ask_the_rough_rows(rng: np.random.Generator) -> None:
     rows = clustered(rng, 400, 32, 0.1)
     src = np.repeat(np.arange(4, dtype=np.int32), 100)
