@@ -12,6 +12,7 @@ from backend.accelerator import DeviceRows, lend
 _PRODUCTS = 1 << 25  # held at a time
 _BF16_FROM = 1 << 22  # numbers in the rows; fewer are searched as soon without
 _ROUNDING = 2.0**-9  # of a number to bfloat16, relative to it
+_UNDERFLOW = 1e-34  # more than what squares lose that are too small for float32
 _HALVES = 3  # numbers in bfloat16 that add up to one in float32
 _FURTHER = 32  # columns: as many as keep rows aligned, the last for |m|²/2
 _EPS = float(np.finfo(np.float32).eps)
@@ -70,6 +71,7 @@ class Bf16Rows:
         products, lengths = found.float().numpy(), np.sqrt(squares) + lost
         error = lost * self._longest + lengths * self._lost + self._lost_halves
         error += 2 * _EPS * q.shape[1] * (lengths + self._longest + self._lost) ** 2
+        error += _UNDERFLOW
         bounds = squares[:, None] - 2 * (products + 2 * _ROUNDING * np.abs(products) + error[:, None])
         return bounds.astype(np.float32), rows.numpy()
 

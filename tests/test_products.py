@@ -71,6 +71,17 @@ def test_rows_in_bfloat16_leave_no_doubt_whatever_they_all_share(rng: np.random.
     assert (bounds[:, 0] <= nearest).all() and np.mean(bounds[:, -1] > nearest) > 0.95
 
 
+@pytest.mark.parametrize("scale", [1e-14, 1e-19, 1e-22])
+def test_bounds_in_bfloat16_hold_for_rows_that_all_but_coincide(rng: np.random.Generator, scale: float) -> None:
+    rows = np.zeros((500, 16), np.float32)
+    rows[:, 0], rows[:, 1:] = 1, scale * rng.standard_normal((500, 15))
+    q = rows[:40].copy()
+    q[:, 1:] += scale / 10 * rng.standard_normal((40, 15)).astype(np.float32)
+    bounds, found = Bf16Rows(rows).nearest(q, 8)
+    squares = ((q[:, None].astype(np.float64) - rows[None]) ** 2).sum(axis=2)
+    assert (bounds <= np.take_along_axis(squares, found, 1)).all()
+
+
 def test_leaving_an_image_out_does_not_ask_the_rough_rows(rng: np.random.Generator) -> None:
     rows = clustered(rng, 400, 32, 0.1)
     src = np.repeat(np.arange(4, dtype=np.int32), 100)
