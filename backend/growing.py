@@ -89,8 +89,8 @@ def grown_memory(
     """
     n_old, beyond = len(old.emb), old.reserve.beyond if old.reserve else old.number("radius", 0.0)
     emb, src = _everything(old, embedded)
-    n = min(_share(int(old.metadata["n_embeddings"]), len(embedded.emb), rate), limit - n_old)
-    coreset = kcenter_greedy(emb[n_old:], max(0, n), centres=old.emb, left=n_old + max(0, n), progress=progress)
+    n = max(0, min(_share(int(old.metadata["n_embeddings"]), len(embedded.emb), rate), limit - n_old))
+    coreset = kcenter_greedy(emb[n_old:], n, centres=old.emb, left=n_old + n, progress=progress)
     kept, left = np.concatenate([np.arange(n_old), n_old + coreset.indices]), n_old + coreset.left
     memory = PatchCoreMemory(emb[kept], backend=backend, src=src[kept])
     memory.reserve = Reserve(emb[left], src[left], max(beyond, coreset.beyond))

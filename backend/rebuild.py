@@ -216,7 +216,7 @@ class Rebuilder:
             memory = then.remember(embedded, job)
             metadata = then.metadata_of(files, embedded, memory, lane.extractor, float(step["mm_per_px"]))
             return _stored(memory, embedded, metadata)
-        grown = grown_memory(
+        grown = grown_memory(  # with a reserve if the growth itself had one
             made if step.get("n_reserve") else replace(made, reserve=None),
             embedded,
             rate=then.settings.coreset_rate,

@@ -75,7 +75,8 @@ def test_a_reserve_makes_growth_one_fit_whose_first_centres_were_the_old_ones(rn
     grown = grown_memory(stored(old, 4, 400), embedded(x[400:], 100), rate=0.1, limit=25_600)
     at_once = kcenter_greedy(x, 50, centres=old.emb).indices
     np.testing.assert_array_equal(grown.memory.emb[len(old) :], x[at_once])
-    np.testing.assert_array_equal(grown.memory.src[len(old) :], images[at_once])  # type: ignore[index]
+    assert grown.memory.src is not None
+    np.testing.assert_array_equal(grown.memory.src[len(old) :], images[at_once])
     assert min(images[at_once]) < 4 <= max(images[at_once]) and grown.n_reserve == len(old)
 
 
