@@ -27,7 +27,7 @@ Each = Callable[[Callable[[slice], None], Iterable[slice]], Iterable[None]]
 BLOCK = 1024  # rows a product covers: its result stays in cache, and working memory does not grow with N
 _CENTRES = 512  # centres a product covers
 _AHEAD = 32  # of the farthest rows, how many meet the pool in one product although not all will be chosen
-_SHARE = 8  # a refresh brings the farthest 1/8 of all rows up to date
+_NEAR = 0.05  # a refresh brings all rows up to date whose squared distance seems within this share of the largest
 _LEND_FROM = 16_384  # rows that are worth the way to a GPU
 _LENT_BLOCK = 1 << 16  # rows a product covers there
 _BLAS = RLock()  # the number of its threads belongs to the whole process: one traversal at a time changes it
@@ -74,7 +74,7 @@ def kcenter_greedy(
     first: int | None = None,
     centres: Array | None = None,
     rng: np.random.Generator | None = None,
-    pool: int = 2048,
+    pool: int | None = None,
     left: int = 0,
     progress: Progress | None = None,
 ) -> Coreset:
@@ -92,7 +92,7 @@ def kcenter_greedy(
         first: the first row, in place of one drawn from `rng`; row 0 without either. Not used with `centres`.
         centres: (M, D) float32 rows chosen earlier (a memory that grows); selection continues from them.
         rng: draws the first row.
-        pool: rows the greedy works on between two looks at the others.
+        pool: rows the greedy works on between two looks at the others; 512 to 2,048 with N where it is not given.
         left: rows to name of those not chosen, at most.
         progress: called with (chosen so far, n); what it raises ends the selection.
 
@@ -103,7 +103,7 @@ def kcenter_greedy(
     if n < (1 if centres is None else 0):
         raise InvalidValue(field="coreset", value=n, expected=">= 1")
     with _own_threads() as each:
-        walk = _Traversal(x, n, pool, centres, each)
+        walk = _Traversal(x, n, pool or min(max(len(x) // 256, 512), 2048), centres, each)
         before = walk.radius() if walk.n_centres else np.inf
         if walk.n_centres == 0:
             walk.add(_first_row(len(x), first, rng))
@@ -238,11 +238,12 @@ class _Traversal:
     def _surface(self) -> None:
         """Bring rows up to date, the seemingly farthest first, until all that could be the farthest are."""
         while True:
-            close = self.gap >= self.gap.max() - 2 * self.tol
-            stale = np.flatnonzero(close & (self.seen < self.n_centres))
-            if len(stale) == 0:
+            farthest = self.gap.max()
+            level = farthest - 2 * self.tol
+            if not (self.seen[self.gap >= level] < self.n_centres).any():
                 return
-            self._refresh(np.union1d(stale, self._top(max(self.pool, len(self.x) // _SHARE))[0]))
+            near = np.flatnonzero(self.gap >= min(level, (1 - _NEAR) * farthest))
+            self._refresh(near if len(near) >= self.pool else self._top(self.pool)[0])
 
     def _top(self, k: int) -> tuple[NDArray[np.int64], float]:
         """The `k` rows with the largest gaps, and the largest gap among the others."""
@@ -277,9 +278,9 @@ class _Traversal:
         x = self.x[some].astype(self.dtype, copy=False)
 
         def nearness(new: slice) -> NDArray[Any]:
-            products = self.centres[new].astype(self.dtype, copy=False) @ x.T
-            products -= self.half_c[new, None]
-            nearest: NDArray[Any] = products.max(axis=0)
+            products = x @ self.centres[new].astype(self.dtype, copy=False).T
+            products -= self.half_c[new]
+            nearest: NDArray[Any] = products.max(axis=1)
             return nearest
 
         return nearness
@@ -292,7 +293,7 @@ class _Traversal:
             self.add(int(pool[best]))
             if best not in ahead:
                 likely = np.append(np.argpartition(gap, -min(_AHEAD, len(gap)))[-_AHEAD:], best)
-                products = half + half[likely][:, None] - x[likely] @ x.T
+                products = half + half[likely][:, None] - (x @ x[likely].T).T
                 ahead = dict(zip(likely.tolist(), np.maximum(2 * products, 0), strict=True))
             np.minimum(gap, ahead[best], out=gap)
             gap[best] = 0
