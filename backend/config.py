@@ -144,6 +144,10 @@ class Settings(BaseSettings):
     coreset_rate: float = Field(0.02, gt=0, le=1, description="Share of the embeddings kept in the memory.")
     max_coreset: int = Field(25_600, ge=1, description="Rows of a memory at most.")
     knn_backend: Literal["auto", "faiss", "sklearn"] = Field("auto", description="Who searches the memory.")
+    knn_index: Literal["auto", "hnsw"] = Field(
+        "auto",
+        description="How large memories are searched: exactly, or (hnsw) by a graph that may miss the nearest row.",
+    )
     patchcore_distance: Literal["l2", "cosine", "mahalanobis"] = Field(
         "l2", description="Distance of a patch to the memory; mahalanobis: whitened by the good parts of the fit."
     )
@@ -153,7 +157,7 @@ class Settings(BaseSettings):
     foreground_mask: Literal["none", "pca"] = Field(
         "none", description="Leave out background tokens, told by the good tokens' first principal component."
     )
-    patchcore_faiss_fp16: bool = Field(False, description="Of older configurations; memories are searched in float32.")
+    patchcore_faiss_fp16: bool = Field(False, description="Rows in the graphs of KNN_INDEX=hnsw take half the memory.")
     patchcore_knn_k: int = Field(1, ge=1, le=100, description="Neighbours whose distances are averaged.")
     patchcore_density_k: int = Field(
         0,

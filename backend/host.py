@@ -11,10 +11,13 @@ from time import perf_counter
 
 import numpy as np
 
+from backend.approximate import graph_rows, require_graphs
 from backend.config import PROJECT_ROOT, Settings
 from backend.errors import DeviceOutOfMemory, Notice, NotReady, WeightsUnavailable
 from backend.features import Extractor, build_extractor, grid_of
+from backend.features_products import quick_rows
 from backend.lane import Lane
+from backend.patchcore import Array, Rough
 
 logger = logging.getLogger(__name__)
 
@@ -177,3 +180,15 @@ def extractor_for(settings: Settings) -> Extractor:
         tiles=(settings.tiles, settings.tile_overlap),
         smaller_edge=settings.input_edge == "smaller",
     )
+
+
+def proposer(settings: Settings) -> Callable[[Array], Rough | None]:
+    """Who proposes neighbours in a loaded memory: a graph where one is wanted and pays, else what is quick and exact.
+
+    Raises:
+        BackendUnavailable: KNN_INDEX=hnsw without FAISS.
+    """
+    if settings.knn_index != "hnsw":
+        return quick_rows
+    require_graphs()
+    return lambda rows: graph_rows(rows, half=settings.patchcore_faiss_fp16) or quick_rows(rows)

@@ -20,9 +20,8 @@ from backend.calib import FEW_OK, choose_threshold
 from backend.config import Settings
 from backend.errors import DamagedFile, Language, NoImages, Notice
 from backend.features import Extractor, Grid
-from backend.features_products import quick_rows
 from backend.fitting import Embedded, ImageFile, embed_good_parts, fit_metadata, prepare_image
-from backend.host import ExtractorHost
+from backend.host import ExtractorHost, proposer
 from backend.infer import (
     Frame,
     HeatmapScale,
@@ -71,7 +70,7 @@ class Inspector:
         self.journal = journal or Journal()
         self.store = ModelStore(settings.models_dir, read_only=settings.read_only, min_free_mb=settings.min_free_mb)
         self.cache = ModelCache(
-            self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend, rough=quick_rows
+            self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend, rough=proposer(settings)
         )
         self.host = ExtractorHost(settings, extractor, lambda lane: rehearse(lane, self.cache))
         self._fitting = threading.Lock()

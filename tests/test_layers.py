@@ -19,9 +19,9 @@ ROOMS = {
     **dict.fromkeys(["features", "features_texture", "features_resnet", "features_grey"], 1),
     **dict.fromkeys(["features_weights", "features_torch", "features_openvino", "features_products"], 1),
     **dict.fromkeys(
-        ["patchcore", "coreset", "coreset_passes", "density", "spaces", "calib", "roi_mask", "atomic", "augment"], 1
+        ["patchcore", "coreset", "coreset_passes", "approximate", "density", "spaces", "calib", "roi_mask", "atomic"], 1
     ),
-    **dict.fromkeys(["pictures", "scenes", "scenes_render", "overlays"], 1),
+    **dict.fromkeys(["pictures", "scenes", "scenes_render", "overlays", "augment"], 1),
     **dict.fromkeys(["infer", "storage", "reserve", "samples", "ledger", "trash", "debug", "evaluation", "bank"], 2),
     **dict.fromkeys(["inspector", "binding", "fitting", "cache", "host", "lane", "journal", "results", "progress"], 3),
     **dict.fromkeys(["warmup", "passes", "doctor"], 3),

@@ -15,6 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from backend.approximate import GRAPH_FROM, graph_rows
 from backend.features_products import quick_rows
 from backend.patchcore import Array, PatchCoreMemory, kcenter_greedy, l2_normalize
 
@@ -67,10 +68,8 @@ def compare_greedy(x: Array, n: int, textbook_centres: int, repeats: int) -> Non
     print(f"{plain / ours:.0f} times faster, {same} of {some} indices the same")
 
 
-def compare_neighbours(rows: int, queries: int, dim: int, repeats: int) -> None:
-    x = embeddings(rows + queries, dim, seed=1)
-    order = np.random.default_rng(2).permutation(len(x))
-    q, memory_rows = x[order[:queries]], x[order[queries:]]
+def compare_neighbours(q: Array, memory_rows: Array, repeats: int) -> None:
+    (rows, dim), queries = memory_rows.shape, len(q)
     start = perf_counter()
     memory = PatchCoreMemory(memory_rows)
     memory.quicken(quick_rows)
@@ -79,6 +78,31 @@ def compare_neighbours(rows: int, queries: int, dim: int, repeats: int) -> None:
     product = seconds(lambda: [q @ memory_rows[at : at + 4096].T for at in range(0, rows, 4096)], repeats)
     print(f"neighbours {queries:,} x {rows:,} x {dim} ({memory.backend}): {1000 * ours:.0f} ms, ", end="")
     print(f"{ours / product:.2f} of the bare product ({1000 * product:.0f} ms); set up in {load:.2f} s")
+    if rows >= GRAPH_FROM:
+        for half in (False, True):
+            compare_graph(q, memory, half, repeats)
+
+
+def compare_graph(q: Array, memory: PatchCoreMemory, half: bool, repeats: int) -> None:
+    """What an approximate search (KNN_INDEX=hnsw) saves beside the exact one, and what it misses."""
+    start = perf_counter()
+    graph = PatchCoreMemory(memory.emb)
+    graph.quicken(lambda rows: graph_rows(rows, half=half))
+    load = perf_counter() - start
+    ours = seconds(lambda: graph.distances(q), repeats)
+    (exact, nearest), (found, rows) = memory.neighbours(q), graph.neighbours(q)
+    excess = found / np.maximum(exact, 1e-9) - 1
+    print(f"  KNN_INDEX=hnsw{', fp16' if half else ''}: {1000 * ours:.0f} ms, set up in {load:.1f} s, ", end="")
+    print(
+        f"recall {(rows == nearest).mean():.4f}, distances {100 * excess.mean():.3f} % too large on average, ", end=""
+    )
+    print(f"{100 * excess.max():.1f} % at most")
+
+
+def split(x: Array, queries: int) -> tuple[Array, Array]:
+    """Rows of `x` drawn to ask with, and the others."""
+    order = np.random.default_rng(2).permutation(len(x))
+    return x[order[:queries]], x[order[queries:]]
 
 
 def main() -> None:
@@ -93,12 +117,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     if args.embeddings:
-        compare_greedy(np.load(args.embeddings), args.centres, args.textbook_centres, args.repeats)
-    else:
-        for dim in args.dims:
-            compare_greedy(embeddings(args.rows, dim), args.centres, args.textbook_centres, args.repeats)
+        x = np.load(args.embeddings)
+        compare_greedy(x, args.centres, args.textbook_centres, args.repeats)
+        for rows in args.memory_rows:
+            q, others = split(x, args.queries)
+            compare_neighbours(q, others[kcenter_greedy(others, rows).indices], args.repeats)
+        return
+    for dim in args.dims:
+        compare_greedy(embeddings(args.rows, dim), args.centres, args.textbook_centres, args.repeats)
     for rows in args.memory_rows:
-        compare_neighbours(rows, args.queries, max(args.dims), args.repeats)
+        compare_neighbours(*split(embeddings(rows + args.queries, max(args.dims), seed=1), args.queries), args.repeats)
 
 
 if __name__ == "__main__":

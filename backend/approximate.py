@@ -1,0 +1,68 @@
+"""Large memories searched by their neighbourhoods: sooner, and now and then past the nearest row."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.errors import BackendUnavailable
+from backend.kernels import load_faiss
+
+Array = NDArray[np.float32]
+
+GRAPH_FROM = 8192  # rows; among fewer an exact search takes no longer
+_LINKS = 32
+_WIDTH_BUILT, _WIDTH = 40, 32  # candidates kept while the graph is made, and while it is searched
+_ROUNDING = {False: 2.0**-20, True: 2.0**-10}  # of a distance between unit rows, in float32 and to float16
+
+
+class GraphRows:
+    """Rows of a memory in a graph of near ones, which is walked towards a patch (HNSW: Malkov & Yashunin 2020).
+
+    What it proposes are true rows, and who asks measures them: where it misses the nearest, a distance comes out too
+    large and never too small, so that no defect looks nearer to the good parts than it is. The graph is the same each
+    time it is made.
+
+    Args:
+        rows: (N, D) float32.
+        half: hold them in float16, which takes half the memory and less time; distances are measured in float32 still.
+    """
+
+    def __init__(self, rows: Array, *, half: bool = False) -> None:
+        faiss = load_faiss()
+        width = rows.shape[1]
+        if half:
+            self._index = faiss.IndexHNSWSQ(width, faiss.ScalarQuantizer.QT_fp16, _LINKS)
+            self._index.train(rows)
+        else:
+            self._index = faiss.IndexHNSWFlat(width, _LINKS)
+        self._index.hnsw.efConstruction, self._index.hnsw.efSearch = _WIDTH_BUILT, _WIDTH
+        team = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(1)  # several would link rows in the order that they happen to come in
+        try:
+            self._index.add(rows)
+        finally:
+            faiss.omp_set_num_threads(team)
+        self._slack = _ROUNDING[half] * float(np.sqrt(np.einsum("nd,nd->n", rows, rows).max()))
+        self.nbytes = rows.nbytes // (1 + half) + 8 * _LINKS * len(rows)
+
+    def nearest(self, q: Array, m: int) -> tuple[Array, NDArray[np.int64]]:
+        """Lower bounds of squared distances (T, m), ascending, and the rows they are of; a nearer one may be missed."""
+        squares, rows = self._index.search(q, m)
+        bounds = np.square(np.maximum(np.sqrt(np.maximum(squares, 0)) - self._slack, 0))
+        # Where the walk came to fewer than m, nothing is known: the patch is searched in full.
+        bounds[(rows < 0).any(axis=1)] = 0
+        return bounds, rows
+
+
+def graph_rows(rows: Array, *, half: bool = False) -> GraphRows | None:
+    """The rows as a graph, if there are GRAPH_FROM of them."""
+    return GraphRows(rows, half=half) if len(rows) >= GRAPH_FROM else None
+
+
+def require_graphs() -> None:
+    """Raise BackendUnavailable where FAISS, which makes the graphs, is not installed."""
+    if find_spec("faiss") is None:
+        raise BackendUnavailable(option="KNN_INDEX", value="hnsw", package="faiss-cpu")
