@@ -20,7 +20,7 @@ from backend.inspector import Inspector
 from backend.lane import Job
 from backend.patchcore import Backend, PatchCoreMemory, Reserve
 from backend.reserve import load_reserve
-from backend.results import Clock, FitResult
+from backend.results import Clock, FitResult, capped
 from backend.storage import ModelKey, StoredMemory
 
 
@@ -178,7 +178,9 @@ class _Growth:
             kept = fresh if keep else ()
             stored, notices = self.inspector.commit(self.key, memory, embedded.grid, metadata, kept)
         self.clock.mark("store")
-        notices = self._seen_before(len(files) - len(fresh)) + notices
+        settings = self.inspector.settings
+        full = capped(memory.n_embeddings, settings) if len(memory) >= settings.max_coreset else []
+        notices = self._seen_before(len(files) - len(fresh)) + full + notices
         return FitResult(len(memory), embedded.grid, stored.metadata, self.clock.report(), notices)
 
     def _present(self, grid: Grid | None = None) -> FittedModel | None:

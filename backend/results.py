@@ -112,10 +112,14 @@ def params_of(
 
 def about_coreset(embedded: Embedded, settings: Settings) -> list[Notice]:
     """What is to be said of how the rows of a memory were chosen."""
-    wanted, limit = round(embedded.n_embeddings * settings.coreset_rate), settings.max_coreset
-    capped = Notice("coreset_capped", {"limit": limit, "wanted": wanted})
     passes = Notice("fitted_in_passes", {"limit": f"{settings.fit_memory_mb:g}"})
-    return [capped] * (wanted > limit) + [passes] * (embedded.passes is not None)
+    return capped(embedded.n_embeddings, settings) + [passes] * (embedded.passes is not None)
+
+
+def capped(n_embeddings: int, settings: Settings) -> list[Notice]:
+    """A notice that a memory of so many embeddings has fewer rows than CORESET_RATE asks for, if it has."""
+    wanted, limit = round(n_embeddings * settings.coreset_rate), settings.max_coreset
+    return [Notice("coreset_capped", {"limit": limit, "wanted": wanted})] * (wanted > limit)
 
 
 def variant_of(settings: Settings, extractor: Extractor, embedded: Embedded) -> Variant:

@@ -260,6 +260,18 @@ def test_only_what_was_not_seen_is_added_and_all_ever_seen_is_counted(inspector:
     assert grown.metadata["model_version"].endswith(".2")
 
 
+def test_a_memory_that_is_full_says_so_when_it_grows(tmp_path: Path) -> None:
+    inspector = Inspector(small_settings(tmp_path, coreset_rate=0.2, max_coreset=60))
+    first = grow(inspector, KEY, [image_file(seed) for seed in range(4)], mm_per_px=0.2)
+    assert (first.coreset_size, first.warnings) == (51, [])
+    for seed, wanted in ((4, 64), (5, 77)):
+        grown = grow(inspector, KEY, [image_file(seed)], mm_per_px=0.2)
+        assert grown.coreset_size == 60
+        notice = next(notice for notice in grown.warnings if notice.code == "coreset_capped")
+        assert notice.values == {"limit": 60, "wanted": wanted}
+    inspector.close()
+
+
 def test_without_a_memory_growth_is_a_fit(inspector: Inspector) -> None:
     files = [image_file(seed) for seed in range(4)]
     grow(inspector, KEY, files, mm_per_px=0.2)
