@@ -71,6 +71,8 @@ class DeviceRows:
         where: the device, as torch names it.
     """
 
+    alone = False
+
     def __init__(self, rows: Array, where: str) -> None:
         import torch
 

@@ -3,58 +3,61 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import BackendUnavailable
-from backend.kernels import load_faiss
+from backend.kernels import faiss_alone
 
 Array = NDArray[np.float32]
 
 GRAPH_FROM = 8192  # rows; among fewer an exact search takes no longer
 _LINKS = 32
 _WIDTH_BUILT, _WIDTH = 40, 32  # candidates kept while the graph is made, and while it is searched
-_ROUNDING = {False: 2.0**-20, True: 2.0**-10}  # of a distance between unit rows, in float32 and to float16
+_ROUNDING = {False: 2.0**-16, True: 2.0**-10}  # of a distance between unit rows, in float32 and to float16
 
 
 class GraphRows:
     """Rows of a memory in a graph of near ones, which is walked towards a patch (HNSW: Malkov & Yashunin 2020).
 
-    What it proposes are true rows, and who asks measures them: where it misses the nearest, a distance comes out too
-    large and never too small, so that no defect looks nearer to the good parts than it is. The graph is the same each
-    time it is made.
+    What it proposes are true rows, and who asks measures them: where it misses the nearest, the distance to the rows
+    comes out too large and never too small, so that no defect looks nearer to the good parts than it is. Where density
+    weighs distances the row that is found decides by how much, and one that is not the nearest can weigh more. The
+    graph is the same each time it is made.
 
     Args:
         rows: (N, D) float32.
         half: hold them in float16, which takes half the memory and less time; distances are measured in float32 still.
     """
 
+    alone = True
+
     def __init__(self, rows: Array, *, half: bool = False) -> None:
-        faiss = load_faiss()
-        width = rows.shape[1]
-        if half:
-            self._index = faiss.IndexHNSWSQ(width, faiss.ScalarQuantizer.QT_fp16, _LINKS)
+        with faiss_alone() as faiss:  # several threads would link rows in the order that they happen to come in
+            self._index = _empty_graph(faiss, rows.shape[1], half)
             self._index.train(rows)
-        else:
-            self._index = faiss.IndexHNSWFlat(width, _LINKS)
-        self._index.hnsw.efConstruction, self._index.hnsw.efSearch = _WIDTH_BUILT, _WIDTH
-        team = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(1)  # several would link rows in the order that they happen to come in
-        try:
             self._index.add(rows)
-        finally:
-            faiss.omp_set_num_threads(team)
         self._slack = _ROUNDING[half] * float(np.sqrt(np.einsum("nd,nd->n", rows, rows).max()))
         self.nbytes = rows.nbytes // (1 + half) + 8 * _LINKS * len(rows)
 
     def nearest(self, q: Array, m: int) -> tuple[Array, NDArray[np.int64]]:
         """Lower bounds of squared distances (T, m), ascending, and the rows they are of; a nearer one may be missed."""
-        squares, rows = self._index.search(q, m)
+        with faiss_alone():
+            squares, rows = self._index.search(q, m)
         bounds = np.square(np.maximum(np.sqrt(np.maximum(squares, 0)) - self._slack, 0))
         # Where the walk came to fewer than m, nothing is known: the patch is searched in full.
         bounds[(rows < 0).any(axis=1)] = 0
         return bounds, rows
+
+
+def _empty_graph(faiss: Any, width: int, half: bool) -> Any:
+    index = (
+        faiss.IndexHNSWSQ(width, faiss.ScalarQuantizer.QT_fp16, _LINKS) if half else faiss.IndexHNSWFlat(width, _LINKS)
+    )
+    index.hnsw.efConstruction, index.hnsw.efSearch = _WIDTH_BUILT, _WIDTH
+    return index
 
 
 def graph_rows(rows: Array, *, half: bool = False) -> GraphRows | None:

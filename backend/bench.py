@@ -24,9 +24,8 @@ from backend.app import create_app
 from backend.bench_stages import Bench, Spread, encoded, machine, pictures
 from backend.config import Settings, load_settings
 from backend.errors import WeightsUnavailable
-from backend.features import Extractor, build_extractor
 from backend.features_weights import find_weights, write_random_weights
-from backend.host import WEIGHTS_DIR
+from backend.host import WEIGHTS_DIR, extractor_for
 
 START_WAIT_S = 600.0
 BOUNDARY = "----bench-boundary"
@@ -92,25 +91,11 @@ def own_settings(scratch: Path, rng: np.random.Generator) -> tuple[Settings, str
         return settings.model_copy(update={"weights": str(path)}), "random, seeded: speed does not depend on them"
 
 
-def extractor_of(settings: Settings) -> Extractor:
-    """The extractor that a service with these settings would have."""
-    return build_extractor(
-        settings.model_name,
-        weights=settings.weights,
-        input_size=settings.input_size,
-        device=settings.device,
-        runtime=settings.runtime,
-        precision=settings.precision,
-        threads=settings.threads,
-        weights_dir=WEIGHTS_DIR,
-    )
-
-
 def _measure_stages(
     settings: Settings, plan: Plan, report: Report, rng: np.random.Generator, console: Console
 ) -> Bench:
     console.print("stages …")
-    extractor = extractor_of(settings)
+    extractor = extractor_for(settings)
     report.machine = machine(extractor)
     bench = Bench.of(extractor, rng)
     for side in plan.sides:

@@ -113,6 +113,15 @@ def kcenter_greedy(
         return Coreset(np.array(walk.rows, dtype=np.int64), walk.radius(), before, *walk.left(left))
 
 
+def coreset_of(
+    x: Array, n: int, *, left: int = 0, rng: np.random.Generator | None = None, progress: Progress | None = None
+) -> Coreset:
+    """What a fit keeps of `x`: `n` rows by `kcenter_greedy`, or all of them as they come, where it is to keep all."""
+    if n < len(x):
+        return kcenter_greedy(x, n, left=left, rng=rng, progress=progress)
+    return Coreset(np.arange(len(x), dtype=np.int64), 0.0, np.inf, np.empty(0, np.int64), 0.0)
+
+
 @contextmanager
 def _own_threads() -> Iterator[Each]:
     """A `map` over as many threads as there are cores, while BLAS has one.

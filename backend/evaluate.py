@@ -275,7 +275,7 @@ def _small(heat: Map) -> Map:
 
 
 def _file(image: LabelledImage) -> ImageFile:
-    return ImageFile.named(image.path.name, image.path.read_bytes)
+    return ImageFile.named(image.path.name, image.path.read_bytes, image.shape)
 
 
 def _settings_of(settings: Settings) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from backend.cache import FittedModel
 from backend.coreset import Progress, coreset_size, kcenter_greedy
-from backend.errors import ExtractorMismatch, MemoryNotFound, NoImages, Notice, TokenGridMismatch
+from backend.errors import ExtractorMismatch, FitInProgress, MemoryNotFound, NoImages, Notice, TokenGridMismatch
 from backend.errors_samples import MemoryMismatch
 from backend.features import Grid
 from backend.fitting import Embedded, ImageFile, rows_of_several
@@ -20,7 +20,7 @@ from backend.inspector import Inspector
 from backend.lane import Job
 from backend.patchcore import Backend, PatchCoreMemory, Reserve
 from backend.reserve import load_reserve
-from backend.results import Clock, FitResult, capped
+from backend.results import Clock, FitResult, capped, in_passes
 from backend.storage import ModelKey, StoredMemory
 
 
@@ -167,6 +167,8 @@ class _Growth:
         self.clock.mark("extract")
         with self.inspector.store.writing(self.key, self.inspector.settings.fit_wait_s):
             model = self._present(embedded.grid)
+            if model and embedded.passes:  # another process has fitted meanwhile: this was to be the first fit
+                raise FitInProgress(key=self.key, retry_after=1)
             if model:
                 numbers = _numbers_unseen(embedded.digests, seen(model.stored.metadata))
                 fresh, embedded = [fresh[n] for n in numbers], _only(embedded, numbers)
@@ -178,10 +180,14 @@ class _Growth:
             kept = fresh if keep else ()
             stored, notices = self.inspector.commit(self.key, memory, embedded.grid, metadata, kept)
         self.clock.mark("store")
+        notices = self._seen_before(len(files) - len(fresh)) + self._about(model, memory, embedded) + notices
+        return FitResult(len(memory), embedded.grid, stored.metadata, self.clock.report(), notices)
+
+    def _about(self, model: FittedModel | None, memory: PatchCoreMemory, embedded: Embedded) -> list[Notice]:
         settings = self.inspector.settings
         full = capped(memory.n_embeddings, settings) if len(memory) >= settings.max_coreset else []
-        notices = self._seen_before(len(files) - len(fresh)) + full + notices
-        return FitResult(len(memory), embedded.grid, stored.metadata, self.clock.report(), notices)
+        mixed = model is not None and model.knows_part_only != embedded.masked
+        return [*full, *in_passes(embedded, settings), *[Notice("shapes_differ")] * mixed]
 
     def _present(self, grid: Grid | None = None) -> FittedModel | None:
         """The memory that may grow, or None when there is none yet. Raises MemoryMismatch, DamagedFile."""
@@ -209,7 +215,7 @@ class _Growth:
     def _embed(self, files: Sequence[ImageFile], model: FittedModel | None) -> Embedded:
         expected = model.stored.grid if model else None
         try:
-            return self.inspector.embed(files, self.lane, self.job, expected=expected)
+            return self.inspector.embed(files, self.lane, self.job, expected=expected, in_passes=model is None)
         except TokenGridMismatch as err:
             if model is None:
                 raise

@@ -11,11 +11,12 @@ from time import perf_counter
 
 import numpy as np
 
+from backend.accelerator import lend
 from backend.approximate import graph_rows, require_graphs
 from backend.config import PROJECT_ROOT, Settings
 from backend.errors import DeviceOutOfMemory, Notice, NotReady, WeightsUnavailable
 from backend.features import Extractor, build_extractor, grid_of
-from backend.features_products import quick_rows
+from backend.features_products import bf16_rows, quick_rows
 from backend.lane import Lane
 from backend.patchcore import Array, Rough
 
@@ -183,7 +184,7 @@ def extractor_for(settings: Settings) -> Extractor:
 
 
 def proposer(settings: Settings) -> Callable[[Array], Rough | None]:
-    """Who proposes neighbours in a loaded memory: a graph where one is wanted and pays, else what is quick and exact.
+    """Who proposes neighbours in a loaded memory: a graph if one is wanted, where no GPU searches sooner and exactly.
 
     Raises:
         BackendUnavailable: KNN_INDEX=hnsw without FAISS.
@@ -191,4 +192,4 @@ def proposer(settings: Settings) -> Callable[[Array], Rough | None]:
     if settings.knn_index != "hnsw":
         return quick_rows
     require_graphs()
-    return lambda rows: graph_rows(rows, half=settings.patchcore_faiss_fp16) or quick_rows(rows)
+    return lambda rows: lend(rows) or graph_rows(rows, half=settings.patchcore_faiss_fp16) or bf16_rows(rows)

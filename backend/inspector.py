@@ -42,8 +42,8 @@ from backend.results import (
     FitResult,
     InferResult,
     about_coreset,
+    about_frame,
     about_origin,
-    about_size,
     params_of,
     variant_of,
 )
@@ -263,7 +263,7 @@ class Inspector:
             *about_origin(key, model),
             *image.notices,
             *applied.notices,
-            *about_size(frame, mm_per_px, model),
+            *about_frame(frame, mm_per_px, model, masked=mask is not None),
         ]
         return InferResult(
             inspection=inspection,

@@ -29,6 +29,18 @@ def load_faiss() -> Any:
         return _loaded()
 
 
+@contextmanager
+def faiss_alone() -> Iterator[Any]:
+    """The module, while what this thread asks of it keeps to this thread: OpenMP has a number of threads for each."""
+    faiss = load_faiss()
+    team = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield faiss
+    finally:
+        faiss.omp_set_num_threads(team)
+
+
 @cache
 def _loaded() -> Any:
     with _core_type(best_core_type(_numpys_architecture(), _is_intel())):

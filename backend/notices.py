@@ -112,6 +112,18 @@ NOTICES: dict[str, tuple[str, str]] = {
         "mm_per_px es {got} y la memoria se hizo con {expected}: las áreas usan {got}.",
         "mm_per_px is {got} and the memory was made with {expected}: areas use {got}.",
     ),
+    "shape_missing": (
+        "La memoria solo conoce la pieza dentro de su shape y esta imagen llegó sin él: lo que la rodea cuenta.",
+        "The memory knows only the part inside its shape; this image came without one, and what is around it counts.",
+    ),
+    "shapes_differ": (
+        "Unas imágenes de esta memoria llegaron con shape y otras sin él: solo estas le enseñan lo que rodea la pieza.",
+        "Some images of this memory came with a shape and some without: these alone show it what is around the part.",
+    ),
+    "foreground_not_learnt": (
+        "FOREGROUND_MASK=pca no se aplicó: necesita imágenes enteras y no caben en {limit} MB (FIT_MEMORY_MB).",
+        "FOREGROUND_MASK=pca was not applied: it needs whole images, which do not fit in {limit} MB (FIT_MEMORY_MB).",
+    ),
     "bank_of_unknown_make": (
         "El memory bank dice embedding_version {version}, que no se conoce: se lee como {assumed}.",
         "The memory bank says embedding_version {version}, which is not known: it is read as {assumed}.",

@@ -22,6 +22,7 @@ from backend.coreset import (
     Coreset,
     Progress,
     checked,
+    coreset_of,
     coreset_size,
     kcenter_greedy,
     l2_normalize,
@@ -30,7 +31,7 @@ from backend.coreset import (
 from backend.coreset_passes import ChunkedCoreset, kcenter_greedy_chunked
 from backend.density import Spacing
 from backend.errors import BackendUnavailable, InvalidValue
-from backend.kernels import load_faiss
+from backend.kernels import faiss_alone, load_faiss
 from backend.spaces import ROWS, SearchSpace, Shortener, as_it_is
 from backend.utils import available_cores, blocks
 
@@ -59,9 +60,13 @@ _SPLIT = 1 << 28  # multiplications that are worth a thread of their own
 
 
 class Rough(Protocol):
-    """Rows in another form, in which near ones are found sooner."""
+    """Rows in another form, in which near ones are found sooner.
+
+    `alone`: a search keeps to the thread that asks, so that several may share one out.
+    """
 
     nbytes: int
+    alone: bool
 
     def nearest(self, q: Array, m: int) -> Found:
         """Lower bounds (T, m) of squared distances, ascending, and the rows they are of; no other row is nearer."""
@@ -124,12 +129,12 @@ class PatchCoreMemory:
         growing: bool = False,
         progress: Progress | None = None,
     ) -> PatchCoreMemory:
-        """The memory of a coreset of `emb` (N, D): as many rows by k-center greedy as `coreset_size` says.
+        """The memory of a coreset of `emb` (N, D): as many rows by k-center greedy as `coreset_size` says, or all.
 
         `growing`: it has a reserve, which takes `src`.
         """
         n = coreset_size(len(emb), coreset_rate, limit)
-        coreset = kcenter_greedy(emb, n, left=n if growing else 0, rng=rng, progress=progress)
+        coreset = coreset_of(emb, n, left=n if growing else 0, rng=rng, progress=progress)
         rows = coreset.indices
         memory = cls(emb[rows], backend=backend, src=None if src is None else np.asarray(src)[rows])
         memory.radius, memory.indices, memory.n_embeddings = coreset.radius, rows, len(emb)
@@ -139,7 +144,7 @@ class PatchCoreMemory:
 
     def quicken(self, rough: Callable[[Array], Rough | None]) -> None:
         """Have neighbours proposed by what `rough` makes of the rows, if anything; distances stay the same."""
-        if not self.kind and self._rough is None:
+        if self._rough is None:
             self._rough = rough(self.emb)
             self._short = None if self._rough else self._short
 
@@ -194,7 +199,8 @@ class PatchCoreMemory:
             raise InvalidValue(field="PATCHCORE_KNN_K", value=k, expected=">= 1")
         keep = self._kept(leave_out)
         k = min(k, len(self) if keep is None else len(keep))
-        workers = self._workers(len(q)) if self._rough is None or keep is not None else 1
+        alone = self._rough is None or self._rough.alone or keep is not None
+        workers = self._workers(len(q)) if alone else 1
         parts = max(workers, -(-len(q) // ROWS))
         found = _in_threads(workers, lambda part: self._nearest(part, k, keep), np.array_split(q, parts))
         distances, rows = zip(*found, strict=True)
@@ -372,13 +378,8 @@ def _search_faiss(q: Array, rows: Array, m: int) -> Found:
     OpenMP's team waits for its slowest member at every block of a search, which on a machine busy with other work
     costs several times the search; whole parts of the queries go to threads instead.
     """
-    faiss = load_faiss()
-    team = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # of this thread only: OpenMP keeps the number for each
-    try:
+    with faiss_alone() as faiss:
         squares, at = faiss.knn(q, rows, m)
-    finally:
-        faiss.omp_set_num_threads(team)
     return squares, at
 
 

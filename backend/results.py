@@ -75,14 +75,16 @@ def about_origin(key: ModelKey, model: FittedModel) -> list[Notice]:
     return [] if theirs == str(key) else [Notice("memory_of_other_model", {"theirs": theirs, "key": key})]
 
 
-def about_size(frame: Frame, mm_per_px: float, model: FittedModel) -> list[Notice]:
-    """What is to be said of an image's size and scale beside those the memory was fitted with."""
+def about_frame(frame: Frame, mm_per_px: float, model: FittedModel, *, masked: bool) -> list[Notice]:
+    """What is to be said of an image's size, scale and shape beside those the memory was fitted with."""
     notices = []
     if frame.scale < 1:
         notices.append(Notice("image_downscaled", {"megapixels": frame.height * frame.width / 1e6}))
     fitted = model.stored.metadata.get("mm_per_px")
     if isinstance(fitted, float) and abs(mm_per_px - fitted) > 0.01 * fitted:
         notices.append(Notice("mm_per_px_differs", {"got": mm_per_px, "expected": fitted}))
+    if model.knows_part_only and not masked:
+        notices.append(Notice("shape_missing"))
     return notices
 
 
@@ -112,8 +114,14 @@ def params_of(
 
 def about_coreset(embedded: Embedded, settings: Settings) -> list[Notice]:
     """What is to be said of how the rows of a memory were chosen."""
-    passes = Notice("fitted_in_passes", {"limit": f"{settings.fit_memory_mb:g}"})
-    return capped(embedded.n_embeddings, settings) + [passes] * (embedded.passes is not None)
+    return capped(embedded.n_embeddings, settings) + in_passes(embedded, settings)
+
+
+def in_passes(embedded: Embedded, settings: Settings) -> list[Notice]:
+    """That a memory was chosen in passes, if it was, and what could not be done for that reason."""
+    limit = {"limit": f"{settings.fit_memory_mb:g}"}
+    blind = [Notice("foreground_not_learnt", limit)] * (settings.foreground_mask == "pca")
+    return [] if embedded.passes is None else [Notice("fitted_in_passes", limit), *blind]
 
 
 def capped(n_embeddings: int, settings: Settings) -> list[Notice]:
@@ -127,5 +135,5 @@ def variant_of(settings: Settings, extractor: Extractor, embedded: Embedded) -> 
     return Variant(
         distance=settings.patchcore_distance,
         widths=widths_of(extractor) if settings.patchcore_memories == "separate" else (),
-        foreground=settings.foreground_mask == "pca" and not embedded.masked,
+        foreground=settings.foreground_mask == "pca" and not embedded.masked and embedded.passes is None,
     )

@@ -1,7 +1,9 @@
 """Folders of labelled images: MVTec AD's layout and the station's own, read into one form.
 
 MVTec AD   <set>/train/good · <set>/test/<class> · <set>/ground_truth/<class>/<stem>_mask.*
-station    <role>/<roi>/ok · <role>/<roi>/ng, with a .json beside an image that knows more of it
+station    <role>/<roi>/ok · <role>/<roi>/ng
+
+A .json beside an image may know more of it: its `shape` and `mm_per_px`.
 """
 
 from __future__ import annotations
@@ -84,11 +86,11 @@ def images_of(folder: Path) -> list[Path]:
 def _mvtec(folder: Path) -> InspectionSet:
     classes = sorted(p for p in (folder / "test").iterdir() if p.is_dir()) if (folder / "test").is_dir() else []
     test = [
-        LabelledImage(path, kind.name, _mask_of(folder / "ground_truth" / kind.name, path.stem))
+        replace(_with_sidecar(path, kind.name), mask=_mask_of(folder / "ground_truth" / kind.name, path.stem))
         for kind in classes
         for path in images_of(kind)
     ]
-    train = [LabelledImage(path, GOOD) for path in images_of(folder / "train" / GOOD)]
+    train = [_with_sidecar(path, GOOD) for path in images_of(folder / "train" / GOOD)]
     return InspectionSet(folder.name, tuple(train), tuple(test))
 
 

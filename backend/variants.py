@@ -6,16 +6,16 @@ beside their rows is stored with them, so a memory keeps measuring the way it wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.coreset import Array, Progress, coreset_size, kcenter_greedy
+from backend.coreset import Array, Progress, coreset_of, coreset_size
 from backend.foreground import Foreground
-from backend.patchcore import Backend, PatchCoreMemory, l2_normalize
+from backend.patchcore import Backend, PatchCoreMemory, Rough, l2_normalize
 
 Distance = Literal["l2", "cosine", "mahalanobis"]
 Extras = Mapping[str, NDArray[Any]]
@@ -129,6 +129,11 @@ class VariantMemory(PatchCoreMemory):
         ]
         self.backend = self.parts[0].backend
 
+    def quicken(self, rough: Callable[[Array], Rough | None]) -> None:
+        """See PatchCoreMemory.quicken; of each part."""
+        for part in self.parts:
+            part.quicken(rough)
+
     @property
     def nbytes(self) -> int:
         """Bytes the memory holds in RAM."""
@@ -204,7 +209,7 @@ def build_memory(  # noqa: PLR0913 - those of PatchCoreMemory.build, and two
         emb, src = emb[kept], None if src is None else src[kept]
     space, n = Space.learnt(emb, variant), coreset_size(len(emb), coreset_rate, limit)
     parts = range(len(space.spans))
-    chosen = [kcenter_greedy(space.view(emb, part), n, rng=rng, progress=progress) for part in parts]
+    chosen = [coreset_of(space.view(emb, part), n, rng=rng, progress=progress) for part in parts]
     n = min(len(coreset.indices) for coreset in chosen)
     rows = [coreset.indices[:n] for coreset in chosen]
     joined = [space.unit(emb[rows[part]], part) for part in parts]

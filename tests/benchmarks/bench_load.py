@@ -21,8 +21,9 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backend.bench import BOUNDARY, connect, extractor_of, fitted, multipart, own_settings, served
+from backend.bench import BOUNDARY, connect, fitted, multipart, own_settings, served
 from backend.bench_stages import Bench, encoded, pictures
+from backend.host import extractor_for
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch:
         settings, _ = own_settings(Path(scratch), rng)
-        bench = Bench.of(extractor_of(settings), rng)
+        bench = Bench.of(extractor_for(settings), rng)
         bare = [bench.forward_once() for _ in range(20)]
         with served(settings) as (port, pid):
             fitted(port, given.images, "png", rng)
