@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,6 +89,18 @@ def test_pixels_count_where_masks_say_where_the_defect_is(result: SetResult) -> 
 
 def test_rates_are_given_for_each_calibration_that_leaves_parts_to_judge(result: SetResult) -> None:
     assert [(r.n_ok, r.n_ng) for r in result.rates] == [(10, 0), (10, 1), (10, 2), (10, 3)]
+
+
+def test_a_shape_beside_a_training_image_keeps_to_the_part_in_the_memory(plates: Path, tmp_path: Path) -> None:
+    masked = tmp_path / "plates"
+    shutil.copytree(plates, masked)
+    for path in (masked / "train" / "good").glob("*.png"):
+        path.with_suffix(".json").write_text(
+            json.dumps({"shape": {"kind": "rect", "x": 40, "y": 30, "w": 40, "h": 30}})
+        )
+    with Evaluator(Settings(**SETTINGS)) as evaluator:
+        rows = [evaluator.run(read_set(root)).cost.memory_rows for root in (plates, masked)]
+    assert 0 < rows[1] < rows[0] / 2
 
 
 def test_few_shots_are_fitted_on_few_parts(result: SetResult) -> None:

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from scipy.spatial.distance import mahalanobis
 
 from backend.app import create_app
+from backend.approximate import GraphRows
 from backend.config import Settings, load_settings
 from backend.errors import InvalidSettings
 from backend.features import RGB, build_extractor, grid_of, token_grid
@@ -193,6 +194,23 @@ def test_a_memory_measures_the_same_after_it_was_stored(rows: Array, variant: Va
         np.testing.assert_array_equal(found, own.distances(rows[:10], k, leave_out=leave_out))
 
 
+@pytest.mark.parametrize(
+    "variant", [Variant(distance="cosine"), Variant(widths=(2, 4)), Variant(distance="mahalanobis")]
+)
+def test_every_part_is_searched_by_what_quickens_it(rows: Array, variant: Variant) -> None:
+    plain, quick = memory(rows, variant), memory(rows, variant)
+    asked: list[Array] = []
+
+    def graph(given: Array) -> GraphRows:
+        asked.append(given)
+        return GraphRows(given)
+
+    quick.quicken(graph)
+    assert len(asked) == max(1, len(variant.widths))
+    assert quick.nbytes > plain.nbytes
+    np.testing.assert_allclose(quick.distances(rows[::-1]), plain.distances(rows[::-1]), atol=1e-6)
+
+
 def test_leaving_an_image_out_leaves_out_its_rows_in_every_part(rows: Array) -> None:
     src = np.repeat(np.arange(2, dtype=np.int32), 100)
     own = memory(rows, Variant(widths=(2, 4)), src=src)
@@ -284,6 +302,18 @@ def test_score_then_speaks_of_the_part_alone(client: Any) -> None:
     assert known["score"] == pytest.approx(0, abs=1e-5)
     assert known["stats"]["max"] == pytest.approx(0, abs=1e-5)
     assert other["score"] > 0.2
+
+
+def test_a_shape_that_is_missing_is_missed(client: Any) -> None:
+    good = [part_image(n, junk=True) for n in range(3)]
+    known = "solo conoce la pieza dentro de su shape"
+    post(client, "/fit_ok", good[:2], shape=json.dumps(CIRCLE))
+    assert not any(known in text for text in post(client, "/infer", good[:1], shape=json.dumps(CIRCLE))["warnings"])
+    assert any(known in text for text in post(client, "/infer", good[:1])["warnings"])
+    grown = post(client, "/fit_ok", good[2:], memory_fit="true")
+    assert any("otras sin él" in text for text in grown["warnings"])
+    again = post(client, "/fit_ok", [part_image(7, junk=True)], memory_fit="true", shape=json.dumps(CIRCLE))
+    assert not any("otras sin él" in text for text in again["warnings"])
 
 
 def test_samples_bring_their_own_shapes_to_a_fit(client: Any) -> None:

@@ -475,6 +475,12 @@ class TestMemory:
         x = gaussian(np.random.default_rng(1), 300, 8)
         assert len(PatchCoreMemory.build(x, 0.5, limit=40)) == 40
 
+    def test_a_memory_of_everything_is_everything_as_it_came(self, rng: np.random.Generator) -> None:
+        x = l2_normalize(rng.standard_normal((60_000, 8)).astype(np.float32))
+        memory = PatchCoreMemory.build(x, 1.0, limit=10**7, src=np.arange(60_000, dtype=np.int32), growing=True)
+        np.testing.assert_array_equal(memory.emb, x)
+        assert memory.radius == 0 and memory.reserve is not None and len(memory.reserve.emb) == 0
+
     def test_keeps_the_rows_it_is_given(self) -> None:
         rows = l2_normalize(gaussian(np.random.default_rng(2), 30, 8))
         memory = PatchCoreMemory(rows)

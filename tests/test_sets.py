@@ -61,6 +61,16 @@ def test_station_sidecars_give_shape_and_scale(station: Path) -> None:
     assert bad.shape.as_dict() == {"kind": "circle", "cx": 20.0, "cy": 20.0, "r": 9.0}
 
 
+def test_mvtec_images_may_have_sidecars_too(mvtec: Path) -> None:
+    shape = {"kind": "circle", "cx": 20, "cy": 20, "r": 9}
+    for path in (mvtec / "train" / "good" / "001.json", mvtec / "test" / "dent" / "c.json"):
+        path.write_text(json.dumps({"shape": shape, "mm_per_px": 0.5}))
+    found = read_set(mvtec)
+    assert [image.mm_per_px for image in found.train] == [None, 0.5, None, None, None]
+    dented = next(image for image in found.test if image.path.name == "c.bmp")
+    assert dented.mask is not None and dented.shape is not None and dented.mm_per_px == 0.5
+
+
 def test_few_are_drawn_without_repetition_and_the_test_images_stay(mvtec: Path) -> None:
     whole = read_set(mvtec)
     few = whole.few(3, np.random.default_rng(4))
