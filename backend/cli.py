@@ -30,6 +30,7 @@ Role = Annotated[str, typer.Option(help="role_id of the model.")]
 Roi = Annotated[str, typer.Option(help="roi_id of the model.")]
 Recipe = Annotated[str, typer.Option(help="Recipe of the model.")]
 MmPerPx = Annotated[float, typer.Option(min=1e-6, help="Millimetres per pixel.")]
+ShapeJson = Annotated[str | None, typer.Option("--shape", help="JSON of the part's shape inside the ROI.")]
 
 
 def main() -> None:
@@ -99,13 +100,15 @@ def fit(
     roi: Roi = "default",
     recipe: Recipe = "default",
     mm_per_px: MmPerPx = 1.0,
+    shape: ShapeJson = None,
 ) -> None:
     """Build the memory of a model from a folder of good parts."""
+    from backend.roi_mask import parse_shape
     from backend.storage import ModelKey
 
-    key, paths = ModelKey.of(role, roi, recipe), images_in([folder])
+    key, mask, paths = ModelKey.of(role, roi, recipe), parse_shape(shape), images_in([folder])
     with _Session(load_settings()) as session:
-        result = session.inspector.fit(key, _files(paths), mm_per_px=mm_per_px, job=session.job())
+        result = session.inspector.fit(key, _files(paths, mask), mm_per_px=mm_per_px, job=session.job())
         session.warn(result.warnings)
     console.print(f"{key}: {len(paths)} images, {result.coreset_size} rows, model version ", end="")
     console.print(result.metadata["model_version"])
@@ -118,7 +121,7 @@ def infer(
     roi: Roi = "default",
     recipe: Recipe = "default",
     mm_per_px: MmPerPx = 1.0,
-    shape: Annotated[str | None, typer.Option(help="JSON of the part's shape inside the ROI.")] = None,
+    shape: ShapeJson = None,
     out: Annotated[Path, typer.Option(help="Folder for the overlay pictures.")] = Path("overlays"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")] = False,
 ) -> None:
@@ -311,7 +314,7 @@ def _shown_job(progress: Progress) -> Job:
     return Shown()
 
 
-def _files(paths: list[Path]) -> list[Any]:
+def _files(paths: list[Path], shape: Any = None) -> list[Any]:
     from backend.fitting import ImageFile
 
-    return [ImageFile.named(path.name, path.read_bytes) for path in paths]
+    return [ImageFile.named(path.name, path.read_bytes, shape) for path in paths]

@@ -35,6 +35,14 @@ def run(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+def test_a_fit_may_be_told_what_the_part_is(desk: Path) -> None:
+    rows = []
+    for shape in ([], ["--shape", '{"kind": "circle", "cx": 56, "cy": 56, "r": 20}']):
+        assert run("fit", desk / "good", "--roi", "Disc", *shape).exit_code == 0
+        rows.append(json.loads(next(desk.rglob("manifest.json")).read_text())["n_embeddings"])
+    assert 0 < rows[1] < rows[0] / 2
+
+
 def test_a_folder_is_fitted_and_its_model_is_on_disk(desk: Path) -> None:
     result = run("fit", desk / "good", "--role", "Line", "--roi", "Disc", "--recipe", "r2", "--mm-per-px", 0.2)
     assert result.exit_code == 0, result.output
