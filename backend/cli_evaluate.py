@@ -54,7 +54,7 @@ def evaluate(
 ) -> None:
     """Measure the service on labelled images with the field's own figures; leave a report."""
     from backend.evaluate import Evaluator
-    from backend.report import SUMMARY, html_report, summary_row
+    from backend.report import SUMMARY, html_report, listings, summary_row
     from backend.sets import read_set
 
     given, results = [read_set(folder) for folder in sets], []
@@ -64,7 +64,12 @@ def evaluate(
             Evaluator(_settings_for(name, preset), remember=bool(shots), progress=bars.show) as evaluator,
         ):
             results += [evaluator.run(one, shots=shots or (), draws=seeds) for one in given]
-    _print_table(SUMMARY, [summary_row(result) for result in results], stderr=as_json == Path("-"))
+    to_stderr = as_json == Path("-")
+    for result in results:
+        for listing in listings(result):
+            title = f"{result.set_name} · {result.model}: {listing.title.lower()}"
+            _print_table(listing.header, listing.rows, title=title, stderr=to_stderr)
+    _print_table(SUMMARY, [summary_row(result) for result in results], title="summary", stderr=to_stderr)
     command = f"python -m backend {shlex.join(sys.argv[1:])}"
     report.write_text(html_report(results, command=command), encoding="utf-8")
     console.print(f"report: {report}", highlight=False)
@@ -73,9 +78,9 @@ def evaluate(
         sys.stdout.write(text) if as_json == Path("-") else as_json.write_text(text, encoding="utf-8")
 
 
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, stderr: bool) -> None:
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str, stderr: bool) -> None:
     """A table that leaves out no digit: long cells go on in the next line, a file or pipe is wide enough."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), title=title, title_justify="left")
     for name in header:
         table.add_column(name, overflow="fold")
     for row in rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -13,8 +14,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from backend.calib import choose_threshold
-from backend.evaluation import roc_points
-from backend.measured import Figures, SetResult, Shown
+from backend.evaluation import Rates, roc_points
+from backend.measured import FewShot, Figures, SetResult, Shown
 
 HEADINGS = {
     "miss": "Defective parts that score lowest",
@@ -58,6 +59,13 @@ SUMMARY = [
     "fit s", "ms/image", "memory MB",
 ]  # fmt: skip
 
+FIGURES = ["image AUROC", "AP", "F1-max", "pixel AUROC", "AUPRO 30 %"]
+RATES = ["calibrated with", "threshold", "good rejected", "range", "defects missed", "range"]
+HOW_RATES = (
+    "The threshold is chosen from the parts drawn, the rates are those of the other parts; means over repeated draws, "
+    "and the range of nine draws in ten."
+)
+
 
 def summary_row(result: SetResult) -> list[str]:
     """The figures of one result as text, under SUMMARY."""
@@ -86,49 +94,52 @@ def _section(result: SetResult) -> str:
             f"<p>Fitted on {result.n_train} good parts; tested on {counts}.</p>",
             f"<p class=note>{escape(settings)}</p>",
             f'<div class=plots><img alt="histogram of the scores, and ROC" src="{_plots(result)}"></div>',
-            "<h3>Classes</h3>",
-            _table(
-                ["class", "images", "image AUROC", "AP", "F1-max", "pixel AUROC", "AUPRO 30 %"],
-                [_class_row(kind, result.counts[kind], found) for kind, found in result.classes.items()],
-            ),
-            "<h3>What a calibration would do</h3>",
-            "<p class=note>The threshold is chosen from the parts drawn, the rates are those of the other parts; "
-            "means over repeated draws, and the range of nine draws in ten.</p>",
-            _rates(result),
-            _few(result),
+            *[_listing(listing) for listing in listings(result)],
             *[_gallery(why, result) for why in HEADINGS],
         ]
     )
 
 
-def _rates(result: SetResult) -> str:
-    rows = [
-        [
-            f"{r.n_ok} OK, {r.n_ng} NG",
-            f"{r.threshold:.4f}",
-            f"{r.false_reject:.1%}",
-            f"{r.false_reject_range[0]:.1%}–{r.false_reject_range[1]:.1%}",
-            f"{r.miss:.1%}",
-            f"{r.miss_range[0]:.1%}–{r.miss_range[1]:.1%}",
-        ]
-        for r in result.rates
+@dataclass(frozen=True)
+class Listing:
+    """A table of figures, with a title and a note on how to read it."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def listings(result: SetResult) -> list[Listing]:
+    """The figures of a result beyond its summary: by class, of calibrations, and with few good parts if asked for."""
+    classes = [_class_row(kind, result.counts[kind], found) for kind, found in result.classes.items()]
+    every = [
+        Listing("Classes", ["class", "images", *FIGURES], classes),
+        Listing("What a calibration would do", RATES, [_rates_row(rates) for rates in result.rates], HOW_RATES),
+        Listing("With few good parts", ["good parts", *FIGURES], [_few_row(few) for few in result.few]),
     ]
-    return _table(["calibrated with", "threshold", "good rejected", "range", "defects missed", "range"], rows)
+    return [listing for listing in every if listing.rows]
 
 
-def _few(result: SetResult) -> str:
-    if not result.few:
-        return ""
-
-    def text(pair: tuple[float, float] | None) -> str:
-        return f"{pair[0]:.4f} ± {pair[1]:.4f}" if pair else "–"
-
-    rows = [
-        [f"{f.shots} ({f.draws} draws)", *(text(v) for v in (f.auroc, f.ap, f.f1_max, f.pixel_auroc, f.aupro))]
-        for f in result.few
+def _rates_row(rates: Rates) -> list[str]:
+    return [
+        f"{rates.n_ok} OK, {rates.n_ng} NG",
+        f"{rates.threshold:.4f}",
+        f"{rates.false_reject:.1%}",
+        f"{rates.false_reject_range[0]:.1%}–{rates.false_reject_range[1]:.1%}",
+        f"{rates.miss:.1%}",
+        f"{rates.miss_range[0]:.1%}–{rates.miss_range[1]:.1%}",
     ]
-    header = ["good parts", "image AUROC", "AP", "F1-max", "pixel AUROC", "AUPRO 30 %"]
-    return "<h3>With few good parts</h3>" + _table(header, rows)
+
+
+def _few_row(few: FewShot) -> list[str]:
+    values = (few.auroc, few.ap, few.f1_max, few.pixel_auroc, few.aupro)
+    return [f"{few.shots} ({few.draws} draws)", *(f"{v[0]:.4f} ± {v[1]:.4f}" if v else "–" for v in values)]
+
+
+def _listing(listing: Listing) -> str:
+    note = f"<p class=note>{escape(listing.note)}</p>" if listing.note else ""
+    return f"<h3>{escape(listing.title)}</h3>{note}" + _table(listing.header, listing.rows)
 
 
 def _class_row(kind: str, n: int, figures: Figures) -> list[str]:
