@@ -99,7 +99,7 @@ def kcenter_greedy(
     Raises:
         InvalidValue: `x` is empty or not finite, `n` < 1 without `centres`, `first` out of range, widths differ.
     """
-    x = checked(x, "embeddings")
+    x = _shaped(x, "embeddings", None)
     if n < (1 if centres is None else 0):
         raise InvalidValue(field="coreset", value=n, expected=">= 1")
     with _own_threads() as each:
@@ -146,11 +146,16 @@ def _first_row(n_rows: int, first: int | None, rng: np.random.Generator | None) 
 
 def checked(x: Array, field: str, dim: int | None = None) -> Array:
     """`x` as contiguous float32 (N, D), N ≥ 1, finite, of width `dim` if given; otherwise InvalidValue on `field`."""
+    x = _shaped(x, field, dim)
+    if not all(np.isfinite(x[rows]).all() for rows in blocks(len(x), BLOCK)):
+        raise InvalidValue(field=field, value="NaN or infinity", expected="finite numbers")
+    return x
+
+
+def _shaped(x: Array, field: str, dim: int | None) -> Array:
     x = np.ascontiguousarray(x, dtype=np.float32)
     if x.ndim != 2 or x.size == 0 or (dim is not None and x.shape[1] != dim):
         raise InvalidValue(field=field, value=f"shape {x.shape}", expected=f"(N, {dim or 'D'}), N >= 1")
-    if not all(np.isfinite(x[rows]).all() for rows in blocks(len(x), BLOCK)):
-        raise InvalidValue(field=field, value="NaN or infinity", expected="finite numbers")
     return x
 
 
@@ -178,6 +183,8 @@ class _Traversal:
         if old is not None and n_old:
             self.centres[:n_old] = checked(old, "centres", x.shape[1])
         self._restart(np.dtype(np.float32))
+        if not np.isfinite(self.half).all():
+            checked(x, "embeddings")  # squares may also overflow
 
     def _restart(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
@@ -193,8 +200,12 @@ class _Traversal:
 
     def _halves(self, x: Array) -> NDArray[Any]:
         halves = np.empty(len(x), self.dtype)
-        for rows in blocks(len(x), BLOCK):
+
+        def halve(rows: slice) -> None:
             halves[rows] = square_norms(x[rows].astype(self.dtype, copy=False)) / 2
+
+        for _ in self.each(halve, blocks(len(x), BLOCK)):
+            pass
         return halves
 
     def add(self, row: int) -> None:

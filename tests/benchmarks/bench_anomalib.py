@@ -23,6 +23,7 @@ from backend.features import Runtime, build_extractor, grid_of, prepare
 from backend.features_weights import write_random_weights
 from backend.infer import Frame, InferenceEngine, Scoring
 from backend.patchcore import PatchCoreMemory, kcenter_greedy
+from backend.utils import few_threads_each
 from tests.benchmarks.bench_greedy import embeddings, seconds
 
 
@@ -44,6 +45,7 @@ def compare_patchcore(side: int, n: int, rate: float, repeats: int) -> None:
     rng = np.random.default_rng(0)
     images = pictures(n, side, rng)
     fitted, inspected = theirs_of(images, rate, repeats)
+    few_threads_each()  # as the service has it, once anomalib has been timed with all threads
     print(f"PatchCore ResNet18 {side}², {n} images, coreset {rate:.0%}, without HTTP:")
     print(f"  anomalib: fit {fitted:.2f} s, inspection {1000 * inspected:.1f} ms")
     runtimes: tuple[Runtime, ...] = ("torch", "auto")
