@@ -75,6 +75,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "INPUT_SIZE=448": {"input_size": 448},
     "PRESET=recommended": {"preset": "recommended"},
     "PRESET=recommended, TOKEN_BLUR=0": {"preset": "recommended", "token_blur": 0.0},
+    "PRESET=recommended, FOREGROUND_MASK=pca": {"preset": "recommended", "foreground_mask": "pca"},
     "PRESET=recommended, SCORE_METHOD=max": {"preset": "recommended", "score_method": "max"},
     "PRESET=recommended, SCORE_METHOD=top_mean": {
         "preset": "recommended",
@@ -223,10 +224,13 @@ def spots(
     input_size: int = 448,
     images: Annotated[int, typer.Option(help="Held-out good parts that get spots.")] = 10,
 ) -> None:
-    """How large a spot must be to score above every held-out good part, with plain p99 and as recommended."""
+    """How large a spot must be to score above every held-out good part, scored in three ways."""
     name, _, weights = model.partition("=")
     base = {"model_name": name, "weights": weights or "auto", "input_size": input_size}
-    ways: dict[str, dict[str, Any]] = {"default (p99)": {}, "PRESET=recommended": {"preset": "recommended"}}
+    ways: dict[str, dict[str, Any]] = {
+        "default (p99)": {},
+        **{title: COMMON[title] for title in ("PRESET=recommended", "PRESET=recommended, FOREGROUND_MASK=pca")},
+    }
     _line(["set", "spot", "scored as", *[f"{share:.3%}" for share in AREAS], "area found"])
     _line(["---"] * (len(AREAS) + 4))
     with tempfile.TemporaryDirectory() as folder:
