@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend import approximate
+from backend import accelerator, approximate
+from backend.accelerator import DeviceRows
 from backend.approximate import GraphRows
 from backend.config import Settings
 from backend.errors import BackendUnavailable
@@ -96,10 +97,14 @@ def test_graphs_are_for_large_memories_and_for_those_who_ask(
     rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = clustered(rng, 200)
+    monkeypatch.setattr(accelerator, "device", lambda: None)
     asked = proposer(Settings(models_dir=tmp_path, knn_index="hnsw"))
     assert asked(rows) is None
     monkeypatch.setattr(approximate, "GRAPH_FROM", 100)
     assert isinstance(asked(rows), GraphRows)
+    monkeypatch.setattr(accelerator, "device", lambda: "cpu")
+    assert isinstance(asked(rows), DeviceRows)  # sooner still, and exact
+    monkeypatch.setattr(accelerator, "device", lambda: None)
     assert proposer(Settings(models_dir=tmp_path))(rows) is None
 
 

@@ -96,6 +96,7 @@ def as_if_there_were_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_extractors_gpu_is_preferred_at_any_size(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = clustered(rng, 300, 32, 0.1)
+    monkeypatch.setattr(accelerator, "device", lambda: None)
     assert quick_rows(rows) is None
     as_if_there_were_a_gpu(monkeypatch)
     assert isinstance(quick_rows(rows), DeviceRows)
