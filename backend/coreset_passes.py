@@ -52,7 +52,7 @@ def kcenter_greedy_chunked(
         n: rows to choose in the end.
         rate: part of each bufferful that is kept; n over the number of all rows at least, more for a better choice.
         budget: bytes for the buffer, the rows kept and the result; rows kept beyond it are reduced to `n` on the way.
-        buffer_rows: rows gathered for one pass.
+        buffer_rows: rows gathered for one pass, if that is no more than half of the budget.
         centres: (M, D) rows chosen earlier; the last pass continues from them.
         rng: draws the first row; row 0 without it. Not used with `centres`.
         progress: called with (chunks seen, 0) while they go by, then with (chosen so far, n).
@@ -107,14 +107,17 @@ class _Passes:
         self.kept: _Bag | None = None
 
     def _open(self, dim: int) -> _Bag:
-        self.fresh = _Bag(self.buffer_rows, dim)
+        affordable = self.budget // (4 * dim)
+        self.fresh = _Bag(min(self.buffer_rows, max(1, affordable // 2)), dim)
         return self.fresh
 
-    def _shelf(self, dim: int) -> _Bag:
-        rows = self.budget // (4 * dim) - self.buffer_rows - self.n
+    def _shelf(self, fresh: _Bag) -> _Bag:
+        row = 4 * fresh.x.shape[1]
+        rows = self.budget // row - len(fresh.x) - self.n
         if rows < 2 * self.n:
-            raise InvalidValue(field="FIT_MEMORY_MB", value=self.budget >> 20, expected=f"room for {3 * self.n} rows")
-        self.kept = _Bag(rows, dim)
+            needed = -(-6 * self.n * row >> 20)
+            raise InvalidValue(field="FIT_MEMORY_MB", value=self.budget >> 20, expected=f">= {needed}")
+        self.kept = _Bag(rows, fresh.x.shape[1])
         return self.kept
 
     def feed(self, chunk: Array, number: int) -> None:
@@ -133,7 +136,7 @@ class _Passes:
 
     def _reduce(self, fresh: _Bag) -> None:
         """Move a selection of the buffer to the rows kept."""
-        kept = self.kept or self._shelf(fresh.x.shape[1])
+        kept = self.kept or self._shelf(fresh)
         covered = fresh.reduce(max(1, round(self.rate * fresh.n)))
         if kept.room < fresh.n:
             self.radius += kept.reduce(self.n)

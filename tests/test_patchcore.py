@@ -261,6 +261,18 @@ class TestPasses:
         assert len(coreset.rows) == 60
         assert whole.radius * 0.5 <= actual <= min(coreset.radius, whole.radius * 2)
 
+    def test_a_small_budget_does_with_a_small_buffer_and_a_smaller_one_says_how_much_is_needed(self) -> None:
+        chunks = [gaussian(np.random.default_rng(seed), 2000, 64) for seed in range(30)]
+        mb = 1 << 20
+        with pytest.raises(InvalidValue, match=r"FIT_MEMORY_MB: the value 1 is not valid; expected >= 3\b"):
+            kcenter_greedy_chunked(chunks, 2000, rate=0.07, budget=mb)
+        tracemalloc.start()
+        coreset = kcenter_greedy_chunked(iter(chunks), 2000, rate=0.07, budget=3 * mb)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(coreset.rows) == 2000
+        assert peak < 12 * mb < sum(chunk.nbytes for chunk in chunks)
+
     def test_the_radius_counts_rows_that_were_dropped_on_the_way(self) -> None:
         chunks = [np.full((2, 1), at, np.float32) for at in (0, 10, 4, 10, 0)]
         coreset = kcenter_greedy_chunked(chunks, 2, rate=0.5, buffer_rows=2, budget=(4 + 2 + 2) * 4)
