@@ -24,8 +24,8 @@ class GraphRows:
 
     What it proposes are true rows, and who asks measures them: where it misses the nearest, the distance to the rows
     comes out too large and never too small, so that no defect looks nearer to the good parts than it is. Where density
-    weighs distances the row that is found decides by how much, and one that is not the nearest can weigh more. The
-    graph is the same each time it is made.
+    weighs distances the row that is found decides by how much, and one that is not the nearest can weigh more. Of rows
+    that many others equal it finds fewer. The graph is the same each time it is made.
 
     Args:
         rows: (N, D) float32.
@@ -40,7 +40,7 @@ class GraphRows:
             self._index.train(rows)
             self._index.add(rows)
         self._slack = _ROUNDING[half] * float(np.sqrt(np.einsum("nd,nd->n", rows, rows).max()))
-        self.nbytes = rows.nbytes // (1 + half) + 8 * _LINKS * len(rows)
+        self.nbytes = _graph_bytes(rows, half)
 
     def nearest(self, q: Array, m: int) -> tuple[Array, NDArray[np.int64]]:
         """Lower bounds of squared distances (T, m), ascending, and the rows they are of; a nearer one may be missed."""
@@ -60,9 +60,17 @@ def _empty_graph(faiss: Any, width: int, half: bool) -> Any:
     return index
 
 
-def graph_rows(rows: Array, *, half: bool = False) -> GraphRows | None:
-    """The rows as a graph, if there are GRAPH_FROM of them."""
-    return GraphRows(rows, half=half) if len(rows) >= GRAPH_FROM else None
+def graph_rows(rows: Array, *, half: bool = False, room: float = np.inf) -> GraphRows | None:
+    """The rows as a graph, if there are GRAPH_FROM of them and both together take no more than `room` bytes.
+
+    A model that no cache can keep would have its graph made anew for each inspection.
+    """
+    pays = len(rows) >= GRAPH_FROM and rows.nbytes + _graph_bytes(rows, half) <= room
+    return GraphRows(rows, half=half) if pays else None
+
+
+def _graph_bytes(rows: Array, half: bool) -> int:
+    return rows.nbytes // (1 + half) + 8 * _LINKS * len(rows)
 
 
 def require_graphs() -> None:

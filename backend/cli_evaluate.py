@@ -64,18 +64,18 @@ def evaluate(
             Evaluator(_settings_for(name, preset), remember=bool(shots), progress=bars.show) as evaluator,
         ):
             results += [evaluator.run(one, shots=shots or (), draws=seeds) for one in given]
-    to_stderr = as_json == Path("-")
-    for result in results:
-        for listing in listings(result):
-            title = f"{result.set_name} · {result.model}: {listing.title.lower()}"
-            _print_table(listing.header, listing.rows, title=title, stderr=to_stderr)
-    _print_table(SUMMARY, [summary_row(result) for result in results], title="summary", stderr=to_stderr)
     command = f"python -m backend {shlex.join(sys.argv[1:])}"
     report.write_text(html_report(results, command=command), encoding="utf-8")
     console.print(f"report: {report}", highlight=False)
     if as_json:
         text = json.dumps([result.as_dict() for result in results], ensure_ascii=False, indent=1, default=str)
         sys.stdout.write(text) if as_json == Path("-") else as_json.write_text(text, encoding="utf-8")
+    to_stderr = as_json == Path("-")
+    for result in results:
+        for listing in listings(result):
+            title = f"{result.set_name} · {result.model}: {listing.title.lower()}"
+            _print_table(listing.header, listing.rows, title=title, stderr=to_stderr)
+    _print_table(SUMMARY, [summary_row(result) for result in results], title="summary", stderr=to_stderr)
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str, stderr: bool) -> None:
@@ -86,7 +86,8 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title:
     for row in rows:
         table.add_row(*row)
     stream = sys.stderr if stderr else sys.stdout
-    Console(file=stream, width=None if stream.isatty() else WIDTH_OF_FILES).print(table)
+    width = None if stream.isatty() else WIDTH_OF_FILES
+    Console(file=stream, width=width, markup=False, emoji=False).print(table)
 
 
 def _settings_for(model: str, preset: str | None) -> Settings:

@@ -114,12 +114,19 @@ def kcenter_greedy(
 
 
 def coreset_of(
-    x: Array, n: int, *, left: int = 0, rng: np.random.Generator | None = None, progress: Progress | None = None
+    x: Array,
+    n: int,
+    *,
+    centres: Array | None = None,
+    left: int = 0,
+    rng: np.random.Generator | None = None,
+    progress: Progress | None = None,
 ) -> Coreset:
-    """What a fit keeps of `x`: `n` rows by `kcenter_greedy`, or all of them as they come, where it is to keep all."""
+    """What a memory keeps of `x`: `n` rows by `kcenter_greedy`, or all as they come, where it is to keep them all."""
     if n < len(x):
-        return kcenter_greedy(x, n, left=left, rng=rng, progress=progress)
-    return Coreset(np.arange(len(x), dtype=np.int64), 0.0, np.inf, np.empty(0, np.int64), 0.0)
+        return kcenter_greedy(x, n, centres=centres, left=left, rng=rng, progress=progress)
+    before = np.inf if centres is None or n == 0 else kcenter_greedy(x, 0, centres=centres).radius
+    return Coreset(np.arange(len(x), dtype=np.int64), 0.0, before, np.empty(0, np.int64), 0.0)
 
 
 @contextmanager

@@ -21,7 +21,10 @@ from backend.host import WEIGHTS_DIR
 
 Level = Literal["ok", "note", "bad"]
 PACKAGES = ("fastapi", "starlette", "uvicorn", "torch", "timm", "faiss-cpu", "scikit-learn", "numpy", "openvino")
-OPTIONAL = {"faiss-cpu": "scikit-learn searches instead", "openvino": "torch runs the network, several times slower"}
+OPTIONAL = {
+    "faiss-cpu": "scikit-learn searches instead, and KNN_INDEX=hnsw is refused",
+    "openvino": "torch runs the network, several times slower",
+}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import PurePath
@@ -70,7 +70,7 @@ class Embedded:
     """Embeddings of a set of images: emb (N, D) float32, src (N,) int32 image numbers, digests of the files.
 
     `counts`: rows of each image: all its tokens, or those that touch the part where a shape says what that is.
-    `masked`: whether any shape did.
+    `shaped`: of each image whether it came with a shape; empty where none did.
     `passes`: what chose emb, when there are more embeddings than memory was given for.
     """
 
@@ -79,8 +79,18 @@ class Embedded:
     grid: Grid
     digests: list[str]
     counts: list[int]
-    masked: bool = False
+    shaped: list[bool] = field(default_factory=list)
     passes: ChunkedCoreset | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Whether all images came with a shape: what lies beside the part is in none of the embeddings."""
+        return bool(self.shaped) and all(self.shaped)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some images came with a shape and others without."""
+        return any(self.shaped) and not all(self.shaped)
 
     @property
     def n_embeddings(self) -> int:
@@ -181,8 +191,8 @@ def embed_images(
     else:
         passes = budget.choose(embedded(), len(files) * tokens)
         emb, src = passes.rows, passes.chunk.astype(np.int32)
-    masked = any(image.inside is not None for image in seen)
-    return Embedded(emb, src, first.grid, [image.digest for image in seen], counts, masked, passes)
+    shaped = [image.inside is not None for image in seen]
+    return Embedded(emb, src, first.grid, [image.digest for image in seen], counts, shaped, passes)
 
 
 def _gathered(chunks: Iterator[NDArray[np.float32]], most: int, dim: int) -> NDArray[np.float32]:
@@ -222,7 +232,7 @@ def embed_good_parts(
     src = numbers[embedded.src // per_file]
     src[rows_of_several(embedded.emb, src)] = -1
     counts = np.reshape(embedded.counts, (-1, per_file)).sum(axis=1).tolist()
-    return replace(embedded, src=src, digests=digests, counts=counts)
+    return replace(embedded, src=src, digests=digests, counts=counts, shaped=embedded.shaped[::per_file])
 
 
 def _with_view(file: ImageFile, augmentation: Augmentation, seed: int) -> Iterator[ImageFile]:

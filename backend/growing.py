@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.cache import FittedModel
-from backend.coreset import Progress, coreset_size, kcenter_greedy
+from backend.coreset import Progress, coreset_of, coreset_size
 from backend.errors import ExtractorMismatch, FitInProgress, MemoryNotFound, NoImages, Notice, TokenGridMismatch
 from backend.errors_samples import MemoryMismatch
 from backend.features import Grid
@@ -90,7 +90,7 @@ def grown_memory(
     n_old, beyond = len(old.emb), old.reserve.beyond if old.reserve else old.number("radius", 0.0)
     emb, src = _everything(old, embedded)
     n = max(0, min(_share(int(old.metadata["n_embeddings"]), len(embedded.emb), rate), limit - n_old))
-    coreset = kcenter_greedy(emb[n_old:], n, centres=old.emb, left=n_old + n, progress=progress)
+    coreset = coreset_of(emb[n_old:], n, centres=old.emb, left=n_old + n, progress=progress)
     kept, left = np.concatenate([np.arange(n_old), n_old + coreset.indices]), n_old + coreset.left
     memory = PatchCoreMemory(emb[kept], backend=backend, src=src[kept])
     memory.reserve = Reserve(emb[left], src[left], max(beyond, coreset.beyond))
@@ -116,13 +116,17 @@ def _share(n_before: int, n_new: int, rate: float) -> int:
 
 
 def grown_metadata(
-    old: StoredMemory, grown: Grown, images: Sequence[Mapping[str, str]], settings: Mapping[str, Any]
+    old: StoredMemory, grown: Grown, images: Sequence[Mapping[str, str]], settings: Mapping[str, Any], *, masked: bool
 ) -> dict[str, Any]:
-    """Metadata of `old` after it grew by `images` (name, sha256) under `settings` (coreset_rate, seed, …)."""
+    """Metadata of `old` after it grew by `images` (name, sha256) under `settings` (coreset_rate, seed, …).
+
+    `masked`: all these images came with a shape.
+    """
     everything = [*old.metadata["images"], *images]
     memory = grown.memory
+    known = {name: value for name, value in old.metadata.items() if name != "masked" or masked}
     return {
-        **old.metadata,
+        **known,
         **settings,
         "n_images": len(everything),
         "n_embeddings": memory.n_embeddings,
@@ -186,7 +190,7 @@ class _Growth:
     def _about(self, model: FittedModel | None, memory: PatchCoreMemory, embedded: Embedded) -> list[Notice]:
         settings = self.inspector.settings
         full = capped(memory.n_embeddings, settings) if len(memory) >= settings.max_coreset else []
-        mixed = model is not None and model.knows_part_only != embedded.masked
+        mixed = embedded.mixed or (model is not None and model.knows_part_only != embedded.masked)
         return [*full, *in_passes(embedded, settings), *[Notice("shapes_differ")] * mixed]
 
     def _present(self, grid: Grid | None = None) -> FittedModel | None:
@@ -234,7 +238,8 @@ class _Growth:
         old = replace(old, reserve=load_reserve(self.inspector.store.folder(self.key), old))
         grown = grown_memory(old, embedded, rate=rate, limit=limit, backend=backend, progress=self.job.stage("coreset"))
         images = [{"name": f.name, "sha256": d} for f, d in zip(files, embedded.digests, strict=True)]
-        return grown.memory, grown_metadata(old, grown, images, self.inspector.fit_settings)
+        metadata = grown_metadata(old, grown, images, self.inspector.fit_settings, masked=embedded.masked)
+        return grown.memory, metadata
 
     def _unchanged(self, model: FittedModel, n_files: int) -> FitResult:
         stored = model.stored
@@ -265,5 +270,5 @@ def _only(embedded: Embedded, numbers: Sequence[int]) -> Embedded:
     counts = [embedded.counts[n] for n in numbers]
     own = np.repeat(np.arange(len(numbers), dtype=np.int32), counts)
     src = np.where(embedded.src[rows] < 0, -1, own).astype(np.int32)
-    digests = [embedded.digests[n] for n in numbers]
-    return replace(embedded, emb=embedded.emb[rows], src=src, digests=digests, counts=counts)
+    digests, shaped = [embedded.digests[n] for n in numbers], [embedded.shaped[n] for n in numbers]
+    return replace(embedded, emb=embedded.emb[rows], src=src, digests=digests, counts=counts, shaped=shaped)

@@ -192,4 +192,5 @@ def proposer(settings: Settings) -> Callable[[Array], Rough | None]:
     if settings.knn_index != "hnsw":
         return quick_rows
     require_graphs()
-    return lambda rows: lend(rows) or graph_rows(rows, half=settings.patchcore_faiss_fp16) or bf16_rows(rows)
+    half, room = settings.patchcore_faiss_fp16, settings.cache_mb * 2**20
+    return lambda rows: lend(rows) or graph_rows(rows, half=half, room=room) or bf16_rows(rows)

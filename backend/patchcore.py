@@ -69,7 +69,10 @@ class Rough(Protocol):
     alone: bool
 
     def nearest(self, q: Array, m: int) -> Found:
-        """Lower bounds (T, m) of squared distances, ascending, and the rows they are of; no other row is nearer."""
+        """Lower bounds (T, m) of squared distances, ascending, and the rows they are of.
+
+        No other row is nearer than the last bound says, but for what an approximate search misses.
+        """
         ...
 
 
@@ -143,7 +146,7 @@ class PatchCoreMemory:
         return memory
 
     def quicken(self, rough: Callable[[Array], Rough | None]) -> None:
-        """Have neighbours proposed by what `rough` makes of the rows, if anything; distances stay the same."""
+        """Have neighbours proposed by what `rough` makes of the rows, if anything; distances are measured as ever."""
         if self._rough is None:
             self._rough = rough(self.emb)
             self._short = None if self._rough else self._short

@@ -225,7 +225,8 @@ class Rebuilder:
             progress=job.stage("coreset"),
         )
         images = [{"name": f.name, "sha256": d} for f, d in zip(files, embedded.digests, strict=True)]
-        return _stored(grown.memory, embedded, grown_metadata(made, grown, images, then.fit_settings))
+        metadata = grown_metadata(made, grown, images, then.fit_settings, masked=embedded.masked)
+        return _stored(grown.memory, embedded, metadata)
 
     def _commit(self, key: ModelKey, made: StoredMemory, plan: Plan, missing: int) -> str:
         memory = memory_of(made, self.settings.knn_backend)

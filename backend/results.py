@@ -114,13 +114,14 @@ def params_of(
 
 def about_coreset(embedded: Embedded, settings: Settings) -> list[Notice]:
     """What is to be said of how the rows of a memory were chosen."""
-    return capped(embedded.n_embeddings, settings) + in_passes(embedded, settings)
+    mixed = [Notice("shapes_differ")] * embedded.mixed
+    return capped(embedded.n_embeddings, settings) + in_passes(embedded, settings) + mixed
 
 
 def in_passes(embedded: Embedded, settings: Settings) -> list[Notice]:
     """That a memory was chosen in passes, if it was, and what could not be done for that reason."""
     limit = {"limit": f"{settings.fit_memory_mb:g}"}
-    blind = [Notice("foreground_not_learnt", limit)] * (settings.foreground_mask == "pca")
+    blind = [Notice("foreground_not_learnt", limit)] * (settings.foreground_mask == "pca" and not any(embedded.shaped))
     return [] if embedded.passes is None else [Notice("fitted_in_passes", limit), *blind]
 
 
@@ -135,5 +136,5 @@ def variant_of(settings: Settings, extractor: Extractor, embedded: Embedded) -> 
     return Variant(
         distance=settings.patchcore_distance,
         widths=widths_of(extractor) if settings.patchcore_memories == "separate" else (),
-        foreground=settings.foreground_mask == "pca" and not embedded.masked and embedded.passes is None,
+        foreground=settings.foreground_mask == "pca" and not any(embedded.shaped) and embedded.passes is None,
     )

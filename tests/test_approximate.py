@@ -13,6 +13,7 @@ from backend.approximate import GraphRows
 from backend.config import Settings
 from backend.errors import BackendUnavailable
 from backend.host import proposer
+from backend.kernels import load_faiss
 from backend.patchcore import Array, PatchCoreMemory, l2_normalize
 
 
@@ -90,7 +91,10 @@ def test_leaving_an_image_out_does_not_ask_the_graph(rng: np.random.Generator) -
 
 def test_float16_takes_less_memory(rng: np.random.Generator) -> None:
     rows = clustered(rng, 500)
-    assert GraphRows(rows, half=True).nbytes < GraphRows(rows).nbytes
+    half, full = GraphRows(rows, half=True), GraphRows(rows)
+    sizes = [load_faiss().serialize_index(graph._index).nbytes for graph in (half, full)]
+    assert sizes[0] < sizes[1] - rows.nbytes / 3
+    assert [graph.nbytes for graph in (half, full)] == pytest.approx(sizes, rel=0.3)
 
 
 def test_graphs_are_for_large_memories_and_for_those_who_ask(
@@ -102,6 +106,7 @@ def test_graphs_are_for_large_memories_and_for_those_who_ask(
     assert asked(rows) is None
     monkeypatch.setattr(approximate, "GRAPH_FROM", 100)
     assert isinstance(asked(rows), GraphRows)
+    assert proposer(Settings(models_dir=tmp_path, knn_index="hnsw", cache_mb=0.05))(rows) is None  # no room to keep it
     monkeypatch.setattr(accelerator, "device", lambda: "cpu")
     assert isinstance(asked(rows), DeviceRows)  # sooner still, and exact
     monkeypatch.setattr(accelerator, "device", lambda: None)

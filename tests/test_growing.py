@@ -272,6 +272,16 @@ def test_a_memory_that_is_full_says_so_when_it_grows(tmp_path: Path) -> None:
     inspector.close()
 
 
+def test_a_growth_that_keeps_everything_is_everything(rng: np.random.Generator) -> None:
+    x = l2_normalize(rng.standard_normal((30_000, 8)).astype(np.float32))
+    old = PatchCoreMemory.build(x[:6000], 1.0, limit=10**6, src=np.zeros(6000, np.int32), growing=True)
+    before = PatchCoreMemory(x[:6000]).distances(x[6000:]).max()
+    grown = grown_memory(stored(old, 1, 6000), embedded(x[6000:], 6000), rate=1.0, limit=10**6)
+    np.testing.assert_array_equal(grown.memory.emb, x)
+    assert grown.radius == 0
+    assert grown.radius_before == pytest.approx(before, rel=1e-5)
+
+
 def test_without_a_memory_growth_is_a_fit(inspector: Inspector) -> None:
     files = [image_file(seed) for seed in range(4)]
     grow(inspector, KEY, files, mm_per_px=0.2)
