@@ -1,8 +1,8 @@
 """K-center greedy and nearest neighbours beside their textbook forms, in one run.
 
-Run python tests/benchmarks/bench_greedy.py. Rows are synthetic and clustered; --embeddings takes a .npy file of (N, D)
-instead. The textbook's loop costs the same for every centre, so it may be timed on some of them (--textbook-centres)
-and scaled up; what it chose is compared.
+Run python tests/benchmarks/bench_greedy.py. Rows are synthetic and clustered; --images takes those that the service's
+extractor, as the environment sets it, makes of a folder of good parts. The textbook's loop costs the same for every
+centre, so it may be timed on some of them (--textbook-centres) and scaled up; what it chose is compared.
 """
 
 import argparse
@@ -16,8 +16,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from backend.approximate import GRAPH_FROM, graph_rows
+from backend.config import load_settings
 from backend.features_products import quick_rows
+from backend.fitting import ImageFile
+from backend.host import extractor_for
+from backend.inspector import Inspector
+from backend.lane import Job
 from backend.patchcore import Array, PatchCoreMemory, kcenter_greedy, l2_normalize
+from backend.sets import images_of
 
 
 def embeddings(n: int, dim: int, seed: int = 0) -> Array:
@@ -99,6 +105,16 @@ def compare_graph(q: Array, memory: PatchCoreMemory, half: bool, repeats: int) -
     print(f"{100 * excess.max():.1f} % at most")
 
 
+def embedded(folder: Path) -> Array:
+    """(N, D) unit rows of the images in `folder`, on the first one's token grid."""
+    settings = load_settings()
+    inspector = Inspector(settings, extractor_for(settings))
+    files = [ImageFile.named(path.name, path.read_bytes) for path in images_of(folder)]
+    rows = inspector.embed(files, inspector.host.lane(), Job()).emb
+    inspector.close()
+    return rows
+
+
 def split(x: Array, queries: int) -> tuple[Array, Array]:
     """Rows of `x` drawn to ask with, and the others."""
     order = np.random.default_rng(2).permutation(len(x))
@@ -110,14 +126,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=34_992)
     parser.add_argument("--centres", type=int, default=700)
     parser.add_argument("--dims", type=int, nargs="+", default=[384, 768])
-    parser.add_argument("--embeddings", type=Path, help=".npy of (N, D), in place of synthetic rows")
+    parser.add_argument("--images", type=Path, help="folder of good parts, in place of synthetic rows")
     parser.add_argument("--textbook-centres", type=int, default=0, help="time the textbook on so many (0: all)")
     parser.add_argument("--memory-rows", type=int, nargs="*", default=[700, 25_600])
     parser.add_argument("--queries", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    if args.embeddings:
-        x = np.load(args.embeddings)
+    if args.images:
+        x = embedded(args.images)
         compare_greedy(x, args.centres, args.textbook_centres, args.repeats)
         for rows in args.memory_rows:
             q, others = split(x, args.queries)
