@@ -16,14 +16,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from backend.approximate import GRAPH_FROM, graph_rows
-from backend.config import load_settings
 from backend.features_products import quick_rows
-from backend.fitting import ImageFile
-from backend.host import extractor_for
-from backend.inspector import Inspector
-from backend.lane import Job
 from backend.patchcore import Array, PatchCoreMemory, kcenter_greedy, l2_normalize
-from backend.sets import images_of
 
 
 def embeddings(n: int, dim: int, seed: int = 0) -> Array:
@@ -107,6 +101,13 @@ def compare_graph(q: Array, memory: PatchCoreMemory, half: bool, repeats: int) -
 
 def embedded(folder: Path) -> Array:
     """(N, D) unit rows of the images in `folder`, on the first one's token grid."""
+    from backend.config import load_settings
+    from backend.fitting import ImageFile
+    from backend.host import extractor_for
+    from backend.inspector import Inspector
+    from backend.lane import Job
+    from backend.sets import images_of
+
     settings = load_settings()
     inspector = Inspector(settings, extractor_for(settings))
     files = [ImageFile.named(path.name, path.read_bytes) for path in images_of(folder)]
