@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -202,8 +203,10 @@ def _line(cells: Sequence[str]) -> None:
     sys.stdout.flush()
 
 
-AREAS = (0.0003, 0.0006, 0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)
+AREAS = (0.000075, 0.00015, 0.0003, 0.0006, 0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)
 SPOTS = {"dark": (20, 20, 20), "bright": (235, 235, 235), "red": (40, 40, 200)}
+WAYS = ("PRESET=recommended", "PRESET=recommended, FOREGROUND_MASK=pca")
+Rates = NDArray[np.float64]
 
 
 def with_spot(image: NDArray[np.uint8], share: float, colour: Sequence[int], rng: np.random.Generator) -> bytes:
@@ -217,51 +220,127 @@ def with_spot(image: NDArray[np.uint8], share: float, colour: Sequence[int], rng
     return encode_png(np.rint(mixed).astype(np.uint8))
 
 
+@dataclass(frozen=True)
+class Spotted:
+    """Good parts, and pictures of some of them with a spot: `spots[kind][part][area]`, at one place on each part."""
+
+    parts: list[Path]
+    chosen: list[int]
+    n_held: int
+    spots: dict[str, list[list[bytes]]]
+
+    @classmethod
+    def of(cls, one: InspectionSet, images: int) -> Spotted:
+        """The set's good parts, those of its test first; `images` of these get spots."""
+        tested = [image.path for image in one.test if not image.defective]
+        parts = [*tested, *(image.path for image in one.train)]
+        chosen = list(range(0, len(tested), max(1, len(tested) // images)))[:images]
+        spots = {
+            kind: [
+                [with_spot(decode_image(parts[n].read_bytes()), a, colour, np.random.default_rng(n)) for a in AREAS]
+                for n in chosen
+            ]
+            for kind, colour in SPOTS.items()
+        }
+        return cls(parts, chosen, len(tested), spots)
+
+    def held_out(self, split: int) -> set[int]:
+        """As many parts as the set's own test has: these for split 0, else a draw that those with spots are in."""
+        if split == 0:
+            return set(range(self.n_held))
+        others = [n for n in range(len(self.parts)) if n not in self.chosen]
+        drawn = np.random.default_rng(split).choice(others, self.n_held - len(self.chosen), replace=False)
+        return {*self.chosen, *drawn.tolist()}
+
+    def found(self, inspector: Inspector, split: int) -> dict[str, Rates]:
+        """Of each kind the share of parts (areas,) on which a spot scores above every good part held out."""
+        key, held = ModelKey.of("spots", "set"), self.held_out(split)
+        learnt = [path for n, path in enumerate(self.parts) if n not in held]
+        inspector.fit(key, [ImageFile.named(path.name, path.read_bytes) for path in learnt], mm_per_px=1.0)
+
+        def score(data: bytes) -> float:
+            file = ImageFile.named("x.png", lambda: data)
+            return float(inspector.infer(key, file, mm_per_px=1.0, heatmap="none").inspection.score)
+
+        threshold = max(score(self.parts[n].read_bytes()) for n in held)
+        return {
+            kind: np.mean([[score(data) > threshold for data in part] for part in parts], axis=0)
+            for kind, parts in self.spots.items()
+        }
+
+
+def least_area(rates: Rates) -> float | None:
+    """The share of the ROI from which a spot is found on half of the parts, and on no fewer at any larger area.
+
+    Between two areas, by the logarithm of the area. The smallest where that is found; None where the largest is not.
+    """
+    missed = np.flatnonzero(rates < 0.5)
+    if len(missed) == 0:
+        return AREAS[0]
+    n = int(missed[-1])
+    if n == len(AREAS) - 1:
+        return None
+    step = (0.5 - rates[n]) / (rates[n + 1] - rates[n])
+    return float(AREAS[n] * (AREAS[n + 1] / AREAS[n]) ** step)
+
+
 @app.command()
 def spots(
     sets: Sets,
     model: Model,
     input_size: int = 448,
     images: Annotated[int, typer.Option(help="Held-out good parts that get spots.")] = 10,
+    splits: Annotated[int, typer.Option(help="Draws of held-out parts, each with a seed of its own.")] = 4,
+    only: Annotated[list[str] | None, typer.Option(help="These settings beside the default, and no others.")] = None,
 ) -> None:
-    """How large a spot must be to score above every held-out good part, scored in three ways."""
+    """How large a spot must be to score above every held-out good part, by the default and by what is to be better."""
     name, _, weights = model.partition("=")
     base = {"model_name": name, "weights": weights or "auto", "input_size": input_size}
-    ways: dict[str, dict[str, Any]] = {
-        "default (p99)": {},
-        **{title: COMMON[title] for title in ("PRESET=recommended", "PRESET=recommended, FOREGROUND_MASK=pca")},
-    }
-    _line(["set", "spot", "scored as", *[f"{share:.3%}" for share in AREAS], "area found"])
-    _line(["---"] * (len(AREAS) + 4))
+    _line(["set", "spot", "scored as", *[f"{share:.4%}" for share in AREAS], "area found", "of the default's"])
+    _line(["---"] * (len(AREAS) + 5))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), base)
+        ratios: dict[str, list[float]] = {}
         for one in map(read_set, sets):
-            for way, changed in ways.items():
-                settings = bench.settings(changed).model_copy(update={"models_dir": Path(folder) / "models"})
-                inspector = Inspector(settings, bench.extractor(settings))
-                _spots_of(one, way, inspector, images)
-                inspector.close()
+            spotted = Spotted.of(one, images)
+            by_default: dict[str, float | None] = {}
+            for way in ["default", *(only or WAYS)]:
+                found = _found(spotted, bench, COMMON.get(way, {}), splits)
+                areas = {kind: least_area(rates) for kind, rates in found.items()}
+                by_default = by_default or areas
+                for kind, rates in found.items():
+                    ratio = _ratio(areas[kind], by_default[kind])
+                    ratios.setdefault(way, []).extend([] if ratio is None else [ratio])
+                    _line([one.name, kind, way, *[f"{r:.0%}" for r in rates], _area(areas[kind]), _ratio_text(ratio)])
+    for way, known in ratios.items():
+        typer.echo(f"{way}: {np.exp(np.mean(np.log(known))):.2f} of the default's area, mean of {len(known)} kinds")
 
 
-def _spots_of(one: InspectionSet, way: str, inspector: Inspector, images: int) -> None:
-    key = ModelKey.of("spots", "set")
-    inspector.fit(key, [ImageFile.named(i.path.name, i.path.read_bytes) for i in one.train], mm_per_px=1.0)
+def _found(spotted: Spotted, bench: Bench, changed: dict[str, Any], splits: int) -> dict[str, Rates]:
+    """The mean of `splits` splits."""
+    settings = bench.settings(changed)
+    extractor = bench.extractor(settings)
+    every = []
+    for split in range(splits):
+        with tempfile.TemporaryDirectory() as models:
+            own = settings.model_copy(update={"models_dir": Path(models), "seed": split})
+            inspector = Inspector(own, extractor)
+            every.append(spotted.found(inspector, split))
+            inspector.close()
+    return {kind: np.mean([found[kind] for found in every], axis=0) for kind in SPOTS}
 
-    def score(data: bytes) -> float:
-        file = ImageFile.named("x.png", lambda: data)
-        return float(inspector.infer(key, file, mm_per_px=1.0, heatmap="none").inspection.score)
 
-    good = [image.path.read_bytes() for image in one.test if not image.defective]
-    threshold = max(score(data) for data in good)
-    chosen = [decode_image(data) for data in good[:: max(1, len(good) // images)][:images]]
-    for spot, colour in SPOTS.items():
-        rng = np.random.default_rng(0)
-        found = [
-            float(np.mean([score(with_spot(image, share, colour, rng)) > threshold for image in chosen]))
-            for share in AREAS
-        ]
-        needed = next((share for n, share in enumerate(AREAS) if min(found[n:]) >= 0.5), None)
-        _line([one.name, spot, way, *[f"{rate:.0%}" for rate in found], f"{needed:.3%}" if needed else "none"])
+def _ratio(area: float | None, default: float | None) -> float | None:
+    """Area over area; None where either is not known, or the default finds the smallest."""
+    return None if area is None or default is None or default == AREAS[0] else area / default
+
+
+def _ratio_text(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.2f}"
+
+
+def _area(area: float | None) -> str:
+    return "none" if area is None else f"≤ {area:.4%}" if area == AREAS[0] else f"{area:.4%}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+"""The programs that measure for the documents: what their figures are made of."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+
+from backend.sets import InspectionSet, LabelledImage
+from backend.utils import decode_image
+
+FILE = Path(__file__).resolve().parent.parent / "experiments" / "accuracy.py"
+
+
+@pytest.fixture(scope="module")
+def accuracy() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("experiments_accuracy", FILE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> InspectionSet:
+    """Eight good parts to learn from, six to test on, one that is bad."""
+    images = []
+    for n in range(15):
+        path = tmp_path / f"{n}.png"
+        cv2.imwrite(str(path), np.full((200, 300, 3), 100 + n, np.uint8))
+        images.append(LabelledImage(path, "scratch" if n == 14 else "good"))
+    return InspectionSet("parts", tuple(images[:8]), tuple(images[8:]))
+
+
+def rates(accuracy: ModuleType, *first: float) -> np.ndarray:
+    return np.array([*first, *[1.0] * (len(accuracy.AREAS) - len(first))])
+
+
+def test_the_least_area_lies_between_the_last_missed_and_the_first_found(accuracy: ModuleType) -> None:
+    found = accuracy.least_area(rates(accuracy, 0.0, 0.0, 0.25, 0.75))
+    assert found == pytest.approx((accuracy.AREAS[2] * accuracy.AREAS[3]) ** 0.5)
+    assert accuracy.least_area(rates(accuracy, 0.0, 0.5)) == pytest.approx(accuracy.AREAS[1])
+
+
+def test_an_area_counts_only_if_larger_ones_are_found_too(accuracy: ModuleType) -> None:
+    assert accuracy.least_area(rates(accuracy, 1.0, 1.0, 0.0, 1.0)) > accuracy.AREAS[2]
+
+
+def test_no_area_is_made_up_beyond_those_tried(accuracy: ModuleType) -> None:
+    n = len(accuracy.AREAS)
+    assert accuracy.least_area(rates(accuracy)) == accuracy.AREAS[0]
+    assert accuracy.least_area(np.array([1.0] * (n - 1) + [0.4])) is None
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01])
+def test_a_spot_covers_its_share_of_the_part(accuracy: ModuleType, share: float) -> None:
+    plain = np.full((300, 400, 3), 128, np.uint8)
+    spotted = decode_image(accuracy.with_spot(plain, share, (20, 20, 20), np.random.default_rng(0)))
+    cover = (128.0 - spotted[..., 0]) / (128 - 20)
+    assert cover.mean() == pytest.approx(share, rel=0.05)
+
+
+def test_every_area_of_a_kind_lies_at_one_place(accuracy: ModuleType, parts: InspectionSet) -> None:
+    spotted = accuracy.Spotted.of(parts, 3)
+    for part in spotted.spots["dark"]:
+        small, large = (decode_image(part[n])[..., 0] < 60 for n in (5, 8))
+        assert small.any()
+        assert large[small].all()
+
+
+@pytest.mark.parametrize("split", [0, 1, 2])
+def test_parts_with_spots_are_never_learnt_from(accuracy: ModuleType, parts: InspectionSet, split: int) -> None:
+    spotted = accuracy.Spotted.of(parts, 3)
+    held = spotted.held_out(split)
+    assert len(held) == 6
+    assert set(spotted.chosen) <= held
+    if split == 0:
+        assert {spotted.parts[n] for n in held} == {image.path for image in parts.test if not image.defective}
