@@ -56,6 +56,7 @@ def test_no_area_is_made_up_beyond_those_tried(accuracy: ModuleType) -> None:
     n = len(accuracy.AREAS)
     assert accuracy.least_area(rates(accuracy)) == accuracy.AREAS[0]
     assert accuracy.least_area(np.array([1.0] * (n - 1) + [0.4])) is None
+    assert accuracy.least_area(np.full(n, np.mean([0.1, 0.9, 0.3, 0.7]))) == accuracy.AREAS[0]
 
 
 @pytest.mark.parametrize("share", [0.001, 0.01])
@@ -68,10 +69,12 @@ def test_a_spot_covers_its_share_of_the_part(accuracy: ModuleType, share: float)
 
 def test_every_area_of_a_kind_lies_at_one_place(accuracy: ModuleType, parts: InspectionSet) -> None:
     spotted = accuracy.Spotted.of(parts, 3)
-    for part in spotted.spots["dark"]:
-        small, large = (decode_image(part[n])[..., 0] < 60 for n in (5, 8))
+    for dark, red in zip(spotted.spots["dark"], spotted.spots["red"], strict=True):
+        small, large, other = (decode_image(data)[..., 0] < 60 for data in (dark[5], dark[8], red[8]))
         assert small.any()
         assert large[small].all()
+        assert large[other].all()
+        assert other.sum() > 0.8 * large.sum()
 
 
 @pytest.mark.parametrize("split", [0, 1, 2])
@@ -82,3 +85,8 @@ def test_parts_with_spots_are_never_learnt_from(accuracy: ModuleType, parts: Ins
     assert set(spotted.chosen) <= held
     if split == 0:
         assert {spotted.parts[n] for n in held} == {image.path for image in parts.test if not image.defective}
+
+
+def test_other_splits_hold_other_parts_out(accuracy: ModuleType, parts: InspectionSet) -> None:
+    spotted = accuracy.Spotted.of(parts, 3)
+    assert len({frozenset(spotted.held_out(split)) for split in range(4)}) == 4
