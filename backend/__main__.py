@@ -1,6 +1,6 @@
 """`python -m backend`: the command line."""
 
-from backend.cli import main
+from backend.tools.cli import main
 
 if __name__ == "__main__":
     main()

@@ -21,9 +21,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from backend import __version__
-from backend.collector import Collector
-from backend.config import Settings, load_settings
-from backend.edge import (
+from backend.api.metrics import Measured, Metrics
+from backend.api.problems import language_of, on_http_exception, on_inspection_error, on_invalid_fields
+from backend.api.requests import (
     ERRORS,
     CollectorDep,
     FormKey,
@@ -38,26 +38,27 @@ from backend.edge import (
     sentences,
     uploads,
 )
-from backend.errors import InspectionError, InvalidValue
-from backend.features import Extractor
-from backend.infer import HeatmapScale
-from backend.metrics import Measured, Metrics
-from backend.predictor import Predictor
-from backend.problems import language_of, on_http_exception, on_inspection_error, on_invalid_fields
-from backend.progress import ProgressBoard
-from backend.roi_mask import parse_shape
-from backend.routes import console, models, ops, predict, samples, work
-from backend.schemas import (
+from backend.api.routes import console, models, ops, samples, work
+from backend.api.schemas import (
     CalibrateRequest,
     CalibrateResponse,
     FitOkResponse,
     Health,
     InferResponse,
 )
-from backend.security import BodyLimit, Guard
+from backend.api.security import BodyLimit, Guard
+from backend.api.telemetry import RequestIdentity, configure_logging
+from backend.base.config import Settings, load_settings
+from backend.base.errors import InspectionError, InvalidValue
+from backend.base.images import to_base64
+from backend.features import Extractor
+from backend.infer import HeatmapScale
+from backend.resnet_api import routes as predict
+from backend.resnet_api.predictor import Predictor
+from backend.roi_mask import parse_shape
+from backend.samples.collector import Collector
+from backend.service.jobs import ProgressBoard
 from backend.storage import ModelKey, check_recipe
-from backend.telemetry import RequestIdentity, configure_logging
-from backend.utils import to_base64
 
 logger = logging.getLogger(__name__)
 

@@ -14,15 +14,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import DeviceOutOfMemory, WeightsUnavailable
-from backend.features_weights import find_weights, fingerprint, load_weights, read_state, unknown_model
-from backend.utils import resize
+from backend.base.errors import DeviceOutOfMemory, WeightsUnavailable
+from backend.base.images import resize
+from backend.extractors.weights import find_weights, fingerprint, load_weights, read_state, unknown_model
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from backend.features_torch import TorchExtractor
+    from backend.extractors.torch_runtime import TorchExtractor
 
 __all__ = [
     "RGB",
@@ -138,7 +138,7 @@ def build_extractor(  # noqa: PLR0913 - a keyword for each setting
         WeightsUnavailable: the weights cannot be found, read or fitted to the model.
         BackendUnavailable: `runtime` is openvino, and it is not installed.
     """
-    from backend.features_wrapped import Neighbourhood, SmallerEdge, Tiled
+    from backend.extractors.neighbourhood import Neighbourhood, SmallerEdge, Tiled
 
     side, stride = around
     of_resnet = (3 if side is None else side, stride), offset
@@ -180,14 +180,14 @@ def _backbone(  # noqa: PLR0913
     of_resnet: tuple[tuple[int, int], float],
 ) -> Extractor:
     if model_name == "texture":
-        from backend.features_texture import TextureFeatures
+        from backend.extractors.texture import TextureFeatures
 
         return TextureFeatures(input_size)
     if threads:
         importlib.import_module("torch").set_num_threads(threads)
     reference: TorchExtractor
     if is_resnet(model_name):
-        from backend.features_resnet import ResNetFeatures
+        from backend.extractors.resnet import ResNetFeatures
 
         reference = ResNetFeatures(
             model_name,
@@ -211,7 +211,7 @@ def _backbone(  # noqa: PLR0913
         )
     if runtime == "torch" or reference.device != "cpu":
         return reference
-    from backend.features_openvino import with_openvino
+    from backend.extractors.openvino_runtime import with_openvino
 
     return with_openvino(reference, precision, threads=threads, insist=runtime == "openvino")
 
@@ -241,7 +241,7 @@ class DinoV2Features:
     ) -> None:
         import timm
 
-        from backend.features_torch import TorchRunner
+        from backend.extractors.torch_runtime import TorchRunner
 
         if not timm.is_model(model_name):
             raise WeightsUnavailable(model=model_name, reason=unknown_model())
@@ -269,7 +269,7 @@ class DinoV2Features:
 
     def network(self, height: int, width: int) -> nn.Module:
         """See TorchExtractor."""
-        from backend.features_torch import TokenNetwork, ViTTokens
+        from backend.extractors.torch_runtime import TokenNetwork, ViTTokens
 
         cfg = self.model.pretrained_cfg
         shared = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}

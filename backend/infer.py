@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.codecs import encode_grey
-from backend.errors import MaskEmpty
-from backend.order import Ranked
+from backend.base.arrays import Ranked
+from backend.base.codecs import encode_grey
+from backend.base.errors import MaskEmpty
+from backend.base.images import encode_png, working_scale
 from backend.roi_mask import Shape, build_mask, nearest_inside, token_mask
-from backend.utils import encode_png, working_scale
 
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]

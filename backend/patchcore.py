@@ -16,7 +16,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.coreset import (
+from backend.base.errors import BackendUnavailable, InvalidValue
+from backend.base.images import available_cores, blocks
+from backend.memory.chunked import ChunkedCoreset, kcenter_greedy_chunked
+from backend.memory.coreset import (
     BLOCK,
     Array,
     Coreset,
@@ -28,12 +31,9 @@ from backend.coreset import (
     l2_normalize,
     square_norms,
 )
-from backend.coreset_passes import ChunkedCoreset, kcenter_greedy_chunked
-from backend.density import Spacing
-from backend.errors import BackendUnavailable, InvalidValue
-from backend.kernels import faiss_alone, load_faiss
-from backend.spaces import ROWS, SearchSpace, Shortener, as_it_is
-from backend.utils import available_cores, blocks
+from backend.memory.density import Spacing
+from backend.memory.kernels import faiss_alone, load_faiss
+from backend.memory.spaces import ROWS, SearchSpace, Shortener, as_it_is
 
 __all__ = [
     "Array",

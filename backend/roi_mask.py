@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import MaskEmpty, ShapeBadNumber, ShapeInverted, ShapeNotJson, ShapeUnknownKind
+from backend.base.errors import MaskEmpty, ShapeBadNumber, ShapeInverted, ShapeNotJson, ShapeUnknownKind
 
 FIELDS = {
     "rect": ("x", "y", "w", "h"),

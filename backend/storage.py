@@ -30,8 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.atomic import one_writer, patiently, utc_now, write_atomic, write_json
-from backend.errors import (
+from backend.base.errors import (
     DamagedFile,
     DiskFull,
     InvalidId,
@@ -40,8 +39,9 @@ from backend.errors import (
     ReadOnlyStore,
     RecipeInvalid,
 )
+from backend.base.files import one_writer, patiently, utc_now, write_atomic, write_json
+from backend.memory.variants import checked_extras
 from backend.patchcore import Reserve
-from backend.variants import checked_extras
 
 logger = logging.getLogger(__name__)
 

@@ -24,14 +24,14 @@ from sklearn.metrics import roc_auc_score
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from backend.config import load_settings  # noqa: E402
+from backend.base.config import load_settings  # noqa: E402
+from backend.evaluation.sets import LabelledImage, read_set  # noqa: E402
 from backend.features import Extractor  # noqa: E402
-from backend.fitting import Embedded, ImageFile, prepare_image  # noqa: E402
-from backend.growing import grown_memory  # noqa: E402
-from backend.host import extractor_for  # noqa: E402
 from backend.infer import Frame, InferenceEngine, Scoring  # noqa: E402
 from backend.patchcore import PatchCoreMemory  # noqa: E402
-from backend.sets import LabelledImage, read_set  # noqa: E402
+from backend.service.fitting import Embedded, ImageFile, prepare_image  # noqa: E402
+from backend.service.growing import grown_memory  # noqa: E402
+from backend.service.host import extractor_for  # noqa: E402
 from backend.storage import StoredMemory  # noqa: E402
 
 app = typer.Typer(add_completion=False)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from backend.config import Settings
-from backend.fitting import ImageFile
+from backend.base.config import Settings
+from backend.service.fitting import ImageFile
 
 BGR = NDArray[np.uint8]
 

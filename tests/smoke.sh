@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from backend.scenes import brake_disc
-from backend.utils import encode_png
+from backend.tools.scenes import brake_disc
+from backend.base.images import encode_png
 
 out, rng = Path(sys.argv[1]), np.random.default_rng(1)
 (out / "good").mkdir()

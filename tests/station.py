@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from backend.config import Settings
-from backend.fitting import ImageFile
-from backend.utils import encode_png
+from backend.base.config import Settings
+from backend.base.images import encode_png
+from backend.service.fitting import ImageFile
 
 
 def small_settings(folder: Path, **given: Any) -> Settings:

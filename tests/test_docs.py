@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from backend import errors
 from backend.app import create_app
-from backend.config import OTHER_SPELLINGS, Settings, settings_table
-from backend.demo import served
+from backend.base import errors
+from backend.base.config import OTHER_SPELLINGS, Settings, settings_table
+from backend.tools.demo import served
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = {path.name: path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")}

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from backend.sets import InspectionSet, LabelledImage
-from backend.utils import decode_image
+from backend.base.images import decode_image
+from backend.evaluation.sets import InspectionSet, LabelledImage
 
 FILE = Path(__file__).resolve().parent.parent / "experiments" / "accuracy.py"
 

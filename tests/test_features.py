@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from backend.errors import DeviceOutOfMemory, WeightsUnavailable
+from backend.base.errors import DeviceOutOfMemory, WeightsUnavailable
+from backend.extractors.resnet import ResNetFeatures
 from backend.features import DinoV2Features, build_extractor, find_weights, pick_device, prepare, read_state, token_grid
-from backend.features_resnet import ResNetFeatures
 from tests.parts import part
 
 NAME = "vit_small_patch14_dinov2.lvd142m"

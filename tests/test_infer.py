@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from backend.base.arrays import Ranked
 from backend.infer import (
     Frame,
     InferenceEngine,
@@ -17,7 +18,6 @@ from backend.infer import (
     score_of,
     statistics,
 )
-from backend.order import Ranked
 from backend.patchcore import PatchCoreMemory
 from backend.roi_mask import Shape, build_mask
 

@@ -10,7 +10,7 @@ import pytest
 
 BACKEND = Path(__file__).resolve().parent.parent / "backend"
 LONGEST_FILE = 400
-CATALOGUES = {"backend.errors": 700}  # one tree of errors, with a sentence in two languages each
+CATALOGUES = {"backend.base.errors": 700}  # one tree of errors, with a sentence in two languages each
 
 # The floor of each room. A room may import any room of a lower floor.
 ROOMS = {
@@ -127,7 +127,7 @@ class Import:
 
 
 def room_of(module: str) -> str:
-    """`backend.routes.predict` -> `routes`; the package itself has no room."""
+    """`backend.resnet_api.routes` -> `routes`; the package itself has no room."""
     return module.split(".")[1] if "." in module else ""
 
 
@@ -163,7 +163,7 @@ class House:
                 yield imported, room_of(imported.target)
 
     def module_of(self, target: str) -> str:
-        """The module in a dotted name: `backend.utils.decode` -> `backend.utils`."""
+        """The module in a dotted name: `backend.base.images.decode` -> `backend.base.images`."""
         while target not in self.trees and "." in target:
             parent = target.rpartition(".")[0]
             if parent == self.name and room_of(target) in ROOMS:
@@ -285,8 +285,8 @@ def backend() -> House:
 
 
 def test_the_house_was_read(backend: House) -> None:
-    assert {"backend", "backend.errors", "backend.config"} <= backend.trees.keys()
-    assert any(imported.target == "backend.errors.InvalidSettings" for imported in backend.imports())
+    assert {"backend", "backend.base.errors", "backend.base.config"} <= backend.trees.keys()
+    assert any(imported.target == "backend.base.errors.InvalidSettings" for imported in backend.imports())
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -301,23 +301,23 @@ BROKEN: list[tuple[Check, dict[str, str], str]] = [
     (
         imports_that_point_up,
         {"utils": "from backend.infer import engine"},
-        "backend.utils (line 1) imports infer",
+        "backend.base.images (line 1) imports infer",
     ),
     (imports_that_point_up, {"utils": "from backend import infer"}, "imports infer"),
     (imports_that_point_up, {"utils": "import backend.infer as engine"}, "imports infer"),
     (
         imports_that_point_up,
         {"utils": "def late() -> None:\n    from .infer import engine"},
-        "backend.utils (line 2)",
+        "backend.base.images (line 2)",
     ),
     (imports_that_point_up, {"calib": "from .patchcore import rows"}, "imports patchcore"),
     (imports_that_point_up, {"infer": "from .storage import store"}, "imports storage"),
     (
         imports_that_point_up,
         {"routes/ops": "from ..app import create_app"},
-        "backend.routes.ops (line 1) imports app",
+        "backend.api.routes.ops (line 1) imports app",
     ),
-    (imports_that_point_up, {"inspector": "from backend.schemas import Health"}, "imports schemas"),
+    (imports_that_point_up, {"inspector": "from backend.api.schemas import Health"}, "imports schemas"),
     (imports_that_point_up, {"utils": "from backend.attic import box", "attic": ""}, "imports attic"),
     (strays, {"infer": "import timm.layers as L"}, "belongs to features"),
     (strays, {"storage": "from faiss import read_index"}, "belongs to kernels"),
@@ -328,7 +328,7 @@ BROKEN: list[tuple[Check, dict[str, str], str]] = [
     (
         readers_of_the_environment,
         {"lane": "import os\nn = os.environ['N']"},
-        "backend.lane (line 2) reads the environment",
+        "backend.service.queue (line 2) reads the environment",
     ),
     (
         readers_of_the_environment,
@@ -341,7 +341,7 @@ BROKEN: list[tuple[Check, dict[str, str], str]] = [
         {"features": "from .features_texture import T", "features_texture": "from .features import E"},
         "in a circle",
     ),
-    (long_files, {"utils": "\n" * (LONGEST_FILE + 1)}, "backend.utils has 401 lines"),
+    (long_files, {"utils": "\n" * (LONGEST_FILE + 1)}, "backend.base.images has 401 lines"),
 ]
 
 SOUND: list[dict[str, str]] = [

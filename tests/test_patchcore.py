@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backend.errors import BackendUnavailable, InspectionError, InvalidValue
+from backend.base.errors import BackendUnavailable, InspectionError, InvalidValue
+from backend.memory.spaces import Shortener
 from backend.patchcore import (
     Array,
     PatchCoreMemory,
@@ -20,7 +21,6 @@ from backend.patchcore import (
     kcenter_greedy_chunked,
     l2_normalize,
 )
-from backend.spaces import Shortener
 
 BACKENDS = ("faiss", "sklearn")
 Wide = NDArray[np.float64]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.errors import (
+from backend.base.errors import (
     InspectionError,
     InvalidShape,
     MaskEmpty,

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from backend.config import Settings
-from backend.demo import served
+from backend.base.config import Settings
+from backend.tools.demo import served
 from tests.station import dotnet_form, part
 
 IDS = {"role_id": "Master1", "roi_id": "Pattern"}

@@ -14,9 +14,8 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backend import atomic
-from backend.cache import ModelCache
-from backend.errors import (
+from backend.base import files as atomic
+from backend.base.errors import (
     DamagedFile,
     DiskFull,
     FitInProgress,
@@ -27,6 +26,7 @@ from backend.errors import (
     RecipeInvalid,
 )
 from backend.patchcore import PatchCoreMemory
+from backend.service.models import ModelCache
 from backend.storage import ModelKey, ModelStore, StoredMemory, check_id, check_recipe, next_version
 from tests.parts import tree
 

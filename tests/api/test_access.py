@@ -13,10 +13,10 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from backend import security
+from backend.api import security
+from backend.api.telemetry import JsonFormatter
 from backend.app import create_app
 from backend.storage import ModelKey
-from backend.telemetry import JsonFormatter
 from tests.api.service import FORM, GOOD, IDS, calibrate, client_of, fit, infer, served
 from tests.parts import quick_settings
 
@@ -275,7 +275,7 @@ def test_an_inspection_that_takes_too_long_is_given_up(tmp_path: Path, slow: Any
 
 @pytest.fixture
 def slow() -> Any:
-    from backend.features_texture import TextureFeatures
+    from backend.extractors.texture import TextureFeatures
 
     class Slow(TextureFeatures):
         delay = 0.0

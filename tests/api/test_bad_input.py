@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from backend.app import create_app
-from backend.features_texture import TextureFeatures
+from backend.extractors.texture import TextureFeatures
 from tests.api.service import BAD, FORM, GOOD, IDS, calibrate, client_of, fit, infer, served
 from tests.parts import encoded, part, quick_settings, tree
 

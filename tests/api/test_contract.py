@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
 from backend.app import create_app
-from backend.features_texture import TextureFeatures
+from backend.extractors.texture import TextureFeatures
 from tests.api.service import BAD, FORM, GOOD, IDS, Client, Part, calibrate, client_of, dotnet, fit, infer, served, text
 from tests.parts import encoded, part, quick_settings
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backend.app import create_app
-from backend.features_texture import TextureFeatures
+from backend.extractors.texture import TextureFeatures
 from tests.parts import quick_settings
 
 SNAPSHOT = Path(__file__).resolve().parent.parent / "data" / "openapi.json"
@@ -47,7 +47,7 @@ def test_docs_can_be_used_as_a_client(said: dict[str, Any]) -> None:
 
 
 def test_the_examples_fit_their_own_schemas() -> None:
-    from backend import schemas
+    from backend.api import schemas
 
     for name in ("Health", "FitOkResponse", "CalibrateRequest", "CalibrateResponse", "InferResponse", "ErrorBody"):
         model = getattr(schemas, name)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from backend.api.telemetry import configure_logging
 from backend.app import create_app
-from backend.telemetry import configure_logging
 from tests.api.service import GOOD, IDS, calibrate, client_of, fit, infer
 from tests.parts import quick_settings
 

@@ -18,12 +18,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backend.bench_stages import pictures
+from backend.base.images import few_threads_each
+from backend.extractors.weights import write_random_weights
 from backend.features import Runtime, build_extractor, grid_of, prepare
-from backend.features_weights import write_random_weights
 from backend.infer import Frame, InferenceEngine, Scoring
 from backend.patchcore import PatchCoreMemory, kcenter_greedy
-from backend.utils import few_threads_each
+from backend.tools.bench_stages import pictures
 from tests.benchmarks.bench_greedy import embeddings, seconds
 
 

@@ -21,15 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from numpy.typing import NDArray
 
-from backend import accelerator
-from backend.bench_stages import Bench, Spread, machine, pictures, timed
-from backend.coreset import kcenter_greedy, l2_normalize
+from backend.base.images import blocks
+from backend.extractors.torch_runtime import Agreement
+from backend.extractors.weights import write_random_weights
 from backend.features import build_extractor, prepare
-from backend.features_products import quick_rows
-from backend.features_torch import Agreement
-from backend.features_weights import write_random_weights
+from backend.memory import accelerator
+from backend.memory.coreset import kcenter_greedy, l2_normalize
+from backend.memory.products import quick_rows
 from backend.patchcore import PatchCoreMemory
-from backend.utils import blocks
+from backend.tools.bench_stages import Bench, Spread, machine, pictures, timed
 
 MODEL = "vit_small_patch14_dinov2.lvd142m"
 

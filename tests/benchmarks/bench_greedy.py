@@ -15,8 +15,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backend.approximate import GRAPH_FROM, graph_rows
-from backend.features_products import quick_rows
+from backend.memory.approximate import GRAPH_FROM, graph_rows
+from backend.memory.products import quick_rows
 from backend.patchcore import Array, PatchCoreMemory, kcenter_greedy, l2_normalize
 
 
@@ -101,12 +101,12 @@ def compare_graph(q: Array, memory: PatchCoreMemory, half: bool, repeats: int) -
 
 def embedded(folder: Path) -> Array:
     """(N, D) unit rows of the images in `folder`, on the first one's token grid."""
-    from backend.config import load_settings
-    from backend.fitting import ImageFile
-    from backend.host import extractor_for
-    from backend.inspector import Inspector
-    from backend.lane import Job
-    from backend.sets import images_of
+    from backend.base.config import load_settings
+    from backend.evaluation.sets import images_of
+    from backend.service.fitting import ImageFile
+    from backend.service.host import extractor_for
+    from backend.service.inspection import Inspector
+    from backend.service.queue import Job
 
     settings = load_settings()
     inspector = Inspector(settings, extractor_for(settings))

@@ -21,9 +21,9 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backend.bench import BOUNDARY, connect, fitted, multipart, own_settings, served
-from backend.bench_stages import Bench, encoded, pictures
-from backend.host import extractor_for
+from backend.service.host import extractor_for
+from backend.tools.bench import BOUNDARY, connect, fitted, multipart, own_settings, served
+from backend.tools.bench_stages import Bench, encoded, pictures
 
 
 def main() -> None:

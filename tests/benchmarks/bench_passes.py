@@ -19,7 +19,6 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backend.passes import Budget
 from backend.patchcore import (
     Array,
     PatchCoreMemory,
@@ -28,6 +27,7 @@ from backend.patchcore import (
     kcenter_greedy_chunked,
     l2_normalize,
 )
+from backend.service.passes import Budget
 
 TOKENS = 1024
 

@@ -13,11 +13,11 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from backend.base.images import decode_image
+from backend.evaluation.sets import InspectionSet, read_set
 from backend.features import Extractor, build_extractor, grid_of, prepare
 from backend.infer import Frame, InferenceEngine, Scoring
 from backend.patchcore import Array, PatchCoreMemory
-from backend.sets import InspectionSet, read_set
-from backend.utils import decode_image
 
 
 def tokens_of(extractor: Extractor, paths: list[Path]) -> list[tuple[Array, tuple[int, int], Frame]]:

@@ -15,8 +15,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backend.bench import BOUNDARY, connect, fitted, multipart, own_settings, served
-from backend.bench_stages import encoded, pictures
+from backend.tools.bench import BOUNDARY, connect, fitted, multipart, own_settings, served
+from backend.tools.bench_stages import encoded, pictures
 
 
 def main() -> None:

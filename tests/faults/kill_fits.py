@@ -24,11 +24,11 @@ import httpx
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from backend.errors import MemoryNotFound  # noqa: E402
-from backend.ledger import Ledger  # noqa: E402
-from backend.samples import LABELS, SampleStore  # noqa: E402
+from backend.base.errors import MemoryNotFound  # noqa: E402
+from backend.base.images import decode_image  # noqa: E402
+from backend.samples.history import Ledger  # noqa: E402
+from backend.samples.store import LABELS, SampleStore  # noqa: E402
 from backend.storage import ModelKey, ModelStore  # noqa: E402
-from backend.utils import decode_image  # noqa: E402
 from tests.station import part  # noqa: E402
 
 KEYS = [ModelKey.of("Master1", "Pattern"), ModelKey.of("Master1", "Pattern", "red")]

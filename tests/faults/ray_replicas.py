@@ -76,7 +76,7 @@ def run(seconds_before: float = 3, seconds_after: float = 12) -> dict[str, Any]:
     import ray
     from ray import serve
 
-    from backend.serve_ray import Replicas, application
+    from backend.tools.serve_ray import Replicas, application
 
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:

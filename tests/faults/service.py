@@ -16,8 +16,8 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from backend.fitting import ImageFile
-from backend.inspector import Inspector
+from backend.service.fitting import ImageFile
+from backend.service.inspection import Inspector
 from backend.storage import ModelKey
 from tests.parts import encoded, part, quick_settings
 

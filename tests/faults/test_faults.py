@@ -19,10 +19,10 @@ from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
 from backend.app import create_app
-from backend.errors import DeviceOutOfMemory
-from backend.features_texture import TextureFeatures
-from backend.host import ExtractorHost
-from backend.lane import Lane
+from backend.base.errors import DeviceOutOfMemory
+from backend.extractors.texture import TextureFeatures
+from backend.service.host import ExtractorHost
+from backend.service.queue import Lane
 from backend.storage import ModelKey, next_version
 from tests.api.service import BAD, IDS, calibrate, client_of, fit, infer
 from tests.faults.service import Running, free_port, wait_until_ready

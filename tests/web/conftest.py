@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from backend.config import Settings
-from backend.demo import served
+from backend.base.config import Settings
+from backend.tools.demo import served
 from tests.web.page import Console, Open
 
 CHROMIUM = shutil.which("chromium")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from backend.config import Settings
-from backend.fitting import ImageFile
-from backend.predictor import Predictor
-from backend.scenes import MM_PER_PX, Defect, brake_disc
+from backend.base.config import Settings
+from backend.resnet_api.predictor import Predictor
+from backend.service.fitting import ImageFile
+from backend.tools.scenes import MM_PER_PX, Defect, brake_disc
 from tests.parts import encoded, part
 from tests.web.page import Console, Open, serious
 

@@ -1,0 +1,55 @@
+"""What models there are, in what state, and putting one away."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+
+from backend.api.problems import language_of
+from backend.api.requests import ERRORS, CollectorDep, QueryKey, RecipeHeader, identity
+from backend.storage import ModelKey, check_recipe
+
+router = APIRouter(tags=["models"])
+
+RecipeQuery = Annotated[str | None, Query(description="Recipe; the X-Recipe-Id header says the same.")]
+
+
+@router.get("/state", responses=ERRORS)
+def state(
+    request: Request,
+    collector: CollectorDep,
+    key: QueryKey,
+    model_key: Annotated[str | None, Query(description="The station's name of the ROI; roi_id is used.")] = None,
+) -> dict[str, Any]:
+    """Whether there is a memory and a calibration, how many samples, and how far a rebuild is."""
+    return {**collector.state(key), "model_key": model_key or key.roi_id, **identity(request, key)}
+
+
+@router.get("/manifest", responses=ERRORS)
+def manifest(request: Request, collector: CollectorDep, key: QueryKey) -> dict[str, Any]:
+    """Memory, calibration, samples and extractor of one model, and what of it is out of date and why."""
+    found = collector.manifest(key)
+    reasons = [reason.text(language_of(request.headers)) for reason in found["stale"]["reasons"]]
+    return {**found, "stale": {**found["stale"], "reasons": reasons}, **identity(request, key)}
+
+
+@router.get("/models", responses=ERRORS)
+def models(request: Request, collector: CollectorDep, x_recipe_id: RecipeHeader = None) -> dict[str, Any]:
+    """Every model of every recipe, in short."""
+    recipe = check_recipe(x_recipe_id)
+    return {"models": collector.models(), "recipe_id": recipe, "request_id": request.state.request_id}
+
+
+@router.delete("/models/{role_id}/{roi_id}", responses=ERRORS)
+def delete_model(
+    request: Request,
+    collector: CollectorDep,
+    role_id: Annotated[str, Path(description="Role, such as Master1.")],
+    roi_id: Annotated[str, Path(description="ROI, such as Pattern.")],
+    recipe_id: RecipeQuery = None,
+    x_recipe_id: RecipeHeader = None,
+) -> dict[str, Any]:
+    """Move a model to the trash folder, which keeps it for TRASH_DAYS. Its samples stay."""
+    key = ModelKey.of(role_id, roi_id, recipe_id or x_recipe_id)
+    return {"deleted": True, "trash": collector.delete_model(key), **identity(request, key)}

@@ -1,0 +1,49 @@
+"""What operators and their machines ask: is it alive, is it ready, how is it doing."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from backend.api.metrics import Metrics
+from backend.api.requests import InspectorDep
+from backend.api.schemas import ErrorBody
+from backend.base.errors import NotReady
+
+router = APIRouter(tags=["operations"])
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: str = "alive"
+
+
+class Ready(BaseModel):
+    """Requests will be served. `state` is `ok` or `degraded`."""
+
+    status: str = "ready"
+    state: str
+
+
+@router.get("/livez")
+async def livez() -> Alive:
+    """Whether the process answers at all; public."""
+    return Alive()
+
+
+@router.get("/readyz", responses={503: {"model": ErrorBody, "description": "Still loading, or failed."}})
+async def readyz(inspector: InspectorDep) -> Ready:
+    """Whether requests will be served now: 200 once the extractor has run, 503 before."""
+    state = inspector.host.status
+    if state not in {"ok", "degraded"}:
+        raise NotReady(retry_after=5)
+    return Ready(state=state)
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def metrics(request: Request, inspector: InspectorDep) -> Response:
+    """Prometheus metrics of all workers."""
+    counted: Metrics = request.app.state.metrics
+    counted.state(inspector)
+    return Response(counted.render(), media_type="text/plain; version=0.0.4")

@@ -1,0 +1,177 @@
+"""Samples: upload, list, look at, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Path, Query, Request, Response, UploadFile
+from fastapi.responses import FileResponse
+from starlette.datastructures import UploadFile as AnyUpload
+
+from backend.api.requests import (
+    ERRORS,
+    CollectorDep,
+    FormKey,
+    QueryKey,
+    UploadRoute,
+    identity,
+    run_tracked,
+    sentences,
+    uploads,
+)
+from backend.base.errors import Notice
+from backend.base.images import decode_image, encode_jpeg, resize
+from backend.roi_mask import parse_shape
+from backend.samples.collector import Collector
+from backend.samples.intake import drafts
+from backend.samples.store import LABELS, Kept, check_label, media_type
+from backend.service.fitting import ImageFile
+from backend.storage import ModelKey
+
+router = APIRouter(route_class=UploadRoute, tags=["samples"])
+
+Label = Annotated[str, Path(description="`ok` or `ng`.", examples=["ok"])]
+LabelQuery = Annotated[str, Query(description="`ok` or `ng`.", examples=["ok"])]
+Filename = Annotated[str, Query(description="Name of the image, as /datasets/list gives it.")]
+Images = Annotated[list[UploadFile], File(description="Canonical ROIs; all are stored, or none.")]
+Metas = Annotated[list[Any], Form(description="One JSON object per image, in the same order, or none.")]
+Scale = Annotated[
+    float | None, Form(gt=0, le=1e6, allow_inf_nan=False, description="Millimetres per pixel, where metas do not say.")
+]
+ShapeText = Annotated[str | None, Form(description="The part inside the ROI, where metas do not say.")]
+
+
+@router.post("/datasets/{label}/upload", responses=ERRORS)
+async def upload(
+    request: Request,
+    collector: CollectorDep,
+    label: Label,
+    key: FormKey,
+    images: Images = [],  # noqa: B006
+    metas: Metas = [],  # noqa: B006
+    mm_per_px: Scale = None,
+    shape: ShapeText = None,
+) -> dict[str, Any]:
+    """Store samples of good (`ok`) or bad (`ng`) parts: all of them, or none if one cannot be used."""
+    intake = _Intake(collector, key, check_label(label), "upload", uploads(images), await _texts(metas))
+    kept, notices = await run_tracked(request, lambda _: intake.keep(mm_per_px, shape))
+    return {**_kept(kept), "label": intake.label, "warnings": sentences(request, notices), **identity(request, key)}
+
+
+@router.post("/send_ng", responses=ERRORS)
+async def send_ng(
+    request: Request,
+    collector: CollectorDep,
+    key: FormKey,
+    images: Images = [],  # noqa: B006
+    metas: Metas = [],  # noqa: B006
+    mm_per_px: Scale = None,
+    shape: ShapeText = None,
+) -> dict[str, Any]:
+    """Send bad parts, to calibrate with later. With STORE_SAMPLES off they are looked at and not kept."""
+    intake = _Intake(collector, key, "ng", "send_ng", uploads(images), await _texts(metas))
+    store = collector.settings.store_samples
+    kept, notices = await run_tracked(request, lambda _: intake.keep(mm_per_px, shape, store=store))
+    return {**_kept(kept), "label": "ng", "warnings": sentences(request, notices), **identity(request, key)}
+
+
+@router.get("/datasets/list", responses=ERRORS)
+def list_samples(request: Request, collector: CollectorDep, key: QueryKey) -> dict[str, Any]:
+    """The stored samples by label, and which of them have metadata."""
+    return {"classes": collector.listing(key), **identity(request, key)}
+
+
+@router.get("/datasets/file", responses=ERRORS, response_class=FileResponse)
+def get_file(collector: CollectorDep, key: QueryKey, label: LabelQuery, filename: Filename) -> Response:
+    """The image, byte for byte as it was sent."""
+    path = collector.samples.path(key, check_label(label), filename)
+    return FileResponse(path, media_type=media_type(filename), headers={"X-Content-Type-Options": "nosniff"})
+
+
+@router.get("/datasets/meta", responses=ERRORS)
+def get_meta(
+    request: Request, collector: CollectorDep, key: QueryKey, label: LabelQuery, filename: Filename
+) -> dict[str, Any]:
+    """What is known of a sample: what was sent with it, and what the service added."""
+    label = check_label(label)
+    meta = collector.samples.meta(key, label, filename)
+    return {**meta, "label": label, "filename": filename, **identity(request, key)}
+
+
+@router.get("/datasets/thumb", responses=ERRORS, response_class=Response)
+def get_thumb(
+    collector: CollectorDep,
+    key: QueryKey,
+    label: LabelQuery,
+    filename: Filename,
+    size: Annotated[int, Query(ge=16, le=1024, description="Longer side at most, px.")] = 160,
+) -> Response:
+    """A small JPEG of a sample."""
+    data = collector.samples.read(key, check_label(label), filename)
+    image = decode_image(data, name=filename, max_megapixels=collector.settings.max_image_mp)
+    scale = min(1.0, size / max(image.shape[:2]))
+    small = resize(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
+    return Response(encode_jpeg(small), media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@router.delete("/datasets/file", responses=ERRORS)
+def delete_file(
+    request: Request, collector: CollectorDep, key: QueryKey, label: LabelQuery, filename: Filename
+) -> dict[str, Any]:
+    """Delete one sample. A memory fitted with it stays as it is."""
+    collector.samples.delete(key, check_label(label), filename)
+    return {"deleted": True, **identity(request, key)}
+
+
+@router.delete("/datasets/clear", responses=ERRORS)
+def clear(
+    request: Request,
+    collector: CollectorDep,
+    key: QueryKey,
+    label: Annotated[str | None, Query(description="`ok` or `ng`; both without it.")] = None,
+) -> dict[str, Any]:
+    """Delete all samples of a label. A memory fitted with them stays as it is."""
+    labels = (check_label(label),) if label else LABELS
+    return {"cleared": collector.samples.clear(key, labels), **identity(request, key)}
+
+
+class _Intake:
+    """One upload, and where it goes."""
+
+    def __init__(
+        self, collector: Collector, key: ModelKey, label: str, source: str, files: list[ImageFile], metas: list[str]
+    ) -> None:
+        self.collector, self.key, self.label, self.source = collector, key, label, source
+        self.files, self.metas = files, metas
+
+    def keep(
+        self, mm_per_px: float | None, shape: str | None, *, store: bool = True
+    ) -> tuple[list[Kept], list[Notice]]:
+        limit = self.collector.settings.max_image_mp
+        ready, notices = drafts(
+            self.files,
+            self.metas,
+            source=self.source,
+            mm_per_px=mm_per_px,
+            shape=parse_shape(shape),
+            max_megapixels=limit,
+        )
+        if not store:
+            return [], [*notices, Notice("samples_not_kept", {"reason": "STORE_SAMPLES=0"})]
+        kept, more = self.collector.keep(self.key, self.label, ready)
+        return kept, notices + more
+
+
+async def _texts(metas: list[Any]) -> list[str]:
+    """The metas parts as text, whether their client sent them as fields or as files."""
+    parts = [await part.read() if isinstance(part, AnyUpload) else part for part in metas]
+    return [part.decode("utf-8-sig", "replace") if isinstance(part, bytes) else str(part) for part in parts]
+
+
+def _kept(kept: list[Kept]) -> dict[str, Any]:
+    return {
+        "status": "ok",
+        "saved": sum(k.new for k in kept),
+        "duplicates": sum(not k.new for k in kept),
+        "files": [k.name for k in kept],
+    }

@@ -1,0 +1,244 @@
+"""Long work on what is stored: calibrate, score, and follow how far it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from time import monotonic
+from typing import Annotated, Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ValidationError
+from starlette.concurrency import iterate_in_threadpool
+
+from backend.api.problems import language_of
+from backend.api.requests import (
+    ERRORS,
+    CollectorDep,
+    ProgressDep,
+    RecipeHeader,
+    UploadRoute,
+    identity,
+    region_fields,
+    run_tracked,
+    sentences,
+)
+from backend.api.schemas_samples import CalibrateDatasetRequest, CalibrateDatasetResponse, InferDatasetRequest
+from backend.base.errors import BadForm, InspectionError
+from backend.base.errors_samples import ProgressNotFound
+from backend.base.images import to_base64
+from backend.infer import heatmap_png, heatmap_range
+from backend.samples.collector import Scores
+from backend.samples.scoring import Scored
+from backend.samples.store import check_label
+from backend.service.jobs import TrackedJob
+from backend.storage import ModelKey
+
+router = APIRouter(route_class=UploadRoute, tags=["samples"])
+
+M = TypeVar("M", bound=BaseModel)
+NDJSON = "application/x-ndjson"
+SSE_PERIOD_S = 0.1
+SSE_KEEPALIVE_S = 15.0
+SSE_WAIT_S = 5.0
+
+
+def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
+    """A dependency that reads `model` from a JSON body or from a form."""
+
+    async def read(request: Request) -> M:
+        try:
+            if request.headers.get("content-type", "").lower().startswith(("multipart/", "application/x-www-form")):
+                form = await request.form()
+                given: Any = {name: form.getlist(name) if name == "labels" else form[name] for name in form}
+            else:
+                given = await request.json()
+            return model.model_validate(given)
+        except ValidationError as err:
+            raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in err.errors()]) from err
+        except (ValueError, RecursionError) as err:
+            raise BadForm() from err
+
+    return read
+
+
+def described(model: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI says of a body that `body_of` reads."""
+    schema = model.model_json_schema()
+    forms = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
+    return {"requestBody": {"required": True, "content": {form: {"schema": schema} for form in forms}}}
+
+
+@router.post(
+    "/calibrate_dataset",
+    response_model=CalibrateDatasetResponse,
+    response_model_exclude_unset=True,
+    responses=ERRORS,
+    openapi_extra=described(CalibrateDatasetRequest),
+)
+async def calibrate_dataset(
+    request: Request,
+    collector: CollectorDep,
+    body: Annotated[CalibrateDatasetRequest, Depends(body_of(CalibrateDatasetRequest))],
+    x_recipe_id: RecipeHeader = None,
+) -> dict[str, Any]:
+    """Score the stored samples with the current memory and choose the threshold from the scores."""
+    key = ModelKey.of(body.role_id, body.roi_id, body.recipe_id or x_recipe_id)
+    calibrate = partial(
+        collector.calibrate,
+        key,
+        score_percentile=body.score_percentile,
+        area_mm2_thr=body.area_mm2_thr,
+        default_mm_per_px=body.default_mm_per_px,
+        require_ng=body.require_ng,
+    )
+    result = await run_tracked(request, lambda job: calibrate(job=job))
+    known = {
+        name: value
+        for name, value in result.values.items()
+        if name in CalibrateDatasetResponse.model_fields and value is not None
+    }
+    return {
+        **known,
+        "status": "ok",
+        "score_percentile": round(result.values["score_percentile"]),
+        "warnings": sentences(request, result.warnings),
+        **identity(request, key),
+    }
+
+
+@router.post("/infer_dataset", response_model=None, responses=ERRORS, openapi_extra=described(InferDatasetRequest))
+async def infer_dataset(
+    request: Request,
+    collector: CollectorDep,
+    board: ProgressDep,
+    body: Annotated[InferDatasetRequest, Depends(body_of(InferDatasetRequest))],
+    x_recipe_id: RecipeHeader = None,
+) -> Response | dict[str, Any]:
+    """Score the stored samples. One that cannot be scored has an `error` in place of a score.
+
+    With `stream` or `Accept: application/x-ndjson` each item is a line as soon as it is scored; the last line holds
+    `status`, `n_total` and `n_errors`.
+    """
+    key = ModelKey.of(body.role_id, body.roi_id, body.recipe_id or x_recipe_id)
+    labels = list(dict.fromkeys(check_label(label) for label in body.labels))
+    answer = _Items(request, key, include_heatmap=body.include_heatmap)
+    score = partial(
+        collector.score, key, labels, default_mm_per_px=body.default_mm_per_px, leave_out=body.leave_one_out
+    )
+    if body.stream or NDJSON in request.headers.get("accept", ""):
+        job = board.begin(request.state.request_id)
+        with job.failing():
+            scores = await anyio.to_thread.run_sync(lambda: score(job=job), limiter=request.app.state.limiter)
+        return StreamingResponse(answer.lines(scores, job), media_type=NDJSON)
+    return await run_tracked(request, lambda job: answer.whole(score(job=job)))
+
+
+@router.get("/progress/{request_id:path}", response_model=None, responses=ERRORS)
+async def progress(
+    request: Request,
+    board: ProgressDep,
+    request_id: str,
+    stream: Annotated[bool, Query(description="Server-sent events; so does Accept: text/event-stream.")] = False,
+) -> Response | dict[str, Any]:
+    """How far the work is that was asked for with `X-Request-Id: request_id`: once, or as server-sent events."""
+    if stream or "text/event-stream" in request.headers.get("accept", ""):
+        give_up = monotonic() + SSE_WAIT_S
+        while (job := board.get(request_id)) is None:
+            if monotonic() > give_up:
+                raise ProgressNotFound(job=request_id[:128])
+            await anyio.sleep(SSE_PERIOD_S)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(_events(job, request_id), media_type="text/event-stream", headers=headers)
+    job = board.get(request_id)
+    if job is None:
+        raise ProgressNotFound(job=request_id[:128])
+    return {"request_id": request_id, **job.snapshot().as_dict()}
+
+
+async def _events(job: TrackedJob, request_id: str) -> AsyncIterator[str]:
+    shown, spoke = None, monotonic()
+    while True:
+        now = job.snapshot()
+        if (now.state, now.stage, now.done) != shown:
+            shown, spoke = (now.state, now.stage, now.done), monotonic()
+            yield f"data: {json.dumps({'request_id': request_id, **now.as_dict()})}\n\n"
+        elif monotonic() - spoke > SSE_KEEPALIVE_S:
+            spoke = monotonic()
+            yield ": still there\n\n"
+        if now.state != "running":
+            return
+        await anyio.sleep(SSE_PERIOD_S)
+
+
+class _Items:
+    """The answer of /infer_dataset, whole or line by line."""
+
+    def __init__(self, request: Request, key: ModelKey, *, include_heatmap: bool) -> None:
+        self.request, self.key, self.include_heatmap = request, key, include_heatmap
+        self.language = language_of(request.headers)
+        self.n_errors = 0
+
+    def whole(self, scores: Scores) -> dict[str, Any]:
+        items = [self.item(scored, scores.threshold) for scored in scores.items]
+        return {**self.summary(scores), "items": items}
+
+    async def lines(self, scores: Scores, job: TrackedJob) -> AsyncIterator[str]:
+        """One JSON object a line; a client that goes away stops the scoring."""
+        try:
+            with job.ending():
+                async for scored in iterate_in_threadpool(scores.items):
+                    yield _line(self.item(scored, scores.threshold))
+                yield _line(self.summary(scores))
+        except InspectionError as err:
+            yield _line({**self.summary(scores), "status": "error", "error": err.text(self.language), "code": err.code})
+        finally:
+            job.cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(scores.items.close)
+
+    def summary(self, scores: Scores) -> dict[str, Any]:
+        return {
+            "status": "ok",
+            "n_total": scores.n_total,
+            "n_errors": self.n_errors,
+            "warnings": sentences(self.request, scores.notices),
+            **identity(self.request, self.key),
+        }
+
+    def item(self, scored: Scored, threshold: float | None) -> dict[str, Any]:
+        own = {
+            "label": scored.sample.label,
+            "filename": scored.sample.name,
+            "mm_per_px": scored.mm_per_px,
+            "in_memory": scored.in_memory,
+            "n_regions": 0,
+        }
+        found = scored.inspection
+        if found is None:
+            self.n_errors += 1
+            assert scored.error
+            return {**own, "error": scored.error.text(self.language), "code": scored.error.code}
+        if threshold is not None:
+            own |= {"threshold": threshold, "decision": "ng" if found.score > threshold else "ok"}
+        if self.include_heatmap:
+            low, high = heatmap_range(found, "relative", threshold)
+            png = to_base64(heatmap_png(found, "relative", low, high))
+            own |= {"heatmap_png_base64": png, "heatmap_range": [low, high]}
+        return {
+            **own,
+            "score": found.score,
+            "regions": [region_fields(region) for region in found.regions],
+            "n_regions": len(found.regions),
+            "left_out": scored.left_out,
+            "warnings": [notice.text(self.language) for notice in scored.notices],
+        }
+
+
+def _line(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"

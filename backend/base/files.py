@@ -1,0 +1,135 @@
+"""Files that are whole or absent: written beside, fsynced, renamed over the former one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from backend.base.errors import DiskFull, FitInProgress, ReadOnlyStore
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# Windows lets nobody rename over a file, or open it, while another process is about to finish with it.
+PAUSES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if os.name == "nt" else ()
+
+
+def utc_now() -> str:
+    """The time as 2026-01-31T12:00:00.123456Z."""
+    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file in one step. Raises DiskFull, ReadOnlyStore."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False).encode()
+    write_atomic(path, lambda file: file.write(text))
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write beside `path`, fsync, rename over it, fsync the folder: a reader sees the old file or the whole new one.
+
+    Raises:
+        DiskFull, ReadOnlyStore: `path` is as it was.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            patiently(lambda: temporary.replace(path))
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def require_room(folder: Path, free_mb: float, wanted: int = 0) -> None:
+    """Whether the disk of `folder` (or of the nearest one that exists) keeps `free_mb` after `wanted` bytes.
+
+    Raises:
+        DiskFull: it does not.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    if shutil.disk_usage(folder).free < wanted + free_mb * 2**20:
+        raise DiskFull(path=folder.name)
+
+
+@contextmanager
+def one_writer(folder: Path, key: object, *, timeout: float, left_overs: str, min_free_mb: float = 0) -> Iterator[None]:
+    """Hold `folder`, made if need be, against other threads and processes, cleared of what a killed writer left.
+
+    Args:
+        key: whose folder it is, for the error's text.
+        timeout: seconds to wait for another writer.
+        left_overs: pattern of the files that a writer leaves when it is killed.
+        min_free_mb: what the disk must have left.
+
+    Raises:
+        FitInProgress: another writer held it for `timeout` seconds.
+        ReadOnlyStore, DiskFull: the folder cannot be made.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        require_room(folder, min_free_mb)
+        lock = FileLock(folder / ".lock", thread_local=False)
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout as err:
+            raise FitInProgress(key=key, retry_after=5) from err
+    try:
+        for left_over in folder.glob(left_overs):
+            left_over.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """The action's result, tried again while Windows says that another process holds the file."""
+    for pause in PAUSES:
+        with suppress(PermissionError):
+            return action()
+        time.sleep(pause)
+    return action()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as err:  # the rename is done and cannot be taken back
+        logger.warning("%s is renamed, but may not survive a loss of power: %s", folder.name, err)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raises DiskFull or ReadOnlyStore, naming `path`, in place of the OSError that means it."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno in {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", -1)}:
+            raise DiskFull(path=path.name) from err
+        if isinstance(err, PermissionError) or err.errno == errno.EROFS:
+            raise ReadOnlyStore(path=path.name) from err
+        raise

@@ -1,0 +1,105 @@
+"""GreyHost: brings the ResNet18 of the web API up when it is first needed, and keeps it out of the inspections' way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from time import monotonic, sleep
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.base.config import Settings
+from backend.base.errors import NotReady, ResNetUnavailable, WeightsUnavailable
+from backend.extractors.grey import GreyResNet
+from backend.features import RGB, Extractor
+from backend.service.host import READY_WAIT_S, WEIGHTS_DIR
+from backend.service.queue import Lane
+
+PATIENCE_S = 2.0
+
+
+class GreyHost:
+    """One lane for each recipe that a bank asks for.
+
+    Args:
+        settings: the service's settings.
+        busy: whether inspections are waiting for the machine; a forward pass lets them go first for up to two seconds.
+    """
+
+    def __init__(self, settings: Settings, busy: Callable[[], bool]) -> None:
+        self.settings = settings
+        self._busy = busy
+        self._lock = threading.Lock()
+        self._lanes: dict[str, Future[Lane]] = {}
+
+    def lane(self, version: str) -> Lane:
+        """The lane of a recipe, which whoever asks first has built in the background.
+
+        Raises:
+            ResNetUnavailable: there are no weights; the next call tries again.
+            NotReady: loading takes very long.
+        """
+        with self._lock:
+            future = self._lanes.get(version)
+            if future is None or (future.done() and future.exception() is not None):
+                future = self._lanes[version] = Future()
+                threading.Thread(
+                    target=self._load, args=(version, future), name="resnet18-loading", daemon=True
+                ).start()
+        try:
+            return future.result(timeout=READY_WAIT_S)
+        except FutureTimeout as err:
+            raise NotReady(retry_after=5) from err
+        except WeightsUnavailable as err:
+            raise ResNetUnavailable(**err.values) from err
+
+    def state(self, version: str) -> tuple[str, str]:
+        """`idle`, `loading`, `ready` or `failed`, and the device (the DEVICE setting until it is ready)."""
+        future = self._lanes.get(version)
+        if future is None or not future.done():
+            return "loading" if future else "idle", self.settings.device
+        if future.exception() is not None:
+            return "failed", self.settings.device
+        return "ready", future.result().extractor.device
+
+    def close(self) -> None:
+        """Stop the lanes."""
+        for future in self._lanes.values():
+            if future.done() and future.exception() is None:
+                future.result().close()
+
+    def _load(self, version: str, future: Future[Lane]) -> None:
+        try:
+            extractor = GreyResNet(
+                version,
+                self.settings.resnet_weights,
+                input_size=self.settings.img_size,
+                stride=self.settings.patch_stride,
+                device=self.settings.device,
+                weights_dir=WEIGHTS_DIR,
+            )
+            lane = Lane(_Polite(extractor, self._busy), max_queue=self.settings.max_queue)
+        except BaseException as err:  # noqa: BLE001 - whoever waits for the lane is told
+            future.set_exception(err)
+        else:
+            future.set_result(lane)
+
+
+class _Polite:
+    """An extractor that lets those with precedence go first."""
+
+    def __init__(self, extractor: Extractor, busy: Callable[[], bool]) -> None:
+        self.name, self.dim, self.patch = extractor.name, extractor.dim, extractor.patch
+        self.input_size, self.device, self.runtime = extractor.input_size, extractor.device, extractor.runtime
+        self.fingerprint = extractor.fingerprint
+        self._extractor = extractor
+        self._busy = busy
+
+    def extract(self, images: Sequence[RGB]) -> NDArray[np.float32]:
+        until = monotonic() + PATIENCE_S
+        while self._busy() and monotonic() < until:
+            sleep(0.005)
+        return self._extractor.extract(images)

@@ -1,0 +1,247 @@
+"""The ResNet18 web API: /predict, /predict/batch, /config and the pictures under /static."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, File, Query, Request, UploadFile
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from backend.api.problems import language_of
+from backend.api.requests import RecipeHeader, UploadRoute, run_job, sentences, uploads
+from backend.api.schemas import ErrorBody
+from backend.base.errors import InspectionError
+from backend.resnet_api.predictor import Mode, Prediction, Predictor
+from backend.service.fitting import ImageFile
+from backend.service.queue import Job
+from backend.storage import check_recipe
+
+logger = logging.getLogger(__name__)
+
+router = APIRouter(
+    route_class=UploadRoute,
+    tags=["ResNet18"],
+    responses={
+        400: {"model": ErrorBody, "description": "The file is empty or no image."},
+        503: {"model": ErrorBody, "description": "There is no memory bank or no ResNet18, or the service is busy."},
+    },
+)
+
+
+class PredictResponse(BaseModel):
+    """What the ResNet18 web API says of one image."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "score": 0.57,
+                "threshold": 0.42,
+                "is_anomaly": True,
+                "polygons": [[[12, 45], [38, 44], [41, 70], [10, 72]]],
+                "overlay_url": "/static/overlays/pieza-6f1c2e5a7b9d0e21_overlay.png",
+                "heat_url": "/static/overlays/pieza-6f1c2e5a7b9d0e21_heat.png",
+                "mask_url": "/static/overlays/pieza-6f1c2e5a7b9d0e21_mask.png",
+                "filename": "pieza.png",
+                "image_size": [768, 576],
+                "img_size": 256,
+                "timings_ms": {"extract": 31.0, "score": 9.0, "pictures": 4.1, "total": 44.1},
+                "warnings": [],
+                "recipe_id": "default",
+                "request_id": "9f1c2e5a7b",
+            }
+        }
+    )
+
+    score: float = Field(description="Largest value of the anomaly map inside the ROI.")
+    threshold: float = Field(description="The threshold that was applied.")
+    is_anomaly: bool = Field(description="score > threshold.")
+    polygons: list[list[list[int]]] = Field(
+        description="Outlines [[x, y], …] in pixels of the image resized to img_size × img_size; only of an anomaly."
+    )
+    overlay_url: str | None = Field(description="Picture of heat, outlines and ROI; null with SAVE_VIS=0.")
+    heat_url: str | None = Field(description="Picture of the heat; null with SAVE_VIS=0.")
+    mask_url: str | None = Field(description="Picture of what is outlined; null with SAVE_VIS=0.")
+    filename: str
+    image_size: list[int] = Field(description="[width, height] of the image as it was sent.")
+    img_size: int
+    timings_ms: dict[str, float]
+    warnings: list[str]
+    recipe_id: str
+    request_id: str
+
+
+class FailedItem(BaseModel):
+    """A file of a batch that could not be predicted."""
+
+    filename: str
+    error: str
+    code: str
+
+
+class BatchResponse(BaseModel):
+    """One item for each file, in the order they were sent."""
+
+    items: list[PredictResponse | FailedItem]
+    n_total: int
+    n_errors: int
+    n_anomalies: int
+    recipe_id: str
+    request_id: str
+
+
+class BankOut(BaseModel):
+    """The memory bank; rows and dim are 0 until it was read."""
+
+    path: str
+    rows: int
+    dim: int
+    n_images: int
+    created_utc: str
+
+
+class ConfigResponse(BaseModel):
+    """What the ResNet18 web API has loaded."""
+
+    status: str = Field(description="`absent` (no bank), `idle`, `loading`, `ready` or `failed`.")
+    img_size: int
+    knn_k: int
+    threshold: float
+    ignore_border_pct: float
+    roi_path: str | None
+    patch_stride: int
+    save_vis: bool
+    area_min: float
+    model: str
+    device: str
+    embedding_version: str
+    memory_bank: BankOut
+    recipe_id: str
+    request_id: str
+
+
+def get_predictor(request: Request) -> Predictor:
+    """The app's predictor."""
+    predictor: Predictor = request.app.state.predictor
+    return predictor
+
+
+PredictorDep = Annotated[Predictor, Depends(get_predictor)]
+Empty = BeforeValidator(lambda given: None if given == "" else given)
+Thr = Annotated[
+    Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
+    Empty,
+    Query(description="Threshold to apply instead of the configured one."),
+]
+ModeQuery = Annotated[
+    Mode | None,
+    Empty,
+    Query(description="`sensitive`: the threshold × 0.8; `strict`: × 1.2; ignored with `thr`."),
+]
+
+
+@router.post("/predict", response_model=PredictResponse)
+async def predict(
+    request: Request,
+    predictor: PredictorDep,
+    file: Annotated[UploadFile, File(description="The image (PNG, JPEG, BMP, TIFF or WebP).")],
+    thr: Thr = None,
+    mode: ModeQuery = None,
+    x_recipe_id: RecipeHeader = None,
+) -> dict[str, Any]:
+    """Score one image against the memory bank, and draw where it differs."""
+    (image,) = uploads([file])
+    own = _own(request, x_recipe_id)
+    found = await run_job(request, lambda job: predictor.predict(image, thr=thr, mode=mode, job=job))
+    return _answer(request, predictor, image, found) | own
+
+
+@router.post("/predict/batch", response_model=BatchResponse)
+async def predict_batch(
+    request: Request,
+    predictor: PredictorDep,
+    files: Annotated[list[UploadFile], File(description="The images.")],
+    thr: Thr = None,
+    mode: ModeQuery = None,
+    x_recipe_id: RecipeHeader = None,
+) -> dict[str, Any]:
+    """As /predict for each of several images; one that cannot be read has its error in its own item."""
+    images = uploads(files)
+    own = _own(request, x_recipe_id)
+    predictor.bank()
+
+    def each(job: Job) -> list[Prediction | InspectionError]:
+        return [_attempt(predictor, image, thr, mode, job) for image in images]
+
+    found = await run_job(request, each)
+    items = [
+        {"filename": image.name, "error": one.text(language_of(request.headers)), "code": one.code}
+        if isinstance(one, InspectionError)
+        else _answer(request, predictor, image, one) | own
+        for image, one in zip(images, found, strict=True)
+    ]
+    return {
+        "items": items,
+        "n_total": len(items),
+        "n_errors": sum(isinstance(one, InspectionError) for one in found),
+        "n_anomalies": sum(isinstance(one, Prediction) and one.is_anomaly for one in found),
+        **own,
+    }
+
+
+@router.get("/config", response_model=ConfigResponse)
+def config(request: Request, predictor: PredictorDep, x_recipe_id: RecipeHeader = None) -> dict[str, Any]:
+    """What the ResNet18 web API has loaded: bank, method and settings."""
+    return predictor.about() | _own(request, x_recipe_id)
+
+
+def mount_pictures(app: FastAPI, folder: Path) -> None:
+    """Serve STATIC_DIR under /static."""
+    app.mount("/static", _Pictures(directory=folder, check_dir=False), name="static")
+
+
+class _Pictures(StaticFiles):
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Cache-Control"] = "private, max-age=3600"
+        return response
+
+
+def _own(request: Request, recipe: str | None) -> dict[str, str]:
+    return {"recipe_id": check_recipe(recipe), "request_id": request.state.request_id}
+
+
+def _attempt(
+    predictor: Predictor, image: ImageFile, thr: float | None, mode: Mode | None, job: Job
+) -> Prediction | InspectionError:
+    job.check()
+    try:
+        return predictor.predict(image, thr=thr, mode=mode, job=job)
+    except InspectionError as err:
+        if err.status != 400:
+            raise
+        return err
+
+
+def _answer(request: Request, predictor: Predictor, image: ImageFile, found: Prediction) -> dict[str, Any]:
+    logger.info("predict: score %.6g, threshold %.6g, %s ms", found.score, found.threshold, found.timings_ms)
+    height, width = found.size
+    folder = predictor.settings.overlays_subdir
+    urls = {kind: f"/static/{folder}/{name}" for kind, name in found.files.items()}
+    return {
+        "score": found.score,
+        "threshold": found.threshold,
+        "is_anomaly": found.is_anomaly,
+        "polygons": found.polygons,
+        **{f"{kind}_url": urls.get(kind) for kind in ("overlay", "heat", "mask")},
+        "filename": image.name,
+        "image_size": [width, height],
+        "img_size": predictor.settings.img_size,
+        "timings_ms": found.timings_ms,
+        "warnings": sentences(request, found.warnings),
+    }

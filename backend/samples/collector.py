@@ -1,0 +1,304 @@
+"""The use cases of stored samples: keep them, fit, calibrate and score with them, and say what is there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from backend.base.config import Settings
+from backend.base.errors import DiskFull, FitInProgress, InspectionError, MemoryNotFound, Notice, ReadOnlyStore
+from backend.base.errors_samples import NgRequired, NotEnoughSamples
+from backend.features import Extractor
+from backend.samples.history import Ledger
+from backend.samples.intake import Sentences
+from backend.samples.rebuild import Rebuilder
+from backend.samples.recorder import Recorder
+from backend.samples.scoring import Sample, SampleScorer, Scored
+from backend.samples.store import LABELS, Draft, Kept, SampleStore, usable_shape
+from backend.service.fitting import ImageFile
+from backend.service.growing import grow, seen
+from backend.service.inspection import Inspector
+from backend.service.queue import Job
+from backend.service.results import CalibrationResult, FitResult
+from backend.service.trash import empty_trash, move_to_trash
+from backend.storage import ModelKey
+
+logger = logging.getLogger(__name__)
+
+NAMED = 5  # samples that a warning names
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A scoring of samples that is under way: iterate `items` once."""
+
+    n_total: int
+    threshold: float | None
+    notices: list[Notice]
+    items: Generator[Scored]
+
+
+class Collector:
+    """Stored samples and what can be done with them, around one Inspector."""
+
+    def __init__(self, settings: Settings, extractor: Extractor | None = None) -> None:
+        self.settings = settings
+        self.samples = SampleStore(
+            settings.datasets_dir, max_gb=settings.datasets_max_gb, min_free_mb=settings.min_free_mb
+        )
+        self.ledger = Ledger(settings.datasets_dir)
+        self.inspector = Inspector(settings, extractor, Recorder(settings, self.samples, self.ledger))
+        self.rebuilder = Rebuilder(self.inspector, self.samples, self.ledger)
+
+    def start(self) -> None:
+        """Bring the extractor up, empty the trash and rebuild what is lost, in the background."""
+        self.inspector.start()
+        empty_trash(self.inspector.store, self.settings.trash_days)
+        self.rebuilder.start()
+
+    def close(self) -> None:
+        """Stop the rebuild and the lane."""
+        self.rebuilder.close()
+        self.inspector.close()
+
+    def keep(self, key: ModelKey, label: str, drafts: Sequence[Draft]) -> tuple[list[Kept], list[Notice]]:
+        """Store samples, all or none.
+
+        Raises:
+            DatasetsFull, DiskFull, ReadOnlyStore, FitInProgress.
+        """
+        kept = self.samples.add(key, label, drafts)
+        other = LABELS[1 - LABELS.index(label)]
+        twice = {k.sha256 for k in kept if k.new} & set(self.samples.digests(key, other).values())
+        again = sum(not k.new for k in kept)
+        notices = [Notice("labelled_twice", {"n": len(twice)})] if twice else []
+        return kept, notices + ([Notice("duplicates_left_out", {"n": again})] if again else [])
+
+    def fit(
+        self,
+        key: ModelKey,
+        files: Sequence[ImageFile],
+        *,
+        mm_per_px: float,
+        memory_fit: bool = False,
+        use_dataset: bool = False,
+        job: Job | None = None,
+    ) -> FitResult:
+        """Fit from what was sent, or with `use_dataset` from the stored OK samples and what was sent.
+
+        `memory_fit` adds to the memory that there is instead of replacing it.
+
+        Raises:
+            NotEnoughSamples: fewer than MIN_OK_SAMPLES images with `use_dataset`.
+            MemoryMismatch, and whatever Inspector.fit does.
+        """
+        if use_dataset:
+            files = [*self._stored(key), *files]
+            if len(files) < self.settings.min_ok_samples:
+                raise NotEnoughSamples(key=key, n=len(files), wanted=self.settings.min_ok_samples)
+        if memory_fit:
+            return grow(self.inspector, key, files, mm_per_px=mm_per_px, job=job)
+        return self.inspector.fit(key, files, mm_per_px=mm_per_px, job=job)
+
+    def calibrate(
+        self,
+        key: ModelKey,
+        *,
+        score_percentile: float | None = None,
+        area_mm2_thr: float | None = None,
+        default_mm_per_px: float | None = None,
+        require_ng: bool = False,
+        job: Job | None = None,
+    ) -> CalibrationResult:
+        """Score the stored samples with the current memory and calibrate with the scores.
+
+        An OK sample that the memory was fitted on is scored without its own rows, or the answer would flatter itself.
+
+        Raises:
+            NotEnoughSamples: no OK sample could be scored. NgRequired: there is no NG sample although there must be.
+            MemoryNotFound, ExtractorMismatch, Cancelled, FitInProgress, DiskFull, ReadOnlyStore.
+        """
+        percentile = score_percentile or self.settings.score_percentile
+        scorer = SampleScorer(
+            self.inspector,
+            self.samples,
+            key,
+            default_mm_per_px=default_mm_per_px,
+            leave_out=True,
+            percentile=percentile,
+        )
+        scored = list(scorer.run(self._chosen(key, LABELS), job or Job()))
+        ok, ng = ([s.inspection.score for s in scored if s.inspection and s.sample.label == label] for label in LABELS)
+        if not ok:
+            raise NotEnoughSamples(key=key, n=0, wanted=1)
+        if require_ng and not ng:
+            raise NgRequired(key=key)
+        if self.inspector.cache.model(key).stored.generation != scorer.model.stored.generation:
+            raise FitInProgress(key=key, retry_after=1)
+        result = self.inspector.calibrate(
+            key,
+            ok_scores=ok,
+            ng_scores=ng,
+            mm_per_px=scorer.mm_per_px,
+            area_mm2_thr=area_mm2_thr,
+            score_percentile=percentile,
+            scored_at=percentile,
+        )
+        return replace(result, warnings=result.warnings + _left_out(scored))
+
+    def score(
+        self,
+        key: ModelKey,
+        labels: Sequence[str] = LABELS,
+        *,
+        default_mm_per_px: float | None = None,
+        leave_out: bool = False,
+        job: Job | None = None,
+    ) -> Scores:
+        """Score the stored samples of `labels` as /infer would; with `leave_out` as /calibrate_dataset does.
+
+        Raises:
+            MemoryNotFound, ExtractorMismatch, DamagedFile: before the first item.
+        """
+        scorer = SampleScorer(
+            self.inspector, self.samples, key, default_mm_per_px=default_mm_per_px, leave_out=leave_out
+        )
+        chosen = self._chosen(key, labels)
+        older = [scorer.older] if scorer.older else []
+        notices = [*self.inspector.warnings(), *older, *scorer.applied.notices]
+        return Scores(len(chosen), scorer.threshold, notices, scorer.run(chosen, job or Job()))
+
+    def listing(self, key: ModelKey) -> dict[str, Any]:
+        """What is stored: for each label the count, the names, and which have metadata."""
+        names = {label: self.samples.names(key, label) for label in LABELS}
+        return {
+            label: {
+                "count": len(files),
+                "files": files,
+                "meta": {name: self.samples.has_meta(key, label, name) for name in files},
+            }
+            for label, files in names.items()
+        }
+
+    def state(self, key: ModelKey) -> dict[str, Any]:
+        """Whether there is a memory and a calibration, how many samples, and a rebuild under way; reads no memory."""
+        store, extractor = self.inspector.store, self.inspector.host.extractor
+        fitted = store.stamp(key) is not None
+        ours = extractor.fingerprint if extractor else None
+        theirs = store.manifest(key).get("fingerprint", ours)
+        rebuild = self.rebuilder.status(key)
+        return {
+            "status": self.inspector.host.status,
+            "memory_fitted": fitted,
+            "memory_usable": fitted and (ours is None or theirs == ours),
+            "calib_present": store.stamp(key, "calib.json") is not None,
+            "n_ok": len(self.samples.names(key, "ok")),
+            "n_ng": len(self.samples.names(key, "ng")),
+            **({"rebuild": rebuild} if rebuild else {}),
+        }
+
+    def manifest(self, key: ModelKey) -> dict[str, Any]:
+        """Memory, calibration, samples, extractor, and what of it is out of date, with the reasons.
+
+        Raises:
+            DamagedFile.
+        """
+        extractor = self.inspector.host.lane().extractor
+        try:
+            model = self.inspector.cache.model(key)
+        except MemoryNotFound:
+            model = None
+        calibration = self.inspector.cache.calibration(key)
+        metadata = model.stored.metadata if model else {}
+        known = seen(metadata)
+        stored = list(self.samples.digests(key, "ok").values())
+        in_memory = sum(digest in known for digest in stored)
+        notices, reasons = [], []
+        if model:
+            notices = self.inspector.applied(key, model, extractor).notices
+            reasons = self._usable(key, extractor)
+        return {
+            "memory_fitted": model is not None,
+            "calib_present": calibration is not None,
+            **({"memory": _memory(self.inspector.store.manifest(key), model.stored.grid)} if model else {}),
+            **({"calibration": calibration} if calibration else {}),
+            "samples": {
+                "ok": len(stored),
+                "ng": len(self.samples.names(key, "ng")),
+                "ok_in_memory": in_memory,
+                "ok_not_in_memory": len(stored) - in_memory,
+            },
+            "extractor": {"name": extractor.name, "fingerprint": extractor.fingerprint},
+            "stale": {
+                "memory": bool(reasons),
+                "calibration": any(notice.code != "not_calibrated" for notice in notices),
+                "reasons": [*reasons, *notices],
+            },
+        }
+
+    def models(self) -> list[dict[str, Any]]:
+        """Every model: whose it is, and what its manifest says in short."""
+        keys = self.inspector.store.keys()
+        return [self._entry(key) for key in keys]
+
+    def delete_model(self, key: ModelKey) -> str:
+        """Move a model to the trash; the folder there, relative to MODELS_DIR.
+
+        Raises:
+            MemoryNotFound, FitInProgress, DiskFull, ReadOnlyStore.
+        """
+        store = self.inspector.store
+        if not any(store.stamp(key, name) for name in ("memory.npz", "calib.json")):
+            raise MemoryNotFound(key=key)
+        with store.writing(key, self.settings.fit_wait_s):
+            folder = move_to_trash(store, key)
+            if self.samples.folder(key).is_dir():
+                try:
+                    self.ledger.append(key, "delete", {})
+                except (DiskFull, ReadOnlyStore) as err:
+                    logger.warning("the deletion of %s is not recorded: %s", key, err)
+        empty_trash(store, self.settings.trash_days)
+        return folder.relative_to(store.root).as_posix()
+
+    def _stored(self, key: ModelKey) -> list[ImageFile]:
+        return [
+            ImageFile(name, self._reader(key, name), usable_shape(self.samples.meta(key, "ok", name)))
+            for name in self.samples.names(key, "ok")
+        ]
+
+    def _reader(self, key: ModelKey, name: str) -> Callable[[], bytes]:
+        return lambda: self.samples.read(key, "ok", name)
+
+    def _chosen(self, key: ModelKey, labels: Sequence[str]) -> list[Sample]:
+        return [Sample(label, name) for label in labels for name in self.samples.names(key, label)]
+
+    def _usable(self, key: ModelKey, extractor: Extractor) -> list[InspectionError | Notice]:
+        try:
+            _, older = self.inspector.fitted(key, extractor)
+        except InspectionError as err:
+            return [err]
+        return [older] if older else []
+
+    def _entry(self, key: ModelKey) -> dict[str, Any]:
+        store = self.inspector.store
+        known = store.manifest(key)
+        shown = ("model_version", "created_utc", "extractor", "n_images", "coreset_size", "token_shape", "mm_per_px")
+        return {
+            "role_id": key.role_id,
+            "roi_id": key.roi_id,
+            "recipe_id": key.recipe_id,
+            "calib_present": store.stamp(key, "calib.json") is not None,
+            **{name: known[name] for name in shown if name in known},
+        }
+
+
+def _memory(manifest: dict[str, Any], grid: tuple[int, int]) -> dict[str, Any]:
+    """The manifest without the list of images, which may be long."""
+    return {"token_shape": list(grid), **{name: value for name, value in manifest.items() if name != "images"}}
+
+
+def _left_out(scored: Sequence[Scored]) -> list[Notice]:
+    errors = [s.error for s in scored if s.error]
+    return [Notice("samples_left_out", {"n": len(errors), "reasons": Sentences(errors[:NAMED])})] if errors else []

@@ -1,0 +1,126 @@
+"""What comes in to be stored: images checked, their metadata read, all of it or nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
+
+from backend.base.errors import BadImage, InvalidShape, NoImages, Notice
+from backend.base.errors_samples import BrokenImages, MetaInvalid, MetasMismatch, MetasNotJson
+from backend.base.images import decode_image
+from backend.roi_mask import Shape
+from backend.samples.store import Draft, known_shape
+from backend.service.fitting import DECODERS, ImageFile
+
+NAMED = 20  # broken images that an error names
+
+
+def drafts(
+    files: Sequence[ImageFile],
+    metas: Sequence[str],
+    *,
+    source: str,
+    mm_per_px: float | None = None,
+    shape: Shape | None = None,
+    max_megapixels: float = 100,
+) -> tuple[list[Draft], list[Notice]]:
+    """The images with their metadata, ready to be stored, and what is to be said of them.
+
+    Args:
+        metas: one JSON object per image in the same order, or a single JSON list of them, or none.
+        source: the route that they came by.
+        mm_per_px, shape: for the images whose metadata do not say.
+
+    Raises:
+        NoImages, MetasMismatch, MetasNotJson, MetaInvalid.
+        BrokenImages: names every image that cannot be decoded.
+    """
+    if not files:
+        raise NoImages()
+    parsed = _parsed(metas, files)
+    _check(files, max_megapixels)
+    notices: list[Notice] = []
+    ready = []
+    for file, meta in zip(files, parsed, strict=True):
+        own = _shape(file.name, meta, notices) or shape
+        scale = _mm_per_px(file.name, meta) or mm_per_px
+        ready.append(Draft(file.name, file.read, source, scale, own.as_dict() if own else None, meta))
+    return ready, notices
+
+
+def _parsed(metas: Sequence[str], files: Sequence[ImageFile]) -> list[dict[str, Any]]:
+    texts: list[Any] = list(metas)
+    if len(texts) == 1 and texts[0].lstrip().startswith("["):
+        texts = _load(texts[0], 1, files[0].name, list)
+    if not texts:
+        return [{} for _ in files]
+    if len(texts) != len(files):
+        raise MetasMismatch(metas=len(texts), images=len(files))
+    return [_load(text, n + 1, files[n].name, dict) for n, text in enumerate(texts)]
+
+
+def _load(given: Any, number: int, name: str, kind: type) -> Any:
+    try:
+        value = json.loads(given, parse_constant=_no_constant) if isinstance(given, str) else given
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as err:
+        raise MetasNotJson(number=number, name=name) from err
+    if not isinstance(value, kind):
+        raise MetasNotJson(number=number, name=name)
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check(files: Sequence[ImageFile], max_megapixels: float) -> None:
+    def broken(file: ImageFile) -> BadImage | None:
+        try:
+            decode_image(file.read(), name=file.name, max_megapixels=max_megapixels)
+        except BadImage as err:
+            return err
+        return None
+
+    with ThreadPoolExecutor(DECODERS, thread_name_prefix="check") as pool:
+        found = [err for err in pool.map(broken, files) if err]
+    if found:
+        raise BrokenImages(total=len(files), count=len(found), reasons=Sentences(found[:NAMED]))
+
+
+class Sentences:
+    """Errors as one text, in whichever language it is asked for."""
+
+    def __init__(self, errors: Sequence[Any]) -> None:
+        self.errors = list(errors)
+
+    def text(self, language: Any) -> str:
+        """All sentences, one after the other."""
+        return " ".join(error.text(language) for error in self.errors)
+
+    def __str__(self) -> str:
+        return self.text("en")
+
+
+def _mm_per_px(name: str, meta: dict[str, Any]) -> float | None:
+    value = meta.get("mm_per_px")
+    if value is None or value == "":
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number <= 1e6:
+        raise MetaInvalid(name=name, field="mm_per_px", value=repr(value)[:40], expected="0 < mm_per_px ≤ 1e6")
+    return number
+
+
+def _shape(name: str, meta: dict[str, Any], notices: list[Notice]) -> Shape | None:
+    try:
+        return known_shape(meta)
+    except InvalidShape as err:
+        notices.append(Notice("shape_not_understood", {"name": name, "reason": err}))
+        return None

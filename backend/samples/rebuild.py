@@ -1,0 +1,264 @@
+"""Lost memories come back: what the record says was fitted from what is done again from the stored samples."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from backend.base.config import Settings
+from backend.base.errors import InspectionError, MemoryNotFound, Notice, WeightsUnavailable
+from backend.base.errors_samples import NotEnoughSamples
+from backend.patchcore import PatchCoreMemory
+from backend.samples.history import Ledger, Plan
+from backend.samples.store import SampleStore, known_mm_per_px, usable_shape
+from backend.service.fitting import Embedded, ImageFile
+from backend.service.growing import grown_memory, grown_metadata
+from backend.service.inspection import Inspector
+from backend.service.jobs import TrackedJob
+from backend.service.models import memory_of
+from backend.service.queue import Job
+from backend.storage import ModelKey, StoredMemory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A memory that came back: rows, images it was made from, images of the record that are gone."""
+
+    coreset_size: int
+    n_images: int
+    n_missing: int
+    notices: list[Notice]
+
+    def __str__(self) -> str:
+        return f"{self.n_images} images, {self.coreset_size} rows"
+
+
+class Rebuilder:
+    """Rebuilds memories, one at a time; `start` does so in the background for those that are lost."""
+
+    def __init__(self, inspector: Inspector, samples: SampleStore, ledger: Ledger) -> None:
+        self.inspector = inspector
+        self.samples = samples
+        self.ledger = ledger
+        self._jobs: dict[ModelKey, TrackedJob] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The service's settings."""
+        return self.inspector.settings
+
+    def start(self) -> None:
+        """Bring the records up to date and, with REBUILD_ON_START, lost memories back, in the background."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="rebuild", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop; what was not rebuilt yet is next time."""
+        self._stop.set()
+        for job in list(self._jobs.values()):
+            job.cancel()
+        self.wait(60)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Until the work that `start` began has ended, or `timeout` seconds."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def status(self, key: ModelKey) -> dict[str, Any] | None:
+        """How far the rebuild of `key` is; None when there is none."""
+        job = self._jobs.get(key)
+        return job.snapshot().as_dict() if job else None
+
+    def lost(self) -> list[ModelKey]:
+        """Models with OK samples and without a memory that nobody deleted."""
+        return [
+            key
+            for key in self.samples.all_keys()
+            if self.inspector.store.stamp(key) is None
+            and self.samples.names(key, "ok")
+            and not self.ledger.plan(key).deleted
+        ]
+
+    def foreign(self) -> list[ModelKey]:
+        """Models whose memory another extractor made."""
+        ours = self.inspector.host.lane().extractor.fingerprint
+        manifests = {key: self.inspector.store.manifest(key) for key in self.samples.all_keys()}
+        return [key for key, manifest in manifests.items() if manifest.get("fingerprint", ours) != ours]
+
+    def rebuild(self, key: ModelKey, job: Job | None = None, *, replace: bool = False) -> Rebuilt | None:
+        """Make the memory of `key` again from its samples, with the settings and in the steps of its record.
+
+        Args:
+            replace: also when there is a memory; otherwise that one stays and None comes back.
+
+        Raises:
+            WeightsUnavailable: the service is degraded; what it would make is not what was lost.
+            NotEnoughSamples: none of the images is stored.
+            BadImage, TokenGridMismatch, Cancelled, FitInProgress, DiskFull, ReadOnlyStore.
+        """
+        self.inspector.host.lane()
+        degraded = self.inspector.host.degraded
+        if degraded and degraded.code == "degraded":  # on the CPU for want of memory it is the same network
+            raise WeightsUnavailable(**degraded.values)
+        job, plan = job or Job(), self.ledger.plan(key)
+        with self.inspector.one_fit(key, job):
+            if not replace and self.inspector.store.stamp(key) is not None:
+                return None
+            steps = plan.steps or [self._everything(key)]
+            made, missing = self._retrace(key, steps, job)
+            job.check()
+            with self.inspector.store.writing(key, self.settings.fit_wait_s):
+                if not replace and self.inspector.store.stamp(key) is not None:
+                    return None
+                generation = self._commit(key, made, plan, missing)
+                self._calibrate(key, plan, generation, missing)
+        notices = [Notice("rebuilt_in_part", {"n": missing})] if missing else []
+        return Rebuilt(len(made.emb), len(made.metadata["images"]), missing, notices)
+
+    def reconcile(self, key: ModelKey) -> None:
+        """Record a memory that was committed by a process that died before it wrote the record's line."""
+        recorded = self.ledger.plan(key).generation
+        if not self.samples.folder(key).is_dir() or self.inspector.store.manifest(key).get("generation") == recorded:
+            return
+        with self.inspector.store.writing(key, self.settings.fit_wait_s):
+            try:
+                metadata = self.inspector.store.load_memory(key).metadata
+            except MemoryNotFound:
+                return
+            if metadata.get("images") and metadata["generation"] != self.ledger.plan(key).generation:
+                logger.info("recording the memory of %s that was not recorded yet", key)
+                self.ledger.record_memory(key, metadata)
+
+    def _run(self) -> None:
+        if self.inspector.settings.read_only:
+            return
+        self._each(self.inspector.store.keys(), self.reconcile)
+        if not self.settings.rebuild_on_start:
+            return
+        while (status := self.inspector.host.status) == "warming" and not self._stop.wait(0.1):
+            pass
+        if status != "ok":
+            logger.warning("the service is %s: no memory is rebuilt", status)
+            return
+        for key in self.foreign():
+            logger.warning("the memory of %s was made with another extractor: python -m backend rebuild", key)
+        if not self.samples.root.is_dir():
+            return
+        try:
+            with FileLock(self.samples.root / ".rebuild.lock", timeout=0, thread_local=False):
+                self._each(self.lost(), self._rebuild_lost)
+        except Timeout:
+            logger.info("another process rebuilds the lost memories")
+
+    def _each(self, keys: Sequence[ModelKey], work: Any) -> None:
+        for key in keys:
+            if self._stop.is_set():
+                return
+            try:
+                work(key)
+            except (InspectionError, OSError) as err:
+                logger.warning("%s: %s", key, err)
+
+    def _rebuild_lost(self, key: ModelKey) -> None:
+        job = self._jobs[key] = _LoggedJob(key)
+        with job.ending():
+            done = self.rebuild(key, job)
+        if done:
+            logger.info("rebuilt %s: %s", key, done)
+            for notice in done.notices:
+                logger.warning("%s: %s", key, notice.text("en"))
+
+    def _everything(self, key: ModelKey) -> dict[str, Any]:
+        """One fit of all stored OK samples, with the settings that hold now: for samples without a record."""
+        names = self.samples.names(key, "ok")
+        scales = [known_mm_per_px(self.samples.meta(key, "ok", name)) for name in names]
+        mm_per_px = next((scale for scale in scales if scale), 1.0)
+        digests = self.samples.digests(key, "ok")
+        return {**self.inspector.fit_settings, "mm_per_px": mm_per_px, "images": [digests[name] for name in names]}
+
+    def _retrace(self, key: ModelKey, steps: Sequence[Mapping[str, Any]], job: Job) -> tuple[StoredMemory, int]:
+        """The memory after all `steps`, and how many of their images are gone."""
+        names = {digest: name for name, digest in self.samples.digests(key, "ok").items()}
+        made: StoredMemory | None = None
+        missing = 0
+        for step in steps:
+            files = [self._file(key, names[digest]) for digest in step["images"] if digest in names]
+            missing += len(step["images"]) - len(files)
+            if files:
+                made = self._step(self.inspector.under(step), step, files, made, job)
+        if made is None:
+            raise NotEnoughSamples(key=key, n=0, wanted=1)
+        return made, missing
+
+    def _file(self, key: ModelKey, name: str) -> ImageFile:
+        return ImageFile(
+            name, lambda: self.samples.read(key, "ok", name), usable_shape(self.samples.meta(key, "ok", name))
+        )
+
+    @staticmethod
+    def _step(
+        then: Inspector, step: Mapping[str, Any], files: list[ImageFile], made: StoredMemory | None, job: Job
+    ) -> StoredMemory:
+        lane = then.host.lane()
+        embedded = then.embed(files, lane, job, expected=made.grid if made else None, in_passes=made is None)
+        if made is None:
+            memory = then.remember(embedded, job)
+            metadata = then.metadata_of(files, embedded, memory, lane.extractor, float(step["mm_per_px"]))
+            return _stored(memory, embedded, metadata)
+        grown = grown_memory(  # with a reserve if the growth itself had one
+            made if step.get("n_reserve") else replace(made, reserve=None),
+            embedded,
+            rate=then.settings.coreset_rate,
+            limit=then.settings.max_coreset,
+            backend=then.settings.knn_backend,
+            progress=job.stage("coreset"),
+        )
+        images = [{"name": f.name, "sha256": d} for f, d in zip(files, embedded.digests, strict=True)]
+        metadata = grown_metadata(made, grown, images, then.fit_settings, masked=embedded.masked)
+        return _stored(grown.memory, embedded, metadata)
+
+    def _commit(self, key: ModelKey, made: StoredMemory, plan: Plan, missing: int) -> str:
+        memory = memory_of(made, self.settings.knn_backend)
+        memory.reserve = made.reserve
+        metadata = {**made.metadata, "rebuilt_from": plan.generation, "n_missing": missing}
+        stored, notices = self.inspector.commit(key, memory, made.grid, metadata)
+        for notice in notices:
+            logger.warning("%s: %s", key, notice.text("en"))
+        return stored.generation
+
+    def _calibrate(self, key: ModelKey, plan: Plan, generation: str, missing: int) -> None:
+        """Bring the recorded calibration back; bound to the new generation if that is the very memory it was for."""
+        if not plan.calibration or self.inspector.store.stamp(key, "calib.json") is not None:
+            return
+        same = not missing and plan.calibration.get("generation") == plan.generation
+        own = {"generation": generation} if same else {}
+        self.inspector.store.save_calibration(key, {**plan.calibration, **own})
+
+
+class _LoggedJob(TrackedJob):
+    """A job whose progress is in the log, every tenth of a stage."""
+
+    def __init__(self, key: ModelKey) -> None:
+        super().__init__()
+        self._key = key
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        super().report(stage, done, total)
+        if total and done * 10 // total != (done - 1) * 10 // total:
+            logger.info("rebuilding %s: %s %d of %d", self._key, stage, done, total)
+
+
+def _stored(memory: PatchCoreMemory, embedded: Embedded, metadata: dict[str, Any]) -> StoredMemory:
+    src = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
+    return StoredMemory(memory.emb, embedded.grid, src, metadata, memory.extras, memory.reserve)

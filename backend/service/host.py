@@ -1,0 +1,196 @@
+"""ExtractorHost: brings the extractor up, in the background, and says how it is doing."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from time import perf_counter
+
+import numpy as np
+
+from backend.base.config import PROJECT_ROOT, Settings
+from backend.base.errors import DeviceOutOfMemory, Notice, NotReady, WeightsUnavailable
+from backend.features import Extractor, build_extractor, grid_of
+from backend.memory.accelerator import lend
+from backend.memory.approximate import graph_rows, require_graphs
+from backend.memory.products import bf16_rows, quick_rows
+from backend.patchcore import Array, Rough
+from backend.service.queue import Lane
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_DIR = PROJECT_ROOT / "weights"
+READY_WAIT_S = 300.0
+
+
+class ExtractorHost:
+    """Owns the extractor and the lane in front of it.
+
+    `start` returns at once unless REQUIRE_PRETRAINED is set; requests wait for the extractor to be ready.
+
+    Args:
+        settings: the service's settings.
+        extractor: used instead of the one that the settings name.
+        rehearse: what makes the first request as quick as any other; until it is through, the status is `warming`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        extractor: Extractor | None = None,
+        rehearse: Callable[[Lane], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.degraded: Notice | None = None
+        self._given = extractor
+        self._rehearse = rehearse or _blank_pass
+        self._lane: Future[Lane] = Future()
+        self._warm = threading.Event()
+        self._started = False
+        self._starting = threading.Lock()
+        self._broken = False
+
+    def start(self) -> None:
+        """Load the extractor and run it once. Raises WeightsUnavailable when REQUIRE_PRETRAINED is set."""
+        with self._starting:
+            if self._started:
+                return
+            self._started = True
+        if self._given is not None:
+            self._up(self._given)
+        elif self.settings.require_pretrained:
+            self._up(extractor_for(self.settings))
+        else:
+            threading.Thread(target=self._load, name="extractor-loading", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop the lane."""
+        if self._lane.done() and self._lane.exception() is None:
+            self._lane.result().close()
+
+    @property
+    def status(self) -> str:
+        """`warming`, `ok`, `degraded` or `failed`."""
+        if self._broken or (self._lane.done() and self._lane.exception() is not None):
+            return "failed"
+        if not self._warm.is_set():
+            return "warming"
+        return "degraded" if self.degraded else "ok"
+
+    def lane(self, wait: float = READY_WAIT_S) -> Lane:
+        """The lane, once the extractor is loaded. Raises NotReady after `wait` seconds, or why loading failed."""
+        self.start()
+        try:
+            return self._lane.result(timeout=wait)
+        except FutureTimeout as err:
+            raise NotReady(retry_after=5) from err
+
+    @property
+    def depth(self) -> int:
+        """Requests admitted to the lane and not yet answered; 0 while loading."""
+        ready = self._lane.done() and self._lane.exception() is None
+        return self._lane.result().depth if ready else 0
+
+    @property
+    def extractor(self) -> Extractor | None:
+        """The extractor, or None while it is loading."""
+        ready = self._lane.done() and self._lane.exception() is None
+        return self._lane.result().extractor if ready else None
+
+    def _load(self) -> None:
+        try:
+            extractor = extractor_for(self.settings)
+        except WeightsUnavailable as err:
+            logger.warning("degraded: %s", err)
+            self.degraded = Notice("degraded", err.values)
+            extractor = build_extractor("texture", input_size=self.settings.input_size)
+        except BaseException as err:  # whoever waits for the lane is told
+            logger.exception("the extractor could not be built")
+            self._lane.set_exception(err)
+            return
+        self._up(extractor)
+
+    def _up(self, extractor: Extractor) -> None:
+        several = 32 if extractor.device == "cuda" else getattr(extractor, "streams", 1)
+        batch = self.settings.max_batch or several
+        fallback = None if extractor.device == "cpu" else lambda: self._on_cpu(extractor)
+        self._tell_size(extractor)
+        lane = Lane(extractor, max_queue=self.settings.max_queue, max_batch=batch, fallback=fallback)
+        self._lane.set_result(lane)
+        threading.Thread(target=self._warm_up, args=(lane,), name="warm-up", daemon=True).start()
+
+    def _tell_size(self, extractor: Extractor) -> None:
+        side, patch = extractor.input_size, extractor.patch
+        if side % patch:
+            height, width = (n * patch for n in grid_of(extractor, side, side))
+            said = "INPUT_SIZE=%d is no multiple of the extractor's patch of %d px: a square ROI is resized to %d×%d"
+            logger.warning(said, side, patch, height, width)
+
+    def _on_cpu(self, former: Extractor) -> Extractor:
+        """The same network on the CPU, for a device whose memory does not even hold one image."""
+        logger.warning("out of device memory with a single image: moving to the CPU until the service is restarted")
+        extractor = extractor_for(self.settings.model_copy(update={"device": "cpu"}))
+        if extractor.fingerprint != former.fingerprint:
+            raise DeviceOutOfMemory(retry_after=5)
+        self.degraded = Notice("device_out_of_memory")
+        return extractor
+
+    def _warm_up(self, lane: Lane) -> None:
+        extractor, started = lane.extractor, perf_counter()
+        try:
+            self._rehearse(lane)
+        except (CancelledError, NotReady):  # closed before it was warm
+            return
+        except Exception:  # as the first request will find; /health says so
+            logger.exception("the extractor's first pass failed")
+            self._broken = True
+            return
+        self._warm.set()
+        logger.info(
+            "extractor %s ready on %s (%s), rehearsed in %.0f ms",
+            extractor.name,
+            extractor.device,
+            extractor.runtime,
+            1000 * (perf_counter() - started),
+        )
+
+
+def _blank_pass(lane: Lane) -> None:
+    side, patch = lane.extractor.input_size, lane.extractor.patch
+    rows, cols = grid_of(lane.extractor, side, side)
+    lane.submit(np.zeros((rows * patch, cols * patch, 3), np.uint8)).result()
+
+
+def extractor_for(settings: Settings) -> Extractor:
+    """The extractor that the settings name. Raises WeightsUnavailable, BackendUnavailable."""
+    return build_extractor(
+        settings.model_name,
+        weights=settings.weights,
+        input_size=settings.input_size,
+        device=settings.device,
+        blocks=[int(block) for block in settings.blocks],
+        runtime=settings.runtime,
+        precision=settings.precision,
+        threads=settings.threads,
+        weights_dir=WEIGHTS_DIR,
+        around=(settings.patchcore_patch_size, settings.patchcore_stride),
+        offset=settings.resnet_offset,
+        tiles=(settings.tiles, settings.tile_overlap),
+        smaller_edge=settings.input_edge == "smaller",
+    )
+
+
+def proposer(settings: Settings) -> Callable[[Array], Rough | None]:
+    """Who proposes neighbours in a loaded memory: a graph if one is wanted, where no GPU searches sooner and exactly.
+
+    Raises:
+        BackendUnavailable: KNN_INDEX=hnsw without FAISS.
+    """
+    if settings.knn_index != "hnsw":
+        return quick_rows
+    require_graphs()
+    half, room = settings.patchcore_faiss_fp16, settings.cache_mb * 2**20
+    return lambda rows: lend(rows) or graph_rows(rows, half=half, room=room) or bf16_rows(rows)

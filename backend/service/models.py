@@ -1,0 +1,167 @@
+"""Loaded models, least recently used, bounded by bytes; a change on disk is noticed from the file's stamp."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cachetools import LRUCache
+
+from backend.base.errors import (
+    DiskFull,
+    ExtractorMismatch,
+    FitInProgress,
+    MemoryNotFound,
+    Notice,
+    ReadOnlyReplica,
+    ReadOnlyStore,
+)
+from backend.features import Extractor
+from backend.memory.variants import stored_memory
+from backend.patchcore import Array, PatchCoreMemory, Rough
+from backend.storage import ModelKey, ModelStore, Stamp, StoredMemory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """A memory ready to be searched."""
+
+    memory: PatchCoreMemory
+    stored: StoredMemory
+    stamp: Stamp | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the cache counts for it."""
+        return self.memory.nbytes
+
+    @property
+    def knows_part_only(self) -> bool:
+        """Whether shapes kept what lies beside the part out of the memory."""
+        return bool(self.stored.metadata.get("masked"))
+
+
+class ModelCache:
+    """Gives the newest memory and calibration of a key, reading the disk only when a file changed."""
+
+    def __init__(
+        self,
+        store: ModelStore,
+        *,
+        cache_mb: float,
+        knn_backend: str,
+        rough: Callable[[Array], Rough | None] | None = None,
+    ) -> None:
+        self.store = store
+        self.rough = rough
+        self.knn_backend = knn_backend
+        self._models: LRUCache[ModelKey, FittedModel] = LRUCache(cache_mb * 2**20, getsizeof=lambda m: m.nbytes)
+        self._calibrations: LRUCache[ModelKey, tuple[Stamp, dict[str, Any]]] = LRUCache(4096)
+        self._lock = threading.Lock()
+        # One load at a time: requests that all miss the same model would else each hold a copy of it.
+        self._loading = threading.Lock()
+
+    def model(self, key: ModelKey) -> FittedModel:
+        """The fitted model of `key`. Raises MemoryNotFound, DamagedFile."""
+        known = self._current(key)
+        if known is not None:
+            return known
+        with self._loading:
+            known = self._current(key)
+            return known if known is not None else self._load(key)
+
+    def _current(self, key: ModelKey) -> FittedModel | None:
+        stamp = self.store.stamp(key)
+        if stamp is None:
+            raise MemoryNotFound(key=key)
+        with self._lock:
+            known = self._models.get(key)
+        return known if known is not None and known.stamp == stamp else None
+
+    def _load(self, key: ModelKey) -> FittedModel:
+        # Before the read: when the file is replaced meanwhile, the next request finds the stamp outdated, never wrong.
+        stamp = self.store.stamp(key)
+        stored = self.store.load_memory(key)
+        return self.put(key, self._searchable(key, stored, stamp), stored, stamp)
+
+    def put(self, key: ModelKey, memory: PatchCoreMemory, stored: StoredMemory, stamp: Stamp | None) -> FittedModel:
+        """Remember a model; one larger than the whole cache is only returned."""
+        if self.rough is not None:
+            memory.quicken(self.rough)
+        model = FittedModel(memory, stored, stamp)
+        with self._lock:
+            self._models.pop(key, None)
+            if model.nbytes <= self._models.maxsize:
+                self._models[key] = model
+        return model
+
+    def calibration(self, key: ModelKey) -> dict[str, Any] | None:
+        """calib.json of `key`, or None. Raises DamagedFile."""
+        stamp = self.store.stamp(key, "calib.json")
+        if stamp is None:
+            return None
+        with self._lock:
+            known = self._calibrations.get(key)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        given = self.store.load_calibration(key)
+        if given is not None:
+            with self._lock:
+                self._calibrations[key] = (stamp, given)
+        return given
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the memories held."""
+        with self._lock:
+            return int(self._models.currsize)
+
+    def _searchable(self, key: ModelKey, stored: StoredMemory, stamp: Stamp | None) -> PatchCoreMemory:
+        memory = memory_of(stored, self.knn_backend)
+        if not self.store.derived_is_current(key, stored.generation, indexed=memory.backend == "faiss"):
+            self._rebuild_derived(key, stored, stamp, index_bytes(memory))
+        return memory
+
+    def _rebuild_derived(self, key: ModelKey, stored: StoredMemory, stamp: Stamp | None, index: bytes | None) -> None:
+        try:
+            with self.store.writing(key, timeout=0):
+                if self.store.stamp(key) == stamp:
+                    self.store.write_derived(key, stored, index)
+                    logger.info("rebuilt index and manifest of %s", key)
+        except (FitInProgress, DiskFull, ReadOnlyReplica, ReadOnlyStore, OSError) as err:
+            logger.warning("index and manifest of %s are not rebuilt now: %s", key, err)
+
+
+def memory_of(stored: StoredMemory, backend: str) -> PatchCoreMemory:
+    """The memory that measures as `stored` was fitted."""
+    return stored_memory(stored.emb, stored.grid, stored.extras, backend=backend, src=stored.src)  # type: ignore[arg-type]
+
+
+def check_extractor(key: ModelKey, model: FittedModel, extractor: Extractor) -> Notice | None:
+    """Whether `extractor` made this memory; a notice when an older file cannot say.
+
+    Raises:
+        ExtractorMismatch: another extractor made it.
+    """
+    theirs = model.stored.fingerprint
+    if theirs == extractor.fingerprint:
+        return None
+    name = model.stored.metadata.get("extractor")
+    dim = model.memory.dim
+    if theirs is not None or dim != extractor.dim:
+        raise ExtractorMismatch(
+            key=key,
+            theirs=", ".join(str(part) for part in (name, f"{dim} dims", theirs) if part),
+            ours=f"{extractor.name}, {extractor.dim} dims, {extractor.fingerprint}",
+        )
+    return Notice("older_memory")
+
+
+def index_bytes(memory: PatchCoreMemory) -> bytes | None:
+    """What index.faiss holds for `memory`; None where FAISS is not in use."""
+    return memory.index_bytes() if memory.backend == "faiss" else None

@@ -1,0 +1,209 @@
+"""The inference lane: one worker in front of the extractor, bounded, batching, shared by inspections and fits."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.base.errors import Cancelled, DeviceOutOfMemory, NotReady, QueueFull
+from backend.features import RGB, Extractor
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Job:
+    """One request's cancellation and progress, passed down to where the work is done."""
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._waiting: Future[object] | None = None
+
+    def cancel(self) -> None:
+        """Ask the work to stop; what waits in the lane leaves it."""
+        self._cancelled.set()
+        with self._lock:
+            if self._waiting is not None:
+                self._waiting.cancel()
+
+    def check(self) -> None:
+        """Raises Cancelled once `cancel` was called."""
+        if self._cancelled.is_set():
+            raise Cancelled()
+
+    def wait(self, future: Future[T]) -> T:
+        """The future's result. Raises Cancelled when the job is cancelled before the work began."""
+        with self._lock:
+            self._waiting = future  # type: ignore[assignment]
+        self.check_or_cancel(future)
+        try:
+            return future.result()
+        except CancelledError as err:
+            raise Cancelled() from err
+        finally:
+            with self._lock:
+                self._waiting = None
+
+    def check_or_cancel(self, future: Future[T]) -> None:
+        """Cancel `future` if the job was cancelled in the meantime."""
+        if self._cancelled.is_set():
+            future.cancel()
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Progress of the work; the base class keeps quiet."""
+
+    def stage(self, name: str) -> Callable[[int, int], None]:
+        """What reports (done, total) of the stage `name`; it raises Cancelled once `cancel` was called."""
+
+        def progress(done: int, total: int) -> None:
+            self.check()
+            self.report(name, done, total)
+
+        return progress
+
+
+@dataclass
+class _Item:
+    image: RGB
+    future: Future[NDArray[np.float32]] = field(default_factory=Future)
+
+
+class Lane:
+    """Feeds the extractor, one batch at a time, from two queues: inspections, and the images of fits.
+
+    When both wait their batches alternate, so neither starves. A batch holds equally large images only.
+    Where the device's memory does not hold a batch, batches become smaller for good; where it does not hold a single
+    image, `fallback` gives the extractor that is used from then on.
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        *,
+        max_queue: int = 64,
+        max_batch: int = 1,
+        fallback: Callable[[], Extractor] | None = None,
+    ) -> None:
+        self.extractor = extractor
+        self._fallback = fallback
+        self.max_queue = max_queue
+        self.max_batch = max_batch
+        self._urgent: deque[_Item] = deque()
+        self._bulk: deque[_Item] = deque()
+        self._ready = threading.Condition()
+        self._admitted = 0
+        self._bulk_next = False
+        self._closed = False
+        self._pace = 0.1
+        self._worker = threading.Thread(target=self._work, name="inference-lane", daemon=True)
+        self._worker.start()
+
+    @property
+    def depth(self) -> int:
+        """Requests admitted and not yet answered."""
+        return self._admitted
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """A place in the bounded queue for one request. Raises QueueFull when there is none."""
+        with self._ready:
+            if self._admitted >= self.max_queue:
+                turns = 2 if self._bulk else 1
+                wait = max(1, round(self._admitted * self._pace * turns))
+                raise QueueFull(waiting=self._admitted, retry_after=wait)
+            self._admitted += 1
+        try:
+            yield
+        finally:
+            with self._ready:
+                self._admitted -= 1
+
+    def submit(self, image: RGB, *, bulk: bool = False) -> Future[NDArray[np.float32]]:
+        """Queue one prepared image; the future gives its (T, D) float32 embeddings. Raises NotReady once closed."""
+        item = _Item(image)
+        with self._ready:
+            if self._closed:
+                raise NotReady(retry_after=5)
+            (self._bulk if bulk else self._urgent).append(item)
+            self._ready.notify()
+        return item.future
+
+    def close(self) -> None:
+        """Finish the batch under way, cancel what waits, and stop the worker."""
+        with self._ready:
+            self._closed = True
+            for item in (*self._urgent, *self._bulk):
+                item.future.cancel()
+            self._ready.notify()
+        self._worker.join(timeout=60)
+
+    def _work(self) -> None:
+        while batch := self._next_batch():
+            started = perf_counter()
+            live = [item for item in batch if item.future.set_running_or_notify_cancel()]
+            if live:
+                self._extract(live)
+                self._pace = 0.8 * self._pace + 0.2 * (perf_counter() - started) / len(live)
+
+    def _extract(self, items: list[_Item]) -> None:
+        try:
+            embeddings = self._embed([item.image for item in items])
+            answers = list(zip(items, embeddings, strict=True))
+        except BaseException as err:  # noqa: BLE001 - the worker must outlive any failure; each waiting request gets it
+            for item in items:
+                item.future.set_exception(err)
+            return
+        for item, tokens in answers:
+            item.future.set_result(tokens)
+
+    def _embed(self, images: Sequence[RGB]) -> list[NDArray[np.float32]]:
+        tokens = self._within_memory(images)
+        if tokens is None and len(images) > 1:
+            self.max_batch = max(1, min(self.max_batch, len(images)) // 2)
+            logger.warning("out of device memory with %d images, now %d a batch", len(images), self.max_batch)
+            parts = [images[at : at + self.max_batch] for at in range(0, len(images), self.max_batch)]
+            return [rows for part in parts for rows in self._embed(part)]
+        if tokens is None:
+            if self._fallback is None:
+                raise DeviceOutOfMemory(retry_after=5)
+            self.extractor, self._fallback = self._fallback(), None
+            return list(self.extractor.extract(images))
+        return tokens
+
+    def _within_memory(self, images: Sequence[RGB]) -> list[NDArray[np.float32]] | None:
+        """Embeddings, or None; the error is let go before anything else is tried, and with it what it holds."""
+        try:
+            return list(self.extractor.extract(images))
+        except DeviceOutOfMemory:
+            return None
+
+    def _next_batch(self) -> list[_Item]:
+        with self._ready:
+            while not (self._urgent or self._bulk or self._closed):
+                self._ready.wait()
+            if self._closed:
+                return []
+            bulk = bool(self._bulk) and (self._bulk_next or not self._urgent)
+            self._bulk_next = not bulk
+            return self._take(self._bulk if bulk else self._urgent)
+
+    def _take(self, queue: deque[_Item]) -> list[_Item]:
+        batch = [queue.popleft()]
+        while queue and len(batch) < self.max_batch:
+            if not queue[0].future.cancelled():
+                if queue[0].image.shape != batch[0].image.shape:
+                    break
+                batch.append(queue[0])
+            queue.popleft()
+        return batch

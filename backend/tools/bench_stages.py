@@ -1,0 +1,185 @@
+"""What each stage of an inspection costs, without HTTP: for `python -m backend bench` and for a machine with a GPU.
+
+Needs the extractor's libraries, NumPy, OpenCV and scikit-learn or FAISS, and nothing of the service's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.base.images import available_cores, decode_image, encode_png, few_threads_each, resize, to_base64
+from backend.features import Extractor, grid_of, prepare
+from backend.infer import Frame, InferenceEngine, Inspection, Scoring, heatmap_png, heatmap_range
+from backend.memory.products import quick_rows
+from backend.patchcore import PatchCoreMemory
+from backend.tools.scenes import brake_disc
+
+ROWS = 700
+LIBRARIES = ("torch", "timm", "openvino", "numpy", "opencv-python-headless", "faiss-cpu", "scikit-learn", "isal")
+Timings = list[float]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Quantiles of durations, in milliseconds."""
+
+    p50: float
+    p95: float
+    p99: float
+    n: int
+
+    @classmethod
+    def of(cls, milliseconds: Timings) -> Spread:
+        """The spread of one duration or more."""
+        p50, p95, p99 = (round(float(q), 3) for q in np.percentile(milliseconds, [50, 95, 99]))
+        return cls(p50, p95, p99, len(milliseconds))
+
+
+def timed(work: Callable[[], Any], repeats: int) -> Timings:
+    """Milliseconds of each of `repeats` calls, after one that does not count."""
+    work()
+    spent = []
+    for _ in range(repeats):
+        started = perf_counter()
+        work()
+        spent.append(1000 * (perf_counter() - started))
+    return spent
+
+
+def machine(extractor: Extractor) -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": _cpu_name(),
+        "cores": available_cores(),
+        "load": [round(x, 1) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "extractor": extractor.name,
+        "runtime": extractor.runtime,
+        "precision": getattr(extractor, "precision", None),
+        "device": extractor.device,
+        "libraries": {name: found for name in LIBRARIES if (found := _version(name))},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def pictures(n: int, side: int, rng: np.random.Generator) -> list[NDArray[np.uint8]]:
+    """`n` rendered brake discs of (side, side, 3) uint8 BGR, each with grain of its own; four different ones."""
+    scenes = [resize(brake_disc(rng).image, side, side) for _ in range(min(n, 4))]
+    return [np.asarray(cv2.add(scenes[i % 4], _grain(side, rng)), np.uint8) for i in range(n)]
+
+
+def _grain(side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    return np.repeat(rng.integers(0, 6, (side, side, 1), np.uint8), 3, axis=2)
+
+
+def encoded(image: NDArray[np.uint8], form: str) -> bytes:
+    """The image as a PNG or JPEG file, as `form` says (`png`, `jpg`)."""
+    if form == "png":
+        return encode_png(image)
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+@dataclass
+class Bench:
+    """One extractor and a memory of 700 rows, and the stages of an inspection with them."""
+
+    extractor: Extractor
+    rng: np.random.Generator
+    memory: PatchCoreMemory
+    _pixels: NDArray[np.uint8] | None = None
+
+    @classmethod
+    def of(cls, extractor: Extractor, rng: np.random.Generator, *, images: int = 4, rows: int = ROWS) -> Bench:
+        """Fit a memory of `rows` rows on a few rendered parts."""
+        few_threads_each()
+        side = extractor.input_size
+        grid = grid_of(extractor, side, side)
+        shown = [prepare(image, grid, extractor.patch) for image in pictures(images, side, rng)]
+        emb = np.concatenate([extractor.extract([image])[0] for image in shown])
+        memory = PatchCoreMemory.build(emb, min(1.0, rows / len(emb)), limit=rows)
+        memory.quicken(quick_rows)
+        return cls(extractor, rng, memory)
+
+    def stages(self, side: int, repeats: int, form: str = "png") -> dict[str, Spread]:
+        """Durations by stage of an inspection of (side, side) px, of their sum in one go, and of the answer's JSON."""
+        data = encoded(pictures(1, side, self.rng)[0], form)
+        image, grid = self._decode(data)
+        pixels = prepare(image, grid, self.extractor.patch)
+        tokens = self.extractor.extract([pixels])[0]
+        engine = InferenceEngine(Scoring())
+        token_map = engine.token_map(tokens, grid, self.memory)
+        frame, threshold = Frame(side, side), float(np.quantile(token_map, 0.98))
+        found = engine.run(token_map, frame, threshold=threshold)
+        png = self._png(found)
+        work: dict[str, Callable[[], Any]] = {
+            "decode": lambda: decode_image(data),
+            "resize": lambda: prepare(image, grid, self.extractor.patch),
+            "forward": lambda: self.extractor.extract([pixels]),
+            "knn": lambda: engine.token_map(tokens, grid, self.memory),
+            "post": lambda: engine.run(token_map, frame, threshold=threshold),
+            "png": lambda: self._png(found),
+            "json": lambda: self._json(found, png),
+            "end to end": lambda: self._inspect(data, engine, threshold),
+        }
+        return {name: Spread.of(timed(call, repeats)) for name, call in work.items()}
+
+    def forward(self, side: int, repeats: int, batch: int = 1) -> Spread:
+        """Duration of a bare forward pass of `batch` prepared images of (side, side) px."""
+        grid = grid_of(self.extractor, side, side)
+        images = [prepare(image, grid, self.extractor.patch) for image in pictures(batch, side, self.rng)]
+        return Spread.of(timed(lambda: self.extractor.extract(images), repeats))
+
+    def forward_once(self) -> float:
+        """Milliseconds of one bare forward pass of an image of input_size²."""
+        if self._pixels is None:
+            side = self.extractor.input_size
+            grid = grid_of(self.extractor, side, side)
+            self._pixels = prepare(pictures(1, side, self.rng)[0], grid, self.extractor.patch)
+        started = perf_counter()
+        self.extractor.extract([self._pixels])
+        return 1000 * (perf_counter() - started)
+
+    def _decode(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        image = decode_image(data)
+        height, width = image.shape[:2]
+        return image, grid_of(self.extractor, height, width)
+
+    def _inspect(self, data: bytes, engine: InferenceEngine, threshold: float) -> str:
+        image, grid = self._decode(data)
+        tokens = self.extractor.extract([prepare(image, grid, self.extractor.patch)])[0]
+        token_map = engine.token_map(tokens, grid, self.memory)
+        found = engine.run(token_map, Frame(*image.shape[:2]), threshold=threshold)
+        return self._json(found, self._png(found))
+
+    def _png(self, found: Inspection) -> bytes:
+        return heatmap_png(found, "relative", *heatmap_range(found, "relative", None))
+
+    def _json(self, found: Inspection, png: bytes) -> str:
+        regions = [{"bbox": r.bbox, "contour": r.contour} for r in found.regions]
+        return json.dumps({"score": found.score, "heatmap_png_base64": to_base64(png), "regions": regions})

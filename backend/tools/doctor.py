@@ -1,0 +1,138 @@
+"""`python -m backend doctor`: looks at this machine and says what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+
+from backend.base.config import Settings
+from backend.base.errors import WeightsUnavailable
+from backend.features import cpu_features, find_weights, gpu_name
+from backend.service.host import WEIGHTS_DIR
+
+Level = Literal["ok", "note", "bad"]
+PACKAGES = ("fastapi", "starlette", "uvicorn", "torch", "timm", "faiss-cpu", "scikit-learn", "numpy", "openvino")
+OPTIONAL = {
+    "faiss-cpu": "scikit-learn searches instead, and KNN_INDEX=hnsw is refused",
+    "openvino": "torch runs the network, several times slower",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: how it is, and what to do when it is not well."""
+
+    level: Level
+    what: str
+    says: str
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Everything worth knowing about this machine, in the order in which one would mend it."""
+    checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+        _python,
+        _packages,
+        _weights,
+        _folders,
+        _hardware,
+        _port,
+        _access,
+    )
+    return [finding for check in checks for finding in check(settings)]
+
+
+def _python(_: Settings) -> Iterator[Finding]:
+    version = platform.python_version()
+    fits = sys.version_info >= (3, 10)
+    yield Finding("ok" if fits else "bad", "Python", version if fits else f"{version}: install 3.10 or newer")
+
+
+def _packages(_: Settings) -> Iterator[Finding]:
+    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
+    for name in PACKAGES:
+        if name in installed:
+            yield Finding("ok", name, installed[name])
+        elif name in OPTIONAL:
+            yield Finding("note", name, f"not installed: {OPTIONAL[name]}")
+        else:
+            yield Finding("bad", name, "not installed: pip install -r requirements.txt")
+
+
+def _weights(settings: Settings) -> Iterator[Finding]:
+    name = settings.model_name
+    if name == "texture":
+        yield Finding("ok", "weights", "texture needs none")
+        return
+    try:
+        path = find_weights(name, settings.weights, WEIGHTS_DIR)
+        yield Finding("ok", "weights", f"{path.name}, {path.stat().st_size / 2**20:.0f} MB")
+    except WeightsUnavailable as err:
+        yield Finding("bad", "weights", str(err))
+
+
+def _folders(settings: Settings) -> Iterator[Finding]:
+    for name, folder in (("MODELS_DIR", settings.models_dir), ("DATASETS_DIR", settings.datasets_dir)):
+        if settings.read_only:
+            yield Finding("ok", name, f"{folder} is only read (READ_ONLY=1)")
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as err:
+            yield Finding("bad", name, f"{folder} cannot be written ({err.strerror}): change its owner, or {name}")
+            continue
+        free = shutil.disk_usage(folder).free / 2**20
+        enough = free > settings.min_free_mb
+        advice = "" if enough else f", and {settings.min_free_mb:.0f} MB must stay free (MIN_FREE_MB): make room"
+        yield Finding("ok" if enough else "bad", name, f"{folder}, {free:,.0f} MB free{advice}")
+
+
+def _hardware(settings: Settings) -> Iterator[Finding]:
+    memory = psutil.virtual_memory().total / 2**30
+    yield Finding("ok", "CPU", f"{psutil.cpu_count(logical=False) or '?'} cores, {memory:.0f} GB, {cpu_features()}")
+    needed = (settings.fit_memory_mb + settings.cache_mb) / 1024 + 1.5
+    if memory < needed:
+        yield Finding(
+            "note", "memory", f"{memory:.0f} GB: lower FIT_MEMORY_MB or CACHE_MB, which may need {needed:.0f} GB"
+        )
+    gpu = gpu_name()
+    if gpu is None and settings.device == "cuda":
+        yield Finding("bad", "GPU", "DEVICE=cuda, but torch sees none: install the driver, or set DEVICE=auto")
+    else:
+        yield Finding("ok", "GPU", gpu or "none: the CPU is used")
+
+
+def _port(settings: Settings) -> Iterator[Finding]:
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((settings.host, settings.port))
+        yield Finding("ok", "port", f"{settings.host}:{settings.port} is free")
+    except OSError as err:
+        yield Finding(
+            "bad", "port", f"{settings.host}:{settings.port} cannot be had ({err.strerror}): change PORT or HOST"
+        )
+
+
+def _access(settings: Settings) -> Iterator[Finding]:
+    if settings.api_keys or settings.api_keys_read:
+        yield Finding("ok", "access", "clients need an API key")
+    elif settings.allow_insecure:
+        yield Finding("note", "access", "ALLOW_INSECURE=1: anyone who reaches the port is served; set API_KEYS")
+    elif settings.host not in {"127.0.0.1", "localhost", "::1"}:
+        yield Finding(
+            "bad", "access", f"HOST={settings.host} without API_KEYS: other machines will get a 403; set API_KEYS"
+        )
+    else:
+        yield Finding("ok", "access", "this machine alone")

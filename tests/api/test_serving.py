@@ -1,0 +1,119 @@
+"""The service as an operator starts it: another process, its output and its exit code."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.api.service import calibrate, fit, infer
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(root: Path, **given: str) -> dict[str, str]:
+    own = {"MODEL_NAME": "texture", "INPUT_SIZE": "112", "MODELS_DIR": str(root / "models"), "THREADS": "1"}
+    return {**os.environ, "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1", **own, **given}
+
+
+@contextmanager
+def running(env: Mapping[str, str], *command: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """`python -m command --port N` and a client of it, once it answers."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command, "--port", str(port)], cwd=PROJECT_ROOT, env=dict(env),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+    )  # fmt: skip
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            for _ in range(600):
+                try:
+                    client.get("/health")
+                    break
+                except httpx.TransportError:
+                    assert process.poll() is None, process.stderr and process.stderr.read()
+                    time.sleep(0.1)
+            yield process, client
+    finally:
+        process.terminate()
+        process.communicate(timeout=40)
+
+
+def test_uvicorn_finds_the_app_by_name(tmp_path: Path) -> None:
+    with running(environment(tmp_path), "uvicorn", "backend.app:app") as (process, client):
+        assert fit(client).status_code == 200
+        assert infer(client).json()["threshold"] is None
+    assert process.returncode in (0, -15)
+
+
+def test_two_workers_share_their_models(tmp_path: Path) -> None:
+    with running(environment(tmp_path), "backend", "serve", "--workers", "2") as (_, client):
+        fresh = {"Connection": "close"}
+        versions = {fit(client).json()["model_version"] for _ in range(4)}
+        assert len(versions) == 4
+        assert calibrate(client, ok_scores=[0.25]).status_code == 200
+        answers = [infer(client, headers=fresh).json() for _ in range(12)]
+        assert len({answer["score"] for answer in answers}) == 1
+        assert {answer["threshold"] for answer in answers} == {0.25}
+        fit(client, count=1)
+        again = [infer(client, headers=fresh).json() for _ in range(12)]
+        assert len({answer["score"] for answer in again}) == 1 and again[0]["score"] != answers[0]["score"]
+
+
+def ended(env: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=PROJECT_ROOT, env=dict(env), timeout=120,
+        capture_output=True, text=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command", [("backend", "serve"), ("backend", "serve", "--workers", "2"), ("uvicorn", "backend.app:app")]
+)
+def test_required_weights_that_are_missing_end_it_with_what_to_do(tmp_path: Path, command: tuple[str, ...]) -> None:
+    env = environment(
+        tmp_path,
+        MODEL_NAME="vit_small_patch14_dinov2.lvd142m",
+        WEIGHTS=str(tmp_path / "no.pth"),
+        REQUIRE_PRETRAINED="1",
+    )
+    result = ended(env, *command, "--port", str(free_port()))
+    assert result.returncode != 0
+    said = [line for line in result.stderr.splitlines() if "no.pth" in line]
+    assert len(said) == 1 and "set WEIGHTS to its path" in said[0]
+    assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) < 8
+
+
+def test_a_port_in_use_ends_it_with_what_to_do(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = ended(environment(tmp_path), "backend", "serve", "--port", port)
+    assert result.returncode == 1
+    assert f"127.0.0.1:{port}" in result.stderr and "another PORT" in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) < 4
+
+
+def test_a_bad_setting_ends_it_with_a_sentence(tmp_path: Path) -> None:
+    result = ended(environment(tmp_path, CORESET_RATE="7"), "backend", "serve")
+    assert result.returncode == 1
+    assert "CORESET_RATE" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_importing_the_app_builds_no_model(tmp_path: Path) -> None:
+    code = "import sys, backend.app; sys.exit(any(m in sys.modules for m in ('torch', 'timm', 'faiss', 'sklearn')))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, env=environment(tmp_path), check=False)
+    assert result.returncode == 0

@@ -1,0 +1,243 @@
+import base64
+import struct
+import threading
+import time
+import tracemalloc
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from backend.base.errors import BadImage, EmptyFile, ImageTooLarge, ImageTooSmall, UndecodableImage
+from backend.base.images import decode_image, encode_png, is_large, resize, to_base64, working_scale
+from tests.parts import BGR, encoded, part
+
+LOSSLESS: list[tuple[str, dict[str, Any]]] = [
+    ("PNG", {}),
+    ("BMP", {}),
+    ("TIFF", {}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+    ("WEBP", {"lossless": True}),
+]
+
+
+@pytest.fixture(scope="module")
+def picture() -> BGR:
+    return part(3, height=40, width=56)
+
+
+@pytest.mark.parametrize(("form", "options"), LOSSLESS)
+def test_lossless_formats_come_back_as_they_were(picture: BGR, form: str, options: dict[str, Any]) -> None:
+    decoded = decode_image(encoded(picture, form, **options), name="misleading.txt")
+    assert decoded.dtype == np.uint8 and decoded.flags.c_contiguous
+    assert (decoded == picture).all()
+
+
+@pytest.mark.parametrize("options", [{"quality": 95}, {"quality": 95, "progressive": True}])
+def test_jpeg_comes_back_close(picture: BGR, options: dict[str, Any]) -> None:
+    smooth = cv2.GaussianBlur(picture, (0, 0), 2)
+    decoded = decode_image(encoded(smooth, "JPEG", **options))
+    assert np.abs(decoded.astype(int) - smooth).mean() < 3
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF"])
+def test_grey_becomes_three_equal_channels(picture: BGR, form: str) -> None:
+    decoded = decode_image(encoded(picture[:, :, 0], form))
+    assert (decoded == picture[:, :, :1]).all()
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_alpha_is_dropped_and_not_blended(picture: BGR, form: str) -> None:
+    alpha = np.arange(40 * 56, dtype=np.uint8).reshape(40, 56, 1)
+    assert (decode_image(encoded(np.concatenate([picture, alpha], axis=2), form)) == picture).all()
+
+
+@pytest.mark.parametrize("transparency", [None, 7, b"\x00\x80\xff"])
+def test_a_palette_becomes_its_colours(picture: BGR, tmp_path: Path, transparency: int | bytes | None) -> None:
+    image = Image.fromarray(picture[:, :, ::-1]).quantize(32)
+    extra: dict[str, Any] = {} if transparency is None else {"transparency": transparency}
+    image.save(tmp_path / "p.png", **extra)
+    expected = np.asarray(image.convert("RGB"))[:, :, ::-1]
+    assert (decode_image((tmp_path / "p.png").read_bytes()) == expected).all()
+
+
+def test_one_bit_images_are_black_and_white(picture: BGR) -> None:
+    data = encoded(picture[:, :, 0] > 90)
+    assert set(np.unique(decode_image(data))) == {0, 255}
+
+
+@pytest.mark.parametrize("ending", [".png", ".tiff"])
+def test_16_bit_grey_keeps_its_high_byte(picture: BGR, ending: str) -> None:
+    deep = picture[:, :, 0].astype(np.uint16) * 256 + 77
+    data = cv2.imencode(ending, deep)[1].tobytes()
+    assert (decode_image(data) == picture[:, :, :1]).all()
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colour_keeps_its_high_bytes(picture: BGR, channels: int) -> None:
+    deep = np.full((40, 56, channels), 0xFF00, np.uint16)
+    deep[:, :, :3] = picture.astype(np.uint16) * 256 + 131
+    assert (decode_image(cv2.imencode(".png", deep)[1].tobytes()) == picture).all()
+
+
+def test_exif_rotation_is_ignored(picture: BGR) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for form in ("JPEG", "PNG", "WEBP"):
+        assert decode_image(encoded(picture, form, exif=exif)).shape == picture.shape
+
+
+def test_opencv_reads_the_same_pixels(shared_data: Path) -> None:
+    for path in [
+        *sorted((shared_data / "cookies/test/crack").iterdir())[:1],
+        *sorted((shared_data / "pills/train/good").iterdir())[:1],
+    ]:
+        data = path.read_bytes()
+        theirs = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        assert np.abs(decode_image(data).astype(int) - theirs).max() <= 3  # two JPEG decoders may round differently
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize(("form", "options"), [*LOSSLESS, ("JPEG", {})])
+def test_a_truncated_file_is_refused(picture: BGR, form: str, options: dict[str, Any], share: float) -> None:
+    data = encoded(picture, form, **options)
+    with pytest.raises(UndecodableImage, match=r"cut off\.png"):
+        decode_image(data[: int(len(data) * share)], name="cut off.png")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GIF89a" + bytes(40),
+        b"hello",
+        b"\0",
+        b"%PDF-1.7",
+        b"\x89PNG\r\n\x1a\n",
+        b"BM" + bytes(60),
+        b"II*\0" + bytes(30),
+        b"RIFF\x10\0\0\0WEBPVP8 ",
+    ],
+)
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    with pytest.raises(UndecodableImage):
+        decode_image(data)
+
+
+def test_an_empty_file_is_called_empty() -> None:
+    with pytest.raises(EmptyFile, match=r"roi\.png"):
+        decode_image(b"", name="roi.png")
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (27, 400), (400, 27)])
+def test_an_image_too_small_to_see_anything_says_so(height: int, width: int) -> None:
+    with pytest.raises(ImageTooSmall, match=f"{width}×{height}"):
+        decode_image(encoded(np.zeros((height, width), np.uint8)))
+
+
+def test_the_smallest_image_is_28_pixels_a_side() -> None:
+    assert decode_image(encoded(np.zeros((28, 28), np.uint8))).shape == (28, 28, 3)
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def bmp_header(width: int, height: int) -> bytes:
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 2835, 2835, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + 1000, 0, 0, 54) + info + bytes(1000)
+
+
+def webp_header(width: int, height: int) -> bytes:
+    bits = (width - 1) | (height - 1) << 14
+    body = b"VP8L" + struct.pack("<I", 6) + b"\x2f" + struct.pack("<I", bits) + b"\0"
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (png_header(30_000, 30_000), "30000×30000"),
+        (png_header(11_000, 10_000), "11000×10000"),
+        (png_header(2**31 - 1, 2**31 - 1), "2147483647"),
+        (bmp_header(30_000, 30_000), "30000×30000"),
+    ],
+)
+def test_a_huge_image_is_refused_from_its_header(data: bytes, size: str) -> None:
+    tracemalloc.start()
+    started = time.perf_counter()
+    with pytest.raises(ImageTooLarge, match=f"{size}.* 100 megapixels"):
+        decode_image(data, name="huge")
+    spent, (_, peak) = time.perf_counter() - started, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert spent < 0.1
+    assert peak < 1_000_000
+
+
+def test_a_huge_webp_is_refused_whatever_its_decoder_thinks_of_it() -> None:
+    with pytest.raises(BadImage):
+        decode_image(webp_header(16_383, 16_383))
+    assert is_large(webp_header(16_383, 16_383))
+
+
+def test_a_setting_may_allow_more_than_pillow_would() -> None:
+    with pytest.raises(UndecodableImage):  # truncated, but not too large
+        decode_image(png_header(20_000, 10_000), max_megapixels=300)
+
+
+def test_decoding_in_many_threads_leaves_warnings_as_they_were(picture: BGR) -> None:
+    import warnings
+
+    before, data = list(warnings.filters), encoded(picture)
+    threads = [threading.Thread(target=lambda: [decode_image(data) for _ in range(30)]) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(warnings.filters) == before
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 5), st.integers(0, 10_000), st.binary(min_size=1, max_size=12))
+def test_a_corrupted_file_is_decoded_or_refused_and_nothing_else(kind: int, place: int, patch: bytes) -> None:
+    form, options = [*LOSSLESS, ("JPEG", {})][kind]
+    data = bytearray(encoded(part(1, height=32, width=32), form, **options))
+    at = place % len(data)
+    data[at : at + len(patch)] = patch
+    with suppress(BadImage):
+        assert decode_image(bytes(data)).ndim == 3
+
+
+def test_png_is_lossless_and_refuses_what_is_no_picture(picture: BGR) -> None:
+    back = cv2.imdecode(np.frombuffer(encode_png(picture), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(np.asarray(back), picture)
+    with pytest.raises((ValueError, cv2.error)):
+        encode_png(np.zeros((4, 4, 7), np.uint8))
+
+
+def test_base64_is_ascii() -> None:
+    assert base64.b64decode(to_base64(b"\0\xff")) == b"\0\xff"
+
+
+@pytest.mark.parametrize("size", [(20, 28), (80, 112), (40, 56), (41, 55)])
+def test_resizing_keeps_type_channels_and_brightness(picture: BGR, size: tuple[int, int]) -> None:
+    resized = resize(picture, *size)
+    assert resized.shape == (*size, 3) and resized.dtype == np.uint8
+    assert resized.mean() == pytest.approx(picture.mean(), abs=1)
+
+
+def test_only_images_over_12_megapixels_are_scaled_down() -> None:
+    assert working_scale(3000, 4000) == 1.0
+    assert working_scale(6000, 8000) == pytest.approx(0.5)

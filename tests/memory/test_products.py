@@ -1,0 +1,196 @@
+"""Searching with rows in bfloat16 or on a device: bounds that hold, and distances that are the plain search's."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from backend.memory import accelerator
+from backend.memory.accelerator import DeviceRows
+from backend.memory.coreset import kcenter_greedy
+from backend.memory.products import Bf16Rows, bf16_rows, quick_rows
+from backend.patchcore import Array, PatchCoreMemory, l2_normalize
+from backend.service.models import ModelCache
+from backend.storage import ModelKey, ModelStore
+
+
+def clustered(rng: np.random.Generator, n: int, dim: int, spread: float) -> Array:
+    middles = rng.standard_normal((20, dim))
+    return l2_normalize((middles[rng.integers(20, size=n)] + spread * rng.standard_normal((n, dim))).astype(np.float32))
+
+
+def on_the_cpu(rows: Array) -> DeviceRows:
+    return DeviceRows(rows, "cpu")
+
+
+def on_the_gpu(rows: Array) -> DeviceRows:
+    return DeviceRows(rows, "cuda")
+
+
+without_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+WAYS = [Bf16Rows, on_the_cpu, pytest.param(on_the_gpu, marks=[pytest.mark.gpu, without_gpu])]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("spread", [1e-4, 0.02, 0.3, 2.0])
+@pytest.mark.parametrize("length", [1.0, 3.0])
+def test_no_row_is_nearer_than_its_bound(rng: np.random.Generator, way: Any, spread: float, length: float) -> None:
+    x = clustered(rng, 700, 96, spread) * np.float32(length)
+    q, rows = x[:100], x[100:]
+    bounds, found = way(rows).nearest(q, 8)
+    squares = ((q[:, None].astype(np.float64) - rows[None]) ** 2).sum(axis=2)
+    assert (bounds <= np.take_along_axis(squares, found, axis=1)).all()
+    assert (np.diff(bounds, axis=1) >= 0).all()
+    np.put_along_axis(squares, found, np.inf, axis=1)
+    assert (squares.min(axis=1) >= bounds[:, -1]).all()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("spread", [1e-3, 0.05, 1.0])
+def test_distances_stay_what_they_are(rng: np.random.Generator, way: Any, spread: float, k: int) -> None:
+    x = clustered(rng, 900, 64, spread)
+    q, rows = x[:200], x[200:]
+    plain, quick = PatchCoreMemory(rows), PatchCoreMemory(rows)
+    quick.quicken(way)
+    expected = np.sort(np.linalg.norm(q[:, None].astype(np.float64) - rows[None], axis=2), axis=1)[:, :k].mean(axis=1)
+    np.testing.assert_allclose(quick.distances(q, k), expected, atol=2e-6)
+    np.testing.assert_allclose(quick.distances(q, k), plain.distances(q, k), atol=1e-7)
+    assert quick.nbytes > rows.nbytes
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 10.0])
+def test_rows_in_bfloat16_leave_no_doubt_whatever_they_all_share(rng: np.random.Generator, offset: float) -> None:
+    x = l2_normalize(clustered(rng, 2200, 64, 0.3) + np.float32(offset) / 8)
+    q, rows = x[:200], x[200:]
+    bounds, _ = Bf16Rows(rows).nearest(q, 32)
+    nearest = PatchCoreMemory(rows).distances(q) ** 2
+    assert (bounds[:, 0] <= nearest).all() and np.mean(bounds[:, -1] > nearest) > 0.95
+
+
+@pytest.mark.parametrize("scale", [1e-14, 1e-19, 1e-22])
+def test_bounds_in_bfloat16_hold_for_rows_that_all_but_coincide(rng: np.random.Generator, scale: float) -> None:
+    rows = np.zeros((500, 16), np.float32)
+    rows[:, 0], rows[:, 1:] = 1, scale * rng.standard_normal((500, 15))
+    q = rows[:40].copy()
+    q[:, 1:] += scale / 10 * rng.standard_normal((40, 15)).astype(np.float32)
+    bounds, found = Bf16Rows(rows).nearest(q, 8)
+    squares = ((q[:, None].astype(np.float64) - rows[None]) ** 2).sum(axis=2)
+    assert (bounds <= np.take_along_axis(squares, found, 1)).all()
+
+
+def test_leaving_an_image_out_does_not_ask_the_rough_rows(rng: np.random.Generator) -> None:
+    rows = clustered(rng, 400, 32, 0.1)
+    src = np.repeat(np.arange(4, dtype=np.int32), 100)
+    plain, quick = PatchCoreMemory(rows, src=src), PatchCoreMemory(rows, src=src)
+    quick.quicken(Bf16Rows)
+    np.testing.assert_array_equal(quick.distances(rows, leave_out=2), plain.distances(rows, leave_out=2))
+
+
+def as_if_there_were_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator, "device", lambda: "cpu")
+
+
+def test_the_extractors_gpu_is_preferred_at_any_size(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = clustered(rng, 300, 32, 0.1)
+    monkeypatch.setattr(accelerator, "device", lambda: None)
+    assert quick_rows(rows) is None
+    as_if_there_were_a_gpu(monkeypatch)
+    assert isinstance(quick_rows(rows), DeviceRows)
+
+
+def test_a_gpu_that_is_too_small_for_the_rows_is_said(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> DeviceRows:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    as_if_there_were_a_gpu(monkeypatch)
+    monkeypatch.setattr(accelerator, "DeviceRows", full)
+    assert quick_rows(clustered(rng, 300, 32, 0.1)) is None
+    assert "the CPU searches them" in caplog.text
+
+
+def test_a_gpu_that_rounds_products_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for rounds in (False, True):
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=rounds))
+        assert accelerator.device() == (None if rounds else "cuda")
+
+
+def test_a_gpu_with_too_little_left_for_the_extractor_is_not_asked(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(accelerator, "device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 8 << 30))
+    assert quick_rows(clustered(rng, 300, 32, 0.1)) is None
+    assert "the CPU searches them" in caplog.text
+
+
+def test_a_search_under_way_ends_with_the_rows_it_began_with(rng: np.random.Generator) -> None:
+    x = clustered(rng, 400, 32, 0.1)
+    rows, expected = on_the_cpu(x[100:]), on_the_cpu(x[100:]).nearest(x[:100], 4)
+
+    def interrupted(held: Any) -> Any:
+        rows._held = accelerator._Held(held.rows.to("meta"), held.squares.to("meta"), None)
+        return rows._nearest(held, x[:100], 4)
+
+    np.testing.assert_array_equal(rows._tried(interrupted)[1], expected[1])
+
+
+def test_a_gpu_that_fills_up_later_hands_its_rows_to_the_cpu(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = clustered(rng, 400, 32, 0.1)
+    rows, real, calls = on_the_cpu(x[100:]), torch.topk, []
+
+    def full_at_first(*given: Any, **options: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*given, **options)
+
+    monkeypatch.setattr(torch, "topk", full_at_first)
+    bounds, found = rows.nearest(x[:100], 4)
+    assert len(calls) == 2 and "from here on the CPU" in caplog.text
+    monkeypatch.undo()
+    np.testing.assert_array_equal(found, on_the_cpu(x[100:]).nearest(x[:100], 4)[1])
+    assert np.isfinite(bounds).all()
+
+
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, without_gpu])])
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.5])
+def test_a_coreset_made_on_a_device_is_the_same_index_for_index(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, where: str, spread: float
+) -> None:
+    x = clustered(rng, 20_000, 48, spread)
+    x[7000:7100] = x[:100]
+    old = x[:5] if spread == 0.02 else None
+    expected = kcenter_greedy(x, 400, centres=old)
+    monkeypatch.setattr(accelerator, "device", lambda: where)
+    found = kcenter_greedy(x, 400, centres=old)
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    assert found.radius == expected.radius and found.radius_before == expected.radius_before
+
+
+def test_small_memories_are_left_as_they_are(rng: np.random.Generator) -> None:
+    assert bf16_rows(clustered(rng, 300, 32, 0.1)) is None
+
+
+def test_a_cached_model_is_searched_through_them(rng: np.random.Generator, tmp_path: Path) -> None:
+    store, key = ModelStore(tmp_path), ModelKey.of("role", "roi")
+    rows, asked = clustered(rng, 300, 32, 0.1), []
+
+    def rough(given: Array) -> Bf16Rows:
+        asked.append(len(given))
+        return Bf16Rows(given)
+
+    store.save_memory(key, rows, (10, 10), np.full(300, -1, np.int32), {"model_version": "2026.1", "mm_per_px": 1.0})
+    cache = ModelCache(store, cache_mb=100, knn_backend="auto", rough=rough)
+    memory = cache.model(key).memory
+    np.testing.assert_allclose(memory.distances(rows), 0, atol=1e-6)
+    assert asked == [300]

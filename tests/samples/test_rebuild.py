@@ -1,0 +1,326 @@
+"""Models that come back from their samples."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+
+from backend.base.errors import Cancelled, MemoryNotFound, Notice, WeightsUnavailable
+from backend.base.errors_samples import NotEnoughSamples
+from backend.extractors.texture import TextureFeatures
+from backend.samples.collector import Collector
+from backend.samples.history import Ledger
+from backend.samples.intake import drafts
+from backend.service.queue import Job
+from backend.service.trash import empty_trash
+from backend.storage import ModelKey
+from backend.tools import cli
+from tests.station import image_file, part, small_settings
+
+KEY = ModelKey.of("Master1", "Pattern")
+RED = ModelKey.of("Master1", "Pattern", "red")
+PROBES = [image_file(50), image_file(51, bad=True)]
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Callable[..., Collector]]:
+    """Starts the service on one folder, as often as asked; the former one is stopped first."""
+    started: list[Collector] = []
+
+    def start(extractor: TextureFeatures | None = None, **given: Any) -> Collector:
+        stop()
+        collector = Collector(small_settings(tmp_path, **{"coreset_rate": 0.1, **given}), extractor)
+        collector.start()
+        started.append(collector)
+        return collector
+
+    def stop() -> None:
+        while started:
+            started.pop().close()
+
+    yield start
+    stop()
+
+
+def scores(collector: Collector, key: ModelKey = KEY) -> list[tuple[float, float | None]]:
+    results = [collector.inspector.infer(key, probe, mm_per_px=0.2) for probe in PROBES]
+    return [(result.inspection.score, result.threshold) for result in results]
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    give_up = monotonic() + seconds
+    while not condition():
+        assert monotonic() < give_up, "it did not happen in time"
+        sleep(0.02)
+
+
+def rebuilt(collector: Collector, key: ModelKey = KEY) -> Collector:
+    until(lambda: (collector.rebuilder.status(key) or {}).get("state") == "done")
+    return collector
+
+
+def lose_models(tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "models")
+
+
+@pytest.mark.parametrize("key", [KEY, RED])
+def test_lost_models_come_back_with_their_scores_and_threshold(
+    running: Callable[..., Collector], tmp_path: Path, key: ModelKey
+) -> None:
+    collector = running(augment_jitter=0.1)
+    collector.fit(key, [image_file(n) for n in (2, 0, 1)], mm_per_px=0.2)
+    collector.fit(key, [image_file(n) for n in (5, 1, 3)], mm_per_px=0.2, memory_fit=True)
+    collector.fit(key, [image_file(4)], mm_per_px=0.2, memory_fit=True)
+    calibrated = collector.calibrate(key)
+    before, manifest = scores(collector, key), collector.manifest(key)
+    lose_models(tmp_path)
+    collector = rebuilt(running(rebuild_on_start=True, coreset_rate=0.5, seed=3), key)
+    for (score, threshold), (was, threshold_was) in zip(scores(collector, key), before, strict=True):
+        assert score == pytest.approx(was, abs=1e-4)
+        assert threshold == threshold_was == calibrated.values["threshold"]
+    after = collector.manifest(key)
+    same = ("n_images", "n_embeddings", "coreset_size", "radius", "coreset_rate", "mm_per_px")
+    assert [after["memory"][name] for name in same] == [manifest["memory"][name] for name in same]
+    assert after["stale"] == {"memory": False, "calibration": False, "reasons": []}
+    lose_models(tmp_path)
+    again = scores(rebuilt(running(rebuild_on_start=True), key), key)
+    assert [s for s, _ in again] == pytest.approx([s for s, _ in before], abs=1e-4)
+    assert again[0][1] == before[0][1]
+
+
+def test_every_step_of_a_rebuild_is_told_and_can_be_cancelled(
+    running: Callable[..., Collector], tmp_path: Path
+) -> None:
+    class Watched(Job):
+        def __init__(self, leaves_at: str = "") -> None:
+            super().__init__()
+            self.leaves_at, self.stages = leaves_at, list[str]()
+
+        def report(self, stage: str, done: int, total: int) -> None:
+            self.stages += [stage] if self.stages[-1:] != [stage] else []
+            if " ".join(self.stages) == self.leaves_at:
+                self.cancel()
+
+    collector = running(coreset_rate=0.5)
+    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    collector.fit(KEY, [image_file(n) for n in range(3, 6)], mm_per_px=0.2, memory_fit=True)
+    stamp = collector.inspector.store.stamp(KEY)
+    leaver = Watched("extract coreset extract coreset")
+    with pytest.raises(Cancelled):
+        collector.rebuilder.rebuild(KEY, leaver, replace=True)
+    assert collector.inspector.store.stamp(KEY) == stamp
+    stayer = Watched()
+    collector.rebuilder.rebuild(KEY, stayer, replace=True)
+    assert stayer.stages == leaver.stages == ["extract", "coreset"] * 2
+
+
+def test_nothing_is_rebuilt_unasked(running: Callable[..., Collector], tmp_path: Path) -> None:
+    running().fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    lose_models(tmp_path)
+    collector = running()
+    collector.rebuilder.wait(60)
+    assert collector.state(KEY)["memory_fitted"] is False
+    assert "rebuild" not in collector.state(KEY)
+
+
+def test_samples_without_a_record_are_fitted_whole(running: Callable[..., Collector], tmp_path: Path) -> None:
+    folder = tmp_path / "datasets" / "Master1" / "Pattern" / "ok"
+    folder.mkdir(parents=True)
+    for n in range(4):
+        (folder / f"SAMPLE_{n}.png").write_bytes(part(n))
+        (folder / f"SAMPLE_{n}.json").write_text(json.dumps({"mm_per_px": 0.4}))
+    collector = rebuilt(running(rebuild_on_start=True))
+    assert collector.state(KEY)["memory_fitted"] is True
+    memory = collector.manifest(KEY)["memory"]
+    assert (memory["n_images"], memory["mm_per_px"]) == (4, 0.4)
+    assert collector.ledger.plan(KEY).generation == memory["generation"]
+
+
+def test_a_deleted_model_stays_deleted_and_its_trash_brings_it_back(
+    running: Callable[..., Collector], tmp_path: Path
+) -> None:
+    collector = running()
+    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    collector.calibrate(KEY)
+    before = scores(collector)
+    trash = tmp_path / "models" / collector.delete_model(KEY)
+    assert sorted(path.name for path in trash.iterdir() if path.suffix != ".faiss") == [
+        "calib.json",
+        "manifest.json",
+        "memory.npz",
+        "reserve.npz",
+    ]
+    with pytest.raises(MemoryNotFound):
+        collector.delete_model(KEY)
+    collector = running(rebuild_on_start=True)
+    collector.rebuilder.wait(60)
+    assert (collector.state(KEY)["memory_fitted"], collector.models()) == (False, [])
+    for path in trash.iterdir():
+        path.rename(tmp_path / "models" / "Master1" / "Pattern" / path.name)
+    assert scores(collector) == before
+    collector.delete_model(KEY)
+    assert empty_trash(collector.inspector.store, 1) == 0
+    assert empty_trash(collector.inspector.store, 0) >= 1
+    assert not list((tmp_path / "models" / ".trash").iterdir())
+
+
+def test_images_that_are_gone_are_done_without_and_the_calibration_says_so(
+    running: Callable[..., Collector], tmp_path: Path
+) -> None:
+    collector = running()
+    collector.fit(KEY, [image_file(n) for n in range(4)], mm_per_px=0.2)
+    collector.calibrate(KEY)
+    collector.samples.delete(KEY, "ok", collector.samples.names(KEY, "ok")[0])
+    lose_models(tmp_path)
+    result = running().rebuilder.rebuild(KEY)
+    assert result and (result.n_images, result.n_missing) == (3, 1)
+    assert [notice.code for notice in result.notices] == ["rebuilt_in_part"]
+    collector = running()
+    codes = [notice.code for notice in collector.inspector.infer(KEY, PROBES[0], mm_per_px=0.2).warnings]
+    assert codes == ["calibration_of_former_memory"]
+
+
+def test_without_any_of_its_images_a_model_cannot_come_back(running: Callable[..., Collector], tmp_path: Path) -> None:
+    collector = running()
+    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    collector.samples.clear(KEY)
+    lose_models(tmp_path)
+    with pytest.raises(NotEnoughSamples):
+        running().rebuilder.rebuild(KEY)
+
+
+def test_a_memory_of_another_extractor_is_reported_and_rebuilt_only_when_asked(
+    running: Callable[..., Collector], caplog: pytest.LogCaptureFixture
+) -> None:
+    collector = running()
+    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    generation = collector.manifest(KEY)["memory"]["generation"]
+    other = TextureFeatures(112)
+    other.fingerprint = "another"
+    collector = running(other, rebuild_on_start=True)
+    collector.rebuilder.wait(60)
+    assert "the memory of Master1/Pattern was made with another extractor: python -m backend rebuild" in caplog.text
+    state = collector.state(KEY)
+    assert (state["memory_fitted"], state["memory_usable"]) == (True, False)
+    manifest = collector.manifest(KEY)
+    assert (manifest["memory"]["generation"], manifest["stale"]["memory"]) == (generation, True)
+    assert collector.rebuilder.foreign() == [KEY]
+    collector.rebuilder.rebuild(KEY, replace=True)
+    assert collector.state(KEY)["memory_usable"] is True
+    assert collector.inspector.infer(KEY, PROBES[0], mm_per_px=0.2).inspection.score > 0
+
+
+def test_a_degraded_service_rebuilds_nothing(running: Callable[..., Collector], tmp_path: Path) -> None:
+    running().fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    lose_models(tmp_path)
+    collector = running()
+    collector.inspector.host.degraded = Notice("degraded", {"model": "m", "reason": "r"})
+    assert collector.rebuilder.lost() == [KEY]
+    with pytest.raises(WeightsUnavailable):
+        collector.rebuilder.rebuild(KEY)
+    collector.rebuilder.settings.__dict__["rebuild_on_start"] = True
+    collector.rebuilder._run()
+    assert collector.state(KEY)["memory_fitted"] is False
+
+
+def test_a_memory_whose_line_was_never_written_is_recorded_at_the_next_start(
+    running: Callable[..., Collector], tmp_path: Path
+) -> None:
+    collector = running()
+    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    record = collector.ledger.path(KEY)
+    first = record.read_bytes()
+    collector.fit(KEY, [image_file(3)], mm_per_px=0.2, memory_fit=True)
+    before = scores(collector)
+    record.write_bytes(first + b'{"event": "gr')
+    collector = running()
+    collector.rebuilder.wait(60)
+    plan = collector.ledger.plan(KEY)
+    assert [step["event"] for step in plan.steps] == ["fit", "grow"]
+    lose_models(tmp_path)
+    after = scores(rebuilt(running(rebuild_on_start=True)))
+    assert [score for score, _ in after] == pytest.approx([score for score, _ in before], abs=1e-4)
+
+
+def test_a_growth_that_had_no_reserve_comes_back_as_it_was(running: Callable[..., Collector], tmp_path: Path) -> None:
+    collector = running()
+    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    (collector.inspector.store.folder(KEY) / "reserve.npz").unlink()
+    for n in (3, 4):
+        collector.fit(KEY, [image_file(n)], mm_per_px=0.2, memory_fit=True)
+    assert [step.get("n_reserve", 0) > 0 for step in collector.ledger.plan(KEY).steps] == [False, False, True]
+    before = collector.inspector.store.load_memory(KEY).emb
+    lose_models(tmp_path)
+    collector = rebuilt(running(rebuild_on_start=True))
+    after = collector.inspector.store.load_memory(KEY).emb
+    assert after.shape == before.shape and abs(after - before).max() < 1e-5
+
+
+def test_a_memory_that_came_back_grows_as_the_lost_one_would_have(
+    running: Callable[..., Collector], tmp_path: Path
+) -> None:
+    rows = []
+    for lost in (False, True):
+        collector = running(rebuild_on_start=lost)
+        if lost:
+            rebuilt(collector)
+        else:
+            collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+            shutil.copytree(tmp_path / "datasets", tmp_path / "kept")
+        collector.fit(KEY, [image_file(3)], mm_per_px=0.2, memory_fit=True)
+        rows.append(collector.inspector.store.load_memory(KEY).emb)
+        if not lost:
+            collector.close()
+            lose_models(tmp_path)
+            shutil.rmtree(tmp_path / "datasets")
+            (tmp_path / "kept").rename(tmp_path / "datasets")
+    assert rows[0].shape == rows[1].shape and abs(rows[0] - rows[1]).max() < 1e-5
+
+
+def test_a_torn_line_is_left_out_and_the_next_one_is_whole(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append(KEY, "fit", {"generation": "a", "images": ["x"]})
+    with ledger.path(KEY).open("ab") as file:
+        file.write(b'{"event": "grow", "gener')
+    ledger.append(KEY, "calibrate", {"values": {"threshold": 1.0, "generation": "a"}})
+    assert [event["event"] for event in ledger.read(KEY)] == ["fit", "calibrate"]
+    assert ledger.plan(KEY).calibration == {"threshold": 1.0, "generation": "a"}
+
+
+def test_with_samples_off_nothing_is_written_beside_the_models(
+    running: Callable[..., Collector], tmp_path: Path
+) -> None:
+    collector = running(store_samples=False)
+    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    assert not (tmp_path / "datasets").exists()
+    ready, _ = drafts([image_file(n) for n in range(3)], [], source="test")
+    collector.keep(KEY, "ok", ready)
+    collector.fit(KEY, [], mm_per_px=0.2, use_dataset=True)
+    assert len(collector.ledger.plan(KEY).steps) == 1
+
+
+def test_the_command_line_rebuilds_what_is_lost(
+    running: Callable[..., Collector],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    collector = running()
+    for key in (KEY, RED):
+        collector.fit(key, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    lose_models(tmp_path)
+    for name, value in {"MODELS_DIR": "models", "DATASETS_DIR": "datasets"}.items():
+        monkeypatch.setenv(f"BDI_{name}", str(tmp_path / value))
+    monkeypatch.setenv("BDI_MODEL_NAME", "texture")
+    monkeypatch.setenv("BDI_INPUT_SIZE", "112")
+    monkeypatch.setattr("sys.argv", ["backend", "rebuild", "--recipe", "red"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert "Master1/Pattern (red): 3 images" in capsys.readouterr().err
+    states = [collector.state(key)["memory_fitted"] for key in (KEY, RED)]
+    assert states == [False, True]

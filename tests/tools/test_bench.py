@@ -1,0 +1,47 @@
+"""`python -m backend bench`, quickly: what it measures is real, what it writes can be read."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from backend.tools.bench import Plan, run_bench
+from backend.tools.cli import app
+
+STAGES = {"decode", "resize", "forward", "knn", "post", "png", "json", "end to end"}
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_NAME", "texture")
+    monkeypatch.setenv("INPUT_SIZE", "112")
+    monkeypatch.setenv("THREADS", "1")
+    monkeypatch.setenv("MODELS_DIR", str(tmp_path / "models"))
+
+
+def test_the_service_is_timed_over_http_and_leaves_no_model_behind(tmp_path: Path) -> None:
+    out, console = tmp_path / "bench.json", Console(record=True, width=200)
+    plan = Plan(fits=(2,), sides=(448,), clients=(1, 2), requests=4, repeats=3, reference=True)
+    run_bench(plan, out=out, console=console)
+    report = json.loads(out.read_text("utf-8"))
+    assert set(report["stages"]["448²"]) == STAGES
+    assert [row["images"] for row in report["fits"]] == [2] and report["fits"][0]["rows"] > 0
+    assert [(row["side"], row["clients"]) for row in report["infers"]] == [(448, 1), (448, 2)]
+    for row in report["infers"]:
+        assert 0 < row["p50"] <= row["p95"] <= row["p99"] and row["per_s"] > 0 and row["bare"] > 0
+    assert report["reference"]["p50"] > 0 and report["reference"]["ours / reference"] > 0
+    assert report["machine"]["extractor"] == "texture" and report["machine"]["cores"] >= 1
+    shown = console.export_text()
+    assert "POST /infer" in shown and "POST /fit_ok" in shown
+    assert not (tmp_path / "models").exists()
+
+
+def test_stages_alone_need_no_service(tmp_path: Path) -> None:
+    out = tmp_path / "stages.json"
+    result = CliRunner().invoke(app, ["bench", "--stages", "--sides", "112", "--jpeg", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    report = json.loads(out.read_text("utf-8"))
+    assert set(report["stages"]["112²"]) == STAGES
+    assert report["infers"] == [] and report["fits"] == []
