@@ -51,6 +51,7 @@ from backend.api.telemetry import RequestIdentity, configure_logging
 from backend.base.config import Settings, load_settings
 from backend.base.errors import InspectionError, InvalidValue
 from backend.base.images import to_base64
+from backend.base.keys import ModelKey, check_recipe
 from backend.features import Extractor
 from backend.infer import HeatmapScale
 from backend.resnet_api import routes as predict
@@ -58,7 +59,6 @@ from backend.resnet_api.predictor import Predictor
 from backend.roi_mask import parse_shape
 from backend.samples.collector import Collector
 from backend.service.jobs import ProgressBoard
-from backend.storage import ModelKey, check_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     predictor: Predictor | None = getattr(app.state, "predictor", None)
     collector.start()
     if predictor is not None:
-        predictor.start(after=collector.inspector.host.lane)
+        predictor.start(after=collector.inspector.host.queue)
     yield
     if predictor is not None:
         predictor.close()

@@ -285,7 +285,7 @@ class DinoV2Features:
 
 @contextmanager
 def device_memory() -> Iterator[None]:
-    """Turns torch's out of memory into DeviceOutOfMemory, which the lane knows what to do about."""
+    """Turns torch's out of memory into DeviceOutOfMemory, which the queue knows what to do about."""
     import torch
 
     try:

@@ -70,7 +70,7 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class Frame:
+class RoiSize:
     """The sender's ROI size in pixels and the (smaller or equal) size the heatmap is computed at."""
 
     height: int
@@ -87,7 +87,7 @@ class Frame:
         return max(1, round(self.height * self.scale)), max(1, round(self.width * self.scale))
 
 
-def part_mask(shape: Shape | None, frame: Frame) -> Mask | None:
+def part_mask(shape: Shape | None, frame: RoiSize) -> Mask | None:
     """The mask of the part at working resolution; None without a shape.
 
     Raises:
@@ -121,7 +121,7 @@ class Inspection:
     heat: Float
     mask: Mask | None
     regions: list[Region]
-    frame: Frame
+    frame: RoiSize
     ranked: Ranked
 
 
@@ -175,7 +175,7 @@ class InferenceEngine:
         n = self.scoring.reweight
         return (lambda token: memory.weight(tokens[token], n)) if n else None
 
-    def anomaly_map(self, token_map: Float, frame: Frame, mask: Mask | None = None) -> Float:
+    def anomaly_map(self, token_map: Float, frame: RoiSize, mask: Mask | None = None) -> Float:
         """The token map at working resolution, blurred, 0 outside `mask`: (h, w) float32."""
         (height, width), (rows, columns) = frame.working, token_map.shape
         down = enlarging(rows, height, self.scoring.blur_sigma)
@@ -186,7 +186,7 @@ class InferenceEngine:
     def run(
         self,
         token_map: Float,
-        frame: Frame,
+        frame: RoiSize,
         *,
         mask: Mask | None = None,
         threshold: float | None = None,
@@ -253,7 +253,7 @@ def statistics(values: Ranked) -> dict[str, float]:
 
 
 def regions(
-    heat: Float, mask: Mask | None, threshold: float, frame: Frame, mm_per_px: float, area_mm2_thr: float
+    heat: Float, mask: Mask | None, threshold: float, frame: RoiSize, mm_per_px: float, area_mm2_thr: float
 ) -> list[Region]:
     """Connected components (8 neighbours) of heat ≥ threshold inside the mask, largest first."""
     hot = heat >= threshold
@@ -279,7 +279,7 @@ def _connected(hot: Mask, x: int, y: int) -> int:
     return int(np.count_nonzero(labels == labels[y, x]))
 
 
-def _region(points: NDArray[Any], box: tuple[int, int, int, int], frame: Frame, px: float, mm2: float) -> Region:
+def _region(points: NDArray[Any], box: tuple[int, int, int, int], frame: RoiSize, px: float, mm2: float) -> Region:
     if frame.scale == 1.0:
         return Region(box, px, mm2, points.tolist())
     x, y, w, h = box

@@ -59,7 +59,7 @@ _RESULTS = 1 << 18  # neighbours held at a time
 _SPLIT = 1 << 28  # multiplications that are worth a thread of their own
 
 
-class Rough(Protocol):
+class CandidateIndex(Protocol):
     """Rows in another form, in which near ones are found sooner.
 
     `alone`: a search keeps to the thread that asks, so that several may share one out.
@@ -114,7 +114,7 @@ class PatchCoreMemory:
         self.dim = self.emb.shape[1]
         self.n_embeddings = len(self.emb)
         self._plain = SearchSpace(self.emb, as_it_is)
-        self._rough: Rough | None = None
+        self._rough: CandidateIndex | None = None
         self._spacings: dict[int, Spacing] = {}
         shorten = Shortener.of(self.emb) if self.emb.size >= _SHORTEN_FROM else None
         self._short = None if shorten is None else SearchSpace(shorten(self.emb), shorten)
@@ -145,7 +145,7 @@ class PatchCoreMemory:
             memory.reserve = Reserve(emb[coreset.left], np.asarray(src, np.int32)[coreset.left], coreset.beyond)
         return memory
 
-    def quicken(self, rough: Callable[[Array], Rough | None]) -> None:
+    def attach_index(self, rough: Callable[[Array], CandidateIndex | None]) -> None:
         """Have neighbours proposed by what `rough` makes of the rows, if anything; distances are measured as ever."""
         if self._rough is None:
             self._rough = rough(self.emb)

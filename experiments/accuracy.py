@@ -27,13 +27,13 @@ sys.path.insert(0, str(ROOT))
 
 from backend.base.config import Settings, load_settings  # noqa: E402
 from backend.base.images import decode_image, encode_png  # noqa: E402
+from backend.base.keys import ModelKey  # noqa: E402
 from backend.evaluation.results import SetResult  # noqa: E402
 from backend.evaluation.runner import Evaluator, RememberingExtractor  # noqa: E402
 from backend.evaluation.sets import InspectionSet, read_set  # noqa: E402
 from backend.service.fitting import ImageFile  # noqa: E402
 from backend.service.host import extractor_for  # noqa: E402
 from backend.service.inspection import Inspector  # noqa: E402
-from backend.storage import ModelKey  # noqa: E402
 
 app = typer.Typer(add_completion=False)
 console = Console(stderr=True)

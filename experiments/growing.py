@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT))
 from backend.base.config import load_settings  # noqa: E402
 from backend.evaluation.sets import LabelledImage, read_set  # noqa: E402
 from backend.features import Extractor  # noqa: E402
-from backend.infer import Frame, InferenceEngine, Scoring  # noqa: E402
+from backend.infer import InferenceEngine, RoiSize, Scoring  # noqa: E402
 from backend.patchcore import PatchCoreMemory  # noqa: E402
-from backend.service.fitting import Embedded, ImageFile, prepare_image  # noqa: E402
+from backend.service.fitting import Embeddings, ImageFile, prepare_image  # noqa: E402
 from backend.service.growing import grown_memory  # noqa: E402
 from backend.service.host import extractor_for  # noqa: E402
 from backend.storage import StoredMemory  # noqa: E402
@@ -46,7 +46,7 @@ class EmbeddedSet:
     train: Rows
     test: Rows
     grid: Grid
-    frames: list[Frame]
+    frames: list[RoiSize]
     defective: NDArray[np.bool_]
 
     @classmethod
@@ -67,14 +67,14 @@ class EmbeddedSet:
 
 def _embedded(
     images: Sequence[LabelledImage], extractor: Extractor, grid: Grid | None
-) -> tuple[Rows, Grid, list[Frame]]:
+) -> tuple[Rows, Grid, list[RoiSize]]:
     tokens, frames = [], []
     for image in images:
         file = ImageFile(image.path.name, image.path.read_bytes)
         ready = prepare_image(file, extractor, expected=grid, max_megapixels=100)
         grid = ready.grid
         tokens.append(extractor.extract([ready.pixels])[0])
-        frames.append(Frame(*ready.size))
+        frames.append(RoiSize(*ready.size))
     assert grid is not None
     return np.stack(tokens), grid, frames
 
@@ -96,7 +96,7 @@ def grown(
         )
         new = images[seen : seen + batch]
         src = np.repeat(np.arange(len(new), dtype=np.int32), new.shape[1])
-        embedded = Embedded(np.concatenate(new), src, grid, [""] * len(new), [new.shape[1]] * len(new))
+        embedded = Embeddings(np.concatenate(new), src, grid, [""] * len(new), [new.shape[1]] * len(new))
         memory = grown_memory(old, embedded, rate=rate, limit=sys.maxsize).memory
     return memory
 

@@ -9,8 +9,8 @@ from scipy import ndimage
 
 from backend.base.arrays import Ranked
 from backend.infer import (
-    Frame,
     InferenceEngine,
+    RoiSize,
     Scoring,
     heatmap_png,
     heatmap_range,
@@ -59,7 +59,7 @@ def test_the_score_is_what_the_slow_road_gives(
     tokens, bank = problem
     mask = build_mask(shape, 60, 84)
     engine = InferenceEngine(scoring)
-    found = engine.run(engine.token_map(tokens, (5, 7), PatchCoreMemory(bank)), Frame(60, 84), mask=mask)
+    found = engine.run(engine.token_map(tokens, (5, 7), PatchCoreMemory(bank)), RoiSize(60, 84), mask=mask)
 
     pairs = np.sqrt(((tokens[:, None].astype(np.float64) - bank[None]) ** 2).sum(axis=2))
     token_map = np.sort(pairs, axis=1)[:, : scoring.k].mean(axis=1).reshape(5, 7)
@@ -85,7 +85,7 @@ def test_the_map_is_what_enlarging_and_then_blurring_gives(
     expected = cv2.resize(token_map, size[::-1], interpolation=cv2.INTER_LINEAR)
     if sigma:
         expected = cv2.GaussianBlur(expected, (0, 0), sigma)
-    found = InferenceEngine(Scoring(blur_sigma=sigma)).anomaly_map(token_map, Frame(*size))
+    found = InferenceEngine(Scoring(blur_sigma=sigma)).anomaly_map(token_map, RoiSize(*size))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
@@ -104,7 +104,7 @@ def test_a_power_mean_hears_one_token_and_hears_several_better() -> None:
     for n in (0, 1, 2, 8):
         token_map = np.full((32, 32), 0.5, np.float32)
         token_map[0, :n] = 1.0
-        scores.append(engine.run(token_map, Frame(64, 64)).score)
+        scores.append(engine.run(token_map, RoiSize(64, 64)).score)
     assert scores[0] == pytest.approx(0.5) and 0.8 < scores[1] < scores[2] < scores[3] < 1.0
 
 
@@ -126,13 +126,13 @@ def test_a_hot_spot_outside_the_mask_counts_for_nothing() -> None:
     token_map = np.full((8, 8), 0.2, np.float32)
     token_map[0, 0] = 1.5
     mask = build_mask(Shape("rect", {"x": 40, "y": 40, "w": 40, "h": 40}), 80, 80)
-    found = InferenceEngine(Scoring()).run(token_map, Frame(80, 80), mask=mask, threshold=0.5)
+    found = InferenceEngine(Scoring()).run(token_map, RoiSize(80, 80), mask=mask, threshold=0.5)
     assert found.score == pytest.approx(0.2, abs=1e-5) and found.regions == []
     assert (found.heat[:40] == 0).all()
 
 
 def found_in(heat: Float, **given: Any) -> Any:
-    frame = Frame(*heat.shape)
+    frame = RoiSize(*heat.shape)
     own: dict[str, Any] = {"mask": None, "threshold": 0.5, "mm_per_px": 0.2, "area_mm2_thr": 0.0, **given}
     return regions(heat, own["mask"], own["threshold"], frame, own["mm_per_px"], own["area_mm2_thr"])
 
@@ -187,7 +187,7 @@ def test_a_contour_outlines_its_region(three_spots: Float) -> None:
 
 
 def test_over_12_megapixels_everything_comes_back_in_the_senders_pixels() -> None:
-    frame = Frame(6000, 8000)
+    frame = RoiSize(6000, 8000)
     assert frame.working == (3000, 4000) and frame.scale == pytest.approx(0.5)
     token_map = np.full((27, 36), 0.1, np.float32)
     token_map[9:12, 12:15] = 1.0
@@ -213,7 +213,7 @@ def ramp() -> Any:
     token_map = np.tile(np.linspace(0.2, 0.6, 16, dtype=np.float32), (16, 1))
     mask = np.zeros((64, 64), bool)
     mask[:32] = True
-    return InferenceEngine(Scoring(blur_sigma=0)).run(token_map, Frame(64, 64), mask=mask)
+    return InferenceEngine(Scoring(blur_sigma=0)).run(token_map, RoiSize(64, 64), mask=mask)
 
 
 def test_a_relative_heatmap_spans_the_1st_to_99th_percentile_inside_the_mask(ramp: Any) -> None:
@@ -244,7 +244,7 @@ def test_a_colour_heatmap_has_three_channels_and_is_red_where_it_is_hot(ramp: An
 
 
 def test_a_flat_heatmap_still_has_a_range() -> None:
-    flat = InferenceEngine(Scoring()).run(np.zeros((4, 4), np.float32), Frame(32, 32))
+    flat = InferenceEngine(Scoring()).run(np.zeros((4, 4), np.float32), RoiSize(32, 32))
     for scale in ("relative", "absolute", "color"):
         low, high = heatmap_range(flat, scale, None)
         assert high > low and math.isfinite(high)
@@ -264,7 +264,7 @@ def test_rows_of_an_image_left_out_are_no_neighbours(problem: tuple[Float, Float
 def test_regions_are_the_connected_components(rng: np.random.Generator, share: float, cell: int) -> None:
     hot = (rng.random((40, 56)) < share).astype(np.float32)
     heat = cv2.resize(hot, (56 * cell, 40 * cell), interpolation=cv2.INTER_NEAREST)
-    found = regions(heat, None, 0.5, Frame(*heat.shape), 0.1, 0.03)  # type: ignore[arg-type]
+    found = regions(heat, None, 0.5, RoiSize(*heat.shape), 0.1, 0.03)  # type: ignore[arg-type]
 
     count, labels, stats, _ = cv2.connectedComponentsWithStats(heat.astype(np.uint8), connectivity=8)
     expected = []

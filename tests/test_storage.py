@@ -25,9 +25,10 @@ from backend.base.errors import (
     ReadOnlyStore,
     RecipeInvalid,
 )
+from backend.base.keys import ModelKey, check_id, check_recipe
 from backend.patchcore import PatchCoreMemory
 from backend.service.models import ModelCache
-from backend.storage import ModelKey, ModelStore, StoredMemory, check_id, check_recipe, next_version
+from backend.storage import ModelStore, StoredMemory, next_version
 from tests.parts import tree
 
 KEY = ModelKey.of("Master1", "Pattern")

@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backend.base.keys import ModelKey
 from backend.service.inspection import Inspector
 from backend.service.results import FitResult, InferResult
-from backend.storage import ModelKey
 
 logger = logging.getLogger(__name__)
 

@@ -23,13 +23,13 @@ from backend.api.schemas import ErrorBody
 from backend.api.security import MB
 from backend.base.config import Settings
 from backend.base.errors import BadForm, BadRequest, DiskFull, FileTooLarge, Notice, QueueFull, TimedOut
+from backend.base.keys import ModelKey
 from backend.infer import Region
 from backend.samples.collector import Collector
 from backend.service.fitting import ImageFile
 from backend.service.inspection import Inspector
 from backend.service.jobs import ProgressBoard, TrackedJob
 from backend.service.queue import Job
-from backend.storage import ModelKey
 
 T = TypeVar("T")
 

@@ -14,6 +14,7 @@ import psutil
 from numpy.typing import NDArray
 
 from backend.base.config import Settings
+from backend.base.keys import ModelKey
 from backend.evaluation.figures import (
     Rates,
     auroc_interval,
@@ -31,7 +32,6 @@ from backend.service.host import extractor_for
 from backend.service.inspection import Inspector
 from backend.service.queue import Job
 from backend.service.results import InferResult
-from backend.storage import ModelKey
 
 KEY = ModelKey.of("evaluation", "set")
 CALIBRATION_OK = (10, 20, 50)

@@ -30,7 +30,7 @@ _SIZES = 8
 class OpenVinoFeatures:
     """An extractor that has OpenVINO run another one's network, on the CPU. Memories of the two are the same.
 
-    Not for several threads at once: the lane has one. `streams` images at once take less time than one after another,
+    Not for several threads at once: the queue has one. `streams` images at once take less time than one after another,
     since no core waits for another; one image alone is done soonest by all cores.
 
     Args:

@@ -159,7 +159,7 @@ def _without_offset(rows: Rows) -> Rows:
 
 
 class TorchRunner:
-    """Runs networks on one device in one precision. Not for several threads at once: the lane has one.
+    """Runs networks on one device in one precision. Not for several threads at once: the queue has one.
 
     On CUDA each (batch, height, width) is captured once as a graph and replayed; pixels and rows travel through pinned
     memory. When the device's memory runs out a batch is halved, and one image goes to the CPU for good, with a warning.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from backend.memory.coreset import Array, Progress, coreset_of, coreset_size
 from backend.memory.foreground import Foreground
-from backend.patchcore import Backend, PatchCoreMemory, Rough, l2_normalize
+from backend.patchcore import Backend, CandidateIndex, PatchCoreMemory, l2_normalize
 
 Distance = Literal["l2", "cosine", "mahalanobis"]
 Extras = Mapping[str, NDArray[Any]]
@@ -129,10 +129,10 @@ class VariantMemory(PatchCoreMemory):
         ]
         self.backend = self.parts[0].backend
 
-    def quicken(self, rough: Callable[[Array], Rough | None]) -> None:
-        """See PatchCoreMemory.quicken; of each part."""
+    def attach_index(self, rough: Callable[[Array], CandidateIndex | None]) -> None:
+        """See PatchCoreMemory.attach_index; of each part."""
         for part in self.parts:
-            part.quicken(rough)
+            part.attach_index(rough)
 
     @property
     def nbytes(self) -> int:

@@ -16,13 +16,13 @@ from backend.base.errors import NotReady, ResNetUnavailable, WeightsUnavailable
 from backend.extractors.grey import GreyResNet
 from backend.features import RGB, Extractor
 from backend.service.host import READY_WAIT_S, WEIGHTS_DIR
-from backend.service.queue import Lane
+from backend.service.queue import InferenceQueue
 
 PATIENCE_S = 2.0
 
 
 class GreyHost:
-    """One lane for each recipe that a bank asks for.
+    """One queue for each recipe that a bank asks for.
 
     Args:
         settings: the service's settings.
@@ -33,10 +33,10 @@ class GreyHost:
         self.settings = settings
         self._busy = busy
         self._lock = threading.Lock()
-        self._lanes: dict[str, Future[Lane]] = {}
+        self._lanes: dict[str, Future[InferenceQueue]] = {}
 
-    def lane(self, version: str) -> Lane:
-        """The lane of a recipe, which whoever asks first has built in the background.
+    def queue(self, version: str) -> InferenceQueue:
+        """The queue of a recipe, which whoever asks first has built in the background.
 
         Raises:
             ResNetUnavailable: there are no weights; the next call tries again.
@@ -71,7 +71,7 @@ class GreyHost:
             if future.done() and future.exception() is None:
                 future.result().close()
 
-    def _load(self, version: str, future: Future[Lane]) -> None:
+    def _load(self, version: str, future: Future[InferenceQueue]) -> None:
         try:
             extractor = GreyResNet(
                 version,
@@ -81,11 +81,11 @@ class GreyHost:
                 device=self.settings.device,
                 weights_dir=WEIGHTS_DIR,
             )
-            lane = Lane(_Polite(extractor, self._busy), max_queue=self.settings.max_queue)
-        except BaseException as err:  # noqa: BLE001 - whoever waits for the lane is told
+            queue = InferenceQueue(_Polite(extractor, self._busy), max_queue=self.settings.max_queue)
+        except BaseException as err:  # noqa: BLE001 - whoever waits for the queue is told
             future.set_exception(err)
         else:
-            future.set_result(lane)
+            future.set_result(queue)
 
 
 class _Polite:

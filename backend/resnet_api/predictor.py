@@ -47,7 +47,7 @@ from backend.resnet_api.pictures import (
     roi_mask,
 )
 from backend.service.fitting import ImageFile
-from backend.service.queue import Job, Lane
+from backend.service.queue import InferenceQueue, Job
 
 logger = logging.getLogger(__name__)
 
@@ -155,10 +155,10 @@ class Predictor:
         bank = self.bank()
         grey, size = self._grey(file)
         roi = self._roi()
-        lane = self.host.lane(self._version(bank.about))
-        _check_width(bank, lane.extractor)
-        with lane.slot():
-            tokens = job.wait(lane.submit(_three(grey)))
+        queue = self.host.queue(self._version(bank.about))
+        _check_width(bank, queue.extractor)
+        with queue.slot():
+            tokens = job.wait(queue.submit(_three(grey)))
             extracted = perf_counter()
             heat = self._heat(bank.memory.distances(tokens, self.settings.knn_k))
         score = float(heat.max() if roi is None else np.where(roi, heat, np.float32(OUTSIDE)).max())
@@ -208,8 +208,8 @@ class Predictor:
         if len(files) < 2:
             raise InvalidValue(field="FOLDER", value=len(files), expected=">= 2 images")
         job = job or Job()
-        lane = self.host.lane(version)
-        tokens = self._embed(files, lane, 4 if mirrored else 1, job)
+        queue = self.host.queue(version)
+        tokens = self._embed(files, queue, 4 if mirrored else 1, job)
         memory = PatchCoreMemory.build(
             tokens.reshape(-1, tokens.shape[-1]),
             coreset_rate / tokens.shape[1],
@@ -249,7 +249,7 @@ class Predictor:
     def _warm_up(self, after: Callable[[], object]) -> None:
         try:
             after()
-            self.host.lane(self._version(self.bank().about))
+            self.host.queue(self._version(self.bank().about))
         except InspectionError as err:
             logger.warning("the ResNet18 API is not ready: %s", err)
 
@@ -297,14 +297,14 @@ class Predictor:
         side, grid = self.settings.img_size, round(len(distances) ** 0.5)
         return cv2.resize(distances.reshape(grid, grid), (side, side), interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
 
-    def _embed(self, files: Sequence[ImageFile], lane: Lane, views: int, job: Job) -> NDArray[np.float32]:
+    def _embed(self, files: Sequence[ImageFile], queue: InferenceQueue, views: int, job: Job) -> NDArray[np.float32]:
         """Embeddings of each file and, of the image mirrored, of `views` - 1 more: (n, views, T, D) float32."""
-        patches = ceil(self.settings.img_size / lane.extractor.patch) ** 2
-        tokens = np.empty(self._room(len(files), views, patches, lane.extractor.dim), np.float32)
+        patches = ceil(self.settings.img_size / queue.extractor.patch) ** 2
+        tokens = np.empty(self._room(len(files), views, patches, queue.extractor.dim), np.float32)
         with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
             for number, (grey, _) in enumerate(pool.map(self._grey, files)):
                 for view, picture in enumerate((grey, grey[:, ::-1], grey[::-1], grey[::-1, ::-1])[:views]):
-                    tokens[number, view] = job.wait(lane.submit(_three(picture), bulk=True))
+                    tokens[number, view] = job.wait(queue.submit(_three(picture), bulk=True))
                 _progress(job, "extract", number + 1, len(files))
         return tokens
 

@@ -16,10 +16,10 @@ from backend.api.problems import language_of
 from backend.api.requests import RecipeHeader, UploadRoute, run_job, sentences, uploads
 from backend.api.schemas import ErrorBody
 from backend.base.errors import InspectionError
+from backend.base.keys import check_recipe
 from backend.resnet_api.predictor import Mode, Prediction, Predictor
 from backend.service.fitting import ImageFile
 from backend.service.queue import Job
-from backend.storage import check_recipe
 
 logger = logging.getLogger(__name__)
 

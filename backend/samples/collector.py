@@ -10,8 +10,9 @@ from typing import Any
 from backend.base.config import Settings
 from backend.base.errors import DiskFull, FitInProgress, InspectionError, MemoryNotFound, Notice, ReadOnlyStore
 from backend.base.errors_samples import NgRequired, NotEnoughSamples
+from backend.base.keys import ModelKey
 from backend.features import Extractor
-from backend.samples.history import Ledger
+from backend.samples.history import FitHistory
 from backend.samples.intake import Sentences
 from backend.samples.rebuild import Rebuilder
 from backend.samples.recorder import Recorder
@@ -23,7 +24,6 @@ from backend.service.inspection import Inspector
 from backend.service.queue import Job
 from backend.service.results import CalibrationResult, FitResult
 from backend.service.trash import empty_trash, move_to_trash
-from backend.storage import ModelKey
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +48,9 @@ class Collector:
         self.samples = SampleStore(
             settings.datasets_dir, max_gb=settings.datasets_max_gb, min_free_mb=settings.min_free_mb
         )
-        self.ledger = Ledger(settings.datasets_dir)
-        self.inspector = Inspector(settings, extractor, Recorder(settings, self.samples, self.ledger))
-        self.rebuilder = Rebuilder(self.inspector, self.samples, self.ledger)
+        self.history = FitHistory(settings.datasets_dir)
+        self.inspector = Inspector(settings, extractor, Recorder(settings, self.samples, self.history))
+        self.rebuilder = Rebuilder(self.inspector, self.samples, self.history)
 
     def start(self) -> None:
         """Bring the extractor up, empty the trash and rebuild what is lost, in the background."""
@@ -59,7 +59,7 @@ class Collector:
         self.rebuilder.start()
 
     def close(self) -> None:
-        """Stop the rebuild and the lane."""
+        """Stop the rebuild and the queue."""
         self.rebuilder.close()
         self.inspector.close()
 
@@ -205,7 +205,7 @@ class Collector:
         Raises:
             DamagedFile.
         """
-        extractor = self.inspector.host.lane().extractor
+        extractor = self.inspector.host.queue().extractor
         try:
             model = self.inspector.cache.model(key)
         except MemoryNotFound:
@@ -256,7 +256,7 @@ class Collector:
             folder = move_to_trash(store, key)
             if self.samples.folder(key).is_dir():
                 try:
-                    self.ledger.append(key, "delete", {})
+                    self.history.append(key, "delete", {})
                 except (DiskFull, ReadOnlyStore) as err:
                     logger.warning("the deletion of %s is not recorded: %s", key, err)
         empty_trash(store, self.settings.trash_days)

@@ -1,4 +1,4 @@
-"""Ledger: datasets/<role>/<roi>/history.jsonl, the append-only record of what was fitted and calibrated from what.
+"""FitHistory: datasets/<role>/<roi>/history.jsonl, the append-only record of what was fitted and calibrated from what.
 
 One JSON object a line, fsynced. `fit` begins a memory, `grow` adds to it, `calibrate` sets its threshold, `rebuild`
 says that the same steps were taken anew, `delete` ends it. Images are named by the SHA-256 of their bytes, so that they
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.base.files import disk_errors, utc_now
-from backend.storage import ModelKey
+from backend.base.keys import ModelKey
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Plan:
         return str(self.steps[-1].get("generation", "")) if self.steps else ""
 
 
-class Ledger:
+class FitHistory:
     """The records of a datasets folder. Writers hold the model's lock, so lines come in the order of the commits."""
 
     def __init__(self, root: Path) -> None:

@@ -14,16 +14,17 @@ from filelock import FileLock, Timeout
 from backend.base.config import Settings
 from backend.base.errors import InspectionError, MemoryNotFound, Notice, WeightsUnavailable
 from backend.base.errors_samples import NotEnoughSamples
+from backend.base.keys import ModelKey
 from backend.patchcore import PatchCoreMemory
-from backend.samples.history import Ledger, Plan
+from backend.samples.history import FitHistory, Plan
 from backend.samples.store import SampleStore, known_mm_per_px, usable_shape
-from backend.service.fitting import Embedded, ImageFile
+from backend.service.fitting import Embeddings, ImageFile
 from backend.service.growing import grown_memory, grown_metadata
 from backend.service.inspection import Inspector
 from backend.service.jobs import TrackedJob
 from backend.service.models import memory_of
 from backend.service.queue import Job
-from backend.storage import ModelKey, StoredMemory
+from backend.storage import StoredMemory
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,10 @@ class Rebuilt:
 class Rebuilder:
     """Rebuilds memories, one at a time; `start` does so in the background for those that are lost."""
 
-    def __init__(self, inspector: Inspector, samples: SampleStore, ledger: Ledger) -> None:
+    def __init__(self, inspector: Inspector, samples: SampleStore, history: FitHistory) -> None:
         self.inspector = inspector
         self.samples = samples
-        self.ledger = ledger
+        self.history = history
         self._jobs: dict[ModelKey, TrackedJob] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -87,12 +88,12 @@ class Rebuilder:
             for key in self.samples.all_keys()
             if self.inspector.store.stamp(key) is None
             and self.samples.names(key, "ok")
-            and not self.ledger.plan(key).deleted
+            and not self.history.plan(key).deleted
         ]
 
     def foreign(self) -> list[ModelKey]:
         """Models whose memory another extractor made."""
-        ours = self.inspector.host.lane().extractor.fingerprint
+        ours = self.inspector.host.queue().extractor.fingerprint
         manifests = {key: self.inspector.store.manifest(key) for key in self.samples.all_keys()}
         return [key for key, manifest in manifests.items() if manifest.get("fingerprint", ours) != ours]
 
@@ -107,11 +108,11 @@ class Rebuilder:
             NotEnoughSamples: none of the images is stored.
             BadImage, TokenGridMismatch, Cancelled, FitInProgress, DiskFull, ReadOnlyStore.
         """
-        self.inspector.host.lane()
+        self.inspector.host.queue()
         degraded = self.inspector.host.degraded
         if degraded and degraded.code == "degraded":  # on the CPU for want of memory it is the same network
             raise WeightsUnavailable(**degraded.values)
-        job, plan = job or Job(), self.ledger.plan(key)
+        job, plan = job or Job(), self.history.plan(key)
         with self.inspector.one_fit(key, job):
             if not replace and self.inspector.store.stamp(key) is not None:
                 return None
@@ -128,7 +129,7 @@ class Rebuilder:
 
     def reconcile(self, key: ModelKey) -> None:
         """Record a memory that was committed by a process that died before it wrote the record's line."""
-        recorded = self.ledger.plan(key).generation
+        recorded = self.history.plan(key).generation
         if not self.samples.folder(key).is_dir() or self.inspector.store.manifest(key).get("generation") == recorded:
             return
         with self.inspector.store.writing(key, self.settings.fit_wait_s):
@@ -136,9 +137,9 @@ class Rebuilder:
                 metadata = self.inspector.store.load_memory(key).metadata
             except MemoryNotFound:
                 return
-            if metadata.get("images") and metadata["generation"] != self.ledger.plan(key).generation:
+            if metadata.get("images") and metadata["generation"] != self.history.plan(key).generation:
                 logger.info("recording the memory of %s that was not recorded yet", key)
-                self.ledger.record_memory(key, metadata)
+                self.history.record_memory(key, metadata)
 
     def _run(self) -> None:
         if self.inspector.settings.read_only:
@@ -210,11 +211,11 @@ class Rebuilder:
     def _step(
         then: Inspector, step: Mapping[str, Any], files: list[ImageFile], made: StoredMemory | None, job: Job
     ) -> StoredMemory:
-        lane = then.host.lane()
-        embedded = then.embed(files, lane, job, expected=made.grid if made else None, in_passes=made is None)
+        queue = then.host.queue()
+        embedded = then.embed(files, queue, job, expected=made.grid if made else None, in_passes=made is None)
         if made is None:
             memory = then.remember(embedded, job)
-            metadata = then.metadata_of(files, embedded, memory, lane.extractor, float(step["mm_per_px"]))
+            metadata = then.metadata_of(files, embedded, memory, queue.extractor, float(step["mm_per_px"]))
             return _stored(memory, embedded, metadata)
         grown = grown_memory(  # with a reserve if the growth itself had one
             made if step.get("n_reserve") else replace(made, reserve=None),
@@ -259,6 +260,6 @@ class _LoggedJob(TrackedJob):
             logger.info("rebuilding %s: %s %d of %d", self._key, stage, done, total)
 
 
-def _stored(memory: PatchCoreMemory, embedded: Embedded, metadata: dict[str, Any]) -> StoredMemory:
+def _stored(memory: PatchCoreMemory, embedded: Embeddings, metadata: dict[str, Any]) -> StoredMemory:
     src = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
     return StoredMemory(memory.emb, embedded.grid, src, metadata, memory.extras, memory.reserve)

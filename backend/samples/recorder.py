@@ -9,12 +9,12 @@ from typing import Any
 from backend.base.config import Settings
 from backend.base.errors import DiskFull, FitInProgress, InspectionError, Notice, ReadOnlyStore
 from backend.base.errors_samples import DatasetsFull
+from backend.base.keys import ModelKey
 from backend.infer import Inspection, heatmap_png, heatmap_range
 from backend.samples.debug import DebugFolder
-from backend.samples.history import Ledger
+from backend.samples.history import FitHistory
 from backend.samples.store import Draft, SampleStore
 from backend.service.fitting import ImageFile
-from backend.storage import ModelKey
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +46,10 @@ class Recorder(Journal):
     None of it is worth failing a request for: what cannot be written becomes a warning.
     """
 
-    def __init__(self, settings: Settings, samples: SampleStore, ledger: Ledger) -> None:
+    def __init__(self, settings: Settings, samples: SampleStore, history: FitHistory) -> None:
         self.settings = settings
         self.samples = samples
-        self.ledger = ledger
+        self.history = history
         self.debug = DebugFolder(settings.debug_dir, settings.debug_max_files) if settings.debug_heatmaps else None
 
     def keep(self, key: ModelKey, files: Sequence[ImageFile], mm_per_px: float) -> list[Notice]:
@@ -64,11 +64,11 @@ class Recorder(Journal):
 
     def fitted(self, key: ModelKey, metadata: Mapping[str, Any]) -> list[Notice]:
         """Record the fit or growth."""
-        return self._record(key, lambda: self.ledger.record_memory(key, metadata))
+        return self._record(key, lambda: self.history.record_memory(key, metadata))
 
     def calibrated(self, key: ModelKey, values: Mapping[str, Any]) -> list[Notice]:
         """Record the calibration."""
-        return self._record(key, lambda: self.ledger.append(key, "calibrate", {"values": values}))
+        return self._record(key, lambda: self.history.append(key, "calibrate", {"values": values}))
 
     def inspected(self, key: ModelKey, name: str, inspection: Inspection, threshold: float | None) -> None:
         """Write the heatmap and its numbers, with DEBUG_HEATMAPS."""

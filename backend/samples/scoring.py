@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from backend.base.errors import InspectionError, InvalidShape, InvalidValue, Notice
 from backend.base.errors_samples import OnlyImage
-from backend.infer import Frame, InferenceEngine, Inspection, part_mask
+from backend.base.keys import ModelKey
+from backend.infer import InferenceEngine, Inspection, RoiSize, part_mask
 from backend.samples.store import SampleStore, known_mm_per_px, known_shape
 from backend.service.fitting import DECODERS, ImageFile, PreparedImage, ahead, prepare_image
 from backend.service.growing import image_count, seen
 from backend.service.inspection import Inspector
-from backend.service.queue import Job, Lane
-from backend.storage import ModelKey
+from backend.service.queue import InferenceQueue, Job
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ class SampleScorer:
         percentile: float | None = None,
     ) -> None:
         self.inspector, self.samples, self.key = inspector, samples, key
-        self.lane = inspector.host.lane()
-        self.model, self.older = inspector.fitted(key, self.lane.extractor)
+        self.queue = inspector.host.queue()
+        self.model, self.older = inspector.fitted(key, self.queue.extractor)
         self.applied = (
             inspector.uncalibrated(percentile)
             if percentile
-            else inspector.applied(key, self.model, self.lane.extractor)
+            else inspector.applied(key, self.model, self.queue.extractor)
         )
         self.scoring = self.applied.scoring
         self.threshold = self.applied.threshold
@@ -104,12 +104,12 @@ class SampleScorer:
 
     def _embedded(self, chosen: Sequence[Sample], job: Job) -> Iterator[tuple[_Read, NDArray[np.float32] | None]]:
         waiting: deque[tuple[_Read, Future[NDArray[np.float32]] | None]] = deque()
-        lane: Lane = self.lane
+        queue: InferenceQueue = self.queue
         with ThreadPoolExecutor(DECODERS, thread_name_prefix="read-samples") as pool:
             try:
                 for read in ahead((pool.submit(self._read, sample) for sample in chosen), 2 * DECODERS):
-                    waiting.append((read, lane.submit(read.image.pixels, bulk=True) if read.image else None))
-                    if len(waiting) > lane.max_batch:
+                    waiting.append((read, queue.submit(read.image.pixels, bulk=True) if read.image else None))
+                    if len(waiting) > queue.max_batch:
                         yield self._waited(*waiting.popleft(), job)
                 while waiting:
                     yield self._waited(*waiting.popleft(), job)
@@ -131,7 +131,7 @@ class SampleScorer:
             data = self.samples.read(self.key, sample.label, sample.name)
             image = prepare_image(
                 ImageFile(sample.name, lambda: data),
-                self.lane.extractor,
+                self.queue.extractor,
                 expected=self.model.stored.grid,
                 max_megapixels=self.inspector.settings.max_image_mp,
             )
@@ -151,7 +151,7 @@ class SampleScorer:
         except InvalidShape as err:
             shape = None
             notices.append(Notice("shape_not_understood", {"name": read.sample.name, "reason": err}))
-        frame = Frame(*read.image.size)
+        frame = RoiSize(*read.image.size)
         mask = part_mask(shape, frame)
         mm_per_px = self._mm_per_px(read)
         inspection = engine.run(

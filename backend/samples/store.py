@@ -25,8 +25,9 @@ from backend.base.errors import DamagedFile, InvalidId, InvalidShape, RecipeInva
 from backend.base.errors_samples import DatasetNotFound, DatasetsFull, InvalidFilename, InvalidLabel, SampleNotFound
 from backend.base.files import one_writer, require_room, utc_now, write_atomic, write_json
 from backend.base.images import image_header
+from backend.base.keys import ModelKey
 from backend.roi_mask import Shape, parse_shape
-from backend.storage import ModelKey, Stamp
+from backend.storage import Stamp
 
 LABELS = ("ok", "ng")
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}

@@ -24,7 +24,7 @@ from backend.patchcore import ChunkedCoreset, PatchCoreMemory
 from backend.roi_mask import Shape, build_mask, token_mask
 from backend.service.augment import Augmentation
 from backend.service.passes import Budget
-from backend.service.queue import Job, Lane
+from backend.service.queue import InferenceQueue, Job
 
 DECODERS = 2
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
@@ -66,7 +66,7 @@ class PreparedImage:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class Embeddings:
     """Embeddings of a set of images: emb (N, D) float32, src (N,) int32 image numbers, digests of the files.
 
     `counts`: rows of each image: all its tokens, or those that touch the part where a shape says what that is.
@@ -143,13 +143,13 @@ def _same_roi(height: int, width: int, expected: Grid, extractor: Extractor) -> 
 
 def embed_images(
     files: Sequence[ImageFile],
-    lane: Lane,
+    queue: InferenceQueue,
     job: Job,
     *,
     expected: Grid | None = None,
     max_megapixels: float = 100,
     budget: Budget | None = None,
-) -> Embedded:
+) -> Embeddings:
     """Embeddings of all `files` on the grid of the first one (or `expected`), never held twice.
 
     Of a file with a shape only the tokens that touch the part are kept, and beyond the `budget` only a coreset.
@@ -158,7 +158,7 @@ def embed_images(
         BadImage, TokenGridMismatch, MaskEmpty: for the first file that cannot be used.
         Cancelled: the job was cancelled.
     """
-    extractor = lane.extractor
+    extractor = queue.extractor
     ready_one = partial(prepare_image, extractor=extractor, max_megapixels=max_megapixels)
     first = ready_one(files[0], expected=expected)
     tokens = first.grid[0] * first.grid[1]
@@ -172,12 +172,12 @@ def embed_images(
 
     def submitted(image: PreparedImage) -> Future[NDArray[np.float32]]:
         seen.append(replace(image, pixels=_NO_PIXELS))
-        return lane.submit(image.pixels, bulk=True)
+        return queue.submit(image.pixels, bulk=True)
 
     counts: list[int] = []
 
     def embedded() -> Iterator[NDArray[np.float32]]:
-        for number, rows in enumerate(ahead((submitted(image) for image in ready()), lane.max_batch + 1, job)):
+        for number, rows in enumerate(ahead((submitted(image) for image in ready()), queue.max_batch + 1, job)):
             inside = seen[number].inside
             kept = rows if inside is None else rows[inside]
             counts.append(len(kept))
@@ -192,7 +192,7 @@ def embed_images(
         passes = budget.choose(embedded(), len(files) * tokens)
         emb, src = passes.rows, passes.chunk.astype(np.int32)
     shaped = [image.inside is not None for image in seen]
-    return Embedded(emb, src, first.grid, [image.digest for image in seen], counts, shaped, passes)
+    return Embeddings(emb, src, first.grid, [image.digest for image in seen], counts, shaped, passes)
 
 
 def _gathered(chunks: Iterator[NDArray[np.float32]], most: int, dim: int) -> NDArray[np.float32]:
@@ -206,7 +206,7 @@ def _gathered(chunks: Iterator[NDArray[np.float32]], most: int, dim: int) -> NDA
 
 def embed_good_parts(
     files: Sequence[ImageFile],
-    lane: Lane,
+    queue: InferenceQueue,
     job: Job,
     *,
     augmentation: Augmentation,
@@ -214,7 +214,7 @@ def embed_good_parts(
     expected: Grid | None = None,
     max_megapixels: float = 100,
     budget: Budget | None = None,
-) -> Embedded:
+) -> Embeddings:
     """Embeddings of `files`, and of an augmented view of each when there is augmentation.
 
     `src` numbers the files; one sent twice has the first one's number, a view its image's, and a row that several
@@ -225,7 +225,7 @@ def embed_good_parts(
     """
     views = [view for file in files for view in _with_view(file, augmentation, seed)]
     per_file = len(views) // len(files)
-    embedded = embed_images(views, lane, job, expected=expected, max_megapixels=max_megapixels, budget=budget)
+    embedded = embed_images(views, queue, job, expected=expected, max_megapixels=max_megapixels, budget=budget)
     digests = embedded.digests[::per_file]
     first: dict[str, int] = {}
     numbers = np.array([first.setdefault(digest, i) for i, digest in enumerate(digests)], np.int32)
@@ -290,7 +290,7 @@ def _result(future: Future[Any], job: Job | None) -> Any:
 def fit_metadata(
     extractor: Extractor,
     files: Sequence[ImageFile],
-    embedded: Embedded,
+    embedded: Embeddings,
     memory: PatchCoreMemory,
     *,
     coreset_rate: float,

@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 
 from backend.base.errors import ExtractorMismatch, FitInProgress, MemoryNotFound, NoImages, Notice, TokenGridMismatch
 from backend.base.errors_samples import MemoryMismatch
+from backend.base.keys import ModelKey
 from backend.features import Grid
 from backend.memory.coreset import Progress, coreset_of, coreset_size
 from backend.patchcore import Backend, PatchCoreMemory, Reserve
-from backend.service.fitting import Embedded, ImageFile, rows_of_several
+from backend.service.fitting import Embeddings, ImageFile, rows_of_several
 from backend.service.inspection import Inspector
 from backend.service.models import FittedModel
 from backend.service.queue import Job
 from backend.service.reserve import load_reserve
 from backend.service.results import Clock, FitResult, capped, in_passes
-from backend.storage import ModelKey, StoredMemory
+from backend.storage import StoredMemory
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def grow(
 
 def grown_memory(
     old: StoredMemory,
-    embedded: Embedded,
+    embedded: Embeddings,
     *,
     rate: float,
     limit: int,
@@ -99,7 +100,7 @@ def grown_memory(
     return Grown(memory, max(beyond, coreset.radius), max(beyond, coreset.radius_before), n_reserve)
 
 
-def _everything(old: StoredMemory, embedded: Embedded) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+def _everything(old: StoredMemory, embedded: Embeddings) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Rows (N, D) of `old`, of its reserve and of new images, in this order, and (N,) the images they came from."""
     new = np.where(embedded.src < 0, -1, embedded.src + image_count(old.metadata)).astype(np.int32)
     reserved = [(old.reserve.emb, old.reserve.src)] if old.reserve else []
@@ -158,7 +159,7 @@ class _Growth:
 
     def __init__(self, inspector: Inspector, key: ModelKey, mm_per_px: float, job: Job) -> None:
         self.inspector, self.key, self.mm_per_px, self.job = inspector, key, mm_per_px, job
-        self.lane = inspector.host.lane()
+        self.queue = inspector.host.queue()
         self.clock = Clock()
 
     def run(self, files: Sequence[ImageFile], keep: bool) -> FitResult:
@@ -187,7 +188,7 @@ class _Growth:
         notices = self._seen_before(len(files) - len(fresh)) + self._about(model, memory, embedded) + notices
         return FitResult(len(memory), embedded.grid, stored.metadata, self.clock.report(), notices)
 
-    def _about(self, model: FittedModel | None, memory: PatchCoreMemory, embedded: Embedded) -> list[Notice]:
+    def _about(self, model: FittedModel | None, memory: PatchCoreMemory, embedded: Embeddings) -> list[Notice]:
         settings = self.inspector.settings
         full = capped(memory.n_embeddings, settings) if len(memory) >= settings.max_coreset else []
         mixed = embedded.mixed or (model is not None and model.knows_part_only != embedded.masked)
@@ -195,7 +196,7 @@ class _Growth:
 
     def _present(self, grid: Grid | None = None) -> FittedModel | None:
         """The memory that may grow, or None when there is none yet. Raises MemoryMismatch, DamagedFile."""
-        extractor = self.lane.extractor
+        extractor = self.queue.extractor
         try:
             model, older = self.inspector.fitted(self.key, extractor)
         except MemoryNotFound:
@@ -216,22 +217,22 @@ class _Growth:
     def _mismatch(self, field: str, got: object, expected: object) -> MemoryMismatch:
         return MemoryMismatch(key=self.key, field=field, got=got, expected=expected)
 
-    def _embed(self, files: Sequence[ImageFile], model: FittedModel | None) -> Embedded:
+    def _embed(self, files: Sequence[ImageFile], model: FittedModel | None) -> Embeddings:
         expected = model.stored.grid if model else None
         try:
-            return self.inspector.embed(files, self.lane, self.job, expected=expected, in_passes=model is None)
+            return self.inspector.embed(files, self.queue, self.job, expected=expected, in_passes=model is None)
         except TokenGridMismatch as err:
             if model is None:
                 raise
             raise self._mismatch("token_shape", err.values["got"], err.values["expected"]) from err
 
-    def _fitted(self, files: Sequence[ImageFile], embedded: Embedded) -> tuple[PatchCoreMemory, dict[str, Any]]:
+    def _fitted(self, files: Sequence[ImageFile], embedded: Embeddings) -> tuple[PatchCoreMemory, dict[str, Any]]:
         memory = self.inspector.remember(embedded, self.job)
-        extractor = self.lane.extractor
+        extractor = self.queue.extractor
         return memory, self.inspector.metadata_of(files, embedded, memory, extractor, self.mm_per_px)
 
     def _grown(
-        self, old: StoredMemory, files: Sequence[ImageFile], embedded: Embedded
+        self, old: StoredMemory, files: Sequence[ImageFile], embedded: Embeddings
     ) -> tuple[PatchCoreMemory, dict[str, Any]]:
         settings = self.inspector.settings
         rate, limit, backend = settings.coreset_rate, settings.max_coreset, settings.knn_backend
@@ -261,7 +262,7 @@ def _numbers_unseen(digests: Sequence[str], known: Collection[str]) -> list[int]
     return sorted(first.values())
 
 
-def _only(embedded: Embedded, numbers: Sequence[int]) -> Embedded:
+def _only(embedded: Embeddings, numbers: Sequence[int]) -> Embeddings:
     """What `embedded` says of the images `numbers` alone, numbered anew."""
     if len(numbers) == len(embedded.digests):
         return embedded

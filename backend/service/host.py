@@ -17,8 +17,8 @@ from backend.features import Extractor, build_extractor, grid_of
 from backend.memory.accelerator import lend
 from backend.memory.approximate import graph_rows, require_graphs
 from backend.memory.products import bf16_rows, quick_rows
-from backend.patchcore import Array, Rough
-from backend.service.queue import Lane
+from backend.patchcore import Array, CandidateIndex
+from backend.service.queue import InferenceQueue
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ READY_WAIT_S = 300.0
 
 
 class ExtractorHost:
-    """Owns the extractor and the lane in front of it.
+    """Owns the extractor and the queue in front of it.
 
     `start` returns at once unless REQUIRE_PRETRAINED is set; requests wait for the extractor to be ready.
 
@@ -41,13 +41,13 @@ class ExtractorHost:
         self,
         settings: Settings,
         extractor: Extractor | None = None,
-        rehearse: Callable[[Lane], None] | None = None,
+        rehearse: Callable[[InferenceQueue], None] | None = None,
     ) -> None:
         self.settings = settings
         self.degraded: Notice | None = None
         self._given = extractor
         self._rehearse = rehearse or _blank_pass
-        self._lane: Future[Lane] = Future()
+        self._queue: Future[InferenceQueue] = Future()
         self._warm = threading.Event()
         self._started = False
         self._starting = threading.Lock()
@@ -67,38 +67,38 @@ class ExtractorHost:
             threading.Thread(target=self._load, name="extractor-loading", daemon=True).start()
 
     def close(self) -> None:
-        """Stop the lane."""
-        if self._lane.done() and self._lane.exception() is None:
-            self._lane.result().close()
+        """Stop the queue."""
+        if self._queue.done() and self._queue.exception() is None:
+            self._queue.result().close()
 
     @property
     def status(self) -> str:
         """`warming`, `ok`, `degraded` or `failed`."""
-        if self._broken or (self._lane.done() and self._lane.exception() is not None):
+        if self._broken or (self._queue.done() and self._queue.exception() is not None):
             return "failed"
         if not self._warm.is_set():
             return "warming"
         return "degraded" if self.degraded else "ok"
 
-    def lane(self, wait: float = READY_WAIT_S) -> Lane:
-        """The lane, once the extractor is loaded. Raises NotReady after `wait` seconds, or why loading failed."""
+    def queue(self, wait: float = READY_WAIT_S) -> InferenceQueue:
+        """The queue, once the extractor is loaded. Raises NotReady after `wait` seconds, or why loading failed."""
         self.start()
         try:
-            return self._lane.result(timeout=wait)
+            return self._queue.result(timeout=wait)
         except FutureTimeout as err:
             raise NotReady(retry_after=5) from err
 
     @property
     def depth(self) -> int:
-        """Requests admitted to the lane and not yet answered; 0 while loading."""
-        ready = self._lane.done() and self._lane.exception() is None
-        return self._lane.result().depth if ready else 0
+        """Requests admitted to the queue and not yet answered; 0 while loading."""
+        ready = self._queue.done() and self._queue.exception() is None
+        return self._queue.result().depth if ready else 0
 
     @property
     def extractor(self) -> Extractor | None:
         """The extractor, or None while it is loading."""
-        ready = self._lane.done() and self._lane.exception() is None
-        return self._lane.result().extractor if ready else None
+        ready = self._queue.done() and self._queue.exception() is None
+        return self._queue.result().extractor if ready else None
 
     def _load(self) -> None:
         try:
@@ -107,9 +107,9 @@ class ExtractorHost:
             logger.warning("degraded: %s", err)
             self.degraded = Notice("degraded", err.values)
             extractor = build_extractor("texture", input_size=self.settings.input_size)
-        except BaseException as err:  # whoever waits for the lane is told
+        except BaseException as err:  # whoever waits for the queue is told
             logger.exception("the extractor could not be built")
-            self._lane.set_exception(err)
+            self._queue.set_exception(err)
             return
         self._up(extractor)
 
@@ -118,9 +118,9 @@ class ExtractorHost:
         batch = self.settings.max_batch or several
         fallback = None if extractor.device == "cpu" else lambda: self._on_cpu(extractor)
         self._tell_size(extractor)
-        lane = Lane(extractor, max_queue=self.settings.max_queue, max_batch=batch, fallback=fallback)
-        self._lane.set_result(lane)
-        threading.Thread(target=self._warm_up, args=(lane,), name="warm-up", daemon=True).start()
+        queue = InferenceQueue(extractor, max_queue=self.settings.max_queue, max_batch=batch, fallback=fallback)
+        self._queue.set_result(queue)
+        threading.Thread(target=self._warm_up, args=(queue,), name="warm-up", daemon=True).start()
 
     def _tell_size(self, extractor: Extractor) -> None:
         side, patch = extractor.input_size, extractor.patch
@@ -138,10 +138,10 @@ class ExtractorHost:
         self.degraded = Notice("device_out_of_memory")
         return extractor
 
-    def _warm_up(self, lane: Lane) -> None:
-        extractor, started = lane.extractor, perf_counter()
+    def _warm_up(self, queue: InferenceQueue) -> None:
+        extractor, started = queue.extractor, perf_counter()
         try:
-            self._rehearse(lane)
+            self._rehearse(queue)
         except (CancelledError, NotReady):  # closed before it was warm
             return
         except Exception:  # as the first request will find; /health says so
@@ -158,10 +158,10 @@ class ExtractorHost:
         )
 
 
-def _blank_pass(lane: Lane) -> None:
-    side, patch = lane.extractor.input_size, lane.extractor.patch
-    rows, cols = grid_of(lane.extractor, side, side)
-    lane.submit(np.zeros((rows * patch, cols * patch, 3), np.uint8)).result()
+def _blank_pass(queue: InferenceQueue) -> None:
+    side, patch = queue.extractor.input_size, queue.extractor.patch
+    rows, cols = grid_of(queue.extractor, side, side)
+    queue.submit(np.zeros((rows * patch, cols * patch, 3), np.uint8)).result()
 
 
 def extractor_for(settings: Settings) -> Extractor:
@@ -183,7 +183,7 @@ def extractor_for(settings: Settings) -> Extractor:
     )
 
 
-def proposer(settings: Settings) -> Callable[[Array], Rough | None]:
+def proposer(settings: Settings) -> Callable[[Array], CandidateIndex | None]:
     """Who proposes neighbours in a loaded memory: a graph if one is wanted, where no GPU searches sooner and exactly.
 
     Raises:

@@ -16,12 +16,13 @@ from backend import __version__
 from backend.base.config import Settings
 from backend.base.errors import DamagedFile, Language, NoImages, Notice
 from backend.base.images import few_threads_each
+from backend.base.keys import ModelKey
 from backend.calib import FEW_OK, choose_threshold
 from backend.features import Extractor, Grid
 from backend.infer import (
-    Frame,
     HeatmapScale,
     InferenceEngine,
+    RoiSize,
     Scoring,
     heatmap_png,
     heatmap_range,
@@ -33,11 +34,11 @@ from backend.roi_mask import Shape
 from backend.samples.recorder import Journal
 from backend.service.augment import Augmentation
 from backend.service.calibration import Applied, apply_calibration, fit_settings_of, scoring_id, settings_under
-from backend.service.fitting import Embedded, ImageFile, embed_good_parts, fit_metadata, prepare_image
+from backend.service.fitting import Embeddings, ImageFile, embed_good_parts, fit_metadata, prepare_image
 from backend.service.host import ExtractorHost, proposer
 from backend.service.models import FittedModel, ModelCache, check_extractor, index_bytes
 from backend.service.passes import Budget, one_at_a_time
-from backend.service.queue import Job, Lane
+from backend.service.queue import InferenceQueue, Job
 from backend.service.reserve import keep_reserve
 from backend.service.results import (
     CalibrationResult,
@@ -51,7 +52,7 @@ from backend.service.results import (
     variant_of,
 )
 from backend.service.warmup import rehearse
-from backend.storage import ModelKey, ModelStore, StoredMemory
+from backend.storage import ModelStore, StoredMemory
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Inspector:
         self.cache = ModelCache(
             self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend, rough=proposer(settings)
         )
-        self.host = ExtractorHost(settings, extractor, lambda lane: rehearse(lane, self.cache))
+        self.host = ExtractorHost(settings, extractor, lambda queue: rehearse(queue, self.cache))
         self._fitting = threading.Lock()
 
     def start(self) -> None:
@@ -81,7 +82,7 @@ class Inspector:
         self.host.start()
 
     def close(self) -> None:
-        """Stop the lane; waiting requests are cancelled."""
+        """Stop the queue; waiting requests are cancelled."""
         self.host.close()
 
     def busy(self) -> bool:
@@ -122,13 +123,13 @@ class Inspector:
         if not files:
             raise NoImages()
         job, clock = job or Job(), Clock()
-        lane = self.host.lane()
+        queue = self.host.queue()
         with self.one_fit(key, job):
-            embedded = self.embed(files, lane, job, in_passes=True)
+            embedded = self.embed(files, queue, job, in_passes=True)
             clock.mark("extract")
             memory = self.remember(embedded, job)
             clock.mark("coreset")
-            metadata = self.metadata_of(files, embedded, memory, lane.extractor, mm_per_px)
+            metadata = self.metadata_of(files, embedded, memory, queue.extractor, mm_per_px)
             job.check()
             with self.store.writing(key, self.settings.fit_wait_s):
                 stored, notices = self.commit(key, memory, embedded.grid, metadata, files if keep else ())
@@ -137,13 +138,19 @@ class Inspector:
         return FitResult(len(memory), embedded.grid, stored.metadata, clock.report(), notices)
 
     def embed(
-        self, files: Sequence[ImageFile], lane: Lane, job: Job, *, expected: Grid | None = None, in_passes: bool = False
-    ) -> Embedded:
+        self,
+        files: Sequence[ImageFile],
+        queue: InferenceQueue,
+        job: Job,
+        *,
+        expected: Grid | None = None,
+        in_passes: bool = False,
+    ) -> Embeddings:
         """Embeddings of good parts, augmented as set; `in_passes`: a coreset of them beyond FIT_MEMORY_MB."""
         settings = self.settings
         return embed_good_parts(
             files,
-            lane,
+            queue,
             job,
             augmentation=Augmentation(rotation_deg=settings.augment_rotation_deg, jitter=settings.augment_jitter),
             seed=settings.seed,
@@ -170,7 +177,7 @@ class Inspector:
         Raises:
             MemoryNotFound, ExtractorMismatch, DamagedFile, FitInProgress, DiskFull, ReadOnlyStore.
         """
-        extractor = self.host.lane().extractor
+        extractor = self.host.queue().extractor
         model, older = self.fitted(key, extractor)
         former = scored_at or self._former_percentile(key, model, extractor)
         percentile = score_percentile or self.settings.score_percentile
@@ -223,22 +230,22 @@ class Inspector:
             Cancelled, DamagedFile.
         """
         job, clock = job or Job(), Clock()
-        lane = self.host.lane()
-        with lane.slot():
-            model, older = self.fitted(key, lane.extractor)
+        queue = self.host.queue()
+        with queue.slot():
+            model, older = self.fitted(key, queue.extractor)
             image = prepare_image(
                 file,
-                lane.extractor,
+                queue.extractor,
                 expected=model.stored.grid,
                 max_megapixels=self.settings.max_image_mp,
                 digested=False,
             )
-            frame = Frame(*image.size)
+            frame = RoiSize(*image.size)
             mask = part_mask(shape, frame)
             clock.mark("decode")
-            tokens = job.wait(lane.submit(image.pixels))
+            tokens = job.wait(queue.submit(image.pixels))
             clock.mark("forward")
-            applied = self.applied(key, model, lane.extractor)
+            applied = self.applied(key, model, queue.extractor)
             engine = InferenceEngine(applied.scoring)
             part = mask if model.knows_part_only else None
             token_map = engine.token_map(tokens, image.grid, model.memory, part=part)
@@ -272,7 +279,7 @@ class Inspector:
             heatmap=png,
             heatmap_range=(low, high),
             token_shape=image.grid,
-            params=params_of(lane.extractor, model, applied, mm_per_px, self.settings),
+            params=params_of(queue.extractor, model, applied, mm_per_px, self.settings),
             timings_ms=clock.report(),
             warnings=self.warnings() + notices,
         )
@@ -331,12 +338,12 @@ class Inspector:
         """One fit at a time in this process, so that FIT_MEMORY_MB holds. Raises FitInProgress, Cancelled."""
         return one_at_a_time(self._fitting, key, job, self.settings.fit_wait_s)
 
-    def remember(self, embedded: Embedded, job: Job) -> PatchCoreMemory:
+    def remember(self, embedded: Embeddings, job: Job) -> PatchCoreMemory:
         """The memory of a fit's embeddings, with the settings' coreset unless passes have chosen it."""
         settings, passes = self.settings, embedded.passes
         memory = build_memory(
             embedded.emb,
-            variant_of(settings, self.host.lane().extractor, embedded),
+            variant_of(settings, self.host.queue().extractor, embedded),
             embedded.grid,
             coreset_rate=1.0 if passes else settings.coreset_rate,
             limit=settings.max_coreset,
@@ -352,7 +359,7 @@ class Inspector:
     def metadata_of(
         self,
         files: Sequence[ImageFile],
-        embedded: Embedded,
+        embedded: Embeddings,
         memory: PatchCoreMemory,
         extractor: Extractor,
         mm_per_px: float,

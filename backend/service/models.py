@@ -19,10 +19,11 @@ from backend.base.errors import (
     ReadOnlyReplica,
     ReadOnlyStore,
 )
+from backend.base.keys import ModelKey
 from backend.features import Extractor
 from backend.memory.variants import stored_memory
-from backend.patchcore import Array, PatchCoreMemory, Rough
-from backend.storage import ModelKey, ModelStore, Stamp, StoredMemory
+from backend.patchcore import Array, CandidateIndex, PatchCoreMemory
+from backend.storage import ModelStore, Stamp, StoredMemory
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class ModelCache:
         *,
         cache_mb: float,
         knn_backend: str,
-        rough: Callable[[Array], Rough | None] | None = None,
+        rough: Callable[[Array], CandidateIndex | None] | None = None,
     ) -> None:
         self.store = store
         self.rough = rough
@@ -92,7 +93,7 @@ class ModelCache:
     def put(self, key: ModelKey, memory: PatchCoreMemory, stored: StoredMemory, stamp: Stamp | None) -> FittedModel:
         """Remember a model; one larger than the whole cache is only returned."""
         if self.rough is not None:
-            memory.quicken(self.rough)
+            memory.attach_index(self.rough)
         model = FittedModel(memory, stored, stamp)
         with self._lock:
             self._models.pop(key, None)

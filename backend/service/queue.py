@@ -1,4 +1,4 @@
-"""The inference lane: one worker in front of the extractor, bounded, batching, shared by inspections and fits."""
+"""The inference queue: one worker in front of the extractor, bounded, batching, shared by inspections and fits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Job:
         self._waiting: Future[object] | None = None
 
     def cancel(self) -> None:
-        """Ask the work to stop; what waits in the lane leaves it."""
+        """Ask the work to stop; what waits in the queue leaves it."""
         self._cancelled.set()
         with self._lock:
             if self._waiting is not None:
@@ -79,7 +79,7 @@ class _Item:
     future: Future[NDArray[np.float32]] = field(default_factory=Future)
 
 
-class Lane:
+class InferenceQueue:
     """Feeds the extractor, one batch at a time, from two queues: inspections, and the images of fits.
 
     When both wait their batches alternate, so neither starves. A batch holds equally large images only.
@@ -106,7 +106,7 @@ class Lane:
         self._bulk_next = False
         self._closed = False
         self._pace = 0.1
-        self._worker = threading.Thread(target=self._work, name="inference-lane", daemon=True)
+        self._worker = threading.Thread(target=self._work, name="inference-queue", daemon=True)
         self._worker.start()
 
     @property

@@ -8,13 +8,13 @@ from typing import Any
 
 from backend.base.config import Settings
 from backend.base.errors import Notice
+from backend.base.keys import ModelKey
 from backend.features import Extractor, Grid, widths_of
-from backend.infer import Frame, Inspection
+from backend.infer import Inspection, RoiSize
 from backend.memory.variants import Variant
 from backend.service.calibration import Applied
-from backend.service.fitting import Embedded
+from backend.service.fitting import Embeddings
 from backend.service.models import FittedModel
-from backend.storage import ModelKey
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def about_origin(key: ModelKey, model: FittedModel) -> list[Notice]:
     return [] if theirs == str(key) else [Notice("memory_of_other_model", {"theirs": theirs, "key": key})]
 
 
-def about_frame(frame: Frame, mm_per_px: float, model: FittedModel, *, masked: bool) -> list[Notice]:
+def about_frame(frame: RoiSize, mm_per_px: float, model: FittedModel, *, masked: bool) -> list[Notice]:
     """What is to be said of an image's size, scale and shape beside those the memory was fitted with."""
     notices = []
     if frame.scale < 1:
@@ -112,13 +112,13 @@ def params_of(
     }
 
 
-def about_coreset(embedded: Embedded, settings: Settings) -> list[Notice]:
+def about_coreset(embedded: Embeddings, settings: Settings) -> list[Notice]:
     """What is to be said of how the rows of a memory were chosen."""
     mixed = [Notice("shapes_differ")] * embedded.mixed
     return capped(embedded.n_embeddings, settings) + in_passes(embedded, settings) + mixed
 
 
-def in_passes(embedded: Embedded, settings: Settings) -> list[Notice]:
+def in_passes(embedded: Embeddings, settings: Settings) -> list[Notice]:
     """That a memory was chosen in passes, if it was, and what could not be done for that reason."""
     limit = {"limit": f"{settings.fit_memory_mb:g}"}
     blind = [Notice("foreground_not_learnt", limit)] * (settings.foreground_mask == "pca" and not any(embedded.shaped))
@@ -131,7 +131,7 @@ def capped(n_embeddings: int, settings: Settings) -> list[Notice]:
     return [Notice("coreset_capped", {"limit": limit, "wanted": wanted})] * (wanted > limit)
 
 
-def variant_of(settings: Settings, extractor: Extractor, embedded: Embedded) -> Variant:
+def variant_of(settings: Settings, extractor: Extractor, embedded: Embeddings) -> Variant:
     """The kind of memory that the settings ask for."""
     return Variant(
         distance=settings.patchcore_distance,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from backend.base.errors import MemoryNotFound
 from backend.base.files import disk_errors
-from backend.storage import ModelKey, ModelStore
+from backend.base.keys import ModelKey
+from backend.storage import ModelStore
 
 logger = logging.getLogger(__name__)
 

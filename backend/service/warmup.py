@@ -9,26 +9,26 @@ import numpy as np
 from backend.base.errors import InspectionError
 from backend.base.images import decode_image, encode_png
 from backend.features import Extractor, Grid, grid_of, prepare
-from backend.infer import Frame, InferenceEngine, Scoring, heatmap_png, heatmap_range
+from backend.infer import InferenceEngine, RoiSize, Scoring, heatmap_png, heatmap_range
 from backend.patchcore import PatchCoreMemory
 from backend.service.models import ModelCache
-from backend.service.queue import Lane
+from backend.service.queue import InferenceQueue
 
 logger = logging.getLogger(__name__)
 
 MOST_MODELS = 16
 
 
-def rehearse(lane: Lane, cache: ModelCache) -> None:
+def rehearse(queue: InferenceQueue, cache: ModelCache) -> None:
     """Inspect a blank image with a memory of its own, on the default grid and on those of the models last used.
 
     Requests that come meanwhile are served in between.
     """
-    extractor = lane.extractor
+    extractor = queue.extractor
     side = extractor.input_size
     grids = {grid_of(extractor, side, side), *_known_grids(cache, extractor)}
     for grid in grids:
-        _inspect_blank(lane, grid)
+        _inspect_blank(queue, grid)
 
 
 def _known_grids(cache: ModelCache, extractor: Extractor) -> set[Grid]:
@@ -47,12 +47,12 @@ def _known_grids(cache: ModelCache, extractor: Extractor) -> set[Grid]:
     return grids
 
 
-def _inspect_blank(lane: Lane, grid: Grid) -> None:
-    extractor = lane.extractor
+def _inspect_blank(queue: InferenceQueue, grid: Grid) -> None:
+    extractor = queue.extractor
     height, width = grid[0] * extractor.patch, grid[1] * extractor.patch
     pixels = prepare(decode_image(encode_png(np.zeros((height, width, 3), np.uint8))), grid, extractor.patch)
-    several = [lane.submit(pixels, bulk=True) for _ in range(min(lane.max_batch, 4) + 1)]
+    several = [queue.submit(pixels, bulk=True) for _ in range(min(queue.max_batch, 4) + 1)]
     tokens, *_ = [future.result() for future in several]
-    engine, frame = InferenceEngine(Scoring()), Frame(height, width)
+    engine, frame = InferenceEngine(Scoring()), RoiSize(height, width)
     found = engine.run(engine.token_map(tokens, grid, PatchCoreMemory(tokens[:4].copy())), frame, threshold=1.0)
     heatmap_png(found, "relative", *heatmap_range(found, "relative", None))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from backend.base.images import available_cores, decode_image, encode_png, few_threads_each, resize, to_base64
 from backend.features import Extractor, grid_of, prepare
-from backend.infer import Frame, InferenceEngine, Inspection, Scoring, heatmap_png, heatmap_range
+from backend.infer import InferenceEngine, Inspection, RoiSize, Scoring, heatmap_png, heatmap_range
 from backend.memory.products import quick_rows
 from backend.patchcore import PatchCoreMemory
 from backend.tools.scenes import brake_disc
@@ -123,7 +123,7 @@ class Bench:
         shown = [prepare(image, grid, extractor.patch) for image in pictures(images, side, rng)]
         emb = np.concatenate([extractor.extract([image])[0] for image in shown])
         memory = PatchCoreMemory.build(emb, min(1.0, rows / len(emb)), limit=rows)
-        memory.quicken(quick_rows)
+        memory.attach_index(quick_rows)
         return cls(extractor, rng, memory)
 
     def stages(self, side: int, repeats: int, form: str = "png") -> dict[str, Spread]:
@@ -134,7 +134,7 @@ class Bench:
         tokens = self.extractor.extract([pixels])[0]
         engine = InferenceEngine(Scoring())
         token_map = engine.token_map(tokens, grid, self.memory)
-        frame, threshold = Frame(side, side), float(np.quantile(token_map, 0.98))
+        frame, threshold = RoiSize(side, side), float(np.quantile(token_map, 0.98))
         found = engine.run(token_map, frame, threshold=threshold)
         png = self._png(found)
         work: dict[str, Callable[[], Any]] = {
@@ -174,7 +174,7 @@ class Bench:
         image, grid = self._decode(data)
         tokens = self.extractor.extract([prepare(image, grid, self.extractor.patch)])[0]
         token_map = engine.token_map(tokens, grid, self.memory)
-        found = engine.run(token_map, Frame(*image.shape[:2]), threshold=threshold)
+        found = engine.run(token_map, RoiSize(*image.shape[:2]), threshold=threshold)
         return self._json(found, self._png(found))
 
     def _png(self, found: Inspection) -> bytes:

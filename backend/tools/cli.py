@@ -103,8 +103,8 @@ def fit(
     shape: ShapeJson = None,
 ) -> None:
     """Build the memory of a model from a folder of good parts."""
+    from backend.base.keys import ModelKey
     from backend.roi_mask import parse_shape
-    from backend.storage import ModelKey
 
     key, mask, paths = ModelKey.of(role, roi, recipe), parse_shape(shape), images_in([folder])
     with _Session(load_settings()) as session:
@@ -126,8 +126,8 @@ def infer(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")] = False,
 ) -> None:
     """Inspect images and write an overlay picture of each."""
+    from backend.base.keys import ModelKey
     from backend.roi_mask import parse_shape
-    from backend.storage import ModelKey
     from backend.tools.terminal import print_rows, row_of, write_overlay
 
     key, mask, paths = ModelKey.of(role, roi, recipe), parse_shape(shape), images_in(files)

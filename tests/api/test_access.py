@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from backend.api import security
 from backend.api.telemetry import JsonFormatter
 from backend.app import create_app
-from backend.storage import ModelKey
+from backend.base.keys import ModelKey
 from tests.api.service import FORM, GOOD, IDS, calibrate, client_of, fit, infer, served
 from tests.parts import quick_settings
 

@@ -533,28 +533,28 @@ def test_a_client_that_leaves_while_it_waits_leaves_the_queue(held: FastAPI) -> 
     extractor = held.state.extractor
     request = [*FIELDS, picture("image", 1)]
     with served(held) as port:
-        lane = held.state.inspector.host.lane()
+        queue = held.state.inspector.host.queue()
         first = raw(port, request)
         assert extractor.entered.wait(10)
         second, third = raw(port, request), raw(port, request)
-        until(lambda: lane.depth == 3)
-        until(lambda: len(lane._urgent) == 2)
+        until(lambda: queue.depth == 3)
+        until(lambda: len(queue._urgent) == 2)
         second.close()
-        until(lambda: lane.depth == 2)
+        until(lambda: queue.depth == 2)
         extractor.gate.set()
         for connection in (first, third):
             assert connection.recv(12) == b"HTTP/1.1 200"
             connection.close()
-        until(lambda: lane.depth == 0)
+        until(lambda: queue.depth == 0)
     assert extractor.done == 2
 
 
 def test_a_full_queue_answers_503_and_when_to_come_back(held: FastAPI) -> None:
     request = [*FIELDS, picture("image", 1)]
     with served(held) as port:
-        lane = held.state.inspector.host.lane()
+        queue = held.state.inspector.host.queue()
         waiting = [raw(port, request) for _ in range(3)]
-        until(lambda: lane.depth == 3)
+        until(lambda: queue.depth == 3)
         answer = httpx.post(f"http://127.0.0.1:{port}/infer", data=FORM, files={"image": GOOD})
         assert answer.status_code == 503 and answer.json()["code"] == "queue_full"
         assert int(answer.headers["retry-after"]) >= 1

@@ -11,11 +11,11 @@ import pytest
 from backend.base.config import Settings, load_settings
 from backend.base.errors import InvalidSettings
 from backend.base.images import decode_image, encode_png
+from backend.base.keys import ModelKey
 from backend.base.presets import PRESETS
 from backend.features import RGB
 from backend.service.fitting import ImageFile
 from backend.service.inspection import Inspector
-from backend.storage import ModelKey
 
 KEY = ModelKey.of("preset", "part")
 

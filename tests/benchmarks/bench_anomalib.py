@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from backend.base.images import few_threads_each
 from backend.extractors.weights import write_random_weights
 from backend.features import Runtime, build_extractor, grid_of, prepare
-from backend.infer import Frame, InferenceEngine, Scoring
+from backend.infer import InferenceEngine, RoiSize, Scoring
 from backend.patchcore import PatchCoreMemory, kcenter_greedy
 from backend.tools.bench_stages import pictures
 from tests.benchmarks.bench_greedy import embeddings, seconds
@@ -90,7 +90,7 @@ def ours_of(images: list[Any], rate: float, repeats: int, weights: str, runtime:
 
     def inspect() -> None:
         tokens = extractor.extract([prepare(images[0], grid, extractor.patch)])[0]
-        engine.run(engine.token_map(tokens, grid, memory), Frame(side, side))
+        engine.run(engine.token_map(tokens, grid, memory), RoiSize(side, side))
 
     start = perf_counter()
     memory = fit()

@@ -89,7 +89,7 @@ def neighbours_ms(n_rows: int, repeats: int) -> dict[str, float]:
     q, memory = rows[:1024], PatchCoreMemory(rows[1024:])
     on_cpu = Spread.of(timed(lambda: memory.distances(q), max(3, repeats // 5))).p50
     slow = memory.distances(q)
-    memory.quicken(quick_rows)
+    memory.attach_index(quick_rows)
     on_gpu = Spread.of(timed(lambda: memory.distances(q), repeats)).p50
     return {"GPU": on_gpu, "CPU": on_cpu, "largest difference": float(np.abs(memory.distances(q) - slow).max())}
 

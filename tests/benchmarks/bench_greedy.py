@@ -72,7 +72,7 @@ def compare_neighbours(q: Array, memory_rows: Array, repeats: int) -> None:
     (rows, dim), queries = memory_rows.shape, len(q)
     start = perf_counter()
     memory = PatchCoreMemory(memory_rows)
-    memory.quicken(quick_rows)
+    memory.attach_index(quick_rows)
     load = perf_counter() - start
     ours = seconds(lambda: memory.distances(q), repeats)
     product = seconds(lambda: [q @ memory_rows[at : at + 4096].T for at in range(0, rows, 4096)], repeats)
@@ -87,7 +87,7 @@ def compare_graph(q: Array, memory: PatchCoreMemory, half: bool, repeats: int) -
     """What an approximate search (KNN_INDEX=hnsw) saves beside the exact one, and what it misses."""
     start = perf_counter()
     graph = PatchCoreMemory(memory.emb)
-    graph.quicken(lambda rows: graph_rows(rows, half=half))
+    graph.attach_index(lambda rows: graph_rows(rows, half=half))
     load = perf_counter() - start
     ours = seconds(lambda: graph.distances(q), repeats)
     (exact, nearest), (found, rows) = memory.neighbours(q), graph.neighbours(q)
@@ -111,7 +111,7 @@ def embedded(folder: Path) -> Array:
     settings = load_settings()
     inspector = Inspector(settings, extractor_for(settings))
     files = [ImageFile.named(path.name, path.read_bytes) for path in images_of(folder)]
-    rows = inspector.embed(files, inspector.host.lane(), Job()).emb
+    rows = inspector.embed(files, inspector.host.queue(), Job()).emb
     inspector.close()
     return rows
 

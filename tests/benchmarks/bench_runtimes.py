@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from backend.base.images import decode_image
 from backend.evaluation.sets import InspectionSet, read_set
 from backend.features import Extractor, build_extractor, grid_of, prepare
-from backend.infer import Frame, InferenceEngine, Scoring
+from backend.infer import InferenceEngine, RoiSize, Scoring
 from backend.patchcore import Array, PatchCoreMemory
 
 
-def tokens_of(extractor: Extractor, paths: list[Path]) -> list[tuple[Array, tuple[int, int], Frame]]:
+def tokens_of(extractor: Extractor, paths: list[Path]) -> list[tuple[Array, tuple[int, int], RoiSize]]:
     """Tokens, grid and size of each image."""
     found = []
     for path in paths:
@@ -28,7 +28,7 @@ def tokens_of(extractor: Extractor, paths: list[Path]) -> list[tuple[Array, tupl
         height, width = image.shape[:2]
         grid = grid_of(extractor, height, width)
         rows = extractor.extract([prepare(image, grid, extractor.patch)])[0]
-        found.append((rows, grid, Frame(height, width)))
+        found.append((rows, grid, RoiSize(height, width)))
     return found
 
 

@@ -22,10 +22,10 @@ from sklearn.metrics import roc_auc_score
 
 from backend.base.config import Settings
 from backend.base.images import decode_image, encode_png
+from backend.base.keys import ModelKey
 from backend.base.presets import PRESETS
 from backend.service.fitting import ImageFile
 from backend.service.inspection import Inspector
-from backend.storage import ModelKey
 
 WEIGHTS = {"resnet18": "resnet18_layers1-3.safetensors", "vit_tiny_patch16_224": "vit_tiny_patch16_224.safetensors"}
 # Images of each set: good ones to learn from, good ones and bad ones to tell apart.

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from backend.base.config import Settings
 from backend.base.errors import WeightsUnavailable
+from backend.base.keys import ModelKey
 from backend.evaluation.gallery import worth_showing
 from backend.evaluation.report import html_report
 from backend.evaluation.results import SetResult
@@ -24,7 +25,6 @@ from backend.evaluation.sets import InspectionSet, read_set
 from backend.extractors.texture import TextureFeatures
 from backend.service.fitting import ImageFile
 from backend.service.inspection import Inspector
-from backend.storage import ModelKey
 
 SETTINGS: dict[str, Any] = {"model_name": "texture", "input_size": 112, "coreset_rate": 0.2}
 

@@ -22,7 +22,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from backend.storage import ModelKey, ModelStore
+from backend.base.keys import ModelKey
+from backend.storage import ModelStore
 from tests.faults.service import CORESET, Variant, post_calibration, post_fit, post_infer, variant
 from tests.parts import quick_settings
 

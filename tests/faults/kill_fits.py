@@ -26,9 +26,10 @@ sys.path.insert(0, str(ROOT))
 
 from backend.base.errors import MemoryNotFound  # noqa: E402
 from backend.base.images import decode_image  # noqa: E402
-from backend.samples.history import Ledger  # noqa: E402
+from backend.base.keys import ModelKey  # noqa: E402
+from backend.samples.history import FitHistory  # noqa: E402
 from backend.samples.store import LABELS, SampleStore  # noqa: E402
-from backend.storage import ModelKey, ModelStore  # noqa: E402
+from backend.storage import ModelStore  # noqa: E402
 from tests.station import part  # noqa: E402
 
 KEYS = [ModelKey.of("Master1", "Pattern"), ModelKey.of("Master1", "Pattern", "red")]
@@ -191,7 +192,7 @@ def _model_faults(folder: Path, key: ModelKey, model: Model) -> list[str]:
     model.under_way = False
     store.load_calibration(key)
     stored = set(SampleStore(folder / "datasets", max_gb=1).digests(key, "ok").values())
-    needed = {digest for step in Ledger(folder / "datasets").plan(key).steps for digest in step["images"]}
+    needed = {digest for step in FitHistory(folder / "datasets").plan(key).steps for digest in step["images"]}
     if not needed <= stored:
         faults.append(f"{key}: {len(needed - stored)} recorded images are not stored")
     return faults

@@ -21,7 +21,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from backend.storage import ModelKey, ModelStore
+from backend.base.keys import ModelKey
+from backend.storage import ModelStore
 from tests.faults.service import Running, Variant, post_calibration, post_fit, post_infer, running, variant
 
 ROIS = tuple(f"roi{n}" for n in range(8))

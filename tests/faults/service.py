@@ -16,9 +16,9 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from backend.base.keys import ModelKey
 from backend.service.fitting import ImageFile
 from backend.service.inspection import Inspector
-from backend.storage import ModelKey
 from tests.parts import encoded, part, quick_settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from backend.app import create_app
 from backend.base.errors import DeviceOutOfMemory
+from backend.base.keys import ModelKey
 from backend.extractors.texture import TextureFeatures
 from backend.service.host import ExtractorHost
-from backend.service.queue import Lane
-from backend.storage import ModelKey, next_version
+from backend.service.queue import InferenceQueue
+from backend.storage import next_version
 from tests.api.service import BAD, IDS, calibrate, client_of, fit, infer
 from tests.faults.service import Running, free_port, wait_until_ready
 from tests.faults.service import environment as service_environment
@@ -228,28 +229,28 @@ class Card(TextureFeatures):
         return super().extract(images)
 
 
-def embeddings(lane: Lane, count: int) -> list[Any]:
+def embeddings(queue: InferenceQueue, count: int) -> list[Any]:
     pictures = [np.full((28, 28, 3), n, np.uint8) for n in range(count)]
-    waiting: list[Future[NDArray[np.float32]]] = [lane.submit(picture) for picture in pictures]
+    waiting: list[Future[NDArray[np.float32]]] = [queue.submit(picture) for picture in pictures]
     return [future.result(timeout=30) for future in waiting]
 
 
 def test_batches_that_a_device_does_not_hold_become_smaller_for_good() -> None:
     card = Card(room=3)
-    lane = Lane(card, max_batch=16)
+    queue = InferenceQueue(card, max_batch=16)
     try:
         pictures = [np.full((28, 28, 3), n, np.uint8) for n in range(16)]
-        with lane._ready:  # so that all of them wait together
-            waiting = [lane.submit(picture) for picture in pictures]
+        with queue._ready:  # so that all of them wait together
+            waiting = [queue.submit(picture) for picture in pictures]
         found = [future.result(timeout=30) for future in waiting]
         expected = TextureFeatures(112).extract(pictures)
         assert np.array_equal(np.stack(found), expected)
-        assert lane.max_batch <= 3
+        assert queue.max_batch <= 3
         card.batches.clear()
-        embeddings(lane, 12)
+        embeddings(queue, 12)
         assert max(card.batches) <= 3
     finally:
-        lane.close()
+        queue.close()
 
 
 def test_a_device_that_holds_no_image_is_left_for_the_cpu_and_said_aloud(tmp_path: Path) -> None:
@@ -274,5 +275,5 @@ def test_without_the_same_network_on_the_cpu_the_error_has_a_name(tmp_path: Path
         assert (answer.status_code, answer.json()["code"]) == (503, "device_out_of_memory")
     host = ExtractorHost(quick_settings(tmp_path), TextureFeatures(112))
     host.start()
-    assert host.lane()._fallback is None, "what runs on the CPU has nowhere to go"
+    assert host.queue()._fallback is None, "what runs on the CPU has nowhere to go"
     host.close()

@@ -24,7 +24,7 @@ def clustered(rng: np.random.Generator, n: int) -> Array:
 
 def searched_by(rows: Array, half: bool, src: Any = None) -> PatchCoreMemory:
     memory = PatchCoreMemory(rows, src=src)
-    memory.quicken(lambda given: GraphRows(given, half=half))
+    memory.attach_index(lambda given: GraphRows(given, half=half))
     return memory
 
 
@@ -72,7 +72,7 @@ def test_a_patch_that_the_walk_loses_is_searched_in_full(rng: np.random.Generato
 
     graph._index = SimpleNamespace(search=lost)
     memory = PatchCoreMemory(rows)
-    memory.quicken(lambda _: graph)
+    memory.attach_index(lambda _: graph)
     np.testing.assert_array_equal(memory.distances(q), PatchCoreMemory(rows).distances(q))
 
 

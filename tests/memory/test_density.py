@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from backend.base.config import Settings
+from backend.base.keys import ModelKey
 from backend.extractors.texture import TextureFeatures
 from backend.memory.density import FLOOR, SAMPLE, WINDOW
 from backend.memory.variants import Variant, VariantMemory, build_memory
 from backend.patchcore import Array, Backend, PatchCoreMemory, l2_normalize
 from backend.service.inspection import Inspector
-from backend.storage import ModelKey
 from tests.station import image_file
 
 KEY = ModelKey.of("Master1", "Pattern")

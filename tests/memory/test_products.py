@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from backend.base.keys import ModelKey
 from backend.memory import accelerator
 from backend.memory.accelerator import DeviceRows
 from backend.memory.coreset import kcenter_greedy
 from backend.memory.products import Bf16Rows, bf16_rows, quick_rows
 from backend.patchcore import Array, PatchCoreMemory, l2_normalize
 from backend.service.models import ModelCache
-from backend.storage import ModelKey, ModelStore
+from backend.storage import ModelStore
 
 
 def clustered(rng: np.random.Generator, n: int, dim: int, spread: float) -> Array:
@@ -55,7 +56,7 @@ def test_distances_stay_what_they_are(rng: np.random.Generator, way: Any, spread
     x = clustered(rng, 900, 64, spread)
     q, rows = x[:200], x[200:]
     plain, quick = PatchCoreMemory(rows), PatchCoreMemory(rows)
-    quick.quicken(way)
+    quick.attach_index(way)
     expected = np.sort(np.linalg.norm(q[:, None].astype(np.float64) - rows[None], axis=2), axis=1)[:, :k].mean(axis=1)
     np.testing.assert_allclose(quick.distances(q, k), expected, atol=2e-6)
     np.testing.assert_allclose(quick.distances(q, k), plain.distances(q, k), atol=1e-7)
@@ -86,7 +87,7 @@ def test_leaving_an_image_out_does_not_ask_the_rough_rows(rng: np.random.Generat
     rows = clustered(rng, 400, 32, 0.1)
     src = np.repeat(np.arange(4, dtype=np.int32), 100)
     plain, quick = PatchCoreMemory(rows, src=src), PatchCoreMemory(rows, src=src)
-    quick.quicken(Bf16Rows)
+    quick.attach_index(Bf16Rows)
     np.testing.assert_array_equal(quick.distances(rows, leave_out=2), plain.distances(rows, leave_out=2))
 
 

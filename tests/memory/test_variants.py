@@ -15,6 +15,7 @@ from backend.app import create_app
 from backend.base.config import Settings, load_settings
 from backend.base.errors import InvalidSettings
 from backend.base.images import encode_png
+from backend.base.keys import ModelKey
 from backend.extractors.neighbourhood import Neighbourhood, SmallerEdge, Tiled, spans
 from backend.extractors.texture import TextureFeatures
 from backend.features import RGB, build_extractor, grid_of, token_grid
@@ -25,7 +26,6 @@ from backend.patchcore import PatchCoreMemory, l2_normalize
 from backend.roi_mask import Shape, build_mask, nearest_inside, token_mask
 from backend.service.fitting import ImageFile
 from backend.service.inspection import Inspector
-from backend.storage import ModelKey
 
 KEY = ModelKey.of("options", "part")
 Array = np.ndarray
@@ -205,7 +205,7 @@ def test_every_part_is_searched_by_what_quickens_it(rows: Array, variant: Varian
         asked.append(given)
         return GraphRows(given)
 
-    quick.quicken(graph)
+    quick.attach_index(graph)
     assert len(asked) == max(1, len(variant.widths))
     assert quick.nbytes > plain.nbytes
     np.testing.assert_allclose(quick.distances(rows[::-1]), plain.distances(rows[::-1]), atol=1e-6)

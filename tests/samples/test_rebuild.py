@@ -11,13 +11,13 @@ import pytest
 
 from backend.base.errors import Cancelled, MemoryNotFound, Notice, WeightsUnavailable
 from backend.base.errors_samples import NotEnoughSamples
+from backend.base.keys import ModelKey
 from backend.extractors.texture import TextureFeatures
 from backend.samples.collector import Collector
-from backend.samples.history import Ledger
+from backend.samples.history import FitHistory
 from backend.samples.intake import drafts
 from backend.service.queue import Job
 from backend.service.trash import empty_trash
-from backend.storage import ModelKey
 from backend.tools import cli
 from tests.station import image_file, part, small_settings
 
@@ -137,7 +137,7 @@ def test_samples_without_a_record_are_fitted_whole(running: Callable[..., Collec
     assert collector.state(KEY)["memory_fitted"] is True
     memory = collector.manifest(KEY)["memory"]
     assert (memory["n_images"], memory["mm_per_px"]) == (4, 0.4)
-    assert collector.ledger.plan(KEY).generation == memory["generation"]
+    assert collector.history.plan(KEY).generation == memory["generation"]
 
 
 def test_a_deleted_model_stays_deleted_and_its_trash_brings_it_back(
@@ -232,14 +232,14 @@ def test_a_memory_whose_line_was_never_written_is_recorded_at_the_next_start(
 ) -> None:
     collector = running()
     collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
-    record = collector.ledger.path(KEY)
+    record = collector.history.path(KEY)
     first = record.read_bytes()
     collector.fit(KEY, [image_file(3)], mm_per_px=0.2, memory_fit=True)
     before = scores(collector)
     record.write_bytes(first + b'{"event": "gr')
     collector = running()
     collector.rebuilder.wait(60)
-    plan = collector.ledger.plan(KEY)
+    plan = collector.history.plan(KEY)
     assert [step["event"] for step in plan.steps] == ["fit", "grow"]
     lose_models(tmp_path)
     after = scores(rebuilt(running(rebuild_on_start=True)))
@@ -252,7 +252,7 @@ def test_a_growth_that_had_no_reserve_comes_back_as_it_was(running: Callable[...
     (collector.inspector.store.folder(KEY) / "reserve.npz").unlink()
     for n in (3, 4):
         collector.fit(KEY, [image_file(n)], mm_per_px=0.2, memory_fit=True)
-    assert [step.get("n_reserve", 0) > 0 for step in collector.ledger.plan(KEY).steps] == [False, False, True]
+    assert [step.get("n_reserve", 0) > 0 for step in collector.history.plan(KEY).steps] == [False, False, True]
     before = collector.inspector.store.load_memory(KEY).emb
     lose_models(tmp_path)
     collector = rebuilt(running(rebuild_on_start=True))
@@ -282,13 +282,13 @@ def test_a_memory_that_came_back_grows_as_the_lost_one_would_have(
 
 
 def test_a_torn_line_is_left_out_and_the_next_one_is_whole(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
-    ledger.append(KEY, "fit", {"generation": "a", "images": ["x"]})
-    with ledger.path(KEY).open("ab") as file:
+    history = FitHistory(tmp_path)
+    history.append(KEY, "fit", {"generation": "a", "images": ["x"]})
+    with history.path(KEY).open("ab") as file:
         file.write(b'{"event": "grow", "gener')
-    ledger.append(KEY, "calibrate", {"values": {"threshold": 1.0, "generation": "a"}})
-    assert [event["event"] for event in ledger.read(KEY)] == ["fit", "calibrate"]
-    assert ledger.plan(KEY).calibration == {"threshold": 1.0, "generation": "a"}
+    history.append(KEY, "calibrate", {"values": {"threshold": 1.0, "generation": "a"}})
+    assert [event["event"] for event in history.read(KEY)] == ["fit", "calibrate"]
+    assert history.plan(KEY).calibration == {"threshold": 1.0, "generation": "a"}
 
 
 def test_with_samples_off_nothing_is_written_beside_the_models(
@@ -300,7 +300,7 @@ def test_with_samples_off_nothing_is_written_beside_the_models(
     ready, _ = drafts([image_file(n) for n in range(3)], [], source="test")
     collector.keep(KEY, "ok", ready)
     collector.fit(KEY, [], mm_per_px=0.2, use_dataset=True)
-    assert len(collector.ledger.plan(KEY).steps) == 1
+    assert len(collector.history.plan(KEY).steps) == 1
 
 
 def test_the_command_line_rebuilds_what_is_lost(

@@ -8,13 +8,13 @@ import pytest
 
 from backend.base.errors_samples import NgRequired, NotEnoughSamples
 from backend.base.images import decode_image, encode_png
+from backend.base.keys import ModelKey
 from backend.patchcore import covering_radius
 from backend.samples.collector import Collector
 from backend.samples.intake import drafts
 from backend.samples.scoring import Sample, SampleScorer
 from backend.service.fitting import ImageFile, rows_of_several
 from backend.service.queue import Job
-from backend.storage import ModelKey
 from tests.station import image_file, part, small_settings
 
 KEY = ModelKey.of("Master1", "Pattern")
@@ -78,12 +78,12 @@ def test_below_rate_one_leaving_out_stays_within_the_documented_bound(tmp_path: 
     names = keep(collector, KEY, "ok", files)
     collector.fit(KEY, files, mm_per_px=0.2)
     memory = collector.inspector.cache.model(KEY).memory
-    lane = collector.inspector.host.lane()
+    queue = collector.inspector.host.queue()
     for left, name in enumerate(names):
         others = [file for n, file in enumerate(files) if n != left]
         collector.inspector.fit(WITHOUT, others, mm_per_px=0.2, keep=False)
         refit = collector.inspector.cache.model(WITHOUT)
-        embedded = collector.inspector.embed(others, lane, Job())
+        embedded = collector.inspector.embed(others, queue, Job())
         assert memory.src is not None
         bound = max(covering_radius([embedded.emb], memory.emb[memory.src != left]), float(refit.memory.radius or 0))
         truth = collector.inspector.infer(WITHOUT, files[left], mm_per_px=0.2).inspection.score

@@ -21,6 +21,7 @@ from backend.base.errors_samples import (
     MetasNotJson,
     SampleNotFound,
 )
+from backend.base.keys import ModelKey
 from backend.samples.intake import drafts
 from backend.samples.store import (
     Draft,
@@ -31,7 +32,6 @@ from backend.samples.store import (
     known_shape,
 )
 from backend.service.fitting import ImageFile
-from backend.storage import ModelKey
 from tests.station import image_file, part
 
 KEY = ModelKey.of("Master1", "Pattern")

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from backend.base.errors import BadImage, DiskFull, NoImages
 from backend.base.errors_samples import MemoryMismatch
+from backend.base.keys import ModelKey
 from backend.extractors.texture import TextureFeatures
-from backend.infer import Frame, InferenceEngine, Scoring
+from backend.infer import InferenceEngine, RoiSize, Scoring
 from backend.patchcore import PatchCoreMemory, covering_radius, kcenter_greedy, l2_normalize
-from backend.service.fitting import Embedded, ImageFile, prepare_image
+from backend.service.fitting import Embeddings, ImageFile, prepare_image
 from backend.service.growing import grow, grown_memory, seen
 from backend.service.inspection import Inspector
 from backend.service.reserve import load_reserve
-from backend.storage import ModelKey, StoredMemory
+from backend.storage import StoredMemory
 from tests.station import image_file, small_settings
 
 KEY = ModelKey.of("Master1", "Pattern")
@@ -44,10 +45,10 @@ def stored(memory: PatchCoreMemory, n_images: int, n_rows: int) -> StoredMemory:
     return StoredMemory(memory.emb, (8, 8), src, metadata, reserve=memory.reserve)
 
 
-def embedded(rows: NDArray[np.float32], per_image: int) -> Embedded:
+def embedded(rows: NDArray[np.float32], per_image: int) -> Embeddings:
     n = len(rows) // per_image
     src = np.repeat(np.arange(n, dtype=np.int32), per_image)
-    return Embedded(rows, src, (8, 8), [f"new{i}" for i in range(n)], [per_image] * n)
+    return Embeddings(rows, src, (8, 8), [f"new{i}" for i in range(n)], [per_image] * n)
 
 
 def test_growth_is_a_greedy_whose_first_centres_are_the_old_ones(rng: np.random.Generator) -> None:
@@ -347,13 +348,13 @@ def test_what_grew_is_scored_by_what_was_added(inspector: Inspector) -> None:
 class Tokens:
     rows: NDArray[np.float32]
     grid: tuple[int, int]
-    frame: Frame
+    frame: RoiSize
 
 
 def tokens_of(folder: Path, extractor: TextureFeatures) -> list[Tokens]:
     files = [ImageFile(path.name, path.read_bytes) for path in sorted(folder.iterdir())]
     prepared = [prepare_image(file, extractor, expected=None, max_megapixels=100) for file in files]
-    return [Tokens(extractor.extract([image.pixels])[0], image.grid, Frame(*image.size)) for image in prepared]
+    return [Tokens(extractor.extract([image.pixels])[0], image.grid, RoiSize(*image.size)) for image in prepared]
 
 
 @pytest.mark.slow

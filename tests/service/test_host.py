@@ -37,7 +37,7 @@ def test_without_weights_it_runs_degraded_and_says_why(
     tmp_path: Path, absent: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     host = started(quick_settings(tmp_path, **absent))
-    assert host.lane().extractor.name == "texture"
+    assert host.queue().extractor.name == "texture"
     wait_until_warm(host)
     assert host.status == "degraded" and host.degraded is not None
     for language in ("es", "en"):
@@ -54,7 +54,7 @@ def test_weights_that_are_required_stop_the_start(tmp_path: Path, absent: dict[s
 
 def test_the_weight_free_extractor_asked_for_is_not_degraded(tmp_path: Path) -> None:
     host = started(quick_settings(tmp_path))
-    host.lane()
+    host.queue()
     wait_until_warm(host)
     assert host.status == "ok" and host.degraded is None and host.extractor is not None
     host.close()
@@ -82,9 +82,9 @@ def test_it_warms_up_in_the_background_and_requests_wait(tmp_path: Path, monkeyp
     before = host.status, host.extractor
     assert before == ("warming", None)
     with pytest.raises(NotReady):
-        host.lane(wait=0.01)
+        host.queue(wait=0.01)
     gate.set()
-    assert host.lane().extractor is host.extractor
+    assert host.queue().extractor is host.extractor
     wait_until_warm(host)
     host.close()
 
@@ -99,12 +99,12 @@ def test_many_first_requests_load_one_extractor(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("backend.service.host.build_extractor", counted)
     host = ExtractorHost(quick_settings(tmp_path))
     lanes: list[Any] = []
-    threads = [threading.Thread(target=lambda: lanes.append(host.lane())) for _ in range(12)]
+    threads = [threading.Thread(target=lambda: lanes.append(host.queue())) for _ in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(built) == 1 and len({id(lane) for lane in lanes}) == 1
+    assert len(built) == 1 and len({id(queue) for queue in lanes}) == 1
     host.close()
 
 
@@ -115,7 +115,7 @@ def test_a_fault_while_loading_reaches_whoever_waits(tmp_path: Path, monkeypatch
     monkeypatch.setattr("backend.service.host.build_extractor", broken)
     host = started(quick_settings(tmp_path))
     with pytest.raises(ImportError, match="no torch"):
-        host.lane()
+        host.queue()
     assert host.status == "failed" and host.extractor is None
     host.close()
 
@@ -126,7 +126,7 @@ def test_a_first_pass_that_fails_shows_in_the_status(tmp_path: Path) -> None:
             raise RuntimeError("out of memory")
 
     host = started(quick_settings(tmp_path), Broken(112))
-    host.lane()
+    host.queue()
     wait_until_warm(host)
     assert host.status == "failed"
     host.close()
@@ -141,7 +141,7 @@ def test_closing_before_it_is_warm_is_quiet(tmp_path: Path) -> None:
             return super().extract(images)
 
     host = started(quick_settings(tmp_path), Slow(112))
-    host.lane().submit(np.zeros((28, 28, 3), np.uint8))
+    host.queue().submit(np.zeros((28, 28, 3), np.uint8))
     threading.Timer(0.1, gate.set).start()
     host.close()
 
@@ -151,6 +151,6 @@ def test_batches_are_for_the_gpu_unless_said(tmp_path: Path, given: int | None, 
     extractor = TextureFeatures(112)
     extractor.device = device
     host = started(quick_settings(tmp_path, max_batch=given), extractor)
-    assert host.lane().max_batch == batch
+    assert host.queue().max_batch == batch
     wait_until_warm(host)
     host.close()

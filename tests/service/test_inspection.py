@@ -21,14 +21,15 @@ from backend.base.errors import (
     Notice,
     TokenGridMismatch,
 )
+from backend.base.keys import ModelKey
 from backend.extractors.texture import TextureFeatures
 from backend.features import prepare
-from backend.infer import Frame, InferenceEngine, Scoring
+from backend.infer import InferenceEngine, RoiSize, Scoring
 from backend.roi_mask import Shape
 from backend.service.fitting import ImageFile, prepare_image
 from backend.service.inspection import Inspector
 from backend.service.queue import Job
-from backend.storage import ModelKey, ModelStore
+from backend.storage import ModelStore
 from tests.parts import good_files, image_file, part, quick_settings, tree
 
 KEY = ModelKey.of("Master1", "Pattern")
@@ -97,7 +98,7 @@ def test_a_fit_is_the_same_each_time(tmp_path: Path, inspector: Inspector) -> No
 def test_every_row_knows_its_image(inspector: Inspector) -> None:
     inspector.fit(KEY, good_files(3), mm_per_px=1)
     stored = inspector.store.load_memory(KEY)
-    extractor = inspector.host.lane().extractor
+    extractor = inspector.host.queue().extractor
     for row, image in list(zip(stored.emb, stored.src, strict=True))[::10]:
         tokens = extractor.extract([prepare(part(int(image)), (8, 8), 14)])[0]
         assert np.abs(tokens - row).sum(axis=1).min() < 1e-5
@@ -105,13 +106,13 @@ def test_every_row_knows_its_image(inspector: Inspector) -> None:
 
 def test_extraction_and_scoring_are_separate_calls(inspector: Inspector) -> None:
     inspector.fit(KEY, good_files(), mm_per_px=1)
-    lane, model = inspector.host.lane(), inspector.cache.model(KEY)
-    image = prepare_image(BAD, lane.extractor, expected=model.stored.grid, max_megapixels=100)
-    tokens = lane.submit(image.pixels).result()
+    queue, model = inspector.host.queue(), inspector.cache.model(KEY)
+    image = prepare_image(BAD, queue.extractor, expected=model.stored.grid, max_megapixels=100)
+    tokens = queue.submit(image.pixels).result()
     scored = {}
     for method in ("percentile", "max", "top_mean", "power_mean"):
         engine = InferenceEngine(Scoring(method=method))
-        scored[method] = engine.run(engine.token_map(tokens, image.grid, model.memory), Frame(*image.size)).score
+        scored[method] = engine.run(engine.token_map(tokens, image.grid, model.memory), RoiSize(*image.size)).score
     assert scored["percentile"] == pytest.approx(inspector.infer(KEY, BAD, mm_per_px=1).inspection.score)
     assert scored["max"] > scored["top_mean"] > scored["percentile"]
     assert scored["max"] > scored["power_mean"] > 0.75 * scored["max"]

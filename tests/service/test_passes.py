@@ -8,6 +8,7 @@ import pytest
 
 from backend.base.config import Settings
 from backend.base.errors import FitInProgress
+from backend.base.keys import ModelKey
 from backend.extractors.texture import TextureFeatures
 from backend.patchcore import covering_radius
 from backend.service.fitting import ImageFile
@@ -15,7 +16,6 @@ from backend.service.growing import grow
 from backend.service.inspection import Inspector
 from backend.service.passes import Budget
 from backend.service.queue import Job
-from backend.storage import ModelKey
 from tests.parts import encoded, part
 
 KEY = ModelKey.of("role", "roi")
@@ -41,8 +41,8 @@ def test_a_fit_beyond_its_memory_says_so_and_covers_nearly_as_well(tmp_path: Pat
     assert found.metadata["n_embeddings"] == other.metadata["n_embeddings"] == 30 * 1024
     assert found.coreset_size == other.coreset_size == 614
 
-    lane = large.host.lane()
-    emb = large.embed(FILES, lane, Job()).emb
+    queue = large.host.queue()
+    emb = large.embed(FILES, queue, Job()).emb
     memory, src = (getattr(small.cache.model(KEY).memory, name) for name in ("emb", "src"))
     radius = covering_radius([emb], memory)
     assert radius <= found.metadata["radius"] + 1e-6
@@ -100,6 +100,6 @@ def test_a_fit_within_its_memory_is_what_it_was(tmp_path: Path) -> None:
     result = own.fit(KEY, FILES[:4], mm_per_px=1.0)
     assert {notice.code for notice in result.warnings} & {"fitted_in_passes"} == set()
     assert result.metadata["radius"] == pytest.approx(
-        covering_radius([own.embed(FILES[:4], own.host.lane(), Job()).emb], own.cache.model(KEY).memory.emb), abs=1e-5
+        covering_radius([own.embed(FILES[:4], own.host.queue(), Job()).emb], own.cache.model(KEY).memory.emb), abs=1e-5
     )
     own.close()

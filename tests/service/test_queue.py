@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from backend.base.errors import Cancelled, NotReady, QueueFull
 from backend.extractors.texture import TextureFeatures
-from backend.service.queue import Job, Lane
+from backend.service.queue import InferenceQueue, Job
 
 SMALL, WIDE = (28, 28), (28, 42)
 
@@ -43,17 +43,17 @@ def extractor() -> Paced:
 
 
 @pytest.fixture
-def lane(extractor: Paced) -> Iterator[Lane]:
-    lane = Lane(extractor, max_queue=3, max_batch=1)
-    yield lane
+def queue(extractor: Paced) -> Iterator[InferenceQueue]:
+    queue = InferenceQueue(extractor, max_queue=3, max_batch=1)
+    yield queue
     extractor.gate.set()
-    lane.close()
+    queue.close()
 
 
-def busy(lane: Lane) -> Future[Any]:
+def busy(queue: InferenceQueue) -> Future[Any]:
     """Occupy the extractor, so that what is submitted next has to wait."""
-    future = lane.submit(picture(0))
-    assert lane.extractor.entered.wait(20)  # type: ignore[attr-defined]
+    future = queue.submit(picture(0))
+    assert queue.extractor.entered.wait(20)  # type: ignore[attr-defined]
     return future
 
 
@@ -62,8 +62,8 @@ def finish(extractor: Paced, futures: Sequence[Future[Any]]) -> list[Any]:
     return [future.result(timeout=20) for future in futures]
 
 
-def test_requests_are_answered_in_order(lane: Lane, extractor: Paced) -> None:
-    futures = [busy(lane), *(lane.submit(picture(n)) for n in (1, 2, 3))]
+def test_requests_are_answered_in_order(queue: InferenceQueue, extractor: Paced) -> None:
+    futures = [busy(queue), *(queue.submit(picture(n)) for n in (1, 2, 3))]
     answers = finish(extractor, futures)
     assert extractor.batches == [[0], [1], [2], [3]]
     plain = TextureFeatures(56)
@@ -72,27 +72,27 @@ def test_requests_are_answered_in_order(lane: Lane, extractor: Paced) -> None:
 
 
 def test_what_waits_goes_through_as_one_batch_of_equal_sizes(extractor: Paced) -> None:
-    lane = Lane(extractor, max_batch=3)
-    futures = [busy(lane), *(lane.submit(picture(n)) for n in (1, 2, 3, 4))]
-    futures += [lane.submit(picture(5, WIDE)), lane.submit(picture(6, WIDE)), lane.submit(picture(7))]
+    queue = InferenceQueue(extractor, max_batch=3)
+    futures = [busy(queue), *(queue.submit(picture(n)) for n in (1, 2, 3, 4))]
+    futures += [queue.submit(picture(5, WIDE)), queue.submit(picture(6, WIDE)), queue.submit(picture(7))]
     answers = finish(extractor, futures)
-    lane.close()
+    queue.close()
     assert extractor.batches == [[0], [1, 2, 3], [4], [5, 6], [7]]
     assert [len(tokens) for tokens in answers] == [4, 4, 4, 4, 4, 6, 6, 4]
 
 
-def test_inspections_and_fits_take_turns(lane: Lane, extractor: Paced) -> None:
-    futures = [busy(lane)]
-    futures += [lane.submit(picture(n), bulk=True) for n in (11, 12, 13)]
-    futures += [lane.submit(picture(n)) for n in (1, 2, 3)]
+def test_inspections_and_fits_take_turns(queue: InferenceQueue, extractor: Paced) -> None:
+    futures = [busy(queue)]
+    futures += [queue.submit(picture(n), bulk=True) for n in (11, 12, 13)]
+    futures += [queue.submit(picture(n)) for n in (1, 2, 3)]
     finish(extractor, futures)
     assert extractor.batches == [[0], [11], [1], [12], [2], [13], [3]]
 
 
-def test_a_cancelled_request_leaves_the_queue(lane: Lane, extractor: Paced) -> None:
-    first = busy(lane)
+def test_a_cancelled_request_leaves_the_queue(queue: InferenceQueue, extractor: Paced) -> None:
+    first = busy(queue)
     job, outcome = Job(), []
-    waiting = lane.submit(picture(1))
+    waiting = queue.submit(picture(1))
 
     def wait() -> None:
         try:
@@ -102,7 +102,7 @@ def test_a_cancelled_request_leaves_the_queue(lane: Lane, extractor: Paced) -> N
 
     thread = threading.Thread(target=wait)
     thread.start()
-    last = lane.submit(picture(2))
+    last = queue.submit(picture(2))
     time.sleep(0.05)
     job.cancel()
     thread.join(5)
@@ -111,19 +111,19 @@ def test_a_cancelled_request_leaves_the_queue(lane: Lane, extractor: Paced) -> N
     assert extractor.batches == [[0], [2]]
 
 
-def test_a_job_cancelled_beforehand_does_not_wait(lane: Lane, extractor: Paced) -> None:
-    first, job = busy(lane), Job()
+def test_a_job_cancelled_beforehand_does_not_wait(queue: InferenceQueue, extractor: Paced) -> None:
+    first, job = busy(queue), Job()
     job.cancel()
     with pytest.raises(Cancelled):
-        job.wait(lane.submit(picture(1)))
+        job.wait(queue.submit(picture(1)))
     with pytest.raises(Cancelled):
         job.check()
     finish(extractor, [first])
     assert [1] not in extractor.batches
 
 
-def test_work_under_way_is_finished_even_when_its_client_left(lane: Lane, extractor: Paced) -> None:
-    first, job = busy(lane), Job()
+def test_work_under_way_is_finished_even_when_its_client_left(queue: InferenceQueue, extractor: Paced) -> None:
+    first, job = busy(queue), Job()
     answer: list[Any] = []
     thread = threading.Thread(target=lambda: answer.append(job.wait(first)))
     thread.start()
@@ -134,39 +134,39 @@ def test_work_under_way_is_finished_even_when_its_client_left(lane: Lane, extrac
     assert len(answer) == 1
 
 
-def test_the_queue_is_bounded_and_says_when_to_come_back(lane: Lane) -> None:
-    slots = [lane.slot() for _ in range(3)]
+def test_the_queue_is_bounded_and_says_when_to_come_back(queue: InferenceQueue) -> None:
+    slots = [queue.slot() for _ in range(3)]
     for slot in slots:
         slot.__enter__()
-    assert lane.depth == 3
-    with pytest.raises(QueueFull) as caught, lane.slot():
+    assert queue.depth == 3
+    with pytest.raises(QueueFull) as caught, queue.slot():
         pass
     assert caught.value.values["waiting"] == 3 and caught.value.values["retry_after"] >= 1
     slots.pop().__exit__(None, None, None)
-    with lane.slot():
-        assert lane.depth == 3
+    with queue.slot():
+        assert queue.depth == 3
     for slot in slots:
         slot.__exit__(None, None, None)
-    assert lane.depth == 0
+    assert queue.depth == 0
 
 
-def test_a_request_that_fails_gives_its_place_back(lane: Lane) -> None:
+def test_a_request_that_fails_gives_its_place_back(queue: InferenceQueue) -> None:
     for _ in range(10):
-        with pytest.raises(ZeroDivisionError), lane.slot():
+        with pytest.raises(ZeroDivisionError), queue.slot():
             raise ZeroDivisionError
-    assert lane.depth == 0
+    assert queue.depth == 0
 
 
 def test_a_failure_reaches_all_that_waited_for_it_and_nobody_else(extractor: Paced) -> None:
-    lane = Lane(extractor, max_batch=2)
-    futures = [busy(lane), *(lane.submit(picture(n)) for n in (1, 99, 3))]
+    queue = InferenceQueue(extractor, max_batch=2)
+    futures = [busy(queue), *(queue.submit(picture(n)) for n in (1, 99, 3))]
     extractor.gate.set()
     assert futures[0].result(20) is not None
     for future in futures[1:3]:
         with pytest.raises(ValueError, match="cannot be done"):
             future.result(20)
     assert futures[3].result(20) is not None
-    lane.close()
+    queue.close()
 
 
 def test_an_extractor_that_returns_too_little_is_a_failure_not_a_hang() -> None:
@@ -174,18 +174,18 @@ def test_an_extractor_that_returns_too_little_is_a_failure_not_a_hang() -> None:
         def extract(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
             return super().extract(images)[:0]
 
-    lane = Lane(Forgetful(56))
+    queue = InferenceQueue(Forgetful(56))
     for _ in range(2):
         with pytest.raises(ValueError, match="shorter"):
-            lane.submit(picture(1)).result(10)
-    lane.close()
+            queue.submit(picture(1)).result(10)
+    queue.close()
 
 
 def test_closing_finishes_the_batch_under_way_and_cancels_the_rest(extractor: Paced) -> None:
-    lane = Lane(extractor)
-    first = busy(lane)
-    waiting = [lane.submit(picture(1)), lane.submit(picture(2), bulk=True)]
-    closer = threading.Thread(target=lane.close)
+    queue = InferenceQueue(extractor)
+    first = busy(queue)
+    waiting = [queue.submit(picture(1)), queue.submit(picture(2), bulk=True)]
+    closer = threading.Thread(target=queue.close)
     closer.start()
     for future in waiting:
         with pytest.raises(CancelledError):
@@ -194,4 +194,4 @@ def test_closing_finishes_the_batch_under_way_and_cancels_the_rest(extractor: Pa
     closer.join(10)
     assert first.result(1) is not None
     with pytest.raises(NotReady):
-        lane.submit(picture(3))
+        queue.submit(picture(3))

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Request
 
 from backend.api.problems import language_of
 from backend.api.requests import ERRORS, CollectorDep, QueryKey, RecipeHeader, identity
-from backend.storage import ModelKey, check_recipe
+from backend.base.keys import ModelKey, check_recipe
 
 router = APIRouter(tags=["models"])
 

@@ -21,12 +21,12 @@ from backend.api.requests import (
 )
 from backend.base.errors import Notice
 from backend.base.images import decode_image, encode_jpeg, resize
+from backend.base.keys import ModelKey
 from backend.roi_mask import parse_shape
 from backend.samples.collector import Collector
 from backend.samples.intake import drafts
 from backend.samples.store import LABELS, Kept, check_label, media_type
 from backend.service.fitting import ImageFile
-from backend.storage import ModelKey
 
 router = APIRouter(route_class=UploadRoute, tags=["samples"])
 

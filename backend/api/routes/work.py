@@ -32,12 +32,12 @@ from backend.api.schemas_samples import CalibrateDatasetRequest, CalibrateDatase
 from backend.base.errors import BadForm, InspectionError
 from backend.base.errors_samples import ProgressNotFound
 from backend.base.images import to_base64
+from backend.base.keys import ModelKey
 from backend.infer import heatmap_png, heatmap_range
 from backend.samples.collector import Scores
 from backend.samples.scoring import Scored
 from backend.samples.store import check_label
 from backend.service.jobs import TrackedJob
-from backend.storage import ModelKey
 
 router = APIRouter(route_class=UploadRoute, tags=["samples"])
 
