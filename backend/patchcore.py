@@ -58,18 +58,14 @@ _SPLIT = 1 << 28  # multiplications that are worth a thread of their own
 
 
 class CandidateIndex(Protocol):
-    """Rows in another form, in which near ones are found sooner.
-
-    `alone`: a search keeps to the thread that asks, so that several may share one out.
-    """
+    """Rows in another form, in which near ones are found sooner."""
 
     nbytes: int
-    alone: bool
 
     def nearest(self, q: Array, m: int) -> Found:
         """Lower bounds (T, m) of squared distances, ascending, and the rows they are of.
 
-        No other row is nearer than the last bound says, but for what an approximate search misses.
+        No other row is nearer than the last bound says.
         """
         ...
 
@@ -200,8 +196,7 @@ class PatchCoreMemory:
             raise InvalidValue(field="PATCHCORE_KNN_K", value=k, expected=">= 1")
         keep = self._kept(leave_out)
         k = min(k, len(self) if keep is None else len(keep))
-        alone = self._rough is None or self._rough.alone or keep is not None
-        workers = self._workers(len(q)) if alone else 1
+        workers = self._workers(len(q)) if self._rough is None or keep is not None else 1
         parts = max(workers, -(-len(q) // ROWS))
         found = _in_threads(workers, lambda part: self._nearest(part, k, keep), np.array_split(q, parts))
         distances, rows = zip(*found, strict=True)

@@ -62,6 +62,10 @@ FAULTS: dict[str, tuple[str, str]] = {
         "debe ser impar: una vecindad tiene su token en el centro",
         "must be odd: a neighbourhood has its token in the middle",
     ),
+    "searched_exactly": (
+        "ya no existe, porque las memorias se buscan siempre de forma exacta: quita este ajuste",
+        "is gone, since memories are always searched exactly: remove this setting",
+    ),
 }
 
 

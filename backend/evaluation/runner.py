@@ -55,7 +55,6 @@ SETTINGS_THAT_COUNT = (
     "coreset_rate",
     "max_coreset",
     "patchcore_knn_k",
-    "knn_index",
     "patchcore_faiss_fp16",
     "patchcore_reweight",
     "patchcore_density_k",

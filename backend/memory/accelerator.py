@@ -71,8 +71,6 @@ class DeviceRows:
         where: the device, as torch names it.
     """
 
-    alone = False
-
     def __init__(self, rows: Array, where: str) -> None:
         import torch
 

@@ -30,8 +30,6 @@ class Bf16Rows:
         rows: (N, D) float32.
     """
 
-    alone = False
-
     def __init__(self, rows: NDArray[np.float32]) -> None:
         import torch
 

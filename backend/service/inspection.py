@@ -28,6 +28,7 @@ from backend.infer import (
     heatmap_range,
     part_mask,
 )
+from backend.memory.products import quick_rows
 from backend.memory.variants import build_memory
 from backend.patchcore import PatchCoreMemory
 from backend.roi_mask import Shape
@@ -35,7 +36,7 @@ from backend.samples.recorder import Journal
 from backend.service.augment import Augmentation
 from backend.service.calibration import Applied, apply_calibration, fit_settings_of, scoring_id, settings_under
 from backend.service.fitting import Embeddings, ImageFile, embed_good_parts, fit_metadata, prepare_image
-from backend.service.host import ExtractorHost, proposer
+from backend.service.host import ExtractorHost
 from backend.service.models import FittedModel, ModelCache, check_extractor, index_bytes
 from backend.service.passes import Budget, one_at_a_time
 from backend.service.queue import InferenceQueue, Job
@@ -71,7 +72,7 @@ class Inspector:
         self.journal = journal or Journal()
         self.store = ModelStore(settings.models_dir, read_only=settings.read_only, min_free_mb=settings.min_free_mb)
         self.cache = ModelCache(
-            self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend, rough=proposer(settings)
+            self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend, rough=quick_rows
         )
         self.host = ExtractorHost(settings, extractor, lambda queue: rehearse(queue, self.cache))
         self._fitting = threading.Lock()

@@ -4,7 +4,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from backend.base.config import OTHER_SPELLINGS, PROJECT_ROOT, Settings, load_settings
+from backend.base.config import GONE, OTHER_SPELLINGS, PROJECT_ROOT, Settings, load_settings
 from backend.base.errors import InvalidSettings
 
 Give = Callable[..., Settings]
@@ -207,6 +207,26 @@ def test_what_is_wrong_with_a_setting_is_said_plainly(
         ": una vecindad tiene su token en el centro" if name == "PATCHCORE_PATCH_SIZE" else ""
     )
     assert english in caught.value.text("en") and "Input should" not in caught.value.text("en")
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_a_setting_that_is_gone_is_answered_with_what_became_of_it(give: Give, name: str) -> None:
+    for env, dotenv, yaml, written in (
+        ({f"BDI_{name}": "x"}, "", "", f"BDI_{name}"),
+        ({}, f"{name}=x", "", name),
+        ({}, "", f"{name.lower()}: x", name.lower()),
+    ):
+        with pytest.raises(InvalidSettings) as caught:
+            give(env, dotenv, yaml)
+        assert f" {written}: ya no existe, porque " in caught.value.text("es")
+        assert f" {written}: is gone, since " in caught.value.text("en")
+        give({f"BDI_{name}": ""})
+    with pytest.raises(InvalidSettings, match="is gone"):
+        give(**{name.lower(): "x"})
+
+
+def test_a_name_that_is_gone_does_no_harm_without_a_value(give: Give) -> None:
+    assert give(dict.fromkeys(GONE, ""), yaml="\n".join(f"{name}:" for name in GONE)).port == 8000
 
 
 @pytest.mark.parametrize("yaml", ["coreset_rate: [0.1", "- coreset_rate", "just words", "coreset_rate: 0.1: 0.2"])

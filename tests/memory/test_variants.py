@@ -19,8 +19,8 @@ from backend.base.keys import ModelKey
 from backend.extractors.neighbourhood import Neighbourhood, SmallerEdge, Tiled, spans
 from backend.extractors.texture import TextureFeatures
 from backend.features import RGB, build_extractor, grid_of, token_grid
-from backend.memory.approximate import GraphRows
 from backend.memory.foreground import Foreground
+from backend.memory.products import Bf16Rows
 from backend.memory.variants import Variant, build_memory, stored_memory, whitening
 from backend.patchcore import PatchCoreMemory, l2_normalize
 from backend.roi_mask import Shape, build_mask, nearest_inside, token_mask
@@ -201,11 +201,11 @@ def test_every_part_is_searched_by_what_quickens_it(rows: Array, variant: Varian
     plain, quick = memory(rows, variant), memory(rows, variant)
     asked: list[Array] = []
 
-    def graph(given: Array) -> GraphRows:
+    def index(given: Array) -> Bf16Rows:
         asked.append(given)
-        return GraphRows(given)
+        return Bf16Rows(given)
 
-    quick.attach_index(graph)
+    quick.attach_index(index)
     assert len(asked) == max(1, len(variant.widths))
     assert quick.nbytes > plain.nbytes
     np.testing.assert_allclose(quick.distances(rows[::-1]), plain.distances(rows[::-1]), atol=1e-6)
