@@ -31,7 +31,7 @@ from backend.memory.coreset import (
 )
 from backend.memory.density import Spacing
 from backend.memory.kernels import faiss_alone, load_faiss
-from backend.memory.spaces import ROWS, SearchSpace, Shortener, as_it_is
+from backend.memory.spaces import ROWS, SearchSpace
 
 __all__ = [
     "Array",
@@ -50,9 +50,7 @@ Backend = Literal["auto", "faiss", "sklearn"]
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 _SPARE = 3  # neighbours asked for beyond k: a proof needs one that is certainly too far
-_SPARE_SHORT = 127  # the same among shortened vectors, which come closer together
 _SPARE_ROUGH = 31  # and among rows of few digits
-_SHORTEN_FROM = 1 << 24  # numbers in the rows; below, shortening costs more than it saves
 _RESULTS = 1 << 18  # neighbours held at a time
 _SPLIT = 1 << 28  # multiplications that are worth a thread of their own
 
@@ -107,11 +105,9 @@ class PatchCoreMemory:
             raise InvalidValue(field="src", value=f"shape {self.src.shape}", expected=f"({len(self.emb)},)")
         self.dim = self.emb.shape[1]
         self.n_embeddings = len(self.emb)
-        self._plain = SearchSpace(self.emb, as_it_is)
+        self._plain = SearchSpace(self.emb)
         self._rough: CandidateIndex | None = None
         self._spacings: dict[int, Spacing] = {}
-        shorten = Shortener.of(self.emb) if self.emb.size >= _SHORTEN_FROM else None
-        self._short = None if shorten is None else SearchSpace(shorten(self.emb), shorten)
 
     @classmethod
     def build(
@@ -143,7 +139,6 @@ class PatchCoreMemory:
         """Have neighbours proposed by what `rough` makes of the rows, if anything; distances are measured as ever."""
         if self._rough is None:
             self._rough = rough(self.emb)
-            self._short = None if self._rough else self._short
 
     def __len__(self) -> int:
         return len(self.emb)
@@ -151,9 +146,8 @@ class PatchCoreMemory:
     @property
     def nbytes(self) -> int:
         """Bytes the memory holds in RAM."""
-        short = 0 if self._short is None else self._short.rows.nbytes
         rough = 0 if self._rough is None else self._rough.nbytes
-        return self.emb.nbytes + short + rough + (0 if self.src is None else self.src.nbytes)
+        return self.emb.nbytes + rough + (0 if self.src is None else self.src.nbytes)
 
     def distances(self, q: Array, k: int = 1, *, leave_out: int | None = None, density: int = 0) -> NDArray[np.float32]:
         """Mean Euclidean distance of each patch to its `k` nearest rows, as it is or by how densely these lie.
@@ -206,7 +200,7 @@ class PatchCoreMemory:
         """Threads worth starting: no more than OpenMP would, none for little work or where the library has its own."""
         if self.backend != "faiss":
             return 1
-        work = n_queries * (self._short or self._plain).rows.size // _SPLIT
+        work = n_queries * self.emb.size // _SPLIT
         return max(1, min(work, int(load_faiss().omp_get_max_threads())))
 
     def weight(self, q: Array, neighbours: int) -> float:
@@ -264,11 +258,9 @@ class PatchCoreMemory:
     def _attempts(self, k: int, keep: NDArray[np.int64] | None) -> Iterator[tuple[Callable[[Array, int], Found], int]]:
         """Who proposes how many neighbours, each time for the patches that the last time left in doubt."""
         n_rows = len(self) if keep is None else len(keep)
-        plain = partial(self._candidates, self._plain, keep)
+        plain = partial(self._candidates, keep)
         if self._rough is not None and keep is None:
             yield self._rough.nearest, min(k + _SPARE_ROUGH, n_rows)
-        elif self._short is not None:
-            yield partial(self._candidates, self._short, keep), min(k + _SPARE_SHORT, n_rows)
         m = k + _SPARE
         while m < n_rows:
             yield plain, m
@@ -298,17 +290,16 @@ class PatchCoreMemory:
         lengths: NDArray[np.float32] = np.sqrt(square_norms(q - self.emb[rows]))
         return lengths
 
-    def _candidates(self, space: SearchSpace, keep: NDArray[np.int64] | None, q: Array, m: int) -> Found:
-        """Lower bounds of squared distances, ascending, and numbers of the `m` rows nearest in `space`."""
+    def _candidates(self, keep: NDArray[np.int64] | None, q: Array, m: int) -> Found:
+        """Lower bounds of squared distances, ascending, and numbers of the `m` nearest rows."""
         search = _search_faiss if self.backend == "faiss" else _search_sklearn
-        short = space.view(q)
-        slack = space.slack(short)
+        slack = self._plain.slack(q)
         if keep is None:
-            squares, rows = search(short, space.rows, m)
+            squares, rows = search(q, self.emb, m)
             return squares - slack, rows
         squares, rows = np.empty((len(q), 0), np.float32), np.empty((len(q), 0), np.int64)
         for block in blocks(len(keep), ROWS):
-            found, at = search(short, space.rows[keep[block]], min(m, block.stop - block.start))
+            found, at = search(q, self.emb[keep[block]], min(m, block.stop - block.start))
             squares = np.concatenate([squares, found], axis=1)
             rows = np.concatenate([rows, keep[block][at]], axis=1)
             order = np.argsort(squares, axis=1, kind="stable")[:, :m]

@@ -11,7 +11,6 @@ import pytest
 from numpy.typing import NDArray
 
 from backend.base.errors import BackendUnavailable, InspectionError, InvalidValue
-from backend.memory.spaces import Shortener
 from backend.patchcore import (
     Array,
     PatchCoreMemory,
@@ -353,17 +352,6 @@ class TestDistances:
             np.testing.assert_array_equal(left_out, without.distances(rows[src == 7], k))
         np.testing.assert_array_equal(memory.distances(rows[:50], leave_out=99), memory.distances(rows[:50]))
 
-    def test_of_a_large_memory_are_exact(self, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-        monkeypatch.setattr("backend.patchcore._SHORTEN_FROM", 1)
-        rng = np.random.default_rng(5)
-        rows = decaying(rng, 9000, 96)
-        rows[4000:4700] = l2_normalize(rows[:1] + 1e-4 * gaussian(rng, 700, 96))
-        memory = PatchCoreMemory(rows, backend=backend)  # type: ignore[arg-type]
-        assert memory.nbytes > rows.nbytes, "the test is about the shortened search"
-        q = np.concatenate([decaying(rng, 100, 96), rows[4000:4030], l2_normalize(rows[:1] + 0.05)])
-        for k in (1, 3):
-            np.testing.assert_allclose(memory.distances(q, k), brute_force(q, rows, k), atol=1e-6)
-
     def test_of_real_patches_are_exact(self, backend: str, cookie_patches: list[Array]) -> None:
         memory = PatchCoreMemory.build(np.concatenate(cookie_patches[:3]), 0.1, backend=backend)  # type: ignore[arg-type]
         q = cookie_patches[3][::5]
@@ -398,25 +386,6 @@ class TestDistances:
         memory = PatchCoreMemory(np.eye(4, dtype=np.float32), backend=backend)  # type: ignore[arg-type]
         with pytest.raises(InvalidValue):
             memory.distances(q, **options)
-
-
-class TestShortenedVectors:
-    def test_are_never_farther_apart_than_the_vectors(self) -> None:
-        rng = np.random.default_rng(0)
-        rows = decaying(rng, 3000, 128)
-        shortener = Shortener.of(rows)
-        assert shortener is not None
-        step = rng.choice([0, 1e-6, 1e-3, 0.1], (1000, 1)).astype(np.float32)
-        near = l2_normalize(rows[:1000] + step * gaussian(rng, 1000, 128))
-        for a, b in ((rows[:1000], near), (rows[:1500], rows[1500:])):
-            short = np.square(shortener(a).astype(np.float64) - shortener(b)).sum(axis=1)
-            whole = np.square(a.astype(np.float64) - b).sum(axis=1)
-            assert shortener(a).shape[1] <= 128 // 2 + 1
-            assert (short <= whole + 1e-6 * np.sqrt(whole) + 1e-12).all()
-        assert np.median(short / whole) > 0.8, "a bound that excludes little is of no use"
-
-    def test_are_not_used_where_every_direction_matters(self) -> None:
-        assert Shortener.of(l2_normalize(gaussian(np.random.default_rng(1), 3000, 64))) is None
 
 
 class TestBackends:
