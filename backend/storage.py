@@ -1,7 +1,7 @@
 """ModelStore: models/<role>/<roi>/ on disk. The rename of memory.npz is the commit; all else is derived from it.
 
 memory.npz    emb float32 (N, D) unit rows · token_h · token_w · src int32 (N,) · metadata (JSON text)
-              and what variants of a memory need: whiten, widths, part_src, foreground, cosine
+              and what variants of a memory need: whiten, foreground, cosine
 reserve.npz   rows that the next growth may still take (see reserve)
 index.faiss   FAISS flat index of emb, followed by a trailer that names the generation
 calib.json    the threshold and what it was made for
@@ -303,7 +303,7 @@ def _stored_memory(arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) ->
     src = arrays.get("src", np.full(len(emb), -1))
     if src.shape != (len(emb),) or src.dtype.kind not in "iu":
         raise ValueError(f"src is {src.dtype} {src.shape} for {len(emb)} rows")
-    return StoredMemory(emb, grid, src.astype(np.int32), metadata, checked_extras(arrays, *emb.shape))
+    return StoredMemory(emb, grid, src.astype(np.int32), metadata, checked_extras(arrays, emb.shape[1]))
 
 
 def _calibration(given: Any) -> dict[str, Any]:

@@ -49,7 +49,7 @@ OTHER_SPELLINGS = {
 }
 
 # Settings of earlier releases, with the kind of fault that tells whoever still sets one what became of it.
-GONE = {"KNN_INDEX": "searched_exactly"}
+GONE = {"KNN_INDEX": "searched_exactly", "PATCHCORE_MEMORIES": "one_memory"}
 
 
 def _split(value: Any) -> Any:
@@ -149,9 +149,6 @@ class Settings(BaseSettings):
     knn_backend: Literal["auto", "faiss", "sklearn"] = Field("auto", description="Who searches the memory.")
     patchcore_distance: Literal["l2", "cosine", "mahalanobis"] = Field(
         "l2", description="Distance of a patch to the memory; mahalanobis: whitened by the good parts of the fit."
-    )
-    patchcore_memories: Literal["joint", "separate"] = Field(
-        "joint", description="One memory, or one for each block of the tokens, their distances averaged."
     )
     foreground_mask: Literal["none", "pca"] = Field(
         "none", description="Leave out background tokens, told by the good tokens' first principal component."

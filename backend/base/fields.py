@@ -66,6 +66,10 @@ FAULTS: dict[str, tuple[str, str]] = {
         "ya no existe, porque las memorias se buscan siempre de forma exacta: quita este ajuste",
         "is gone, since memories are always searched exactly: remove this setting",
     ),
+    "one_memory": (
+        "ya no existe, porque cada modelo tiene una sola memoria de los bloques unidos: quita este ajuste",
+        "is gone, since every model has one memory of all blocks joined: remove this setting",
+    ),
 }
 
 

@@ -50,7 +50,6 @@ SETTINGS_THAT_COUNT = (
     "patchcore_stride",
     "resnet_offset",
     "patchcore_distance",
-    "patchcore_memories",
     "foreground_mask",
     "coreset_rate",
     "max_coreset",

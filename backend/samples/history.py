@@ -24,7 +24,7 @@ NAME = "history.jsonl"
 RECORDED = (
     "generation", "model_version", "extractor", "fingerprint", "mm_per_px",
     "coreset_rate", "max_coreset", "seed", "augment", "grown_from", "n_reserve",
-    "patchcore_distance", "patchcore_memories", "foreground_mask",
+    "patchcore_distance", "foreground_mask",
 )  # fmt: skip
 
 

@@ -15,7 +15,6 @@ FIT_SETTINGS = (
     "max_coreset",
     "seed",
     "patchcore_distance",
-    "patchcore_memories",
     "foreground_mask",
 )
 

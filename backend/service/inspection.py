@@ -344,7 +344,7 @@ class Inspector:
         settings, passes = self.settings, embedded.passes
         memory = build_memory(
             embedded.emb,
-            variant_of(settings, self.host.queue().extractor, embedded),
+            variant_of(settings, embedded),
             embedded.grid,
             coreset_rate=1.0 if passes else settings.coreset_rate,
             limit=settings.max_coreset,

@@ -9,7 +9,7 @@ from typing import Any
 from backend.base.config import Settings
 from backend.base.errors import Notice
 from backend.base.keys import ModelKey
-from backend.features import Extractor, Grid, widths_of
+from backend.features import Extractor, Grid
 from backend.infer import Inspection, RoiSize
 from backend.memory.variants import Variant
 from backend.service.calibration import Applied
@@ -131,10 +131,9 @@ def capped(n_embeddings: int, settings: Settings) -> list[Notice]:
     return [Notice("coreset_capped", {"limit": limit, "wanted": wanted})] * (wanted > limit)
 
 
-def variant_of(settings: Settings, extractor: Extractor, embedded: Embeddings) -> Variant:
+def variant_of(settings: Settings, embedded: Embeddings) -> Variant:
     """The kind of memory that the settings ask for."""
     return Variant(
         distance=settings.patchcore_distance,
-        widths=widths_of(extractor) if settings.patchcore_memories == "separate" else (),
         foreground=settings.foreground_mask == "pca" and not any(embedded.shaped) and embedded.passes is None,
     )

@@ -161,24 +161,9 @@ def test_cosine_distance_is_one_minus_the_cosine(rows: Array, rng: np.random.Gen
         np.testing.assert_allclose(found, cosines[:, :k].mean(axis=1), atol=1e-5)
 
 
-def test_separate_memories_average_the_distances_of_the_blocks(rows: Array, rng: np.random.Generator) -> None:
-    own = memory(rows, Variant(widths=(2, 4)))
-    queries = l2_normalize(rng.normal(size=(15, 6)).astype(np.float32))
-    slow = []
-    for q in queries:
-        parts = []
-        for columns in (slice(0, 2), slice(2, 6)):
-            unit = q[columns] / np.linalg.norm(q[columns])
-            parts.append(min(np.linalg.norm(unit - r[columns] / np.linalg.norm(r[columns])) for r in rows))
-        slow.append(np.mean(parts))
-    np.testing.assert_allclose(own.distances(queries), slow, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(own.emb, axis=1), 1, atol=1e-6)
-
-
 VARIANTS = [
     Variant(distance="mahalanobis"),
-    Variant(distance="cosine", widths=(3, 3)),
-    Variant(distance="mahalanobis", widths=(2, 4)),
+    Variant(distance="cosine"),
     Variant(foreground=True),
 ]
 
@@ -194,9 +179,7 @@ def test_a_memory_measures_the_same_after_it_was_stored(rows: Array, variant: Va
         np.testing.assert_array_equal(found, own.distances(rows[:10], k, leave_out=leave_out))
 
 
-@pytest.mark.parametrize(
-    "variant", [Variant(distance="cosine"), Variant(widths=(2, 4)), Variant(distance="mahalanobis")]
-)
+@pytest.mark.parametrize("variant", [Variant(distance="cosine"), Variant(distance="mahalanobis")])
 def test_every_part_is_searched_by_what_quickens_it(rows: Array, variant: Variant) -> None:
     plain, quick = memory(rows, variant), memory(rows, variant)
     asked: list[Array] = []
@@ -206,16 +189,9 @@ def test_every_part_is_searched_by_what_quickens_it(rows: Array, variant: Varian
         return Bf16Rows(given)
 
     quick.attach_index(index)
-    assert len(asked) == max(1, len(variant.widths))
+    assert len(asked) == 1
     assert quick.nbytes > plain.nbytes
     np.testing.assert_allclose(quick.distances(rows[::-1]), plain.distances(rows[::-1]), atol=1e-6)
-
-
-def test_leaving_an_image_out_leaves_out_its_rows_in_every_part(rows: Array) -> None:
-    src = np.repeat(np.arange(2, dtype=np.int32), 100)
-    own = memory(rows, Variant(widths=(2, 4)), src=src)
-    other = memory(rows[100:], Variant(widths=(2, 4)))
-    np.testing.assert_allclose(own.distances(rows[:9], leave_out=0), other.distances(rows[:9]), atol=1e-6)
 
 
 def test_foreground_is_what_the_border_has_less_of(rng: np.random.Generator) -> None:
@@ -327,7 +303,6 @@ def test_samples_bring_their_own_shapes_to_a_fit(client: Any) -> None:
 
 @pytest.mark.parametrize("changed", [
     {"patchcore_distance": "mahalanobis"},
-    {"patchcore_memories": "separate"},
     {"foreground_mask": "pca"},
     {"patchcore_distance": "cosine", "score_map": "tokens", "patchcore_reweight": 3},
     {"token_blur": 1.0, "score_method": "max"},
