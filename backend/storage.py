@@ -1,7 +1,7 @@
 """ModelStore: models/<role>/<roi>/ on disk. The rename of memory.npz is the commit; all else is derived from it.
 
 memory.npz    emb float32 (N, D) unit rows · token_h · token_w · src int32 (N,) · metadata (JSON text)
-              and what variants of a memory need: whiten, foreground, cosine
+              and how some memories measure: whiten, foreground, cosine
 reserve.npz   rows that the next growth may still take (see reserve)
 index.faiss   FAISS flat index of emb, followed by a trailer that names the generation
 calib.json    the threshold and what it was made for
@@ -40,8 +40,7 @@ from backend.base.errors import (
 )
 from backend.base.files import one_writer, patiently, utc_now, write_atomic, write_json
 from backend.base.keys import ModelKey
-from backend.memory.variants import checked_extras
-from backend.patchcore import Reserve
+from backend.patchcore import Reserve, checked_extras
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ NPZ_ERRORS = (
 class StoredMemory:
     """What memory.npz holds. `metadata` is empty-ish for files of the older layout, and `src` then all −1.
 
-    `extras`: what a memory stores beside its rows so as to measure the way it was fitted (see variants).
+    `extras`: what a memory stores beside its rows so as to measure the way it was fitted (see patchcore).
     `reserve`: what a growth may still take; for a growth alone, which asks for it (see reserve).
     """
 

@@ -261,5 +261,5 @@ class _LoggedJob(TrackedJob):
 
 
 def _stored(memory: PatchCoreMemory, embedded: Embeddings, metadata: dict[str, Any]) -> StoredMemory:
-    src = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
+    src = memory.image_ids if memory.image_ids is not None else np.full(len(memory), -1, np.int32)
     return StoredMemory(memory.emb, embedded.grid, src, metadata, memory.extras, memory.reserve)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import InspectionError, InvalidShape, InvalidValue, Notice
+from backend.base.errors import InspectionError, InvalidShape, Notice
 from backend.base.errors_samples import OnlyImage
 from backend.base.keys import ModelKey
 from backend.infer import InferenceEngine, Inspection, RoiSize, part_mask
+from backend.patchcore import NothingLeft
 from backend.samples.store import SampleStore, known_mm_per_px, known_shape
 from backend.service.fitting import DECODERS, ImageFile, PreparedImage, ahead, prepare_image
 from backend.service.growing import image_count, seen
@@ -181,9 +182,7 @@ class SampleScorer:
             raise OnlyImage(name=read.sample.name)
         try:
             return engine.token_map(tokens, read.image.grid, memory, leave_out, part=part)
-        except InvalidValue as err:
-            if leave_out is None or memory.src is None or (memory.src != leave_out).any():
-                raise
+        except NothingLeft as err:
             raise OnlyImage(name=read.sample.name) from err
 
     def _mm_per_px(self, read: _Read) -> float:

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import Notice, TokenGridMismatch
+from backend.base.errors import InvalidValue, Notice, TokenGridMismatch
 from backend.base.images import decode_image, encode_png, is_large
 from backend.features import RGB, Extractor, Grid, grid_of, prepare
-from backend.patchcore import ChunkedCoreset, PatchCoreMemory
+from backend.memory.chunked import Budget, BudgetTooSmall, ChunkedCoreset
+from backend.patchcore import PatchCoreMemory
 from backend.roi_mask import Shape, build_mask, token_mask
 from backend.service.augment import Augmentation
-from backend.service.passes import Budget
 from backend.service.queue import InferenceQueue, Job
 
 DECODERS = 2
@@ -156,6 +156,7 @@ def embed_images(
 
     Raises:
         BadImage, TokenGridMismatch, MaskEmpty: for the first file that cannot be used.
+        InvalidValue: the budget does not hold what a coreset in passes needs.
         Cancelled: the job was cancelled.
     """
     extractor = queue.extractor
@@ -189,10 +190,18 @@ def embed_images(
         emb = _gathered(embedded(), len(files) * tokens, extractor.dim)
         src = np.repeat(np.arange(len(files), dtype=np.int32), counts)
     else:
-        passes = budget.choose(embedded(), len(files) * tokens)
+        passes = _in_passes(budget, embedded(), len(files) * tokens)
         emb, src = passes.rows, passes.chunk.astype(np.int32)
     shaped = [image.inside is not None for image in seen]
     return Embeddings(emb, src, first.grid, [image.digest for image in seen], counts, shaped, passes)
+
+
+def _in_passes(budget: Budget, chunks: Iterator[NDArray[np.float32]], n_rows: int) -> ChunkedCoreset:
+    try:
+        return budget.choose(chunks, n_rows)
+    except BudgetTooSmall as err:
+        needed = f">= {-(-err.needed >> 20)}"
+        raise InvalidValue(field="FIT_MEMORY_MB", value=f"{budget.megabytes:g}", expected=needed) from err
 
 
 def _gathered(chunks: Iterator[NDArray[np.float32]], most: int, dim: int) -> NDArray[np.float32]:

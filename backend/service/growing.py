@@ -93,7 +93,7 @@ def grown_memory(
     n = max(0, min(_share(int(old.metadata["n_embeddings"]), len(embedded.emb), rate), limit - n_old))
     coreset = coreset_of(emb[n_old:], n, centres=old.emb, left=n_old + n, progress=progress)
     kept, left = np.concatenate([np.arange(n_old), n_old + coreset.indices]), n_old + coreset.left
-    memory = PatchCoreMemory(emb[kept], backend=backend, src=src[kept])
+    memory = PatchCoreMemory(emb[kept], backend=backend, image_ids=src[kept])
     memory.reserve = Reserve(emb[left], src[left], max(beyond, coreset.beyond))
     memory.n_embeddings = int(old.metadata["n_embeddings"]) + len(embedded.emb)
     n_reserve = len(old.reserve.emb) if old.reserve else 0
@@ -103,7 +103,7 @@ def grown_memory(
 def _everything(old: StoredMemory, embedded: Embeddings) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Rows (N, D) of `old`, of its reserve and of new images, in this order, and (N,) the images they came from."""
     new = np.where(embedded.src < 0, -1, embedded.src + image_count(old.metadata)).astype(np.int32)
-    reserved = [(old.reserve.emb, old.reserve.src)] if old.reserve else []
+    reserved = [(old.reserve.emb, old.reserve.image_ids)] if old.reserve else []
     rows, images = zip((old.emb, old.src), *reserved, (embedded.emb, new), strict=True)
     emb, src = np.concatenate(rows), np.concatenate(images)
     src[rows_of_several(emb, src)] = -1

@@ -28,9 +28,8 @@ from backend.infer import (
     heatmap_range,
     part_mask,
 )
-from backend.memory.products import quick_rows
-from backend.memory.variants import build_memory
-from backend.patchcore import PatchCoreMemory
+from backend.memory.chunked import Budget
+from backend.patchcore import Foreground, PatchCoreMemory
 from backend.roi_mask import Shape
 from backend.samples.recorder import Journal
 from backend.service.augment import Augmentation
@@ -38,7 +37,7 @@ from backend.service.calibration import Applied, apply_calibration, fit_settings
 from backend.service.fitting import Embeddings, ImageFile, embed_good_parts, fit_metadata, prepare_image
 from backend.service.host import ExtractorHost
 from backend.service.models import FittedModel, ModelCache, check_extractor, index_bytes
-from backend.service.passes import Budget, one_at_a_time
+from backend.service.passes import one_at_a_time
 from backend.service.queue import InferenceQueue, Job
 from backend.service.reserve import keep_reserve
 from backend.service.results import (
@@ -49,8 +48,8 @@ from backend.service.results import (
     about_coreset,
     about_frame,
     about_origin,
+    has_foreground,
     params_of,
-    variant_of,
 )
 from backend.service.warmup import rehearse
 from backend.storage import ModelStore, StoredMemory
@@ -71,9 +70,7 @@ class Inspector:
         self.settings = settings
         self.journal = journal or Journal()
         self.store = ModelStore(settings.models_dir, read_only=settings.read_only, min_free_mb=settings.min_free_mb)
-        self.cache = ModelCache(
-            self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend, rough=quick_rows
-        )
+        self.cache = ModelCache(self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend)
         self.host = ExtractorHost(settings, extractor, lambda queue: rehearse(queue, self.cache))
         self._fitting = threading.Lock()
 
@@ -157,7 +154,7 @@ class Inspector:
             seed=settings.seed,
             expected=expected,
             max_megapixels=settings.max_image_mp,
-            budget=Budget.of(settings) if in_passes else None,
+            budget=_budget(settings) if in_passes else None,
         )
 
     def calibrate(
@@ -342,15 +339,16 @@ class Inspector:
     def remember(self, embedded: Embeddings, job: Job) -> PatchCoreMemory:
         """The memory of a fit's embeddings, with the settings' coreset unless passes have chosen it."""
         settings, passes = self.settings, embedded.passes
-        memory = build_memory(
+        memory = PatchCoreMemory.build(
             embedded.emb,
-            variant_of(settings, embedded),
-            embedded.grid,
-            coreset_rate=1.0 if passes else settings.coreset_rate,
+            1.0 if passes else settings.coreset_rate,
             limit=settings.max_coreset,
             rng=np.random.default_rng(settings.seed),
             backend=settings.knn_backend,
-            src=embedded.src,
+            image_ids=embedded.src,
+            distance=settings.patchcore_distance,
+            foreground=Foreground.learnt(embedded.emb, embedded.grid) if has_foreground(settings, embedded) else None,
+            growing=True,
             progress=job.stage("coreset"),
         )
         if passes:
@@ -399,9 +397,15 @@ class Inspector:
         files: Sequence[ImageFile] = (),
     ) -> tuple[StoredMemory, list[Notice]]:
         """Write a memory, with `files` and what was done told to the journal. The caller holds the store's lock."""
-        src = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
+        src = memory.image_ids if memory.image_ids is not None else np.full(len(memory), -1, np.int32)
         notices = self.journal.keep(key, files, float(metadata["mm_per_px"])) if files else []
         stored = self.store.save_memory(key, memory.emb, grid, src, metadata, index_bytes(memory), memory.extras)
         keep_reserve(self.store.folder(key), stored.generation, memory)
         self.cache.put(key, memory, stored, self.store.stamp(key))
         return stored, notices + self.journal.fitted(key, stored.metadata)
+
+
+def _budget(settings: Settings) -> Budget:
+    return Budget(
+        megabytes=settings.fit_memory_mb, rate=settings.coreset_rate, limit=settings.max_coreset, seed=settings.seed
+    )

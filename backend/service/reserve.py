@@ -33,7 +33,7 @@ def keep_reserve(folder: Path, generation: str, memory: PatchCoreMemory) -> None
         if reserve is None or len(reserve.emb) == 0:
             path.unlink(missing_ok=True)
             return
-        arrays: dict[str, Any] = {"emb": reserve.emb, "src": reserve.src, "beyond": np.float64(reserve.beyond)}
+        arrays: dict[str, Any] = {"emb": reserve.emb, "src": reserve.image_ids, "beyond": np.float64(reserve.beyond)}
         write_atomic(path, lambda file: np.savez(file, generation=np.array(generation), **arrays))
     except (DiskFull, ReadOnlyStore, OSError) as err:
         logger.warning("%s could not be written, so the next growth chooses among new images alone: %s", path, err)
@@ -55,7 +55,7 @@ def load_reserve(folder: Path, stored: StoredMemory) -> Reserve | None:
 
 
 def _checked(reserve: Reserve, dim: int) -> Reserve:
-    emb, src = reserve.emb, reserve.src
+    emb, src = reserve.emb, reserve.image_ids
     if emb.dtype != np.float32 or src.dtype != np.int32 or src.ndim != 1 or emb.shape != (len(src), dim):
         raise ValueError(f"emb is {emb.dtype} {emb.shape} and src {src.dtype} {src.shape} for rows of {dim} numbers")
     if not (np.isfinite(emb).all() and np.isfinite(reserve.beyond)):

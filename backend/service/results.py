@@ -11,7 +11,6 @@ from backend.base.errors import Notice
 from backend.base.keys import ModelKey
 from backend.features import Extractor, Grid
 from backend.infer import Inspection, RoiSize
-from backend.memory.variants import Variant
 from backend.service.calibration import Applied
 from backend.service.fitting import Embeddings
 from backend.service.models import FittedModel
@@ -131,9 +130,6 @@ def capped(n_embeddings: int, settings: Settings) -> list[Notice]:
     return [Notice("coreset_capped", {"limit": limit, "wanted": wanted})] * (wanted > limit)
 
 
-def variant_of(settings: Settings, embedded: Embeddings) -> Variant:
-    """The kind of memory that the settings ask for."""
-    return Variant(
-        distance=settings.patchcore_distance,
-        foreground=settings.foreground_mask == "pca" and not any(embedded.shaped) and embedded.passes is None,
-    )
+def has_foreground(settings: Settings, embedded: Embeddings) -> bool:
+    """Whether a fit tells the part from its background: where it is to, no shape does, and it has whole images."""
+    return settings.foreground_mask == "pca" and not any(embedded.shaped) and embedded.passes is None
