@@ -15,7 +15,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backend.memory.products import quick_rows
 from backend.patchcore import Array, PatchCoreMemory, kcenter_greedy, l2_normalize
 
 
@@ -71,7 +70,7 @@ def compare_neighbours(q: Array, memory_rows: Array, repeats: int) -> None:
     (rows, dim), queries = memory_rows.shape, len(q)
     start = perf_counter()
     memory = PatchCoreMemory(memory_rows)
-    memory.attach_index(quick_rows)
+    memory.attach_index()
     load = perf_counter() - start
     ours = seconds(lambda: memory.distances(q), repeats)
     product = seconds(lambda: [q @ memory_rows[at : at + 4096].T for at in range(0, rows, 4096)], repeats)

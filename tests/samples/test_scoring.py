@@ -84,8 +84,10 @@ def test_below_rate_one_leaving_out_stays_within_the_documented_bound(tmp_path: 
         collector.inspector.fit(WITHOUT, others, mm_per_px=0.2, keep=False)
         refit = collector.inspector.cache.model(WITHOUT)
         embedded = collector.inspector.embed(others, queue, Job())
-        assert memory.src is not None
-        bound = max(covering_radius([embedded.emb], memory.emb[memory.src != left]), float(refit.memory.radius or 0))
+        assert memory.image_ids is not None
+        bound = max(
+            covering_radius([embedded.emb], memory.emb[memory.image_ids != left]), float(refit.memory.radius or 0)
+        )
         truth = collector.inspector.infer(WITHOUT, files[left], mm_per_px=0.2).inspection.score
         assert abs(score(collector, name, leave_out=True) - truth) <= bound + 1e-5
     collector.close()
@@ -97,8 +99,8 @@ def test_an_image_fitted_twice_is_left_out_twice(tmp_path: Path) -> None:
     collector.fit(KEY, files, mm_per_px=0.2)
     (name, _) = collector.samples.names(KEY, "ok")
     memory = collector.inspector.cache.model(KEY).memory
-    assert memory.src is not None
-    assert set(memory.src.tolist()) <= {0, 1}
+    assert memory.image_ids is not None
+    assert set(memory.image_ids.tolist()) <= {0, 1}
     assert score(collector, name, leave_out=True) > 0.01 > score(collector, name, leave_out=False)
     collector.close()
     collector.close()

@@ -14,7 +14,6 @@ from backend.patchcore import covering_radius
 from backend.service.fitting import ImageFile
 from backend.service.growing import grow
 from backend.service.inspection import Inspector
-from backend.service.passes import Budget
 from backend.service.queue import Job
 from tests.parts import encoded, part
 
@@ -25,11 +24,6 @@ FILES = [ImageFile(f"{n}.png", lambda n=n: encoded(part(n), "PNG")) for n in ran
 def inspector(folder: Path, megabytes: float, **more: Any) -> Inspector:
     settings = Settings(models_dir=folder, fit_memory_mb=megabytes, input_size=448, coreset_rate=0.02, **more)
     return Inspector(settings, TextureFeatures(448))
-
-
-def test_a_budget_counts_bytes_of_float32() -> None:
-    budget = Budget(megabytes=1, rate=0.1, limit=100, seed=0)
-    assert budget.holds(2**18, 1) and not budget.holds(2**18 + 1, 1)
 
 
 def test_a_fit_beyond_its_memory_says_so_and_covers_nearly_as_well(tmp_path: Path) -> None:
@@ -43,7 +37,7 @@ def test_a_fit_beyond_its_memory_says_so_and_covers_nearly_as_well(tmp_path: Pat
 
     queue = large.host.queue()
     emb = large.embed(FILES, queue, Job()).emb
-    memory, src = (getattr(small.cache.model(KEY).memory, name) for name in ("emb", "src"))
+    memory, src = (getattr(small.cache.model(KEY).memory, name) for name in ("emb", "image_ids"))
     radius = covering_radius([emb], memory)
     assert radius <= found.metadata["radius"] + 1e-6
     assert radius <= 1.25 * other.metadata["radius"]
