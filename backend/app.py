@@ -21,6 +21,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from backend import __version__
+from backend.api.answers import infer_fields
+from backend.api.catalogue import sentence
+from backend.api.limits import BodyLimit
 from backend.api.metrics import Measured, Metrics
 from backend.api.problems import language_of, on_http_exception, on_inspection_error, on_invalid_fields
 from backend.api.requests import (
@@ -30,13 +33,10 @@ from backend.api.requests import (
     InspectorDep,
     MmPerPx,
     RecipeHeader,
-    UploadRoute,
     identity,
-    region_fields,
     run_job,
     run_tracked,
     sentences,
-    uploads,
 )
 from backend.api.routes import console, models, ops, samples, work
 from backend.api.schemas import (
@@ -46,11 +46,11 @@ from backend.api.schemas import (
     Health,
     InferResponse,
 )
-from backend.api.security import BodyLimit, Guard
+from backend.api.security import Guard
 from backend.api.telemetry import RequestIdentity, configure_logging
+from backend.api.uploads import UploadRoute, uploads
 from backend.base.config import Settings, load_settings
-from backend.base.errors import InspectionError, InvalidValue
-from backend.base.images import to_base64
+from backend.base.errors import InspectionError, InvalidValue, StartupError
 from backend.base.keys import ModelKey, check_recipe
 from backend.features import Extractor
 from backend.infer import HeatmapScale
@@ -145,7 +145,9 @@ def health(request: Request, inspector: InspectorDep, x_recipe_id: RecipeHeader 
     """Whether the service is up, on which device, with which extractor."""
     own = {"request_id": request.state.request_id, "recipe_id": check_recipe(x_recipe_id)}
     predictor: Predictor | None = getattr(request.app.state, "predictor", None)
-    known = inspector.health(language_of(request.headers))
+    known = inspector.health()
+    if "reason" in known:
+        known["reason"] = sentence(known["reason"], language_of(request.headers))
     return {**(predictor.health() if predictor else {}), **known, **own}
 
 
@@ -231,28 +233,12 @@ async def infer(
         lambda job: inspector.infer(key, file, mm_per_px=mm_per_px, shape=mask, heatmap=scale, job=job),
         timeout_s=inspector.settings.request_timeout_s,
     )
-    found = result.inspection
-    logger.info("infer %s: score %.6g, threshold %s, %s ms", key, found.score, result.threshold, result.timings_ms)
+    score = result.inspection.score
+    logger.info("infer %s: score %.6g, threshold %s, %s ms", key, score, result.threshold, result.timings_ms)
     metrics: Metrics = request.app.state.metrics
     metrics.inspected(key, result)
-    verdict = {} if result.is_anomaly is None else {"decision": "ng" if result.is_anomaly else "ok"}
-    body = {
-        **identity(request, key),
-        "score": found.score,
-        "threshold": result.threshold,
-        "is_anomaly": result.is_anomaly,
-        **verdict,
-        "heatmap_png_base64": to_base64(result.heatmap),
-        "heatmap_range": list(result.heatmap_range),
-        "regions": [region_fields(region) for region in found.regions],
-        "token_shape": list(result.token_shape),
-        "stats": found.stats,
-        "inference_ms": result.timings_ms["total"],
-        "timings_ms": result.timings_ms,
-        "params": result.params,
-        "warnings": sentences(request, result.warnings),
-    }
-    return JSONResponse(body)  # as it is: to check half a megabyte of its own making against the schema takes long
+    # Past FastAPI's check against the schema: it would take long over half a megabyte of our own making.
+    return JSONResponse({**identity(request, key), **infer_fields(result, language_of(request.headers))})
 
 
 def _heatmap_scale(value: str | None) -> HeatmapScale | None:
@@ -266,7 +252,11 @@ def _heatmap_scale(value: str | None) -> HeatmapScale | None:
 
 @cache
 def _default_app() -> FastAPI:
-    return create_app()
+    try:
+        return create_app()
+    except StartupError as err:
+        logger.critical(sentence(err, "en"))  # whoever imports the app shows a traceback, which has only the code
+        raise
 
 
 def __getattr__(name: str) -> Any:

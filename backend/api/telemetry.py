@@ -14,6 +14,7 @@ from time import perf_counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backend.api.catalogue import sentence
 from backend.api.problems import unexpected
 from backend.base.errors import StartupError
 
@@ -60,12 +61,12 @@ class RequestIdentity:
 
 
 def _plainly(send: Send) -> Send:
-    """Tells the server why the start failed in the error's sentence, where that says what to do; else as it was."""
+    """Tells the server why the start failed in a sentence that says what to do, where there is one."""
 
     async def tell(message: Message) -> None:
         err = sys.exc_info()[1]
         if message["type"] == "lifespan.startup.failed" and isinstance(err, StartupError):
-            message = {**message, "message": str(err)}
+            message = {**message, "message": sentence(err, "en")}
         await send(message)
 
     return tell

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 
-from backend.api.problems import language_of
-from backend.api.requests import ERRORS, CollectorDep, QueryKey, RecipeHeader, identity
+from backend.api.requests import ERRORS, CollectorDep, QueryKey, RecipeHeader, identity, sentences
 from backend.base.keys import ModelKey, check_recipe
 
 router = APIRouter(tags=["models"])
@@ -30,7 +29,7 @@ def state(
 def manifest(request: Request, collector: CollectorDep, key: QueryKey) -> dict[str, Any]:
     """Memory, calibration, samples and extractor of one model, and what of it is out of date and why."""
     found = collector.manifest(key)
-    reasons = [reason.text(language_of(request.headers)) for reason in found["stale"]["reasons"]]
+    reasons = sentences(request, found["stale"]["reasons"])
     return {**found, "stale": {**found["stale"], "reasons": reasons}, **identity(request, key)}
 
 

@@ -13,15 +13,14 @@ from backend.api.requests import (
     CollectorDep,
     FormKey,
     QueryKey,
-    UploadRoute,
     identity,
     run_tracked,
     sentences,
-    uploads,
 )
-from backend.base.errors import Notice
+from backend.api.uploads import UploadRoute, uploads
 from backend.base.images import decode_image, encode_jpeg, resize
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.roi_mask import parse_shape
 from backend.samples.collector import Collector
 from backend.samples.intake import drafts
