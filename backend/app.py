@@ -1,6 +1,7 @@
-"""The edge: create_app, the four contract routes, the lifespan.
+"""The HTTP service: `create_app`, what starts and stops with it, and the four routes of the contract.
 
-`uvicorn backend.app:app` works: the app is made when that name is first asked for, and no model before the lifespan.
+Importing this module builds nothing. `uvicorn backend.app:app` builds the app when it reads that name, and the lifespan
+loads the extractor.
 """
 
 from __future__ import annotations
@@ -161,10 +162,10 @@ async def fit_ok(
     memory_fit: Annotated[bool, Form(description="Add to the memory instead of replacing it.")] = False,
     use_dataset: Annotated[bool, Form(description="Fit from the stored OK samples, and from images if any.")] = False,
     shape: Annotated[
-        str | None, Form(description="The part inside the ROI of `images`: nothing else is learnt.")
+        str | None, Form(description="Where the part is inside each of `images`, as JSON: nothing else is learnt.")
     ] = None,
 ) -> dict[str, Any]:
-    """Build the memory of (role_id, roi_id) from good parts; it replaces the former one in one step, or grows it."""
+    """Build the memory of a model from images of good parts. It replaces the former one in one step, or grows it."""
     part = parse_shape(shape)
     files = [replace(file, shape=part) for file in uploads(images)]
     fit = partial(collector.fit, key, files, mm_per_px=mm_per_px, memory_fit=memory_fit, use_dataset=use_dataset)
@@ -194,7 +195,7 @@ async def fit_ok(
 async def calibrate_ng(
     request: Request, inspector: InspectorDep, body: CalibrateRequest, x_recipe_id: RecipeHeader = None
 ) -> dict[str, Any]:
-    """Choose the threshold from scores of good parts and of none to a few bad ones."""
+    """Choose the threshold from the scores of good parts and, if there are any, of bad ones."""
     key = ModelKey.of(body.role_id, body.roi_id, body.recipe_id or x_recipe_id)
     result = await run_job(
         request,
@@ -221,11 +222,16 @@ async def infer(
     image: Annotated[UploadFile, File(description="The canonical ROI of the part.")],
     shape: Annotated[
         str | None,
-        Form(description="The part inside the ROI.", examples=['{"kind":"circle","cx":192,"cy":192,"r":180}']),
+        Form(
+            description="Where the part is inside the ROI, as JSON: only it is scored.",
+            examples=['{"kind":"circle","cx":192,"cy":192,"r":180}'],
+        ),
     ] = None,
-    heatmap: Annotated[str | None, Form(description="relative, absolute, color or none.")] = None,
+    heatmap: Annotated[
+        str | None, Form(description="relative, absolute, color or none; HEATMAP_SCALE without it.")
+    ] = None,
 ) -> JSONResponse:
-    """Inspect one part: score, verdict, heatmap and the regions that differ."""
+    """Inspect one part: its score, the verdict, a heatmap and the regions that differ from good parts."""
     (file,) = uploads([image])
     mask, scale = parse_shape(shape), _heatmap_scale(heatmap)
     result = await run_job(

@@ -18,13 +18,14 @@ from backend.base.errors import BodyTimeout, RequestTooLarge, TooManyRequests
 
 MB = 2**20
 MAX_JSON_MB = 16
-# A body may take BODY_TIMEOUT_S and as long again as it takes at this pace: one byte a minute holds nobody.
+# A body may take BODY_TIMEOUT_S, and as long again as its bytes need at this pace: without it a client that sends a
+# byte now and then would keep its connection for ever.
 SLOWEST_BYTES_S = 16 * 2**10
-DRAINED_BYTES = 64 * 2**20
+DRAINED_BYTES = 64 * 2**20  # of a refused body are still read
 
 
 class RateLimit:
-    """Holds each client to a number of requests a window, in this process."""
+    """Holds each client to a number of requests in a window of time, counted by this process alone."""
 
     def __init__(self, limit: str | None) -> None:
         self._text = limit
@@ -44,7 +45,7 @@ class RateLimit:
         return TooManyRequests(limit=self._text, retry_after=max(1, round(reset - time())))
 
     def _mind_the_clock(self) -> None:
-        """The windows end by the wall clock: when it was set back they would last as long as it went back."""
+        """Begin all windows anew when the wall clock was set back: they end by it, and would last longer by as much."""
         now = time() - monotonic()
         if now < self._clock - 1:
             self._storage.reset()
@@ -78,6 +79,8 @@ class BodyLimit:
 
 
 class _CountedBody:
+    """A request's body, counted and timed while the app reads it."""
+
     def __init__(self, receive: Receive, limit_mb: float, setting: str, timeout_s: float) -> None:
         self._receive = receive
         self._timeout_s = timeout_s
@@ -93,7 +96,7 @@ class _CountedBody:
         return RequestTooLarge(limit=f"{self._limit_mb:g}", setting=self._setting)
 
     def given_up(self, status: int) -> bool:
-        """Whether the rest of the body is not waited for, so that nothing else can follow on its connection."""
+        """Whether an answer of `status` leaves some of the body unread; its connection can then carry nothing else."""
         return self.stalled or (status >= 400 and not self.complete)
 
     async def __call__(self) -> Message:
@@ -105,7 +108,7 @@ class _CountedBody:
     async def _next(self) -> Message:
         started = monotonic()
         left = self._timeout_s + self._count / SLOWEST_BYTES_S - self._waited
-        try:  # once the body is whole, what is waited for is the client's leaving
+        try:  # once the body is whole the app waits without limit: for the client to leave
             with anyio.fail_after(None if self.complete else min(self._timeout_s, left)):
                 message = await self._receive()
         except TimeoutError as err:
@@ -120,19 +123,21 @@ class _CountedBody:
         return message
 
     async def drain(self) -> None:
-        """Swallow a bounded rest of the body, so that the client reads the answer instead of a reset connection.
+        """Read up to DRAINED_BYTES more, so that the client reads the answer instead of finding its connection reset.
 
-        A client that asked first (Expect: 100-continue) has not sent it yet.
+        A client that asked first (Expect: 100-continue) has not sent anything yet, and nothing is waited for.
         """
         if self.stalled or (self.asks_first and self._count == 0):
             return
         stop = self._count + DRAINED_BYTES
-        with suppress(Refused):  # a client that stalls now has its answer coming
+        with suppress(Refused):  # a client that stalls now is answered all the same
             while not self.complete and self._count < stop:
                 await self._next()
 
 
 class _DrainFirst:
+    """Reads the rest of a refused body before the answer is sent."""
+
     def __init__(self, send: Send, body: _CountedBody) -> None:
         self._send = send
         self._body = body

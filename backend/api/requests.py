@@ -1,4 +1,4 @@
-"""What the routes share: ids from the request, dependencies, work in a thread that a leaving client cancels."""
+"""What the routes share: ids, dependencies, sentences, and work in a thread that stops when the client leaves."""
 
 from __future__ import annotations
 
@@ -42,9 +42,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 MmPerPx = Annotated[float, Form(gt=0, le=1e6, allow_inf_nan=False, description="Millimetres per pixel of the ROI.")]
 RoleId = Annotated[str, Form(description="Role, such as Master1.", examples=["Master1"])]
 RoiId = Annotated[str, Form(description="ROI, such as Pattern.", examples=["Pattern"])]
-ModelKeyField = Annotated[str | None, Form(description="The station's name of the ROI; roi_id is used.")]
-RecipeField = Annotated[str | None, Form(description="Recipe; the X-Recipe-Id header says the same.")]
-RecipeHeader = Annotated[str | None, Header(alias="X-Recipe-Id", description="Recipe; `default` without one.")]
+ModelKeyField = Annotated[str | None, Form(description="The station's own name of the ROI; roi_id is what counts.")]
+RecipeField = Annotated[str | None, Form(description="Recipe of the model; the header X-Recipe-Id says the same.")]
+RecipeHeader = Annotated[
+    str | None, Header(alias="X-Recipe-Id", description="Recipe of the model; `default` without one.")
+]
 
 
 def get_inspector(request: Request) -> Inspector:
@@ -91,7 +93,9 @@ FormKey = Annotated[ModelKey, Depends(form_key)]
 def query_key(
     role_id: Annotated[str, Query(description="Role, such as Master1.", examples=["Master1"])],
     roi_id: Annotated[str, Query(description="ROI, such as Pattern.", examples=["Pattern"])],
-    recipe_id: Annotated[str | None, Query(description="Recipe; the X-Recipe-Id header says the same.")] = None,
+    recipe_id: Annotated[
+        str | None, Query(description="Recipe of the model; the header X-Recipe-Id says the same.")
+    ] = None,
     x_recipe_id: RecipeHeader = None,
 ) -> ModelKey:
     """The model that a query names. Raises InvalidId, RecipeInvalid."""
@@ -108,7 +112,7 @@ def sentences(request: Request, said: Sequence[Said]) -> list[str]:
 
 
 def identity(request: Request, key: ModelKey) -> dict[str, str]:
-    """The fields that tell whose answer this is."""
+    """The ids that every answer about a model carries."""
     return {
         "role_id": key.role_id,
         "roi_id": key.roi_id,
@@ -120,12 +124,12 @@ def identity(request: Request, key: ModelKey) -> dict[str, str]:
 async def run_job(
     request: Request, work: Callable[[Job], T], job: Job | None = None, *, timeout_s: float | None = None
 ) -> T:
-    """Run `work(job)` in a thread; a client that goes away cancels the job.
+    """Run `work(job)` in a thread; when the client goes away the job is cancelled.
+
+    There are a few more threads than MAX_QUEUE, so that a crowd is told so by the queue and does not wait for a thread.
 
     Raises:
         TimedOut: it took longer than `timeout_s`; the job was cancelled.
-
-    The threads are as many as requests may be admitted, so that the queue's own limit is the one that answers.
     """
     job = job or Job()
     limiter: anyio.CapacityLimiter = request.app.state.limiter

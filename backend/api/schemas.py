@@ -1,4 +1,4 @@
-"""Requests and responses as /docs shows them."""
+"""Bodies of requests and answers, as /docs shows them."""
 
 from __future__ import annotations
 
@@ -114,15 +114,17 @@ class CalibrateRequest(BaseModel):
     mm_per_px: float = Field(gt=0, le=1e6, allow_inf_nan=False)
     ok_scores: list[Finite] = Field(min_length=1, max_length=1_000_000)
     ng_scores: list[Finite] | None = Field(None, max_length=1_000_000)
-    area_mm2_thr: float | None = Field(None, ge=0, le=1e12, allow_inf_nan=False, description="Smallest region, mm².")
+    area_mm2_thr: float | None = Field(
+        None, ge=0, le=1e12, allow_inf_nan=False, description="Smaller regions are dropped, mm²."
+    )
     score_percentile: float | None = Field(
         None,
         gt=0,
         le=100,
         allow_inf_nan=False,
-        description="Percentile of the heatmap that is the score, 99 or 95.",
+        description="Percentile of the heatmap that is the score, such as 99 or 95.",
     )
-    model_key: str | None = Field(None, description="The station's name of the ROI; roi_id is used.")
+    model_key: str | None = Field(None, description="The station's own name of the ROI; roi_id is what counts.")
     recipe_id: str | None = None
 
 
@@ -178,7 +180,7 @@ class RegionOut(BaseModel):
     bbox: list[int] = Field(description="[x, y, w, h]")
     area_px: float
     area_mm2: float
-    contour: list[list[int]] = Field(description="[[x, y], …] of the outline.")
+    contour: list[list[int]] = Field(description="The outline as [[x, y], …].")
 
 
 class InferResponse(BaseModel):
@@ -234,13 +236,15 @@ class InferResponse(BaseModel):
     role_id: str
     roi_id: str
     score: float = Field(
-        description="Distance (0–2; to 4 where density weighs it): the percentile of the heatmap inside the mask."
+        description="How unlike good parts it is: a percentile of the map's distances (0–2; to 4 with PATCHCORE_DENSITY_K)."
     )
     threshold: float | None = Field(description="Null until the model is calibrated.")
     is_anomaly: bool | None = Field(description="score > threshold; null without a threshold.")
     decision: str = Field(default="", description='"ok" or "ng"; left out without a threshold.')
     heatmap_png_base64: str = Field(description="PNG of the ROI's size; empty with heatmap=none.")
-    heatmap_range: list[float] = Field(description="The distances that 0 and 255 of the heatmap stand for.")
+    heatmap_range: list[float] = Field(
+        description="[low, high]: the distances that 0 and 255 of the heatmap stand for."
+    )
     regions: list[RegionOut] = Field(description="Areas at or above the threshold, largest first.")
     token_shape: list[int]
     stats: dict[str, float] = Field(description="max, mean, median and top1_mean of the heatmap inside the mask.")
@@ -253,16 +257,16 @@ class InferResponse(BaseModel):
 
 
 class DatasetRequest(BaseModel):
-    """Whose samples."""
+    """The model whose samples are meant."""
 
     model_config = ConfigDict(protected_namespaces=())
 
     role_id: str
     roi_id: str
-    model_key: str | None = Field(None, description="The station's name of the ROI; roi_id is used.")
+    model_key: str | None = Field(None, description="The station's own name of the ROI; roi_id is what counts.")
     recipe_id: str | None = None
     default_mm_per_px: Annotated[MmPerPxOrNone, BeforeValidator(_blank_is_none)] = Field(
-        None, description="For samples that do not say; without it the memory's own."
+        None, description="Millimetres per pixel of samples that do not say; without it the memory's own."
     )
 
 
@@ -285,9 +289,9 @@ class CalibrateDatasetRequest(DatasetRequest):
         None, gt=0, le=100, description="Percentile of the heatmap that is the score; SCORE_PERCENTILE without it."
     )
     area_mm2_thr: Annotated[float | None, BeforeValidator(_blank_is_none)] = Field(
-        None, ge=0, le=1e12, allow_inf_nan=False, description="Smallest region, mm²."
+        None, ge=0, le=1e12, allow_inf_nan=False, description="Smaller regions are dropped, mm²."
     )
-    require_ng: bool = Field(False, description="Refuse to calibrate without NG samples.")
+    require_ng: bool = Field(False, description="Refuse to calibrate when there are no NG samples.")
 
 
 class InferDatasetRequest(DatasetRequest):

@@ -27,7 +27,7 @@ PUBLIC_PATHS = frozenset({"/livez", "/"})
 PUBLIC_PREFIXES: tuple[str, ...] = ("/web/",)
 READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 READING_POSTS = frozenset({"/infer", "/infer_dataset", "/predict", "/predict/batch"})
-CAREFUL_HEADERS = {
+SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
@@ -36,9 +36,9 @@ CAREFUL_HEADERS = {
 
 
 class Guard:
-    """Refuses strangers: API keys when there are any, else only clients on this machine; foreign web pages always.
+    """Refuses clients without a key or, where there are no keys, of other machines; and pages of other sites always.
 
-    Also holds clients to RATE_LIMIT, each process for itself, and sets the headers that keep browsers careful.
+    It also holds clients to RATE_LIMIT, and adds the headers that tell browsers to be careful with answers.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -55,11 +55,8 @@ class Guard:
             return
         refusal = None if self._public(scope) else self._too_many(scope) or self._stranger(scope)
         refusal = refusal or self._foreign_page(scope)
-        careful = _Careful(send)
-        if refusal is None:
-            await self.app(scope, receive, careful)
-        else:
-            await problem(scope, refusal)(scope, receive, careful)
+        answer = self.app if refusal is None else problem(scope, refusal)
+        await answer(scope, receive, _SecurityHeaders(send))
 
     def _public(self, scope: Scope) -> bool:
         path: str = scope["path"]
@@ -88,7 +85,7 @@ class Guard:
         return None if reads else ReadOnlyKey()
 
     def _not_from_here(self, scope: Scope, headers: Headers) -> InspectionError | None:
-        """A page whose own name was made to point at this machine (DNS rebinding) is as foreign as another client."""
+        """Refuses other machines, and pages whose site's name was made to point at this machine (DNS rebinding)."""
         if not is_local(scope):
             return LoopbackOnly()
         host = headers.get("host", "")
@@ -99,8 +96,8 @@ class Guard:
         return "*" in allowed or origin in allowed or origin.split("://", 1)[-1] == headers.get("host", "")
 
 
-class _Careful:
-    """Adds security headers where the route set none."""
+class _SecurityHeaders:
+    """Adds SECURITY_HEADERS that the route did not set itself."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -108,7 +105,7 @@ class _Careful:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in CAREFUL_HEADERS.items():
+            for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
             if headers.get("content-type", "").startswith("application/json"):
                 headers.setdefault("content-security-policy", "default-src 'none'; frame-ancestors 'none'")

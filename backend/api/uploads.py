@@ -24,17 +24,17 @@ from backend.service.fitting import ImageFile
 # Up to this size a request's files stay in memory: a file on disk costs a change of thread for each of its pieces.
 IN_MEMORY = 8 * MB
 
-# RFC 6266: beside a plain filename, which .NET writes in MIME's encoded words, this one is the name.
+# RFC 6266: where there is a `filename*`, it is the name; .NET writes the plain one beside it in MIME's encoded words.
 _FILENAME_STAR = re.compile(rb"filename\*=\"?utf-8'[^']*'([^;\"\s]+)", re.IGNORECASE)
 
-_FILENAME = re.compile(rb";\s*filename=", re.IGNORECASE)  # without it the framework takes a part for a text
+_FILENAME = re.compile(rb";\s*filename=", re.IGNORECASE)  # the framework takes a part without one for a text field
 
 
 class _BoundedParser(MultiPartParser):
     """Refuses a file over the limit while it streams, and a body that ends before its last boundary."""
 
     max_upload_mb: float = 64
-    spool_max_size = 256 * 2**10  # a thousand small files must not fill the memory that one large one may
+    spool_max_size = 256 * 2**10  # of each file: what is larger goes to disk, as a request may have a thousand files
     _whole = False
 
     async def parse(self) -> FormData:
@@ -72,6 +72,8 @@ class _BoundedParser(MultiPartParser):
 
 
 class _UploadRequest(Request):
+    """A request whose form is read by `_BoundedParser`."""
+
     async def _get_form(self, **_: Any) -> FormData:
         if self._form is not None:
             return self._form
@@ -93,7 +95,7 @@ class _UploadRequest(Request):
 
 
 def _no_room(err: OSError, parser: MultiPartParser) -> Exception:
-    """What to answer when a large upload could not be laid aside."""
+    """What to answer when the files of an upload could not be kept in the system's temporary folder."""
     for file in parser._files_to_close_on_error:
         file.close()
     if err.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", -1)}:

@@ -1,4 +1,4 @@
-"""Long work on what is stored: calibrate, score, and follow how far it is."""
+"""Long work on stored samples: calibrate with them, score them, and follow how far the work is."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ async def progress(
     request_id: str,
     stream: Annotated[bool, Query(description="Server-sent events; so does Accept: text/event-stream.")] = False,
 ) -> Response | dict[str, Any]:
-    """How far the work is that was asked for with `X-Request-Id: request_id`: once, or as server-sent events."""
+    """How far the request with this X-Request-Id is: once, or as server-sent events until it ends."""
     if stream or "text/event-stream" in request.headers.get("accept", ""):
         give_up = monotonic() + SSE_WAIT_S
         while (job := board.get(request_id)) is None:
