@@ -236,7 +236,7 @@ class InferResponse(BaseModel):
     role_id: str
     roi_id: str
     score: float = Field(
-        description="How unlike good parts it is: a percentile of the map's distances (0–2; to 4 with PATCHCORE_DENSITY_K)."
+        description="How unlike good parts: a percentile of the map's distances (0–2; to 4 with PATCHCORE_DENSITY_K)."
     )
     threshold: float | None = Field(description="Null until the model is calibrated.")
     is_anomaly: bool | None = Field(description="score > threshold; null without a threshold.")
