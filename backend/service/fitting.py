@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import InvalidValue, Notice, TokenGridMismatch
+from backend.base.errors import InvalidValue, TokenGridMismatch
 from backend.base.images import decode_image, encode_png, is_large
+from backend.base.messages import Notice
 from backend.features import RGB, Extractor, Grid, grid_of, prepare
 from backend.memory.chunked import Budget, BudgetTooSmall, ChunkedCoreset
 from backend.patchcore import PatchCoreMemory

@@ -14,11 +14,11 @@ from backend.base.errors import (
     ExtractorMismatch,
     FitInProgress,
     MemoryNotFound,
-    Notice,
     ReadOnlyReplica,
     ReadOnlyStore,
 )
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.features import Extractor
 from backend.patchcore import Backend, PatchCoreMemory
 from backend.storage import ModelStore, Stamp, StoredMemory
