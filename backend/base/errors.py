@@ -102,8 +102,8 @@ class EmptyFile(BadImage):
 
 class UndecodableImage(BadImage):
     code = "unreadable_image"
-    es = "{name}: No se pudo decodificar la imagen. Envía un PNG, JPEG, BMP, TIFF o WebP completo."
-    en = "{name}: the image could not be decoded. Send a whole PNG, JPEG, BMP, TIFF or WebP file."
+    es = "{name}: No se pudo decodificar la imagen ({reason}). Envía un PNG, JPEG, BMP, TIFF o WebP completo."
+    en = "{name}: the image could not be decoded ({reason}). Send a whole PNG, JPEG, BMP, TIFF or WebP file."
 
 
 class ImageTooSmall(BadImage):

@@ -108,6 +108,16 @@ NOTICES: dict[str, tuple[str, str]] = {
         "La imagen de {megapixels:.1f} MP se redujo a 12 MP para el análisis; las coordenadas son las originales.",
         "The {megapixels:.1f} MP image was scaled down to 12 MP for analysis; coordinates are the original ones.",
     ),
+    "frames_ignored": (
+        "La imagen trae varios fotogramas del mismo tamaño y se usa el primero. Fotogramas: {n}.",
+        "The image has several frames of the same size; the first one is used. Frames: {n}.",
+    ),
+    "few_levels_used": (
+        "La imagen usa valores de hasta {highest} y podría llegar a {most}: si la cámara no desplaza sus bits, "
+        "indica cuántos tiene en PIXEL_BITS.",
+        "The image uses values of up to {highest} and could go up to {most}: if the camera does not shift its bits, "
+        "say in PIXEL_BITS how many it has.",
+    ),
     "mm_per_px_differs": (
         "mm_per_px es {got} y la memoria se hizo con {expected}: las áreas usan {got}.",
         "mm_per_px is {got} and the memory was made with {expected}: areas use {got}.",
