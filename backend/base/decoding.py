@@ -35,10 +35,9 @@ from backend.base.errors import (
     ImageTooLarge,
     ImageTooSmall,
     InspectionError,
-    Notice,
-    Phrase,
     UndecodableImage,
 )
+from backend.base.messages import Notice, Phrase
 
 BGR = NDArray[np.uint8]
 
@@ -94,9 +93,9 @@ class _Samples:
 class _Refusal(Exception):
     """A reason why the file is not read; `decode` adds the file's name."""
 
-    def __init__(self, es: str, en: str, **values: Any) -> None:
-        super().__init__(en)
-        self.reason = Phrase(es, en, **values)
+    def __init__(self, code: str, **values: Any) -> None:
+        super().__init__(code)
+        self.reason = Phrase(code, values)
 
 
 def decode(data: bytes, *, name: str = "image", max_megapixels: float = 100, pixel_bits: int | None = None) -> Decoded:
@@ -157,13 +156,12 @@ def _reader(data: bytes, name: str) -> _Reader:
     for fits, kind in kinds:
         if fits:
             return kind(data)
-    es, en = "no tiene ninguno de estos formatos", "it is in none of these formats"
-    raise UndecodableImage(name=name, reason=Phrase(es, en))
+    raise UndecodableImage(name=name, reason=Phrase("format_not_read"))
 
 
 def _corrupt(err: Exception) -> Phrase:
     text = " ".join(str(err).split())[:120] or type(err).__name__
-    return Phrase("está dañada o incompleta: {err}", "it is damaged or incomplete: {err}", err=text)
+    return Phrase("damaged", {"err": text})
 
 
 def _check_size(header: Header, name: str, max_megapixels: float) -> None:
@@ -184,8 +182,7 @@ def _eight_bits(samples: _Samples, pixel_bits: int | None) -> Decoded:
         highest = int(values.max())
         if highest >= 1 << bits:
             raise _Refusal(
-                "tiene valores de hasta {highest} y PIXEL_BITS={bits} solo permite {most}",
-                "it has values of up to {highest}, and PIXEL_BITS={bits} allows {most} at most",
+                "beyond_pixel_bits",
                 highest=highest,
                 bits=bits,
                 most=(1 << bits) - 1,
@@ -232,7 +229,7 @@ def _rgb_of(image: Image.Image, frames: int = 1) -> _Samples:
 class _Png(_Reader):
     def header(self) -> Header:
         if self.data[12:16] != b"IHDR" or len(self.data) < 33:
-            raise _Refusal("está cortada", "it is cut off")
+            raise _Refusal("cut_off")
         width, height = struct.unpack_from(">II", self.data, 16)
         return Header(".png", width, height)
 
@@ -240,7 +237,7 @@ class _Png(_Reader):
         idat, frames = self._whole()
         width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", self.data, 16)
         if colour not in _CHANNELS or depth not in {1, 2, 4, 8, 16}:
-            raise _Refusal("su cabecera no es válida", "its header is not valid")
+            raise _Refusal("header_not_valid")
         plain = depth == 8 and colour in {0, 2, 6} and not interlaced and frames == 1
         raw = self._inflated(idat, _png_bytes(width, height, depth * _CHANNELS[colour], bool(interlaced)))
         if plain:
@@ -261,19 +258,18 @@ class _Png(_Reader):
         idat, frames, at, view = [], 1, len(_PNG), memoryview(self.data)
         while True:
             if at + 12 > len(self.data):
-                raise _Refusal("está cortada", "it is cut off")
+                raise _Refusal("cut_off")
             (length,) = struct.unpack_from(">I", self.data, at)
             end, kind = at + 8 + length, self.data[at + 4 : at + 8]
             if end + 4 > len(self.data):
-                raise _Refusal("está cortada", "it is cut off")
+                raise _Refusal("cut_off")
             if deflate.crc32(view[at + 4 : end]) != struct.unpack_from(">I", self.data, end)[0]:
                 raise _Refusal(
-                    "la suma de comprobación de su bloque {kind} no cuadra",
-                    "the checksum of its chunk {kind} is wrong",
+                    "checksum_wrong",
                     kind=kind.decode("latin-1"),
                 )
             if kind == b"CgBI":
-                raise _Refusal("es un PNG propio de Apple (CgBI)", "it is Apple's own kind of PNG (CgBI)")
+                raise _Refusal("apples_png")
             if kind == b"acTL" and length >= 4:
                 (frames,) = struct.unpack_from(">I", self.data, at + 8)
             if kind == b"IDAT":
@@ -287,9 +283,9 @@ class _Png(_Reader):
         try:
             raw: bytes = deflate.decompress(idat, bufsize=size + 1)
         except (zlib.error, deflate.error) as err:
-            raise _Refusal("sus píxeles comprimidos están dañados", "its compressed pixels are damaged") from err
+            raise _Refusal("pixels_damaged") from err
         if len(raw) < size:
-            raise _Refusal("le faltan píxeles", "pixels are missing")
+            raise _Refusal("pixels_missing")
         return raw[:size]
 
 
@@ -317,7 +313,7 @@ def _stored_png(ihdr: bytes, raw: bytes) -> bytes:
 
 def _required(image: NDArray[Any] | None) -> NDArray[Any]:
     if image is None:
-        raise _Refusal("sus píxeles no se entienden", "its pixels are not understood")
+        raise _Refusal("pixels_not_understood")
     return image
 
 
@@ -361,7 +357,7 @@ class _WebP(_Reader):
     def header(self) -> Header:
         (size,) = struct.unpack_from("<I", self.data, 4)
         if size + 8 > len(self.data):
-            raise _Refusal("está cortada", "it is cut off")
+            raise _Refusal("cut_off")
         kind, body = next(self._chunks())
         if kind == b"VP8X":
             width, height = (1 + int.from_bytes(body[at : at + 3], "little") for at in (4, 7))
@@ -374,7 +370,7 @@ class _WebP(_Reader):
 
     def samples(self) -> _Samples:
         if any(_ZEROED in body for kind, body in self._chunks() if kind in {b"VP8 ", b"VP8L", b"ANMF", b"ALPH"}):
-            raise _Refusal("parte de sus datos son ceros", "part of its data is zeros")
+            raise _Refusal("data_zeroed")
         image: Any = self.with_pillow("WEBP")
         return _rgb_of(image, int(getattr(image, "n_frames", 1)))
 
@@ -399,14 +395,13 @@ class _Tiff(_Reader):
         self._check_segments(page)
         colours = _COLOURS.get(int(page.photometric))
         if colours is None:
-            raise _Refusal(
-                "sus colores son {kind} y aquí no se leen", "its colours are {kind}, which is not read here",
+            raise _Refusal("colours_not_read",
                 kind=getattr(page.photometric, "name", page.photometric),
             )  # fmt: skip
         values = page.asarray()
         values = np.moveaxis(values, 0, 2) if int(page.planarconfig) == 2 and values.ndim == 3 else values
         if values.shape[:2] != (page.imagelength, page.imagewidth) or values.ndim > 3:
-            raise _Refusal("no es una imagen plana", "it is not a flat picture")
+            raise _Refusal("not_flat")
         if int(page.sampleformat) == 2:
             values = values.astype(np.int64) + (1 << (bits - 1))
         values = values.astype(np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32, copy=False)
@@ -419,9 +414,9 @@ class _Tiff(_Reader):
         largest = max((page.imagewidth * page.imagelength for page in pages), default=0)
         full = [page for page in pages if page.imagewidth * page.imagelength == largest]
         if largest == 0:
-            raise _Refusal("no contiene ninguna imagen", "there is no picture in it")
+            raise _Refusal("no_picture")
         if full[0].imagedepth > 1:
-            raise _Refusal("es un volumen", "it is a volume")
+            raise _Refusal("volume")
         return full[0], len(full)
 
     @staticmethod
@@ -431,11 +426,10 @@ class _Tiff(_Reader):
         declared = {int(b) for b in np.atleast_1d(1 if tag is None else tag.value)}
         if int(page.sampleformat) not in {1, 2, 4}:
             raise _Refusal(
-                "sus muestras son de coma flotante o complejas: guárdala como enteros",
-                "its samples are floating point or complex: save it as integers",
+                "samples_not_integers",
             )
         if len(declared) != 1 or not 1 <= (bits := declared.pop()) <= 32:
-            raise _Refusal("sus muestras tienen bits distintos", "its samples differ in their bits")
+            raise _Refusal("samples_differ")
         return bits
 
     def _check_segments(self, page: tifffile.TiffPage) -> None:
@@ -449,7 +443,7 @@ class _Tiff(_Reader):
         starts, counts = page.dataoffsets, page.databytecounts
         within = all(n > 0 and at > 0 and at + n <= len(self.data) for at, n in zip(starts, counts, strict=True))
         if len(starts) < expected or not within:
-            raise _Refusal("está cortada", "it is cut off")
+            raise _Refusal("cut_off")
         if int(page.compression) == 7:
             for at, n in zip(starts, counts, strict=True):
                 self._check_jpeg(page, self.data[at : at + n])
@@ -484,7 +478,7 @@ def _palette(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[
     _expect(page, 1)
     colours = page.colormap
     if colours is None or colours.shape[0] != 3 or colours.shape[1] < 1 << bits:
-        raise _Refusal("le falta la paleta", "its palette is missing")
+        raise _Refusal("palette_missing")
     index = values if values.ndim == 2 else values[:, :, 0]
     return (colours[::-1].T >> 8).astype(np.uint8)[index], 8
 
@@ -494,7 +488,7 @@ def _cmyk(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[NDA
     _expect(page, 4)
     inks = page.tags.get(332)
     if inks is not None and int(inks.value) != 1:
-        raise _Refusal("sus tintas no son CMYK", "its inks are not CMYK")
+        raise _Refusal("inks_not_cmyk")
     high = values[:, :, :4].astype(np.uint32) if bits <= 8 else (values[:, :, :4] >> (bits - 8)).astype(np.uint32)
     left = (255 - high) if bits >= 8 else 255 - high * 255 // ((1 << bits) - 1)
     rgb = (left[:, :, :3] * left[:, :, 3:] + 127) // 255
@@ -510,7 +504,7 @@ def _ycbcr(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[ND
     common = weights is None or np.allclose(np.asarray(weights.value, float).reshape(-1, 2)[:, 0], [299, 587, 114])
     full = subsampling is not None and tuple(subsampling.value) == (1, 1)
     if bits != 8 or not full or not common:
-        raise _Refusal("sus colores YCbCr no se leen así", "its YCbCr colours are not read in this form")
+        raise _Refusal("ycbcr_not_read")
     return cv2.cvtColor(np.ascontiguousarray(values[:, :, [0, 2, 1]]), cv2.COLOR_YCrCb2BGR), 8
 
 
@@ -520,8 +514,7 @@ def _expect(page: tifffile.TiffPage, colours: int) -> None:
     extra = 0 if tag is None else len(np.atleast_1d(tag.value))
     if page.samplesperpixel - extra != colours and not (extra == 0 and page.samplesperpixel == colours + 1):
         raise _Refusal(
-            "tiene {n} canales y sus colores piden {colours}",
-            "it has {n} channels, and its colours want {colours}",
+            "channels_unexpected",
             n=page.samplesperpixel,
             colours=colours,
         )

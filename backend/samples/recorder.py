@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from backend.base.config import Settings
-from backend.base.errors import DiskFull, FitInProgress, InspectionError, Notice, ReadOnlyStore
-from backend.base.errors_samples import DatasetsFull
+from backend.base.errors import DatasetsFull, DiskFull, FitInProgress, InspectionError, ReadOnlyStore
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.infer import Inspection, heatmap_png, heatmap_range
 from backend.samples.debug import DebugFolder
 from backend.samples.history import FitHistory

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import InspectionError, InvalidShape, InvalidValue, Notice
-from backend.base.errors_samples import OnlyImage
+from backend.base.errors import InspectionError, InvalidShape, InvalidValue, OnlyImage
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.infer import InferenceEngine, Inspection, RoiSize, part_mask
 from backend.samples.store import SampleStore, known_mm_per_px, known_shape
 from backend.service.fitting import DECODERS, ImageFile, PreparedImage, ahead, prepare_image

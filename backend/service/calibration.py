@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from backend.base.config import Settings
-from backend.base.errors import Notice
+from backend.base.messages import Notice
 from backend.infer import Scoring
 
 FIT_SETTINGS = (

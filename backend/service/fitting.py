@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import Notice, TokenGridMismatch
+from backend.base.errors import TokenGridMismatch
 from backend.base.images import decode_image, encode_png, is_large
+from backend.base.messages import Notice
 from backend.features import RGB, Extractor, Grid, grid_of, prepare
 from backend.patchcore import ChunkedCoreset, PatchCoreMemory
 from backend.roi_mask import Shape, build_mask, token_mask

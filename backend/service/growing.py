@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import ExtractorMismatch, FitInProgress, MemoryNotFound, NoImages, Notice, TokenGridMismatch
-from backend.base.errors_samples import MemoryMismatch
+from backend.base.errors import (
+    ExtractorMismatch,
+    FitInProgress,
+    MemoryMismatch,
+    MemoryNotFound,
+    NoImages,
+    TokenGridMismatch,
+)
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.features import Grid
 from backend.memory.coreset import Progress, coreset_of, coreset_size
 from backend.patchcore import Backend, PatchCoreMemory, Reserve

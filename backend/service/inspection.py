@@ -14,9 +14,10 @@ import numpy as np
 
 from backend import __version__
 from backend.base.config import Settings
-from backend.base.errors import DamagedFile, Language, NoImages, Notice
+from backend.base.errors import DamagedFile, NoImages
 from backend.base.images import few_threads_each
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.calib import FEW_OK, choose_threshold
 from backend.features import Extractor, Grid
 from backend.infer import (
@@ -89,8 +90,8 @@ class Inspector:
         """Whether inspections are waiting for their answer."""
         return self.host.depth > 0
 
-    def health(self, language: Language = "en") -> dict[str, str]:
-        """status, device, model, version, and `reason` while degraded."""
+    def health(self) -> dict[str, Any]:
+        """status, device, model, version, and while degraded the notice that says why as `reason`."""
         extractor = self.host.extractor
         known = {
             "status": self.host.status,
@@ -98,7 +99,7 @@ class Inspector:
             "model": extractor.name if extractor else self.settings.model_name,
             "version": __version__,
         }
-        return known | ({"reason": self.host.degraded.text(language)} if self.host.degraded else {})
+        return known | ({"reason": self.host.degraded} if self.host.degraded else {})
 
     def warnings(self) -> list[Notice]:
         """Notices that every answer carries: the degraded state."""

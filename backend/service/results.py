@@ -7,8 +7,8 @@ from time import perf_counter
 from typing import Any
 
 from backend.base.config import Settings
-from backend.base.errors import Notice
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.features import Extractor, Grid, widths_of
 from backend.infer import Inspection, RoiSize
 from backend.memory.variants import Variant
