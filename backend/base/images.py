@@ -1,19 +1,16 @@
-"""Images in and out, percentiles, millimetres: helpers that know nothing of models."""
+"""Image files in and out, and their sizes: helpers that know nothing of models."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
-from threadpoolctl import threadpool_limits
 
 from backend.base.codecs import decode_whole
 from backend.base.errors import EmptyFile, ImageTooLarge, ImageTooSmall, UndecodableImage
@@ -150,23 +147,3 @@ def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
 def working_scale(height: int, width: int) -> float:
     """Factor (≤ 1) that brings an image over 12 megapixels down to 12."""
     return min(1.0, math.sqrt(WORKING_PIXELS / (height * width)))
-
-
-def few_threads_each() -> None:
-    """Have a request's OpenCV and BLAS work on few cores: requests run side by side, most cores are the extractor's.
-
-    BLAS keeps to the calling thread, since its others wait busily for their next product, which costs a forward pass
-    beside them half of its pace. OpenCV's sleep; where cores abound, a quarter of them shortens what one request takes.
-    """
-    cv2.setNumThreads(max(1, available_cores() // 4))
-    threadpool_limits(limits=1, user_api="blas")
-
-
-def blocks(stop: int, size: int, start: int = 0) -> Iterator[slice]:
-    """Slices of at most `size` that cover start … stop."""
-    return (slice(at, min(at + size, stop)) for at in range(start, stop, size))
-
-
-def available_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from backend import __version__
+from backend.base.arrays import few_threads_each
 from backend.base.config import Settings
 from backend.base.errors import DamagedFile, Language, NoImages, Notice
-from backend.base.images import few_threads_each
 from backend.base.keys import ModelKey
 from backend.calib import FEW_OK, choose_threshold
 from backend.features import Extractor, Grid

@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.images import available_cores, decode_image, encode_png, few_threads_each, resize, to_base64
+from backend.base.arrays import available_cores, few_threads_each
+from backend.base.images import decode_image, encode_png, resize, to_base64
 from backend.features import Extractor, grid_of, prepare
 from backend.infer import InferenceEngine, Inspection, RoiSize, Scoring, heatmap_png, heatmap_range
 from backend.memory.products import quick_rows

@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backend.base.images import few_threads_each
+from backend.base.arrays import few_threads_each
 from backend.extractors.weights import write_random_weights
 from backend.features import Runtime, build_extractor, grid_of, prepare
 from backend.infer import InferenceEngine, RoiSize, Scoring
