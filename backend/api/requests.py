@@ -26,10 +26,9 @@ from backend.base.errors import BadForm, BadRequest, DiskFull, FileTooLarge, Not
 from backend.base.keys import ModelKey
 from backend.infer import Region
 from backend.samples.collector import Collector
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
-from backend.service.jobs import ProgressBoard, TrackedJob
-from backend.service.queue import Job
+from backend.service.jobs import Job, ProgressBoard, TrackedJob
 
 T = TypeVar("T")
 

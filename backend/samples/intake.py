@@ -13,7 +13,7 @@ from backend.base.errors_samples import BrokenImages, MetaInvalid, MetasMismatch
 from backend.base.images import decode_image
 from backend.roi_mask import Shape
 from backend.samples.store import Draft, known_shape
-from backend.service.fitting import DECODERS, ImageFile
+from backend.service.images import DECODERS, ImageFile
 
 NAMED = 20  # broken images that an error names
 

@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from backend.samples.debug import DebugFolder
+from backend.service.augment import Augmentation
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
@@ -18,8 +20,6 @@ from backend.app import create_app
 from backend.base.images import decode_image
 from backend.extractors.texture import TextureFeatures
 from backend.features import RGB
-from backend.samples.debug import DebugFolder
-from backend.service.augment import Augmentation
 from backend.tools.demo import served
 from tests.station import dotnet_form, part, small_settings
 

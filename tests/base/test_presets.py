@@ -14,7 +14,7 @@ from backend.base.images import decode_image, encode_png
 from backend.base.keys import ModelKey
 from backend.base.presets import PRESETS
 from backend.features import RGB
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 
 KEY = ModelKey.of("preset", "part")

@@ -103,10 +103,10 @@ def embedded(folder: Path) -> Array:
     """(N, D) unit rows of the images in `folder`, on the first one's token grid."""
     from backend.base.config import load_settings
     from backend.evaluation.sets import images_of
-    from backend.service.fitting import ImageFile
     from backend.service.host import extractor_for
+    from backend.service.images import ImageFile
     from backend.service.inspection import Inspector
-    from backend.service.queue import Job
+    from backend.service.jobs import Job
 
     settings = load_settings()
     inspector = Inspector(settings, extractor_for(settings))

@@ -19,6 +19,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from backend.service.passes import Budget
+
 from backend.patchcore import (
     Array,
     PatchCoreMemory,
@@ -27,7 +29,6 @@ from backend.patchcore import (
     kcenter_greedy_chunked,
     l2_normalize,
 )
-from backend.service.passes import Budget
 
 TOKENS = 1024
 

@@ -24,7 +24,7 @@ from backend.base.config import Settings
 from backend.base.images import decode_image, encode_png
 from backend.base.keys import ModelKey
 from backend.base.presets import PRESETS
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 
 WEIGHTS = {"resnet18": "resnet18_layers1-3.safetensors", "vit_tiny_patch16_224": "vit_tiny_patch16_224.safetensors"}

@@ -23,7 +23,7 @@ from backend.evaluation.results import SetResult
 from backend.evaluation.runner import Evaluator, RememberingExtractor
 from backend.evaluation.sets import InspectionSet, read_set
 from backend.extractors.texture import TextureFeatures
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 
 SETTINGS: dict[str, Any] = {"model_name": "texture", "input_size": 112, "coreset_rate": 0.2}

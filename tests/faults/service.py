@@ -17,7 +17,7 @@ import psutil
 from numpy.typing import NDArray
 
 from backend.base.keys import ModelKey
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 from tests.parts import encoded, part, quick_settings
 

@@ -24,7 +24,7 @@ from backend.memory.foreground import Foreground
 from backend.memory.variants import Variant, build_memory, stored_memory, whitening
 from backend.patchcore import PatchCoreMemory, l2_normalize
 from backend.roi_mask import Shape, build_mask, nearest_inside, token_mask
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 
 KEY = ModelKey.of("options", "part")

@@ -8,6 +8,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import pytest
+from backend.service.trash import empty_trash
 
 from backend.base.errors import Cancelled, MemoryNotFound, Notice, WeightsUnavailable
 from backend.base.errors_samples import NotEnoughSamples
@@ -16,8 +17,7 @@ from backend.extractors.texture import TextureFeatures
 from backend.samples.collector import Collector
 from backend.samples.history import FitHistory
 from backend.samples.intake import drafts
-from backend.service.queue import Job
-from backend.service.trash import empty_trash
+from backend.service.jobs import Job
 from backend.tools import cli
 from tests.station import image_file, part, small_settings
 

@@ -14,7 +14,7 @@ from backend.samples.collector import Collector
 from backend.samples.intake import drafts
 from backend.samples.scoring import Sample, SampleScorer
 from backend.service.fitting import ImageFile, rows_of_several
-from backend.service.queue import Job
+from backend.service.jobs import Job
 from tests.station import image_file, part, small_settings
 
 KEY = ModelKey.of("Master1", "Pattern")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from backend.service.growing import grow, grown_memory, seen
+from backend.service.reserve import load_reserve
 from numpy.typing import NDArray
 
 from backend.base.errors import BadImage, DiskFull, NoImages
@@ -17,9 +19,7 @@ from backend.extractors.texture import TextureFeatures
 from backend.infer import InferenceEngine, RoiSize, Scoring
 from backend.patchcore import PatchCoreMemory, covering_radius, kcenter_greedy, l2_normalize
 from backend.service.fitting import Embeddings, ImageFile, prepare_image
-from backend.service.growing import grow, grown_memory, seen
 from backend.service.inspection import Inspector
-from backend.service.reserve import load_reserve
 from backend.storage import StoredMemory
 from tests.station import image_file, small_settings
 

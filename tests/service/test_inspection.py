@@ -26,9 +26,9 @@ from backend.extractors.texture import TextureFeatures
 from backend.features import prepare
 from backend.infer import InferenceEngine, RoiSize, Scoring
 from backend.roi_mask import Shape
-from backend.service.fitting import ImageFile, prepare_image
+from backend.service.images import ImageFile, prepare_image
 from backend.service.inspection import Inspector
-from backend.service.queue import Job
+from backend.service.jobs import Job
 from backend.storage import ModelStore
 from tests.parts import good_files, image_file, part, quick_settings, tree
 

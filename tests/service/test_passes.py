@@ -5,17 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backend.service.growing import grow
+from backend.service.passes import Budget
 
 from backend.base.config import Settings
 from backend.base.errors import FitInProgress
 from backend.base.keys import ModelKey
 from backend.extractors.texture import TextureFeatures
 from backend.patchcore import covering_radius
-from backend.service.fitting import ImageFile
-from backend.service.growing import grow
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
-from backend.service.passes import Budget
-from backend.service.queue import Job
+from backend.service.jobs import Job
 from tests.parts import encoded, part
 
 KEY = ModelKey.of("role", "roi")
