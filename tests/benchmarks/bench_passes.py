@@ -19,8 +19,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backend.service.passes import Budget
-
+from backend.memory.chunked import Budget
 from backend.patchcore import (
     Array,
     PatchCoreMemory,

@@ -8,7 +8,6 @@ from time import monotonic, sleep
 from typing import Any
 
 import pytest
-from backend.service.trash import empty_trash
 
 from backend.base.errors import Cancelled, MemoryNotFound, Notice, WeightsUnavailable
 from backend.base.errors_samples import NotEnoughSamples
@@ -163,8 +162,8 @@ def test_a_deleted_model_stays_deleted_and_its_trash_brings_it_back(
         path.rename(tmp_path / "models" / "Master1" / "Pattern" / path.name)
     assert scores(collector) == before
     collector.delete_model(KEY)
-    assert empty_trash(collector.inspector.store, 1) == 0
-    assert empty_trash(collector.inspector.store, 0) >= 1
+    assert collector.inspector.store.empty_trash(1) == 0
+    assert collector.inspector.store.empty_trash(0) >= 1
     assert not list((tmp_path / "models" / ".trash").iterdir())
 
 
