@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.arrays import Ranked
-from backend.base.codecs import encode_grey
 from backend.base.errors import MaskEmpty
-from backend.base.images import encode_png, working_scale
+from backend.base.images import encode_grey, encode_png, working_scale
 from backend.base.options import filled, option
 from backend.roi_mask import Shape, build_mask, nearest_inside, token_mask
 

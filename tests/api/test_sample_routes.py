@@ -447,6 +447,6 @@ def test_augmented_views_are_seeded_and_belong_to_their_image(tmp_path: Path) ->
             assert fit(client, 0, 1)["n_embeddings"] == 2 * 2 * 64
             assert client.get("/manifest", params=IDS).json()["memory"]["n_images"] == 2
         memories.append(app.state.inspector.store.load_memory(next(iter(app.state.inspector.store.keys()))))
-    assert set(memories[0].src.tolist()) <= {-1, 0, 1}
+    assert set(memories[0].image_ids.tolist()) <= {-1, 0, 1}
     np.testing.assert_array_equal(memories[0].emb, memories[1].emb)
     assert not np.array_equal(memories[0].emb, memories[2].emb)
