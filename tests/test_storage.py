@@ -15,6 +15,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from backend.api.catalogue import sentence
 from backend.base import files as atomic
 from backend.base.errors import (
     DamagedFile,
@@ -499,8 +500,8 @@ def test_an_id_that_cannot_name_a_folder_everywhere_is_refused(value: str) -> No
     for arguments in ((value, "ok"), ("ok", value)):
         with pytest.raises(InvalidId) as caught:
             ModelKey.of(*arguments)
-        assert len(caught.value.text("es")) < 400
-        caught.value.text("en").encode()  # an answer must be able to carry it
+        assert len(sentence(caught.value, "es")) < 400
+        sentence(caught.value, "en").encode()  # an answer must be able to carry it
 
 
 def test_the_same_name_composed_differently_is_the_same_id() -> None:

@@ -22,7 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from backend.base.errors import EmptyFile, ImageTooLarge, ImageTooSmall, UndecodableImage
+from backend.base.errors import (
+    EmptyFile,
+    ImageTooLarge,
+    ImageTooSmall,
+    UndecodableImage,
+)
 
 Pixels = NDArray[np.uint8]
 

@@ -8,12 +8,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from backend.base.config import Settings
-from backend.base.errors import DiskFull, FitInProgress, InspectionError, MemoryNotFound, Notice, ReadOnlyStore
-from backend.base.errors_samples import NgRequired, NotEnoughSamples
+from backend.base.errors import (
+    DiskFull,
+    FitInProgress,
+    InspectionError,
+    MemoryNotFound,
+    NgRequired,
+    NotEnoughSamples,
+    ReadOnlyStore,
+)
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.features import Extractor
 from backend.samples.history import FitHistory
-from backend.samples.intake import Sentences
 from backend.samples.rebuild import Rebuilder
 from backend.samples.recorder import Recorder
 from backend.samples.scoring import Sample, SampleScorer, Scored
@@ -300,4 +307,4 @@ def _memory(manifest: dict[str, Any], grid: tuple[int, int]) -> dict[str, Any]:
 
 def _left_out(scored: Sequence[Scored]) -> list[Notice]:
     errors = [s.error for s in scored if s.error]
-    return [Notice("samples_left_out", {"n": len(errors), "reasons": Sentences(errors[:NAMED])})] if errors else []
+    return [Notice("samples_left_out", {"n": len(errors), "reasons": errors[:NAMED]})] if errors else []

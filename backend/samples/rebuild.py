@@ -11,9 +11,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from backend.base.config import Settings
-from backend.base.errors import InspectionError, MemoryNotFound, Notice, WeightsUnavailable
-from backend.base.errors_samples import NotEnoughSamples
+from backend.base.errors import InspectionError, MemoryNotFound, NotEnoughSamples, WeightsUnavailable
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.samples.history import FitHistory, Plan
 from backend.samples.store import SampleStore, known_mm_per_px, usable_shape
 from backend.service.fitting import FitOptions, Fitter, NewMemory, embed
@@ -173,7 +173,7 @@ class Rebuilder:
         if done:
             logger.info("rebuilt %s: %s", key, done)
             for notice in done.notices:
-                logger.warning("%s: %s", key, notice.text("en"))
+                logger.warning("%s: %s", key, notice)
 
     def _everything(self, key: ModelKey) -> dict[str, Any]:
         """One fit of all stored OK samples, with the settings that hold now: for samples without a record."""
@@ -217,7 +217,7 @@ class Rebuilder:
         metadata = {**new.metadata, "rebuilt_from": plan.generation, "n_missing": missing}
         stored, notices = self.fitter.commit(key, replace(new, metadata=metadata))
         for notice in notices:
-            logger.warning("%s: %s", key, notice.text("en"))
+            logger.warning("%s: %s", key, notice)
         return stored.generation
 
     def _calibrate(self, key: ModelKey, plan: Plan, generation: str, missing: int) -> None:

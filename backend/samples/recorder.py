@@ -11,10 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from backend.base.config import Settings
-from backend.base.errors import DiskFull, FitInProgress, InspectionError, Notice, ReadOnlyStore
-from backend.base.errors_samples import DatasetsFull
+from backend.base.errors import (
+    DatasetsFull,
+    DiskFull,
+    FitInProgress,
+    InspectionError,
+    ReadOnlyStore,
+)
 from backend.base.files import write_atomic, write_json
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.infer import Inspection, heatmap_png, heatmap_range
 from backend.samples.history import FitHistory
 from backend.samples.store import Draft, SampleStore

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import InspectionError, InvalidShape, Notice
-from backend.base.errors_samples import OnlyImage
+from backend.base.errors import InspectionError, InvalidShape, OnlyImage
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.infer import Criteria, Inspection, Roi, Scoring
 from backend.samples.store import SampleStore, known_mm_per_px, known_shape
 from backend.service.images import DECODERS, ImageFile, PreparedImage

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from backend.base.errors import Notice
+from backend.base.messages import Notice
 from backend.infer import Criteria, Scoring
 
 

@@ -14,9 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.config import Settings
-from backend.base.errors import ExtractorMismatch, FitInProgress, MemoryNotFound, NoImages, Notice, TokenGridMismatch
-from backend.base.errors_samples import MemoryMismatch
+from backend.base.errors import (
+    ExtractorMismatch,
+    FitInProgress,
+    MemoryMismatch,
+    MemoryNotFound,
+    NoImages,
+    TokenGridMismatch,
+)
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.base.options import filled, option
 from backend.features import Extractor, Grid, widths_of
 from backend.memory.chunked import Budget

@@ -13,8 +13,9 @@ from pathlib import PurePath
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import Notice, TokenGridMismatch
+from backend.base.errors import TokenGridMismatch
 from backend.base.images import decode_image, is_large
+from backend.base.messages import Notice
 from backend.features import RGB, Extractor, Grid, grid_of, prepare
 from backend.infer import RoiSize
 from backend.roi_mask import Shape

@@ -9,8 +9,9 @@ from typing import Any
 from backend import __version__
 from backend.base.arrays import few_threads_each
 from backend.base.config import Settings
-from backend.base.errors import DamagedFile, Language, Notice
+from backend.base.errors import DamagedFile
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.calib import FEW_OK, choose_threshold
 from backend.features import Extractor
 from backend.infer import Criteria, HeatmapScale, Roi, Scoring, heatmap_png, heatmap_range
@@ -58,8 +59,8 @@ class Inspector:
         """Whether inspections are waiting for their answer."""
         return self.host.depth > 0
 
-    def health(self, language: Language = "en") -> dict[str, str]:
-        """status, device, model, version, and `reason` while degraded."""
+    def health(self) -> dict[str, Any]:
+        """status, device, model, version, and while degraded the notice that says why as `reason`."""
         extractor = self.host.extractor
         known = {
             "status": self.host.status,
@@ -67,7 +68,7 @@ class Inspector:
             "model": extractor.name if extractor else self.settings.model_name,
             "version": __version__,
         }
-        return known | ({"reason": self.host.degraded.text(language)} if self.host.degraded else {})
+        return known | ({"reason": self.host.degraded} if self.host.degraded else {})
 
     def warnings(self) -> list[Notice]:
         """Notices that every answer carries: the degraded state."""

@@ -15,11 +15,11 @@ from backend.base.errors import (
     ExtractorMismatch,
     FitInProgress,
     MemoryNotFound,
-    Notice,
     ReadOnlyReplica,
     ReadOnlyStore,
 )
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.features import Extractor
 from backend.memory.variants import stored_memory
 from backend.patchcore import Array, CandidateIndex, PatchCoreMemory

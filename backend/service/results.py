@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
-from backend.base.errors import Notice
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.features import Grid
 from backend.infer import Inspection
 from backend.service.images import ImageFile

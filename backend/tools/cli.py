@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from backend.api.catalogue import sentence
 from backend.base.config import PROJECT_ROOT, Settings, load_settings, settings_table, share_metrics
 from backend.base.errors import InspectionError
 from backend.evaluation.cli import ManyNumbers, evaluate
@@ -38,7 +39,7 @@ def main() -> None:
     try:
         app()
     except InspectionError as err:
-        console.print(f"[red]error[/]: {err}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error[/]: {sentence(err, 'en')}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -288,7 +289,7 @@ class _Session:
 
     def warn(self, notices: Any) -> None:
         for notice in notices:
-            console.print(f"[yellow]warning[/]: {notice.text('en')}", highlight=False)
+            console.print(f"[yellow]warning[/]: {sentence(notice, 'en')}", highlight=False)
 
     def job(self) -> Job:
         return _shown_job(self.progress)

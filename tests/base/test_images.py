@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend.base import images
-from backend.base.errors import BadImage, EmptyFile, ImageTooLarge, ImageTooSmall, UndecodableImage
+from backend.base.errors import (
+    BadImage,
+    EmptyFile,
+    ImageTooLarge,
+    ImageTooSmall,
+    UndecodableImage,
+)
 from backend.base.images import (
     decode_image,
     decode_whole,
@@ -150,7 +156,7 @@ def test_an_empty_file_is_called_empty() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (27, 400), (400, 27)])
 def test_an_image_too_small_to_see_anything_says_so(height: int, width: int) -> None:
-    with pytest.raises(ImageTooSmall, match=f"{width}×{height}"):
+    with pytest.raises(ImageTooSmall, match=f"width={width}, height={height}"):
         decode_image(encoded(np.zeros((height, width), np.uint8)))
 
 
@@ -180,16 +186,16 @@ def webp_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "size"),
     [
-        (png_header(30_000, 30_000), "30000×30000"),
-        (png_header(11_000, 10_000), "11000×10000"),
+        (png_header(30_000, 30_000), "width=30000, height=30000"),
+        (png_header(11_000, 10_000), "width=11000, height=10000"),
         (png_header(2**31 - 1, 2**31 - 1), "2147483647"),
-        (bmp_header(30_000, 30_000), "30000×30000"),
+        (bmp_header(30_000, 30_000), "width=30000, height=30000"),
     ],
 )
 def test_a_huge_image_is_refused_from_its_header(data: bytes, size: str) -> None:
     tracemalloc.start()
     started = time.perf_counter()
-    with pytest.raises(ImageTooLarge, match=f"{size}.* 100 megapixels"):
+    with pytest.raises(ImageTooLarge, match=f"{size}.*limit=100"):
         decode_image(data, name="huge")
     spent, (_, peak) = time.perf_counter() - started, tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 
-from backend.base.errors import Cancelled, MemoryNotFound, Notice, WeightsUnavailable
-from backend.base.errors_samples import NotEnoughSamples
+from backend.base.errors import (
+    Cancelled,
+    MemoryNotFound,
+    NotEnoughSamples,
+    WeightsUnavailable,
+)
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.extractors.texture import TextureFeatures
 from backend.samples.collector import Collector
 from backend.samples.history import FitHistory

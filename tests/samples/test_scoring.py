@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backend.base.errors_samples import NgRequired, NotEnoughSamples
+from backend.api.catalogue import sentence
+from backend.base.errors import NgRequired, NotEnoughSamples
 from backend.base.images import decode_image, encode_png
 from backend.base.keys import ModelKey
 from backend.patchcore import covering_radius
@@ -125,7 +126,7 @@ def test_a_sample_that_cannot_be_read_is_left_out_and_named(collector: Collector
     result = collector.calibrate(KEY)
     assert result.values["n_ok"] == 3
     (notice,) = [notice for notice in result.warnings if notice.code == "samples_left_out"]
-    assert names[1] in notice.text("es")
+    assert names[1] in sentence(notice, "es")
     items = list(collector.score(KEY).items)
     assert [item.error is None for item in items] == [True, False, True, True]
 
@@ -144,7 +145,7 @@ def test_without_samples_that_help_there_is_no_calibration(collector: Collector)
 
 def test_a_fit_from_samples_needs_enough_of_them(collector: Collector) -> None:
     keep(collector, KEY, "ok", [image_file(seed) for seed in range(2)])
-    with pytest.raises(NotEnoughSamples, match="usable OK samples: 2; needed: 3"):
+    with pytest.raises(NotEnoughSamples, match="n=2, wanted=3"):
         collector.fit(KEY, [], mm_per_px=0.2, use_dataset=True)
     assert collector.fit(KEY, [image_file(2)], mm_per_px=0.2, use_dataset=True).metadata["n_images"] == 3
 

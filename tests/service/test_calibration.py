@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend.base.errors import (
-    Notice,
-)
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.extractors.texture import TextureFeatures
 from backend.service.fitting import Fitter
 from backend.service.inspection import Inspector

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backend.base.errors import BadImage, Cancelled, MaskEmpty, TokenGridMismatch
+from backend.base.errors import (
+    BadImage,
+    Cancelled,
+    MaskEmpty,
+    TokenGridMismatch,
+)
 from backend.base.images import decode_image, encode_png
 from backend.extractors.texture import TextureFeatures
 from backend.memory.chunked import Budget
@@ -139,13 +144,13 @@ def test_the_first_file_that_cannot_be_used_is_named(queue: InferenceQueue) -> N
     cases: list[tuple[list[ImageFile], type[Exception], str]] = [
         ([good, good, broken, wide], BadImage, "broken.png"),
         ([good, wide, broken], TokenGridMismatch, "wide.png"),
-        ([good, masked, broken], MaskEmpty, "96×96"),
+        ([good, masked, broken], MaskEmpty, "width=96, height=96"),
         ([broken, good], BadImage, "broken.png"),
     ]
     for files, error, said in cases:
         with pytest.raises(error, match=said):
             embed(queue, files)
-    with pytest.raises(TokenGridMismatch, match=r"expected \(5, 11\)"):
+    with pytest.raises(TokenGridMismatch, match=r"expected=\(5, 11\)"):
         embed(queue, [good], expected=(5, 11))
 
 

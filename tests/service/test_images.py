@@ -38,7 +38,7 @@ def test_an_roi_that_is_nearly_the_expected_one_is_resized_to_it_and_that_is_sai
     assert [(notice.code, notice.values) for notice in image.notices] == [
         ("roi_resized", {"got": (7, 9), "expected": (7, 10)})
     ]
-    with pytest.raises(TokenGridMismatch, match=r"got \(7, 9\), expected \(7, 12\). roi.png"):
+    with pytest.raises(TokenGridMismatch, match=r"got=\(7, 9\), expected=\(7, 12\), name=roi\.png"):
         prepare_image(file, EXTRACTOR, expected=(7, 12))
 
 

@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend.base.errors import BadImage, Cancelled, MaskEmpty, TokenGridMismatch
+from backend.base.errors import (
+    BadImage,
+    Cancelled,
+    MaskEmpty,
+    TokenGridMismatch,
+)
 from backend.base.keys import ModelKey
 from backend.infer import Criteria, Scoring
 from backend.roi_mask import Shape, build_mask, token_mask
@@ -103,7 +108,7 @@ def test_a_pixel_more_or_less_never_matters_however_long_the_roi(
 
 
 def test_another_grid_is_refused_with_both_grids(inspector: Inspector) -> None:
-    with pytest.raises(TokenGridMismatch, match=r"got \(5, 11\), expected \(8, 8\)"):
+    with pytest.raises(TokenGridMismatch, match=r"got=\(5, 11\), expected=\(8, 8\)"):
         run(pipeline_of(inspector), image_file(part(1, height=96, width=192)))
 
 
@@ -127,10 +132,10 @@ def test_the_shape_is_in_the_senders_pixels(inspector: Inspector) -> None:
     pipeline = pipeline_of(inspector)
     away = replace(BAD, shape=Shape("rect", {"x": 0, "y": 0, "w": 20, "h": 20}))
     assert run(pipeline, away).score < 0.7 * run(pipeline, BAD).score
-    with pytest.raises(MaskEmpty, match="96×96"):
+    with pytest.raises(MaskEmpty, match="width=96, height=96"):
         run(pipeline, replace(BAD, shape=Shape("circle", {"cx": 500, "cy": 500, "r": 3})))
     huge = image_file(np.zeros((4000, 4000, 3), np.uint8))
-    with pytest.raises(MaskEmpty, match="4000×4000"):
+    with pytest.raises(MaskEmpty, match="width=4000, height=4000"):
         run(pipeline, replace(huge, shape=Shape("circle", {"cx": 5000, "cy": 500, "r": 3})))
 
 
