@@ -30,6 +30,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from backend.base.config import Settings
 from backend.base.errors import (
     EmptyFile,
     ImageTooLarge,
@@ -38,6 +39,7 @@ from backend.base.errors import (
     UndecodableImage,
 )
 from backend.base.messages import Notice, Phrase
+from backend.base.options import filled, option
 
 BGR = NDArray[np.uint8]
 
@@ -62,6 +64,25 @@ _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, NotImplementedError,
     RuntimeError, AttributeError, AssertionError, struct.error, zlib.error, cv2.error, ZeroDivisionError,
 )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """How image files are read.
+
+    Attributes:
+        max_megapixels: of one image at most; its size is read from the header and refused before a pixel is decoded.
+        pixel_bits: significant bits of samples in 16-bit containers whose header does not say it, for a camera that
+            does not shift its values; None: all 16.
+    """
+
+    max_megapixels: float = option(100.0, "max_image_mp")
+    pixel_bits: int | None = option(None, "pixel_bits")
+
+    @classmethod
+    def of(cls, settings: Settings) -> ImageOptions:
+        """As `settings` have it."""
+        return cls(**filled(cls, settings))
 
 
 @dataclass(frozen=True)
@@ -98,29 +119,26 @@ class _Refusal(Exception):
         self.reason = Phrase(code, values)
 
 
-def decode(data: bytes, *, name: str = "image", max_megapixels: float = 100, pixel_bits: int | None = None) -> Decoded:
+def decode(data: bytes, *, name: str = "image", options: ImageOptions | None = None) -> Decoded:
     """Decode a PNG, JPEG, BMP, TIFF or WebP by its content.
 
     Args:
         data: the file.
         name: what errors call it.
-        max_megapixels: the size is read from the header and refused before a pixel is decoded.
-        pixel_bits: significant bits of samples in 16-bit containers whose header does not say it, for a camera that
-            does not shift its values (PIXEL_BITS); None: all 16.
 
     Raises:
         EmptyFile, UndecodableImage, ImageTooSmall, ImageTooLarge: with `name` in their text.
     """
+    options = options or ImageOptions()
     reader = _reader(data, name)
     try:
         header = reader.header()
-        _check_size(header, name, max_megapixels)
-        samples = reader.samples()
-        return _eight_bits(samples, pixel_bits)
+        _check_size(header, name, options.max_megapixels)
+        return _eight_bits(reader.samples(), options.pixel_bits)
     except _Refusal as err:
         raise UndecodableImage(name=name, reason=err.reason) from err
     except Image.DecompressionBombError as err:  # Pillow's own limit, inside its WebP reader
-        raise ImageTooLarge(name=name, width="?", height="?", limit=f"{max_megapixels:g}") from err
+        raise ImageTooLarge(name=name, width="?", height="?", limit=f"{options.max_megapixels:g}") from err
     except InspectionError:
         raise
     except _DECODER_ERRORS as err:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from backend.base.decoding import Decoded, decode, read_header
+from backend.base.decoding import Decoded, ImageOptions, decode, read_header
 from backend.base.errors import BadImage, ImageTooLarge, UndecodableImage
 from tests.parts import encoded, part
 from tests.tiffs import COMPRESSIONS, Page, write_tiff
@@ -261,19 +261,19 @@ def test_a_camera_that_does_not_shift_is_warned_of_and_understood_once_said(form
     scene = part(7)[:, :, 0].astype(int)
     own = scene << (bits - 8)
     want = decode(grey16(own << (16 - bits), form))
-    told = decode(grey16(own, form), pixel_bits=bits)
+    told = decode(grey16(own, form), options=ImageOptions(pixel_bits=bits))
     np.testing.assert_array_equal(told.pixels, want.pixels)
     assert not want.notices and not told.notices
     if bits == 12:
         assert codes(decode(grey16(own, form))) == {"few_levels_used"}
     with pytest.raises(UndecodableImage, match="beyond_pixel_bits"):
-        decode(grey16(own << (16 - bits), form), pixel_bits=bits)
+        decode(grey16(own << (16 - bits), form), options=ImageOptions(pixel_bits=bits))
 
 
 def test_pixel_bits_leave_eight_bit_files_and_declared_depths_alone() -> None:
     one = page(12, 1)
-    np.testing.assert_array_equal(decode(write_tiff([one]), pixel_bits=10).pixels, meant(one))
-    np.testing.assert_array_equal(decode(png(), pixel_bits=12).pixels, part(3))
+    np.testing.assert_array_equal(decode(write_tiff([one]), options=ImageOptions(pixel_bits=10)).pixels, meant(one))
+    np.testing.assert_array_equal(decode(png(), options=ImageOptions(pixel_bits=12)).pixels, part(3))
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -296,7 +296,7 @@ def test_the_header_alone_tells_format_and_size(form: str) -> None:
     header = read_header(encoded(part(0, height=40, width=56), form))
     assert (header.width, header.height) == (56, 40)
     with pytest.raises(ImageTooLarge):
-        decode(encoded(part(0), form), max_megapixels=0.001)
+        decode(encoded(part(0), form), options=ImageOptions(max_megapixels=0.001))
 
 
 @settings(max_examples=150, deadline=None)
@@ -312,7 +312,10 @@ def test_mutated_files_are_decoded_or_refused_and_nothing_else(data: st.DataObje
         changed[at] = data.draw(st.integers(0, 255))
     started = perf_counter()
     try:
-        decoded = decode(bytes(changed[: data.draw(st.integers(len(whole) // 2, len(whole)))]), max_megapixels=4)
+        decoded = decode(
+            bytes(changed[: data.draw(st.integers(len(whole) // 2, len(whole)))]),
+            options=ImageOptions(max_megapixels=4),
+        )
         assert decoded.pixels.dtype == np.uint8 and decoded.pixels.ndim == 3
     except BadImage:
         pass
