@@ -321,7 +321,7 @@ def test_another_extractor_is_a_conflict_with_both_values(inspector: Inspector, 
     theirs, other.fingerprint = other.fingerprint, "another"
     second = Inspector(small_settings(tmp_path), other)
     second.start()
-    with pytest.raises(MemoryMismatch, match=rf"got=another, expected={theirs}"):
+    with pytest.raises(MemoryMismatch, match=rf"another, expected=.*{theirs}"):
         grow(second, KEY, [image_file(1)], mm_per_px=0.2)
     second.close()
 
