@@ -46,8 +46,9 @@ from backend.resnet_api.pictures import (
     relative_threshold,
     scored_area,
 )
-from backend.service.fitting import ImageFile
-from backend.service.queue import InferenceQueue, Job
+from backend.service.images import ImageFile
+from backend.service.jobs import Job
+from backend.service.queue import InferenceQueue
 
 logger = logging.getLogger(__name__)
 

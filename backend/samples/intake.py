@@ -8,12 +8,20 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
-from backend.base.errors import BadImage, BrokenImages, InvalidShape, MetaInvalid, MetasMismatch, MetasNotJson, NoImages
+from backend.base.errors import (
+    BadImage,
+    BrokenImages,
+    InvalidShape,
+    MetaInvalid,
+    MetasMismatch,
+    MetasNotJson,
+    NoImages,
+)
 from backend.base.images import decode_image
 from backend.base.messages import Notice
 from backend.roi_mask import Shape
 from backend.samples.store import Draft, known_shape
-from backend.service.fitting import DECODERS, ImageFile
+from backend.service.images import DECODERS, ImageFile
 
 NAMED = 20  # broken images that an error names
 

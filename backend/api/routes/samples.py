@@ -25,7 +25,7 @@ from backend.roi_mask import parse_shape
 from backend.samples.collector import Collector
 from backend.samples.intake import drafts
 from backend.samples.store import LABELS, Kept, check_label, media_type
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 
 router = APIRouter(route_class=UploadRoute, tags=["samples"])
 
