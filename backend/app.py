@@ -232,11 +232,11 @@ async def infer(
     ] = None,
 ) -> JSONResponse:
     """Inspect one part: its score, the verdict, a heatmap and the regions that differ from good parts."""
-    (file,) = uploads([image])
-    mask, scale = parse_shape(shape), _heatmap_scale(heatmap)
+    (sent,) = uploads([image])
+    file, scale = replace(sent, shape=parse_shape(shape)), _heatmap_scale(heatmap)
     result = await run_job(
         request,
-        lambda job: inspector.infer(key, file, mm_per_px=mm_per_px, shape=mask, heatmap=scale, job=job),
+        lambda job: inspector.infer(key, file, mm_per_px=mm_per_px, heatmap=scale, job=job),
         timeout_s=inspector.settings.request_timeout_s,
     )
     score = result.inspection.score

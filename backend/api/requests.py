@@ -17,8 +17,7 @@ from backend.base.errors import TimedOut
 from backend.base.keys import ModelKey
 from backend.samples.collector import Collector
 from backend.service.inspection import Inspector
-from backend.service.jobs import ProgressBoard, TrackedJob
-from backend.service.queue import Job
+from backend.service.jobs import Job, ProgressBoard, TrackedJob
 
 T = TypeVar("T")
 

@@ -18,8 +18,14 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from backend.api.limits import MB
 from backend.api.problems import Refused
 from backend.base.config import Settings
-from backend.base.errors import BadForm, BadRequest, DiskFull, FileTooLarge, QueueFull
-from backend.service.fitting import ImageFile
+from backend.base.errors import (
+    BadForm,
+    BadRequest,
+    DiskFull,
+    FileTooLarge,
+    QueueFull,
+)
+from backend.service.images import ImageFile
 
 # Up to this size a request's files stay in memory: a file on disk costs a change of thread for each of its pieces.
 IN_MEMORY = 8 * MB

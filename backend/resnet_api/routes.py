@@ -20,8 +20,8 @@ from backend.api.uploads import UploadRoute, uploads
 from backend.base.errors import BadRequest
 from backend.base.keys import check_recipe
 from backend.resnet_api.predictor import Mode, Prediction, Predictor
-from backend.service.fitting import ImageFile
-from backend.service.queue import Job
+from backend.service.images import ImageFile
+from backend.service.jobs import Job
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from backend.api.answers import infer_fields, inspection_fields, scored_fields
 from backend.base.arrays import Ranked
 from backend.base.errors import EmptyFile
 from backend.base.messages import Notice
-from backend.infer import Inspection, Region, RoiSize
+from backend.infer import Inspection, Region, Roi, RoiSize
 from backend.samples.scoring import Sample, Scored
 from backend.service.results import InferResult
 
@@ -17,11 +17,11 @@ MAP = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
 FOUND = Inspection(
     score=0.7,
     stats={"max": 1.0},
-    heat=MAP,
-    mask=None,
-    regions=[Region((1, 2, 3, 4), 9.0, 0.36, [[1, 2], [3, 5]])],
-    frame=RoiSize(8, 8),
+    token_map=MAP,
+    anomaly_map=MAP,
     ranked=Ranked(MAP),
+    regions=[Region((1, 2, 3, 4), 9.0, 0.36, [[1, 2], [3, 5]])],
+    roi=Roi(RoiSize(8, 8), (8, 8)),
 )
 NOTICES = [Notice("not_calibrated")]
 

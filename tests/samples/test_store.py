@@ -35,7 +35,7 @@ from backend.samples.store import (
     known_mm_per_px,
     known_shape,
 )
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 from tests.station import image_file, part
 
 KEY = ModelKey.of("Master1", "Pattern")
