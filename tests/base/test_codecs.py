@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -65,14 +65,12 @@ def test_other_files_are_left_to_another() -> None:
     assert [decode_whole(data) for data in files] == [None] * len(files)
 
 
-@settings(deadline=None, max_examples=150)
 @given(st.integers(1, 5000))
 def test_a_png_that_is_cut_off_is_not_whole(cut: int) -> None:
     data = written("PNG", "RGB")
     assert decode_whole(data[: -min(cut, len(data) - 1)]) is None
 
 
-@settings(deadline=None, max_examples=150)
 @given(st.integers(8, 100_000), st.integers(1, 255))
 def test_a_png_with_one_byte_changed_is_not_whole(place: int, change: int) -> None:
     data = bytearray(written("PNG", "RGB"))

@@ -1,7 +1,6 @@
 import base64
 import struct
 import threading
-import time
 import tracemalloc
 import zlib
 from contextlib import suppress
@@ -11,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -176,12 +175,10 @@ def webp_header(width: int, height: int) -> bytes:
 )
 def test_a_huge_image_is_refused_from_its_header(data: bytes, size: str) -> None:
     tracemalloc.start()
-    started = time.perf_counter()
     with pytest.raises(ImageTooLarge, match=f"{size}.* 100 megapixels"):
         decode_image(data, name="huge")
-    spent, (_, peak) = time.perf_counter() - started, tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert spent < 0.1
     assert peak < 1_000_000
 
 
@@ -209,7 +206,6 @@ def test_decoding_in_many_threads_leaves_warnings_as_they_were(picture: BGR) -> 
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(max_examples=150, deadline=None)
 @given(st.integers(0, 5), st.integers(0, 10_000), st.binary(min_size=1, max_size=12))
 def test_a_corrupted_file_is_decoded_or_refused_and_nothing_else(kind: int, place: int, patch: bytes) -> None:
     form, options = [*LOSSLESS, ("JPEG", {})][kind]
