@@ -8,13 +8,15 @@ InspectionError
 │   ├── MemoryNotFound · TokenGridMismatch · ExtractorMismatch
 │   └── InvalidValue · SetNotUnderstood
 ├── Unauthorized (401) · LoopbackOnly · HostRefused · ReadOnlyKey · ReadOnlyReplica · OriginRefused (403)
-├── NotFound (404) · MethodNotAllowed (405) · BodyTimeout (408) · Cancelled (499)
+├── NotFound · InspectionNotFound · ImageNotKept · RecordsOff (404)
+├── MethodNotAllowed (405) · BodyTimeout (408) · Cancelled (499)
 ├── FileTooLarge · RequestTooLarge (413) · TooManyRequests (429)
 ├── InvalidFields (422): BodyNotJson · BodyNotObject · ContentTypeNotJson
 ├── ServerFault (500): DamagedFile
 ├── BankNotFound · BankMismatch · ResNetUnavailable · RoiUnreadable (503)
 ├── DeviceOutOfMemory · QueueFull · NotReady · TimedOut · FitInProgress (503) · DiskFull (507) · ReadOnlyStore (503)
-└── StartupError: WeightsUnavailable · BackendUnavailable · AddressUnavailable · InvalidSettings
+├── NotRecorded · RecordsUnavailable (503)
+└── StartupError: WeightsUnavailable · BackendUnavailable · AddressUnavailable · InvalidSettings · RecordsRefused
 """
 
 from __future__ import annotations
@@ -421,6 +423,41 @@ class DiskFull(InspectionError):
     en = "There is no disk space left for {path}: free some and try again. The former model is untouched."
 
 
+class InspectionNotFound(InspectionError):
+    code = "inspection_not_found"
+    status = 404
+    es = "No hay ninguna inspección {id}: usa el inspection_id que respondió /infer, o búscala en /inspections."
+    en = "There is no inspection {id}: send the inspection_id that /infer answered, or look for it in /inspections."
+
+
+class ImageNotKept(InspectionError):
+    code = "image_not_kept"
+    status = 404
+    es = "No hay imagen de la inspección {id}: {reason}."
+    en = "There is no image of the inspection {id}: {reason}."
+
+
+class RecordsOff(InspectionError):
+    code = "records_off"
+    status = 404
+    es = "Este servicio no guarda las inspecciones (RESULTS_DB=none): indica una base de datos en RESULTS_DB."
+    en = "This service keeps no inspections (RESULTS_DB=none): name a database in RESULTS_DB."
+
+
+class NotRecorded(InspectionError):
+    code = "not_recorded"
+    status = 503
+    es = "No se ha podido guardar: {reason}. Reintenta en {retry_after} s."
+    en = "It could not be recorded: {reason}. Try again in {retry_after} s."
+
+
+class RecordsUnavailable(InspectionError):
+    code = "records_unavailable"
+    status = 503
+    es = "No se pueden consultar las inspecciones guardadas: {reason}. Reintenta en {retry_after} s."
+    en = "The recorded inspections cannot be read: {reason}. Try again in {retry_after} s."
+
+
 class StartupError(InspectionError):
     code = "startup_error"
     es = "El servicio no puede arrancar: {reason}"
@@ -455,3 +492,9 @@ class InvalidSettings(StartupError):
     code = "invalid_settings"
     es = "La configuración no es válida: {reason}"
     en = "The settings are not valid: {reason}"
+
+
+class RecordsRefused(StartupError):
+    code = "records_refused"
+    es = "No se puede usar la base de datos de las inspecciones (RESULTS_DB): {reason}."
+    en = "The database of the inspections (RESULTS_DB) cannot be used: {reason}."

@@ -57,6 +57,10 @@ FAULTS: dict[str, tuple[str, str]] = {
         "after sha256: come the 64 hexadecimal digits of a key's SHA-256",
     ),
     "rate": ("debe ser como 600/minute", "must be such as 600/minute"),
+    "keep_images": (
+        "debe ser all, none o una lista de ng, near y 1/N, como ng,near,1/100",
+        "must be all, none, or a list of ng, near and 1/N, such as ng,near,1/100",
+    ),
     "block_numbers": ("debe ser números de bloque como 9,11", "must be block numbers such as 9,11"),
     "even": (
         "debe ser impar: una vecindad tiene su token en el centro",

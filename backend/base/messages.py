@@ -164,4 +164,12 @@ NOTICES: dict[str, tuple[str, str]] = {
         "Imágenes de la memoria que ya no están: {n}. Se ha rehecho con las demás, calibra de nuevo.",
         "Images of the memory that are gone: {n}. It was rebuilt from the others, calibrate again.",
     ),
+    "not_recorded": (
+        "Este veredicto no se ha guardado: {reason}.",
+        "This verdict was not recorded: {reason}.",
+    ),
+    "image_not_kept": (
+        "El veredicto se ha guardado sin su imagen: {reason}.",
+        "The verdict was recorded without its image: {reason}.",
+    ),
 }
