@@ -72,6 +72,7 @@ class Database:
         self.durable = durable
         self._own_lock = threading.Lock()
         self._inode: tuple[int, int] | None = None
+        self.moves = 0  # how often SQLite's file was found moved or replaced
         if self.path:
             refuse_share(self.path)
             self.engine = _sqlite_engine(self.path, durable=durable)
@@ -145,6 +146,7 @@ class Database:
             known, self._inode = self._inode, found
         if known is not None and known != found:
             logger.error("%s was moved or replaced while it was in use", self.path)
+            self.moves += 1
             self.engine.dispose()
             raise Unavailable(
                 Phrase("el fichero de la base de datos se ha movido", "the database's file was moved"), passing=True
@@ -288,7 +290,13 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 def _sqlite_engine(path: Path, *, durable: bool) -> Engine:
-    engine = create_engine(URL.create("sqlite", database=str(path)), pool_size=8, max_overflow=32, pool_timeout=10)
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        pool_size=8,
+        max_overflow=32,
+        pool_timeout=10,
+        hide_parameters=True,  # people's names and notes stay out of the log
+    )
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: Any, _: Any) -> None:
@@ -332,7 +340,15 @@ def _postgres_engine(url: URL, *, durable: bool) -> Engine:
     }
     given = {name: value for name, value in own.items() if name not in url.query}
     try:
-        return create_engine(url, connect_args=given, pool_size=8, max_overflow=32, pool_timeout=10, pool_pre_ping=True)
+        return create_engine(
+            url,
+            connect_args=given,
+            pool_size=8,
+            max_overflow=32,
+            pool_timeout=10,
+            pool_pre_ping=True,
+            hide_parameters=True,
+        )
     except (ModuleNotFoundError, NoSuchModuleError) as err:
         raise _refused(
             'PostgreSQL necesita psycopg: instálalo con pip install "brakedisc-backend[postgres]"',

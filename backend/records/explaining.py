@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 from backend.base.errors import Notice, Phrase
 from backend.base.images import encode_png, resize
 from backend.base.messages import NOTICES
-from backend.infer import InferenceEngine, RoiSize, Scoring, part_mask
+from backend.infer import InferenceEngine, RoiSize, Scoring
 from backend.records.queries import Whole
 from backend.records.record import token_map_of
-from backend.roi_mask import Shape, parse_shape
+from backend.roi_mask import build_mask, parse_shape
 
 GROUND = 96  # the grey of a picture whose image was not kept
+MAX_PIXELS = 4_000_000
 _OUTLINE = (64, 64, 255)
 _PART = (255, 200, 0)
 
@@ -115,35 +117,33 @@ def _reviewed(reviews: Sequence[Mapping[str, Any]]) -> list[Text]:
 def overlay(found: Whole, image: NDArray[np.uint8] | None) -> bytes:
     """PNG of the image, or of a plain ground, with the anomaly map over it and the regions outlined.
 
-    The map is drawn again from the token map; where it reaches the threshold it covers half of what is below. Over
-    12 megapixels the picture is scaled down as the inspection was.
+    The map is drawn again from the token map; where it reaches the threshold it covers half of what is below. A
+    picture over 4 megapixels is scaled down.
 
     Args:
         image: (H, W, 3) uint8 BGR as it was inspected, or None.
     """
     details = found.details
-    frame = RoiSize(int(details["height"]), int(details["width"]))
-    height, width = frame.working
+    sent = RoiSize(int(details["height"]), int(details["width"]))
+    scale = min(1.0, math.sqrt(MAX_PIXELS / (sent.height * sent.width)))
+    height, width = max(1, round(sent.height * scale)), max(1, round(sent.width * scale))
     ground = np.full((height, width, 3), GROUND, np.uint8) if image is None else resize(image, height, width).copy()
-    shape = _shape(details.get("shape"))
-    mask = part_mask(shape, frame)
+    shape = parse_shape(details.get("shape"))
+    mask = build_mask(shape.scaled(scale) if shape else None, height, width)
     if found.token_map:
-        blur = float(details.get("scoring", {}).get("blur_sigma", 0.0))
+        blur = scale * float(details.get("scoring", {}).get("blur_sigma", 0.0))
         engine = InferenceEngine(Scoring(blur_sigma=blur))
-        heat = engine.anomaly_map(token_map_of(found.token_map, details["token_shape"]), frame, mask)
+        tokens = token_map_of(found.token_map, details["token_shape"])
+        heat = engine.anomaly_map(tokens, RoiSize(height, width), mask)
         top = found.item.get("threshold") or float(heat.max()) or 1.0
         ground = _glowing(ground, heat, top)
-    scaled = [np.rint(np.array(region["contour"], np.float64) * frame.scale) for region in details.get("regions", [])]
+    scaled = [np.rint(np.array(region["contour"], np.float64) * scale) for region in details.get("regions", [])]
     thick = max(1, round(max(height, width) / 400))
     cv2.polylines(ground, [points.astype(np.int32) for points in scaled if len(points)], True, _OUTLINE, thick)
     if mask is not None:
         edges, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
         cv2.drawContours(ground, edges, -1, _PART, 1)
     return encode_png(ground)
-
-
-def _shape(text: Any) -> Shape | None:
-    return parse_shape(text) if text else None
 
 
 def _glowing(ground: NDArray[np.uint8], heat: NDArray[np.float32], top: float) -> NDArray[np.uint8]:

@@ -75,6 +75,7 @@ class Ledger:
             min_free_mb=min_free_mb,
             told=self.tell,
         )
+        self._ready_since = -1
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
 
@@ -148,8 +149,10 @@ class Ledger:
 
     def ready(self) -> None:
         """Make sure that there are tables. Raises Unavailable, RecordsRefused."""
-        if self.writer.head is None:
+        moves = self.database.moves
+        if self._ready_since != moves:
             bring_up(self.database)
+            self._ready_since = moves
 
     def inspection(self, inspection_id: str) -> Whole:
         """All that is kept of one inspection. Raises InspectionNotFound, RecordsUnavailable."""
@@ -177,14 +180,15 @@ class Ledger:
         return prune(self.database, self.images, self.tell, before_us=before_us, by=by, dry_run=dry_run)
 
     def _keep(self, record: Record, image: bytes | None) -> tuple[StoredImage | None, list[Notice]]:
-        if image is None or not self.policy.wants(record):
+        if image is None or not self.policy.wants(record) or self.writer.refuses():
             return None, []
         try:
+            self.ready()
             return self.images.put(record.image_sha256, image), []
         except (Unavailable, NotRecorded) as err:
             reason = err.values["reason"] if isinstance(err, NotRecorded) else err.reason
-        except BadImage as err:
-            reason = err
+        except (BadImage, RecordsRefused) as err:
+            reason = Phrase("{err}", "{err}", err=err)
         except OSError as err:
             reason = Phrase("{err}", "{err}", err=err)
         logger.warning("an image is not kept: %s", reason)

@@ -47,6 +47,7 @@ class OwnChain:
         self._left: Head | None = None  # where the chain is known to have been
         self._unsure: tuple[Head, dict[int, Outcome], Sequence[Draft]] | None = None
         self._known_facets: set[int] = set()
+        self._moves = 0
 
     def open(self) -> None:
         """Find the chain where it was left, or begin one, in tables of this version.
@@ -55,6 +56,7 @@ class OwnChain:
             RecordsRefused: the tables are newer than this program, or another machine writes SQLite's file.
             Unavailable.
         """
+        self._moves = self.database.moves
         try:
             bring_up(self.database)
             with self.database.writing() as connection:
@@ -83,7 +85,7 @@ class OwnChain:
             Unavailable: none of them is known to be committed.
             RecordsRefused.
         """
-        if self.head is None:
+        if self.head is None or self._moves != self.database.moves:
             self.open()
         done = self._settled()
         rest = [draft for draft in drafts if id(draft) not in done]

@@ -36,10 +36,14 @@ class Span:
     last: int
     zone: tzinfo
 
-    @property
-    def grain(self) -> int:
-        """Hours of the tallies that add up to a bucket."""
-        return DAY if self.bucket == "day" and self.zone is timezone.utc else HOUR
+    def portions(self) -> list[tuple[int, int, int]]:
+        """The tallies that add up to it: their grain, the first hour, and the one after the last."""
+        if self.bucket != "day" or self.zone is not timezone.utc:
+            return [(HOUR, self.first, self.last)]
+        first, last = -(-self.first // DAY) * DAY, self.last // DAY * DAY
+        if first >= last:
+            return [(HOUR, self.first, self.last)]
+        return [(HOUR, self.first, first), (DAY, first, last), (HOUR, last, self.last)]
 
     def start_of(self, hour: int) -> datetime:
         """When the bucket of an hour begins, in the zone."""
@@ -55,7 +59,7 @@ class Span:
 
 
 def span_of(connection: Connection, bucket: str, filters: Filters, zone: str | None) -> Span:
-    """What a summary covers: since … until, or as much up to now as its bucket allows.
+    """What a summary covers: the hours that since … until touch, or as much up to now as its bucket allows.
 
     Raises:
         InvalidValue: no such bucket or zone, or a span that is too long for the bucket.
@@ -74,8 +78,6 @@ def span_of(connection: Connection, bucket: str, filters: Filters, zone: str | N
     since = filters.since_us // HOUR_US if filters.since_us is not None else least
     if until - since > 24 * days:
         raise InvalidValue(field="since", value=time_text(since * HOUR_US), expected=f"≤ {days} d, bucket={bucket}")
-    if bucket == "day" and where is timezone.utc:
-        since, until = since // 24 * 24, -(-until // 24) * 24
     return Span(bucket, since, max(since, until), where)  # type: ignore[arg-type]
 
 
@@ -117,11 +119,12 @@ Rows = list[tuple[int, int, bytes]]
 def _stored(connection: Connection, span: Span, chosen: Sequence[int] | None) -> Rows:
     """Hour, facet and sketch of the tallies."""
     own = tallies.c
-    here = (own.grain == span.grain) & (own.hour >= span.first) & (own.hour < span.last)
-    query = select(own.hour, own.facet_id, own.scores).where(here)
-    if chosen is not None:
-        query = query.where(own.facet_id.in_(chosen))
-    return [(hour, facet, scores) for hour, facet, scores in connection.execute(query)]
+    found: Rows = []
+    for grain, first, last in span.portions():
+        query = select(own.hour, own.facet_id, own.scores).where(own.grain == grain, own.hour >= first, own.hour < last)
+        query = query if chosen is None else query.where(own.facet_id.in_(chosen))
+        found += [(hour, facet, scores) for hour, facet, scores in connection.execute(query)]
+    return found
 
 
 def _not_yet_tallied(connection: Connection, known: Mapping[int, Facet]) -> Deltas:

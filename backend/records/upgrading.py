@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from alembic import command
@@ -11,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
 from backend.base.errors import Phrase, RecordsRefused
-from backend.records.database import Database
+from backend.records.database import Database, translated
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +76,12 @@ def _copy(database: Database, newest: str) -> None:
     """What is there, kept under a name that says what came after it. A copy of an earlier attempt is replaced."""
     if database.path is not None:
         copy = database.path.with_name(f"{database.path.stem}.before-{newest}{database.path.suffix}")
-        copy.unlink(missing_ok=True)
-        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql("VACUUM INTO ?", (str(copy),))
+        with translated(), closing(sqlite3.connect(database.path)) as source:
+            partial = copy.with_name(f"{copy.name}.tmp")
+            partial.unlink(missing_ok=True)
+            with closing(sqlite3.connect(partial)) as target:
+                source.backup(target)
+            partial.replace(copy)
         logger.warning("%s was copied to %s", database.name, copy.name)
         return
     schema = f"before_{newest}"

@@ -74,7 +74,7 @@ class Writer:
         now, trouble = time.monotonic(), self._trouble
         if self._closed:
             done.set_exception(_not_recorded(_CLOSED))
-        elif trouble is not None and now < self._retry_at:
+        elif trouble is not None and self.refuses():
             self._lost += 1
             done.set_exception(_not_recorded(trouble.reason))
         else:
@@ -84,6 +84,10 @@ class Writer:
             except queue.Full:
                 done.set_exception(_not_recorded(_BUSY))
         return done
+
+    def refuses(self) -> bool:
+        """Whether the database has not answered for so long that nothing is taken for the moment."""
+        return self._trouble is not None and time.monotonic() < self._retry_at
 
     def open(self) -> None:
         """Begin the chain before there is anything to write. Raises RecordsRefused, Unavailable."""

@@ -21,12 +21,15 @@ def postgres() -> Iterator[Server]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'inspections.db'}"
+        yield f"sqlite:///{tmp_path / 'inspections.db'}"
+        return
     server: Server = request.getfixturevalue("postgres")
-    return server.database()
+    own = server.database()
+    yield own
+    server.drop(own)
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ class Server:
         folder = binaries()
         assert folder is not None
         self.bin = folder
-        self.root = Path(tempfile.mkdtemp(prefix="pg-"))
+        memory = Path("/dev/shm")
+        self.root = Path(tempfile.mkdtemp(prefix="pg-", dir=memory if memory.is_dir() and not safe else None))
         self.data = self.root / "data"
         own = (f"unix_socket_directories='{self.root}'", "listen_addresses=''", *settings)
         self.settings = own if safe else (*own, "fsync=off")
@@ -68,7 +69,13 @@ class Server:
         name = f"test_{uuid4().hex[:12]}"
         with psycopg.connect(self.dsn("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}".encode())
-        return f"postgresql://tests@/{name}?host={self.root}"
+        return self.dsn(name)
+
+    def drop(self, url: str) -> None:
+        """Remove a database, whoever is connected."""
+        name = url.partition("@/")[2].partition("?")[0]
+        with psycopg.connect(self.dsn("postgres"), autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
     def dsn(self, name: str) -> str:
         return f"postgresql://tests@/{name}?host={self.root}"
