@@ -214,21 +214,21 @@ class ImageStore:
         with self._lock:
             self._counted_at = -math.inf
 
-    def tidy(self) -> int:
+    def tidy(self, age_s: float = LEFT_OVER_S) -> int:
         """Put right what a killed process left: files set aside are put back or deleted, files without a row deleted.
 
-        Returns how many files went. Raises Unavailable.
+        Files younger than `age_s` may be on their way into a record. Returns how many went. Raises Unavailable.
         """
         gone = 0
         for folder in self.folder.glob("[0-9a-f][0-9a-f]"):
-            old = [path for path in folder.iterdir() if _age_s(path) > LEFT_OVER_S]
+            old = [path for path in folder.iterdir() if _age_s(path) >= age_s]
             with self.database.reading() as connection:
                 known = self._known(connection, old)
             for path in old:
                 whole = path.with_name(path.name.removesuffix(ASIDE))
                 if whole.name in known and path.name.endswith(ASIDE) and not whole.exists():
                     path.replace(whole)
-                elif path.name not in known and _age_s(path) > LEFT_OVER_S:
+                elif path.name not in known and _age_s(path) >= age_s:
                     path.unlink(missing_ok=True)
                     gone += 1
         return gone

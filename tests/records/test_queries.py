@@ -186,7 +186,7 @@ def _cursor(*values: Any) -> str:
     "cursor",
     [
         "", "nonsense", "ñ", _cursor(), _cursor("newest", "now", 1), _cursor("oldest", 1, 1), _cursor("newest", 1, 1.5),
-        _cursor("newest", 1, 1 << 70), _cursor("newest", 1e300, 1), _cursor("newest", True, 1), _cursor("newest", None, 1),
+        _cursor("newest", 1, 1 << 70), _cursor("newest", 1e300, 1), _cursor("newest", True, 1), _cursor(None, 1, 1),
     ],
 )  # fmt: skip
 def test_a_cursor_that_no_page_gave_is_refused(cursor: str) -> None:
