@@ -75,9 +75,11 @@ class Database:
         self.moves = 0  # how often SQLite's file was found moved or replaced
         if self.path:
             refuse_share(self.path)
-            self.engine = _sqlite_engine(self.path, durable=durable)
+            self.engine = self.writers = _sqlite_engine(self.path, durable=durable)
         else:
-            self.engine = _postgres_engine(parsed, durable=durable)
+            self.engine = _postgres_engine(parsed, durable=durable, ping=True)
+            # Whoever writes tries again anyway: no question is asked first whether the server is there.
+            self.writers = _postgres_engine(parsed, durable=durable, ping=False)
 
     @property
     def on_sqlite(self) -> bool:
@@ -87,11 +89,12 @@ class Database:
     def close(self) -> None:
         """Give all connections back."""
         self.engine.dispose()
+        self.writers.dispose()
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that writes; SQLite lets one at a time in. Raises Unavailable."""
-        with translated(), self.engine.begin() as connection:
+        with translated(), self.writers.begin() as connection:
             self._mind_the_file()
             yield connection
 
@@ -321,7 +324,7 @@ def _sqlite_engine(path: Path, *, durable: bool) -> Engine:
     return engine
 
 
-def _postgres_engine(url: URL, *, durable: bool) -> Engine:
+def _postgres_engine(url: URL, *, durable: bool, ping: bool) -> Engine:
     settings = {
         "lock_timeout": LOCK_WAIT_MS,
         "statement_timeout": 1000 * STATEMENT_S,
@@ -346,7 +349,7 @@ def _postgres_engine(url: URL, *, durable: bool) -> Engine:
             pool_size=8,
             max_overflow=32,
             pool_timeout=10,
-            pool_pre_ping=True,
+            pool_pre_ping=ping,
             hide_parameters=True,
         )
     except (ModuleNotFoundError, NoSuchModuleError) as err:

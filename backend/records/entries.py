@@ -124,8 +124,8 @@ class Batch:
         if fresh:
             connection.execute(database.insert_new(facets), fresh)
         for table, rows in ((inspections, self._inspections), (reviews, self._reviews), (events, self._events)):
-            if rows:
-                connection.execute(database.insert(table), rows)
+            if rows:  # one alone goes without the ceremony of many
+                connection.execute(database.insert(table), rows if len(rows) > 1 else rows[0])
         for key in sorted(self._images):
             self._keep(*self._images[key])
         moved = connection.execute(

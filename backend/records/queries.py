@@ -202,7 +202,7 @@ class _Search:
         return select(self.key.label("key"), _own.id.label("id")).where(*conditions).order_by(*ends).limit(n)
 
     def _read(self, query: Select[Any]) -> list[tuple[float, int]]:
-        return [(row[0], row[1]) for row in self.connection.execute(query)]
+        return [(row[0], row[1]) for row in self.connection.execute(query).all()]
 
     def _few(self, chosen: Sequence[int]) -> list[tuple[float, int]] | None:
         """All that the range of the other key admits, if they are few."""
@@ -229,7 +229,7 @@ def rows_of(connection: Connection, numbers: Sequence[int], columns: Sequence[An
     """The rows of these inspections, in this order; those that are gone meanwhile are left out."""
     if not numbers:
         return []
-    found = {row.id: row for row in connection.execute(select(*columns).where(_own.id.in_(numbers)))}
+    found = {row.id: row for row in connection.execute(select(*columns).where(_own.id.in_(numbers))).all()}
     return [found[number] for number in numbers if number in found]
 
 
@@ -238,12 +238,14 @@ def items_of(connection: Connection, rows: Sequence[Row[Any]]) -> list[dict[str,
     known = facets_of(connection, {row.facet_id for row in rows})
     keys = chain_keys(connection, {split_id(row.id)[0] for row in rows})
     held = _held(connection, rows)
+    hashed = bool(rows) and "hash" in rows[0]._fields
     return [
         item(
             row,
             known[row.facet_id],
             public_id(keys[split_id(row.id)[0]], split_id(row.id)[1]),
             kept=(row.image_store, row.image_sha256) in held,
+            digest=row.hash.hex() if hashed else None,
         )
         for row in rows
     ]
@@ -269,7 +271,7 @@ def chain_keys(connection: Connection, numbers: Iterable[int]) -> dict[int, str]
     return {row.id: row.key for row in rows}
 
 
-def item(row: Row[Any], facet: Facet, inspection_id: str, *, kept: bool) -> dict[str, Any]:
+def item(row: Row[Any], facet: Facet, inspection_id: str, *, kept: bool, digest: str | None) -> dict[str, Any]:
     """One row of a list."""
     own: dict[str, Any] = {
         "inspection_id": inspection_id,
@@ -297,9 +299,8 @@ def item(row: Row[Any], facet: Facet, inspection_id: str, *, kept: bool) -> dict
             "bytes": row.image_size,
             "kept": kept,
         },
+        "hash": digest,
     }
-    if "hash" in row._fields:
-        own["hash"] = row.hash.hex()
     return {name: value for name, value in own.items() if value is not None}
 
 

@@ -17,13 +17,24 @@ from backend.records.chain import Facet
 from backend.records.queries import Filters, time_text
 from backend.records.record import now_us
 from backend.records.tables import facets, tallies
-from backend.records.tallies import BIN, DAY, HOUR, HOUR_US, Deltas, deltas_between, known_facets, lagging, score_of_bin
+from backend.records.tallies import (
+    BIN,
+    DAY,
+    HOUR,
+    HOUR_US,
+    Deltas,
+    deltas_between,
+    known_facets,
+    lagging,
+    pack,
+    score_of_bin,
+)
 
 Bucket = Literal["hour", "shift", "day"]
 SHIFT_HOURS = 8
 SHIFTS_BEGIN = 6  # at 6, 14 and 22 o'clock
 LONGEST_DAYS = {"hour": 31, "shift": 93, "day": 3660}
-LONGEST_LOCAL_DAYS = 366  # days of another zone are made of hours
+LONGEST_LOCAL_DAYS = 93  # days of another zone are made of hours
 QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
@@ -100,20 +111,20 @@ def summary(connection: Connection, span: Span, filters: Filters) -> dict[str, A
     chosen = set(connection.execute(select(facets.c.id).where(*wanted)).scalars()) if wanted else set(known)
     rows = _stored(connection, span, list(chosen) if wanted else None)
     rows += _fresh(_not_yet_tallied(connection, known), span, chosen)
-    starts = sorted({hour: span.start_of(hour) for hour, _, _ in rows}.items())
-    buckets = sorted({start for _, start in starts})
-    place = {start: number for number, start in enumerate(buckets)}
-    counts = _Counts(rows, known, {hour: place[start] for hour, start in starts}, len(buckets))
+    starts = {hour: span.start_of(hour) for hour in {row[0] for row in rows}}
+    place = {start: number for number, start in enumerate(sorted(set(starts.values())))}
+    counts = _Counts(rows, known, {hour: place[start] for hour, start in starts.items()}, len(place))
+    *each, total = counts.figures()
     return {
         "bucket": span.bucket,
         "since": time_text(span.first * HOUR_US),
         "until": time_text(span.last * HOUR_US),
-        "items": [{"start": start.isoformat(), **counts.of([n])} for start, n in place.items()],
-        "total": counts.of(range(len(buckets))),
+        "items": [{"start": start.isoformat(), **own} for start, own in zip(place, each, strict=True)],
+        "total": total,
     }
 
 
-Rows = list[tuple[int, int, bytes]]
+Rows = list[Any]  # hour, facet and sketch of each
 
 
 def _stored(connection: Connection, span: Span, chosen: Sequence[int] | None) -> Rows:
@@ -123,7 +134,7 @@ def _stored(connection: Connection, span: Span, chosen: Sequence[int] | None) ->
     for grain, first, last in span.portions():
         query = select(own.hour, own.facet_id, own.scores).where(own.grain == grain, own.hour >= first, own.hour < last)
         query = query if chosen is None else query.where(own.facet_id.in_(chosen))
-        found += [(hour, facet, scores) for hour, facet, scores in connection.execute(query)]
+        found += connection.execute(query).all()
     return found
 
 
@@ -139,14 +150,14 @@ def _not_yet_tallied(connection: Connection, known: Mapping[int, Facet]) -> Delt
 
 def _fresh(deltas: Deltas, span: Span, chosen: set[int]) -> Rows:
     return [
-        (hour, facet, np.array(list(counts.items()), BIN).tobytes())
+        (hour, facet, pack(counts))
         for (hour, facet), counts in deltas.items()
         if span.first <= hour < span.last and facet in chosen
     ]
 
 
 class _Counts:
-    """Sketches added up by bucket.
+    """Sketches added up by bucket, and in the end all of them.
 
     Args:
         rows: hour, facet and sketch.
@@ -154,30 +165,40 @@ class _Counts:
     """
 
     def __init__(self, rows: Rows, known: Mapping[int, Facet], places: Mapping[int, int], n: int) -> None:
-        pairs = np.frombuffer(b"".join(scores for _, _, scores in rows), BIN)
-        lengths = [len(scores) // BIN.itemsize for _, _, scores in rows]
-        bucket = np.repeat(np.array([places[hour] for hour, _, _ in rows], np.int64), lengths)
+        pairs = np.frombuffer(b"".join(row[2] for row in rows), BIN)
+        lengths = [len(row[2]) // BIN.itemsize for row in rows]
+        classes = {number: _class_of(facet) for number, facet in known.items()}
+        bucket = np.repeat(np.array([places[row[0]] for row in rows], np.int64), lengths)
+        kind = np.repeat(np.array([classes[row[1]] for row in rows], np.int64), lengths)
         self._bins, column = np.unique(pairs["bin"].astype(np.int64), return_inverse=True)
-        width = max(1, len(self._bins))
-        weights = pairs["n"].astype(np.float64)
-        cells = np.bincount(bucket * width + column, weights, n * width) if len(pairs) else np.zeros(n * width)
-        self._scores = cells.reshape(n, width)
-        facet = np.repeat(np.array([_class_of(known[facet]) for _, facet, _ in rows], np.int64), lengths)
-        kinds = np.bincount(bucket * _CLASSES + facet, weights, n * _CLASSES) if len(pairs) else np.zeros(n * _CLASSES)
-        self._kinds = kinds.reshape(n, len(_DECISIONS), len(_REVIEWS))
+        self._scores = _added(bucket, column, pairs["n"], (n, max(1, len(self._bins))))
+        self._kinds = _added(bucket, kind, pairs["n"], (n, _CLASSES)).reshape(n + 1, len(_DECISIONS), len(_REVIEWS))
 
-    def of(self, buckets: Sequence[int]) -> dict[str, Any]:
-        """The figures of some buckets together; a share or quantile of nothing is left out."""
-        kinds = self._kinds[list(buckets)].sum(0)
-        ok, ng, undecided = (round(float(one)) for one in kinds.sum(1))
-        own: dict[str, Any] = {"n": ok + ng + undecided, "ok": ok, "ng": ng, "undecided": undecided}
-        if ok + ng:
-            own["yield"] = ok / (ok + ng)
-        own["reviewed"] = round(float(kinds[:, 1:].sum()))
-        own["false_alarms"] = round(float(kinds[_DECISIONS.index("ng"), _REVIEWS.index("good")]))
-        own["misses"] = round(float(kinds[_DECISIONS.index("ok"), _REVIEWS.index("bad")]))
-        scores = self._scores[list(buckets)].sum(0)
-        return own | ({"score": _quantiles(self._bins, scores)} if own["n"] > 0 else {})
+    def figures(self) -> list[dict[str, Any]]:
+        """Of each bucket and of all; a share or a quantile of nothing is left out."""
+        decided = self._kinds.sum(2)
+        shares = np.array(list(QUANTILES.values()))
+        reached = np.cumsum(self._scores, axis=1)
+        ranks = shares * (reached[:, -1:] - 1)
+        at = np.array([np.searchsorted(row, rank, side="right") for row, rank in zip(reached, ranks, strict=True)])
+        scores = score_of_bin(self._bins[np.minimum(at, len(self._bins) - 1)]) if len(self._bins) else at
+        counts = {
+            "n": decided.sum(1),
+            "ok": decided[:, _DECISIONS.index("ok")],
+            "ng": decided[:, _DECISIONS.index("ng")],
+            "undecided": decided[:, _DECISIONS.index(None)],
+            "reviewed": self._kinds[:, :, 1:].sum((1, 2)),
+            "false_alarms": self._kinds[:, _DECISIONS.index("ng"), _REVIEWS.index("good")],
+            "misses": self._kinds[:, _DECISIONS.index("ok"), _REVIEWS.index("bad")],
+        }
+        columns = {name: values.tolist() for name, values in counts.items()}
+        rows = [dict(zip(columns, own, strict=True)) for own in zip(*columns.values(), strict=True)]
+        for own, score in zip(rows, scores.tolist(), strict=True):
+            if own["ok"] + own["ng"]:
+                own["yield"] = own["ok"] / (own["ok"] + own["ng"])
+            if own["n"]:
+                own["score"] = dict(zip(QUANTILES, score, strict=True))
+        return rows
 
 
 _DECISIONS: list[str | None] = ["ok", "ng", None]
@@ -189,8 +210,10 @@ def _class_of(facet: Facet) -> int:
     return _DECISIONS.index(facet.decision) * len(_REVIEWS) + _REVIEWS.index(facet.review)
 
 
-def _quantiles(bins: NDArray[np.int64], counts: NDArray[np.float64]) -> dict[str, float]:
-    reached = np.cumsum(counts)
-    ranks = np.array(list(QUANTILES.values())) * (reached[-1] - 1)
-    at = np.minimum(np.searchsorted(reached, ranks, side="right"), len(bins) - 1)
-    return dict(zip(QUANTILES, score_of_bin(bins[at]).tolist(), strict=True))
+def _added(
+    bucket: NDArray[np.int64], column: NDArray[np.int64], n: NDArray[np.int32], shape: tuple[int, int]
+) -> NDArray[np.int64]:
+    """(buckets + 1, columns) sums of `n` by bucket and column, and of all buckets in the last row."""
+    cells = np.bincount(bucket * shape[1] + column, n, shape[0] * shape[1]) if len(n) else np.zeros(shape)
+    table = np.rint(cells).astype(np.int64).reshape(shape)
+    return np.vstack([table, table.sum(0, keepdims=True)])

@@ -173,7 +173,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_again(postgres: Server, tmp_p
     ledger.record(record())
     lost: list[bool] = []
 
-    @event.listens_for(ledger.database.engine, "commit")
+    @event.listens_for(ledger.database.writers, "commit")
     def _cut(connection: Connection) -> None:
         """Commit, and cut the connection before its answer is read."""
         if not lost:
