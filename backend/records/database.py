@@ -17,8 +17,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, TimeoutError  # noqa: A004
 
 from backend.base.config import PROJECT_ROOT
-from backend.base.errors import Phrase, RecordsRefused
+from backend.base.errors import InspectionError, RecordsRefused
 from backend.base.files import disk_errors
+from backend.base.messages import Phrase
 
 logger = logging.getLogger(__name__)
 
@@ -35,20 +36,13 @@ ONE_AT_START = 0x62_64_69_01  # what processes lock in PostgreSQL while one of t
 ONE_TALLY = ONE_AT_START + 1
 ONE_OPENING = ONE_AT_START + 2
 
-_FULL = Phrase("no queda espacio en el disco de la base de datos", "the database's disk is full")
-_LOCKED = Phrase("otro programa tiene bloqueada la base de datos", "another program holds the database locked")
-_AWAY = Phrase("no se llega a la base de datos", "the database cannot be reached")
-_READ_ONLY = Phrase("la base de datos no se puede escribir", "the database cannot be written")
-_DAMAGED = Phrase(
-    "el fichero de la base de datos está dañado: restáuralo de una copia",
-    "the database's file is damaged: restore it from a backup",
-)
+Reason = Phrase | InspectionError
 
 
 class Unavailable(Exception):
-    """The database did not do what was asked. `reason` is a phrase for people, `passing` whether waiting may help."""
+    """The database did not do what was asked. `reason` is for people, `passing` whether waiting may help."""
 
-    def __init__(self, reason: Phrase, *, passing: bool) -> None:
+    def __init__(self, reason: Reason, *, passing: bool) -> None:
         super().__init__(str(reason))
         self.reason = reason
         self.passing = passing
@@ -151,9 +145,7 @@ class Database:
             logger.error("%s was moved or replaced while it was in use", self.path)
             self.moves += 1
             self.engine.dispose()
-            raise Unavailable(
-                Phrase("el fichero de la base de datos se ha movido", "the database's file was moved"), passing=True
-            )
+            raise Unavailable(Phrase("records_moved"), passing=True)
 
 
 @contextmanager
@@ -167,7 +159,7 @@ def translated() -> Iterator[None]:
             raise
         raise trouble from err
     except TimeoutError as err:  # no connection came free in time
-        raise Unavailable(_AWAY, passing=True) from err
+        raise Unavailable(Phrase("records_away"), passing=True) from err
 
 
 def trouble_of(err: DBAPIError | sqlite3.Error) -> Unavailable | None:
@@ -179,33 +171,33 @@ def trouble_of(err: DBAPIError | sqlite3.Error) -> Unavailable | None:
     else:  # psycopg has no state where the server did not answer
         state = getattr(original, "sqlstate", None) or "08"
         known = next((known for prefix, known in _POSTGRES_TROUBLES.items() if state.startswith(prefix)), None)
-    return Unavailable(known[0], passing=known[1]) if known else None
+    return Unavailable(Phrase(known[0]), passing=known[1]) if known else None
 
 
 # What each says, and whether it may pass by itself.
 _SQLITE_TROUBLES = {
-    5: (_LOCKED, True),  # SQLITE_BUSY
-    6: (_LOCKED, True),  # SQLITE_LOCKED
-    8: (_READ_ONLY, False),  # SQLITE_READONLY
-    10: (_AWAY, True),  # SQLITE_IOERR
-    11: (_DAMAGED, False),  # SQLITE_CORRUPT
-    13: (_FULL, False),  # SQLITE_FULL
-    14: (_AWAY, False),  # SQLITE_CANTOPEN
-    26: (_DAMAGED, False),  # SQLITE_NOTADB
+    5: ("records_locked", True),  # SQLITE_BUSY
+    6: ("records_locked", True),  # SQLITE_LOCKED
+    8: ("records_read_only", False),  # SQLITE_READONLY
+    10: ("records_away", True),  # SQLITE_IOERR
+    11: ("records_damaged", False),  # SQLITE_CORRUPT
+    13: ("records_full", False),  # SQLITE_FULL
+    14: ("records_away", False),  # SQLITE_CANTOPEN
+    26: ("records_damaged", False),  # SQLITE_NOTADB
 }
 _POSTGRES_TROUBLES = {
-    "08": (_AWAY, True),  # connection exception
-    "57": (_AWAY, True),  # operator intervention: it stops, or a statement took too long
-    "53100": (_FULL, False),  # disk full
-    "53": (_AWAY, True),  # insufficient resources
-    "55": (_LOCKED, True),  # lock not available
-    "40": (_LOCKED, True),  # transaction rollback: a deadlock, a serialisation failure
-    "25006": (_READ_ONLY, True),  # a standby that is becoming the primary
-    "25P03": (_AWAY, True),  # idle in a transaction for too long
-    "28": (_AWAY, False),  # who asks is not let in
-    "3D": (_AWAY, False),  # there is no such database
-    "58": (_AWAY, True),  # system error
-    "XX": (_DAMAGED, False),  # internal error, data corrupted
+    "08": ("records_away", True),  # connection exception
+    "57": ("records_away", True),  # operator intervention: it stops, or a statement took too long
+    "53100": ("records_full", False),  # disk full
+    "53": ("records_away", True),  # insufficient resources
+    "55": ("records_locked", True),  # lock not available
+    "40": ("records_locked", True),  # transaction rollback: a deadlock, a serialisation failure
+    "25006": ("records_read_only", True),  # a standby that is becoming the primary
+    "25P03": ("records_away", True),  # idle in a transaction for too long
+    "28": ("records_away", False),  # who asks is not let in
+    "3D": ("records_away", False),  # there is no such database
+    "58": ("records_away", True),  # system error
+    "XX": ("records_damaged", False),  # internal error, data corrupted
 }
 
 
@@ -228,15 +220,7 @@ def refuse_share(path: Path) -> None:
     """Raises RecordsRefused when `path` is on another machine's disk."""
     kind = file_system(path)
     if kind in SHARES:
-        reason = Phrase(
-            "{path} está en una carpeta de red ({kind}), donde los bloqueos de SQLite no protegen los datos. Usa un "
-            "disco de esta máquina, o un servidor PostgreSQL (postgresql://…) si lo comparten varias máquinas",
-            "{path} is on a network share ({kind}), where SQLite's locks do not protect the data. Use a disk of this "
-            "machine, or a PostgreSQL server (postgresql://…) where several machines share it",
-            path=path,
-            kind=kind,
-        )
-        raise RecordsRefused(reason=reason)
+        raise _refused("records_on_share", path=path, kind=kind)
 
 
 def file_system(path: Path) -> str:
@@ -255,32 +239,22 @@ def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError as err:
-        raise _refused(
-            "RESULTS_DB no es una URL como sqlite:///data/inspections.db o postgresql://usuario:clave@servidor/base",
-            "RESULTS_DB is no URL such as sqlite:///data/inspections.db or postgresql://user:password@host/database",
-        ) from err
+        raise _refused("records_url") from err
     backend = parsed.get_backend_name()
     if backend in {"postgresql", "postgres"}:
         return parsed.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
-        raise _refused(
-            "RESULTS_DB puede ser sqlite:///… o postgresql://…, no {backend}",
-            "RESULTS_DB can be sqlite:///… or postgresql://…, not {backend}",
-            backend=backend,
-        )
+        raise _refused("records_backend", backend=backend)
     return parsed
 
 
-def _refused(es: str, en: str, **values: Any) -> RecordsRefused:
-    return RecordsRefused(reason=Phrase(es, en, **values))
+def _refused(code: str, **values: Any) -> RecordsRefused:
+    return RecordsRefused(reason=Phrase(code, values))
 
 
 def _file_of(url: URL) -> Path:
     if url.database in {None, "", ":memory:"}:
-        raise _refused(
-            "sqlite:// sin fichero se perdería al parar: indica uno, como sqlite:///data/inspections.db",
-            "sqlite:// without a file would be lost at the stop: name one, such as sqlite:///data/inspections.db",
-        )
+        raise _refused("records_in_memory")
     path = Path(str(url.database))
     return path if path.is_absolute() else PROJECT_ROOT / path
 
@@ -353,7 +327,4 @@ def _postgres_engine(url: URL, *, durable: bool, ping: bool) -> Engine:
             hide_parameters=True,
         )
     except (ModuleNotFoundError, NoSuchModuleError) as err:
-        raise _refused(
-            'PostgreSQL necesita psycopg: instálalo con pip install "brakedisc-backend[postgres]"',
-            'PostgreSQL needs psycopg: install it with pip install "brakedisc-backend[postgres]"',
-        ) from err
+        raise _refused("records_psycopg") from err

@@ -1,4 +1,4 @@
-"""Why a verdict was what it was: in sentences, and as a picture."""
+"""Why a verdict was what it was: as messages, and as a picture."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import Notice, Phrase
 from backend.base.images import encode_png, resize
-from backend.base.messages import NOTICES
-from backend.infer import InferenceEngine, RoiSize, Scoring
+from backend.base.messages import Message, Notice, Phrase
+from backend.infer import Roi, RoiSize, anomaly_map
 from backend.records.queries import Whole
 from backend.records.record import token_map_of
 from backend.roi_mask import build_mask, parse_shape
@@ -23,95 +22,36 @@ MAX_PIXELS = 4_000_000
 _OUTLINE = (64, 64, 255)
 _PART = (255, 200, 0)
 
-Text = Phrase | Notice
 
+def reasons(found: Whole) -> list[Message]:
+    """Score and threshold, the share of good parts that score as high, the largest region, warnings, and reviews.
 
-def sentences(found: Whole) -> list[Text]:
-    """Score and threshold, the share of good parts that score as high, the largest region, and what was warned of."""
-    told: list[Text] = [_verdict(found.item)]
+    Warnings are told as they were then; the code of one may be of another version and unknown to this one.
+    """
+    told: list[Message] = [_verdict(found.item)]
     if (p_value := found.item.get("p_value")) is not None:
-        told.append(
-            Phrase(
-                "De las piezas buenas de la calibración, el {share} puntúa al menos tanto.",
-                "Of the good parts of the calibration, {share} score at least as much.",
-                share=f"{100 * p_value:.3g} %",
-            )
-        )
-    regions = found.details.get("regions", [])
-    if regions:
+        told.append(Phrase("why_p_value", {"share": 100 * p_value}))
+    if regions := found.details.get("regions"):
         told.append(_largest(regions))
     elif "threshold" in found.item:
-        told.append(
-            Phrase(
-                "Ninguna región llega al umbral con el área mínima.",
-                "No region of the least area reaches the threshold.",
-            )
-        )
-    return told + _warned(found.details.get("warnings", [])) + _reviewed(found.reviews)
+        told.append(Phrase("why_no_region"))
+    told += [Notice(one["code"], one.get("values", {})) for one in found.details.get("warnings", [])]
+    if found.reviews:
+        verdict = Phrase(f"review_{found.reviews[-1]['verdict']}")
+        told.append(Phrase("why_reviewed", {"n": len(found.reviews), "verdict": verdict}))
+    return told
 
 
 def _verdict(item: Mapping[str, Any]) -> Phrase:
-    values = {"score": f"{item['score']:.4f}", "threshold": f"{item.get('threshold', 0):.4f}"}
     if "decision" not in item:
-        return Phrase(
-            "Sin veredicto: puntuó {score} y no había calibración, de modo que no había umbral.",
-            "No verdict: it scored {score}, and without a calibration there was no threshold.",
-            **values,
-        )
-    if item["decision"] == "ng":
-        return Phrase(
-            "NG: puntuó {score}, por encima del umbral {threshold}.",
-            "NG: it scored {score}, above the threshold {threshold}.",
-            **values,
-        )
-    return Phrase(
-        "OK: puntuó {score}, sin superar el umbral {threshold}.",
-        "OK: it scored {score}, not above the threshold {threshold}.",
-        **values,
-    )
+        return Phrase("why_undecided", {"score": item["score"]})
+    return Phrase(f"why_{item['decision']}", {"score": item["score"], "threshold": item["threshold"]})
 
 
 def _largest(regions: Sequence[Mapping[str, Any]]) -> Phrase:
     largest = max(regions, key=lambda region: region["area_px"])
-    x, y, w, h = largest["bbox"]
-    return Phrase(
-        "Regiones que llegan al umbral: {n}. La mayor mide {area} mm² ({w}×{h} px en x={x}, y={y}).",
-        "Regions that reach the threshold: {n}. The largest is {area} mm² ({w}×{h} px at x={x}, y={y}).",
-        n=len(regions),
-        area=f"{largest['area_mm2']:.2f}",
-        x=x,
-        y=y,
-        w=w,
-        h=h,
-    )
-
-
-def _warned(warnings: Sequence[Mapping[str, Any]]) -> list[Text]:
-    """The warnings of the time; one that this version does not know by its code."""
-    return [
-        Notice(one["code"], one.get("values", {}))
-        if one["code"] in NOTICES
-        else Phrase("Aviso: {code}.", "Warning: {code}.", code=one["code"])
-        for one in warnings
-    ]
-
-
-def _reviewed(reviews: Sequence[Mapping[str, Any]]) -> list[Text]:
-    if not reviews:
-        return []
-    said = {
-        "good": ("buena", "good"),
-        "bad": ("defectuosa", "bad"),
-        "unclear": ("dudosa", "unclear"),
-    }[reviews[-1]["verdict"]]
-    return [
-        Phrase(
-            "Revisiones: {n}. La última dice que la pieza es {verdict}.",
-            "Reviews: {n}. The last one says that the part is {verdict}.",
-            n=len(reviews),
-            verdict=Phrase(*said),
-        )
-    ]
+    box = dict(zip("xywh", largest["bbox"], strict=True))
+    return Phrase("why_regions", {"n": len(regions), "area": largest["area_mm2"], **box})
 
 
 def overlay(found: Whole, image: NDArray[np.uint8] | None) -> bytes:
@@ -132,9 +72,8 @@ def overlay(found: Whole, image: NDArray[np.uint8] | None) -> bytes:
     mask = build_mask(shape.scaled(scale) if shape else None, height, width)
     if found.token_map:
         blur = scale * float(details.get("scoring", {}).get("blur_sigma", 0.0))
-        engine = InferenceEngine(Scoring(blur_sigma=blur))
         tokens = token_map_of(found.token_map, details["token_shape"])
-        heat = engine.anomaly_map(tokens, RoiSize(height, width), mask)
+        heat = anomaly_map(tokens, Roi(RoiSize(height, width), tokens.shape, mask), blur)
         top = found.item.get("threshold") or float(heat.max()) or 1.0
         ground = _glowing(ground, heat, top)
     scaled = [np.rint(np.array(region["contour"], np.float64) * scale) for region in details.get("regions", [])]

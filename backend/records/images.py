@@ -27,9 +27,10 @@ from typing import Any
 from filelock import FileLock
 from sqlalchemy import Connection, Row, delete, func, select
 
-from backend.base.errors import DiskFull, Phrase, ReadOnlyStore
+from backend.base.errors import DiskFull, ReadOnlyStore
 from backend.base.files import disk_errors, patiently, write_atomic
 from backend.base.images import image_header
+from backend.base.messages import Phrase
 from backend.records.database import Database, Unavailable
 from backend.records.entries import StoredImage
 from backend.records.record import Record
@@ -172,7 +173,7 @@ class ImageStore:
                             write_atomic(marker, lambda file: file.write(secrets.token_hex(4).encode()))
                         self._name = marker.read_text("ascii").strip()
             except (DiskFull, ReadOnlyStore) as err:
-                raise NoRoom(Phrase("{err}", "{err}", err=err)) from err
+                raise _no_room(err) from err
         return self._name
 
     def path(self, sha256: bytes, suffix: str) -> Path:
@@ -251,7 +252,7 @@ class ImageStore:
             try:
                 write_atomic(path, lambda file: file.write(image.data))
             except (DiskFull, ReadOnlyStore) as err:
-                raise NoRoom(Phrase("{err}", "{err}", err=err)) from err
+                raise _no_room(err) from err
 
     def _make_room(self, size: int) -> None:
         """Remove the oldest images that may go until `size` more bytes fit. Raises NoRoom, Unavailable."""
@@ -259,12 +260,7 @@ class ImageStore:
         while wanted > 0:
             freed = self._evict(wanted)
             if not freed:
-                raise NoRoom(
-                    Phrase(
-                        "no caben más imágenes (IMAGES_MAX_GB, MIN_FREE_MB) y las que hay son NG o están revisadas",
-                        "no more images fit (IMAGES_MAX_GB, MIN_FREE_MB), and those there are NG or reviewed",
-                    )
-                )
+                raise NoRoom(Phrase("images_full"))
             wanted = self._lacking(size)
 
     def _lacking(self, size: int) -> int:
@@ -300,6 +296,10 @@ class ImageStore:
                     removal.take(connection, row)
             logger.info("%d images were removed to make room for new ones", len(removal))
         return freed
+
+
+def _no_room(err: DiskFull | ReadOnlyStore) -> NoRoom:
+    return NoRoom(Phrase("images_disk_full" if isinstance(err, DiskFull) else "images_read_only"))
 
 
 def _age_s(path: Path) -> float:

@@ -13,8 +13,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from backend.base.config import PROJECT_ROOT, Settings
-from backend.base.errors import BadImage, ImageNotKept, Notice, NotRecorded, Phrase, RecordsRefused, RecordsUnavailable
-from backend.records.database import Database, Unavailable
+from backend.base.errors import BadImage, ImageNotKept, NotRecorded, RecordsRefused, RecordsUnavailable
+from backend.base.messages import Notice, Phrase
+from backend.records.database import Database, Reason, Unavailable
 from backend.records.entries import EventDraft, InspectionDraft, ReviewDraft, StoredImage
 from backend.records.images import ImageStore, KeepPolicy
 from backend.records.pruning import Pruned, prune
@@ -163,15 +164,12 @@ class Ledger:
         """The image of an inspection byte for byte, and the suffix of its format. Raises ImageNotKept."""
         name = found.item["inspection_id"]
         if found.image_store is None:
-            raise ImageNotKept(id=name, reason=Phrase("no se guardó (KEEP_IMAGES)", "it was not kept (KEEP_IMAGES)"))
+            raise ImageNotKept(id=name, reason=Phrase("image_not_wanted"))
         read = self.images.read(found.image_sha256)
         if read is not None:
             return read
-        if found.item["image"]["kept"]:
-            reason = Phrase("está en la carpeta de otra máquina", "it is in another machine's folder")
-        else:
-            reason = Phrase("se borró para hacer sitio (IMAGES_MAX_GB)", "it was removed to make room (IMAGES_MAX_GB)")
-        raise ImageNotKept(id=name, reason=reason)
+        gone = Phrase("image_elsewhere" if found.item["image"]["kept"] else "image_evicted")
+        raise ImageNotKept(id=name, reason=gone)
 
     def prune(self, *, before_us: int, by: str, dry_run: bool = False) -> Pruned:
         """Delete what is older. Raises NotRecorded, Unavailable."""
@@ -186,11 +184,11 @@ class Ledger:
             self.ready()
             return self.images.put(record.image_sha256, image), []
         except (Unavailable, NotRecorded) as err:
-            reason = err.values["reason"] if isinstance(err, NotRecorded) else err.reason
+            reason: Reason = err.values["reason"] if isinstance(err, NotRecorded) else err.reason
         except (BadImage, RecordsRefused) as err:
-            reason = Phrase("{err}", "{err}", err=err)
+            reason = err
         except OSError as err:
-            reason = Phrase("{err}", "{err}", err=err)
+            reason = Phrase("records_system", {"err": err})
         logger.warning("an image is not kept: %s", reason)
         return None, [Notice("image_not_kept", {"reason": reason})]
 

@@ -14,7 +14,8 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from backend import __version__
-from backend.base.errors import InspectionError, Phrase, RecordsRefused
+from backend.base.errors import DiskFull, InspectionError, ReadOnlyStore, RecordsRefused
+from backend.base.messages import Phrase
 from backend.records.chain import START, chain_hash
 from backend.records.database import ONE_OPENING, Database, Unavailable
 from backend.records.entries import CLOSED, Batch, Draft, EventDraft, Head
@@ -27,10 +28,8 @@ logger = logging.getLogger(__name__)
 
 OTHER_MACHINE_S = 60
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_FAULT = Phrase(
-    "un fallo interno, descrito en el registro del servicio", "an internal fault, told in the service's log"
-)
-_MOVED = Phrase("la cadena no está como se dejó", "the chain is not as it was left")
+_FAULT = Phrase("records_fault")
+_ASTRAY = Phrase("records_astray")
 
 Outcome = str | InspectionError
 
@@ -64,10 +63,12 @@ class OwnChain:
                 head = self._found(connection)
                 begun = head is None
                 head = head or self._begun(connection)
-        except RecordsRefused:
-            raise
-        except (InspectionError, OSError) as err:
-            raise Unavailable(Phrase("{err}", "{err}", err=err), passing=False) from err
+        except DiskFull as err:
+            raise Unavailable(Phrase("records_full"), passing=False) from err
+        except ReadOnlyStore as err:
+            raise Unavailable(Phrase("records_read_only"), passing=False) from err
+        except OSError as err:
+            raise Unavailable(Phrase("records_system", {"err": err}), passing=False) from err
         except SQLAlchemyError as err:
             logger.exception("the record cannot be opened")
             raise Unavailable(_FAULT, passing=False) from err
@@ -117,7 +118,7 @@ class OwnChain:
             if batch.head != former:
                 self._unsure = batch.head, outcomes, drafts
                 if not batch.flush(self._known_facets):
-                    raise Unavailable(_MOVED, passing=True)
+                    raise Unavailable(_ASTRAY, passing=True)
         self._unsure = None
         self.head = self._left = batch.head
         self._known_facets |= batch.facets.keys()
@@ -187,13 +188,4 @@ def _refuse_other_machine(connection: Connection, database: Database) -> None:
     for other in others:
         last = select(func.max(inspections.c.time_us)).where(inspections.c.id == entry_id(other.id, other.head_seq))
         if max(other.opened_us, connection.execute(last).scalar() or 0) >= recent:
-            reason = Phrase(
-                "otra máquina ({host}) está escribiendo en {name}, y un fichero SQLite es de una sola. Usa un servidor "
-                "PostgreSQL (postgresql://…) o un fichero de esta máquina; si esta la sustituye, espera un minuto",
-                "{name} is being written by another machine ({host}), and an SQLite file belongs to one. Use a "
-                "PostgreSQL server (postgresql://…), or a file of this machine's own; if this one replaces it, wait a "
-                "minute",
-                name=database.name,
-                host=other.host,
-            )
-            raise RecordsRefused(reason=reason)
+            raise RecordsRefused(reason=Phrase("records_other_machine", {"name": database.name, "host": other.host}))

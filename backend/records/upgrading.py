@@ -12,7 +12,8 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
-from backend.base.errors import Phrase, RecordsRefused
+from backend.base.errors import RecordsRefused
+from backend.base.messages import Phrase
 from backend.records.database import Database, translated
 
 logger = logging.getLogger(__name__)
@@ -60,16 +61,8 @@ def version_of(connection: Connection) -> str | None:
 
 
 def _newer(database: Database, present: str, newest: str) -> RecordsRefused:
-    reason = Phrase(
-        "las tablas de {name} son de una versión más nueva ({present}) que la de este programa ({newest}): actualiza "
-        "el programa, o indica otra base de datos",
-        "the tables of {name} are of a newer version ({present}) than this program's ({newest}): update the program, "
-        "or name another database",
-        name=database.name,
-        present=present,
-        newest=newest,
-    )
-    return RecordsRefused(reason=reason)
+    versions = {"name": database.name, "present": present, "newest": newest}
+    return RecordsRefused(reason=Phrase("records_newer", versions))
 
 
 def _copy(database: Database, newest: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from backend.base.errors import Phrase
+from backend.base.messages import Phrase
 from backend.records.chain import (
     CHAIN_FIELDS,
     EVENT_FIELDS,
@@ -37,19 +37,7 @@ from backend.records.tallies import DAY, HOUR_US, Deltas, count, no_deltas, pack
 
 _MASK = (1 << SEQUENCE_BITS) - 1
 _STEP = 2000
-MAX_FAULTS = 100
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong, and where: an entry's identifier, or a row of a derived table."""
-
-    where: str
-    what: Phrase
-
-    def text(self, language: Any) -> str:
-        """`where: what`."""
-        return f"{self.where}: {self.what.text(language)}"
+MAX_FOUND = 100
 
 
 @dataclass
@@ -62,17 +50,15 @@ class Report:
     chains: int = 0
     images: int = 0
     pruned: int = 0
-    faults: list[Fault] = field(default_factory=list)
+    found: list[Phrase] = field(default_factory=list)
 
-    def add(self, where: str, es: str, en: str, **values: Any) -> None:
-        """Note a fault; the first MAX_FAULTS are kept."""
-        if len(self.faults) < MAX_FAULTS:
-            self.faults.append(Fault(where, Phrase(es, en, **values)))
+    def add(self, where: str, code: str, **values: Any) -> None:
+        """Note what is wrong and where: an entry's identifier, or a row of a derived table. The first 100 are kept."""
+        if len(self.found) < MAX_FOUND:
+            self.found.append(Phrase(code, {"where": where, **values}))
 
 
-_CHANGED = ("se cambió", "it was changed")
-_REMOVED = ("se quitó", "it was removed")
-_INSERTED = ("se insertó", "it was inserted")
+_CHANGED, _REMOVED, _INSERTED = "found_changed", "found_removed", "found_inserted"
 
 
 def verify(database: Database, store: ImageStore | None = None, *, heads: Iterable[str] = ()) -> Report:
@@ -160,7 +146,7 @@ class _Check:
         for chain in self.by_chain.values():
             self._end(chain)
         for number in self.astray:
-            self.report.add(self._name(number), "su revisión no es la última", "its review is not the last one")
+            self.report.add(self._name(number), "found_review")
         self._tallies()
         self._images()
 
@@ -168,7 +154,7 @@ class _Check:
         for row in self.connection.execute(select(facets)):
             self.facets[row.id] = facet = Facet(*row[1:])
             if facet.id != row.id:
-                self.report.add(f"facets {row.id}", *_CHANGED)
+                self.report.add(f"facets {row.id}", _CHANGED)
 
     def _events_ahead(self) -> None:
         """What was pruned and which images were removed, which the rest is read with."""
@@ -200,11 +186,11 @@ class _Check:
             where = f"chains {row.key}"
             fields = dict(zip(row._fields, row, strict=True))
             if row.id != expected:
-                self.report.add(f"chains {expected}", *_REMOVED)
+                self.report.add(f"chains {expected}", _REMOVED)
             elif row.prev_hash != former:
-                self.report.add(where, *_INSERTED)
+                self.report.add(where, _INSERTED)
             if chain_hash({name: fields[name] for name in CHAIN_FIELDS}, row.prev_hash) != row.hash:
-                self.report.add(where, *_CHANGED)
+                self.report.add(where, _CHANGED)
             former, expected = row.hash, row.id + 1
             self.by_chain[row.id] = _Chain(row, self.stubs.get(row.id))
             self.report.chains += 1
@@ -227,7 +213,7 @@ class _Check:
             facet = self.facets.get(facet_id)
             number: int = fields[0]
             if facet is None:
-                self.report.add(self._name(number), *_CHANGED)
+                self.report.add(self._name(number), _CHANGED)
                 continue
             self._derive(number, facet, fields)
             self.report.inspections += 1
@@ -273,11 +259,11 @@ class _Check:
         chain = self.by_chain.get(number >> SEQUENCE_BITS)
         sequence = number & _MASK
         if chain is None:
-            self.report.add(f"{number >> SEQUENCE_BITS}-{sequence}", *_INSERTED)
+            self.report.add(f"{number >> SEQUENCE_BITS}-{sequence}", _INSERTED)
             return
         if kind == "pruned" and chain.stub is not None and sequence <= chain.stub.last:
             if computed != digest or chain.stub.keeps.get(number) != digest.hex():
-                self.report.add(chain.name(sequence), *_CHANGED)
+                self.report.add(chain.name(sequence), _CHANGED)
             return
         if chain.broken:
             return
@@ -289,9 +275,9 @@ class _Check:
         chain.sequence, chain.hash, chain.last_kind = sequence, digest, kind
         if wrong is not None:
             chain.broken = True
-            self.report.add(chain.name(wrong[0]), *wrong[1])
+            self.report.add(chain.name(wrong[0]), wrong[1])
 
-    def _astray(self, chain: _Chain, sequence: int, former: bytes) -> tuple[int, tuple[str, str]] | None:
+    def _astray(self, chain: _Chain, sequence: int, former: bytes) -> tuple[int, str] | None:
         """What is wrong with the place of an entry: which one, and how. None: it is the one that comes next."""
         if chain.sequence == 0 and chain.stub is not None:
             if sequence <= chain.stub.last:  # pruning was interrupted here
@@ -313,13 +299,13 @@ class _Check:
             chain.last_kind = "closed" if chain.stub.ended else ""
             self.report.pruned += chain.stub.last
         if chain.sequence < chain.head_seq:
-            self.report.add(chain.name(chain.sequence + 1), *_REMOVED)
+            self.report.add(chain.name(chain.sequence + 1), _REMOVED)
         elif (
             chain.hash != chain.head_hash
             or chain.closed != (chain.last_kind == "closed")
             or chain.tallied > chain.head_seq
         ):
-            self.report.add(f"chains {chain.key}", *_CHANGED)
+            self.report.add(f"chains {chain.key}", _CHANGED)
 
     def _tallies(self) -> None:
         stored = {(row.grain, row.hour, row.facet_id): row.scores for row in self.connection.execute(select(tallies))}
@@ -331,17 +317,17 @@ class _Check:
                     into[number] = into.get(number, 0) + n
             for (hour, facet), counts in expected.items():
                 if stored.pop((grain, hour, facet), b"") != pack(counts):
-                    self.report.add(f"tallies {grain}/{hour}/{facet}", *_CHANGED)
+                    self.report.add(f"tallies {grain}/{hour}/{facet}", _CHANGED)
         for grain, hour, facet in stored:
-            self.report.add(f"tallies {grain}/{hour}/{facet}", *_INSERTED)
+            self.report.add(f"tallies {grain}/{hour}/{facet}", _INSERTED)
 
     def _images(self) -> None:
         rows = {(row.store, row.sha256): row for row in self.connection.execute(select(images))}
         for key, row in rows.items():
             if key not in self.kept:
-                self.report.add(f"images {row.sha256.hex()}", *_INSERTED)
+                self.report.add(f"images {row.sha256.hex()}", _INSERTED)
             elif (row.time_us, row.protected) != self.kept[key]:
-                self.report.add(f"images {row.sha256.hex()}", *_CHANGED)
+                self.report.add(f"images {row.sha256.hex()}", _CHANGED)
         for (store, sha256), number in self.kept_by.items():
             if (store, sha256) not in rows:
                 self._absent(store, sha256, number)
@@ -352,7 +338,7 @@ class _Check:
         last_us, protected = self.kept[store, sha256]
         if not protected and ((store, sha256.hex()) in self.removed or last_us < self.pruned_until_us):
             return
-        self.report.add(self._name(number), "se quitó su imagen", "its image was removed")
+        self.report.add(self._name(number), "found_image_removed")
 
     def logged(self, heads: Iterable[str]) -> None:
         """Whether the heads that the log has are entries still, or were pruned."""
@@ -362,7 +348,7 @@ class _Check:
             key, _, sequence = name.rpartition("-")
             chain = keys.get(key)
             if chain is None or not sequence.isdecimal() or not self._is_entry(chain, int(sequence), digest):
-                self.report.add(name or head, "el registro del servicio tiene otro", "the service's log has another")
+                self.report.add(name or head, "found_head")
 
     def _is_entry(self, chain: _Chain, sequence: int, digest: str) -> bool:
         if chain.stub is not None and sequence <= chain.stub.last:
@@ -387,11 +373,11 @@ class _Check:
                 data = path.read_bytes()
             except FileNotFoundError:
                 if _still_there(database, name, sha256):
-                    self.report.add(where, "falta su imagen {path}", "its image {path} is missing", path=path.name)
+                    self.report.add(where, "found_image_missing", file=path.name)
                 continue
             self.report.images += 1
             if hashlib.sha256(data).digest() != sha256 or len(data) != row.size:
-                self.report.add(where, "se cambió su imagen {path}", "its image {path} was changed", path=path.name)
+                self.report.add(where, "found_image_changed", file=path.name)
 
     def _name(self, number: int) -> str:
         chain, sequence = split_id(number)

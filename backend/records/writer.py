@@ -12,8 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, repeat
 
-from backend.base.errors import InspectionError, NotRecorded, Phrase, RecordsRefused
-from backend.records.database import Database, Unavailable
+from backend.base.errors import InspectionError, NotRecorded, RecordsRefused
+from backend.base.messages import Phrase
+from backend.records.database import Database, Reason, Unavailable
 from backend.records.entries import Draft, EventDraft, Head
 from backend.records.own_chain import OwnChain
 from backend.records.tallies import catch_up
@@ -28,9 +29,7 @@ TALLY_S = 1.0
 CLOCK_S = 2.0
 _PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
-_CLOSED = Phrase("el servicio se está parando", "the service is stopping")
-_BUSY = Phrase("hay demasiados registros en espera", "too many records are waiting")
-_ENDED = Phrase("el escritor del registro ha terminado por un fallo", "the record's writer has ended by a fault")
+_STOPPING, _CROWDED, _ENDED = Phrase("records_stopping"), Phrase("records_crowded"), Phrase("records_ended")
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Writer:
         done: Future[str] = Future()
         now, trouble = time.monotonic(), self._trouble
         if self._closed:
-            done.set_exception(_not_recorded(_CLOSED))
+            done.set_exception(_not_recorded(_STOPPING))
         elif trouble is not None and self.refuses():
             self._lost += 1
             done.set_exception(_not_recorded(trouble.reason))
@@ -82,7 +81,7 @@ class Writer:
             try:
                 self._queue.put(_Waiting(draft, done, now + (0 if trouble else WAIT_S)), timeout=WAIT_S)
             except queue.Full:
-                done.set_exception(_not_recorded(_BUSY))
+                done.set_exception(_not_recorded(_CROWDED))
         return done
 
     def refuses(self) -> bool:
@@ -154,7 +153,7 @@ class Writer:
             except Unavailable as err:
                 trouble = err
             except RecordsRefused as err:
-                trouble = Unavailable(Phrase("{err}", "{err}", err=err), passing=False)
+                trouble = Unavailable(err, passing=False)
             else:
                 self._recovered()
                 _answer(waiting, outcomes[len(notes) :])
@@ -220,11 +219,11 @@ def _answer(waiting: Sequence[_Waiting], outcomes: Sequence[str | InspectionErro
             one.done.set_result(outcome)
 
 
-def _refuse(waiting: Sequence[_Waiting], reason: Phrase) -> None:
+def _refuse(waiting: Sequence[_Waiting], reason: Reason) -> None:
     for one in waiting:
         if not one.done.done():
             one.done.set_exception(_not_recorded(reason))
 
 
-def _not_recorded(reason: Phrase) -> NotRecorded:
+def _not_recorded(reason: Reason) -> NotRecorded:
     return NotRecorded(reason=reason, retry_after=5)

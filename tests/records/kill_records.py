@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy import select
 
+from backend.api.catalogue import sentence
 from backend.records.database import Database
 from backend.records.entries import ReviewDraft
 from backend.records.images import GB, ImageStore, KeepPolicy
@@ -61,8 +62,8 @@ def write(url: str, images: Path, told: int, seed: int) -> None:
     threading.Event().wait()
 
 
-def one_kill(url: str, images: Path, seconds: float, seed: int) -> list[str]:
-    """The identifiers that a writer answered before it was killed."""
+def one_kill(url: str, images: Path, seconds: float, seed: int, *, early: bool) -> list[str]:
+    """The identifiers that a writer answered before it was killed, so long after its first answer or (early) its start."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -73,9 +74,10 @@ def one_kill(url: str, images: Path, seconds: float, seed: int) -> list[str]:
             os._exit(1)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
+        first = b"" if early else pipe.readline()
         killer = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
         killer.start()
-        said = pipe.read()  # ends with the writer
+        said = first + pipe.read()  # ends with the writer
     killer.join()
     os.waitpid(child, 0)
     return said.decode().split("\n")[:-1]
@@ -97,7 +99,7 @@ def examine(url: str, images: Path) -> list[str]:
     database = Database(url)
     store = ImageStore(images, database, max_gb=1, told=lambda *_: None)
     store.tidy(0)
-    found = [fault.text("en") for fault in verify(database, store).faults]
+    found = [sentence(one, "en") for one in verify(database, store).found]
     database.close()
     return found
 
@@ -112,7 +114,8 @@ def run(
     first.record(record())
     first.close()
     for number in range(kills):
-        names = one_kill(url, images, float(rng.uniform(0.02, longest_s)), int(rng.integers(2**31)))
+        seconds, seed = float(rng.uniform(0.0, longest_s)), int(rng.integers(2**31))
+        names = one_kill(url, images, seconds, seed, early=number % 5 == 0)
         database = Database(url)
         found = present(database, names)
         database.close()

@@ -1,13 +1,20 @@
 """Verdicts as the service would record them."""
 
 import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 
+from backend.api.catalogue import Language, sentence
+from backend.base.errors import InspectionError
 from backend.records.database import Database
 from backend.records.images import ImageStore
+from backend.records.ledger import Recorded
 from backend.records.record import Record
 from backend.records.verifying import verify
 from tests.parts import encoded, part
@@ -52,4 +59,17 @@ def record(number: int = 0, *, image: bytes | None = None, **given: Any) -> Reco
 
 def faults(database: Database, store: ImageStore | None = None, **given: Any) -> list[str]:
     """What `verify` finds wrong, in English."""
-    return [fault.text("en") for fault in verify(database, store, **given).faults]
+    return [sentence(one, "en") for one in verify(database, store, **given).found]
+
+
+@contextmanager
+def raises(kind: type[InspectionError], match: str, language: Language = "en") -> Iterator[pytest.ExceptionInfo[Any]]:
+    """Like pytest.raises, of what the client reads."""
+    with pytest.raises(kind) as caught:
+        yield caught
+    assert re.search(match, sentence(caught.value, language)), sentence(caught.value, language)
+
+
+def told(recorded: Recorded, language: Language = "en") -> str:
+    """The warnings of an answer."""
+    return " ".join(sentence(notice, language) for notice in recorded.notices)

@@ -6,9 +6,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from backend.api.catalogue import sentence
 from backend.base.config import PROJECT_ROOT
 from backend.base.errors import RecordsRefused
 from backend.records.database import SHARES, Database, file_system
+from tests.records.made import raises
 
 Partition = namedtuple("Partition", "device mountpoint fstype opts")
 
@@ -33,9 +35,9 @@ def test_the_folder_of_the_file_is_made(tmp_path: Path) -> None:
     ],
 )
 def test_a_url_that_cannot_be_meant_is_refused_in_words(url: str, says: str) -> None:
-    with pytest.raises(RecordsRefused, match=says) as refused:
+    with raises(RecordsRefused, says) as refused:
         Database(url)
-    assert "RESULTS_DB" in refused.value.text("es")
+    assert "RESULTS_DB" in sentence(refused.value, "es")
 
 
 def test_a_password_is_in_no_text() -> None:
@@ -50,9 +52,9 @@ def test_a_file_on_a_network_share_is_refused_with_what_to_do(
 ) -> None:
     mounts = [Partition("/dev/sda1", "/", "ext4", "rw"), Partition("nas:/x", str(tmp_path), kind, "rw")]
     monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounts)
-    with pytest.raises(RecordsRefused, match="PostgreSQL server") as refused:
+    with raises(RecordsRefused, "PostgreSQL server") as refused:
         Database(f"sqlite:///{tmp_path / 'deeper' / 'x.db'}")
-    assert "carpeta de red" in refused.value.text("es")
+    assert "carpeta de red" in sentence(refused.value, "es")
     assert Database("sqlite:////elsewhere/x.db").path == Path("/elsewhere/x.db")
 
 

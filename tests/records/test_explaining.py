@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from backend.api.catalogue import sentence
 from backend.base.images import decode_image
 from backend.records.entries import ReviewDraft
-from backend.records.explaining import GROUND, overlay, sentences
+from backend.records.explaining import GROUND, overlay, reasons
 from backend.records.ledger import Ledger
 from backend.records.queries import Whole
 from tests.records.made import picture, record
@@ -20,7 +21,7 @@ def found(ledger: Ledger, **given: Any) -> Whole:
 
 
 def told(whole: Whole, language: Any = "en") -> str:
-    return " ".join(sentence.text(language) for sentence in sentences(whole))
+    return " ".join(sentence(reason, language) for reason in reasons(whole))
 
 
 def pixels(png: bytes) -> NDArray[np.uint8]:
@@ -28,14 +29,13 @@ def pixels(png: bytes) -> NDArray[np.uint8]:
 
 
 def test_a_bad_part_is_explained_by_its_score_its_rank_and_its_largest_region(ledger: Ledger) -> None:
-    warnings = [{"code": "few_ok_scores", "values": {"n": 7}}, {"code": "of_another_time", "values": {}}]
+    warnings = [{"code": "few_ok_scores", "values": {"n": 7}}]
     whole = found(ledger, score=0.75, p_value=0.02, warnings=warnings)
     assert told(whole) == (
         "NG: it scored 0.7500, above the threshold 0.5000. "
         "Of the good parts of the calibration, 2 % score at least as much. "
         "Regions that reach the threshold: 1. The largest is 0.36 mm² (3×4 px at x=1, y=2). "
-        "OK scores: 7. With fewer than 20 the threshold is not reliable. "
-        "Warning: of_another_time."
+        "OK scores: 7. With fewer than 20 the threshold is not reliable."
     )
     assert told(whole, "es").startswith("NG: puntuó 0.7500, por encima del umbral 0.5000. De las piezas buenas")
 

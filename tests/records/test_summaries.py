@@ -14,7 +14,7 @@ from backend.records.ledger import Ledger
 from backend.records.queries import Filters
 from backend.records.summaries import span_of, summary
 from backend.records.tallies import bin_of, catch_up, score_of_bin
-from tests.records.made import NOON_US, faults, record
+from tests.records.made import NOON_US, faults, raises, record
 
 HOUR_US = 3_600_000_000
 RANGE = {"since_us": NOON_US, "until_us": NOON_US + 72 * HOUR_US}
@@ -131,7 +131,7 @@ def test_without_a_span_it_covers_what_there_is(ledger: Ledger) -> None:
     ],
 )
 def test_what_cannot_be_summed_is_refused_with_its_field(ledger: Ledger, given: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidValue, match=f"^{field}"):
+    with raises(InvalidValue, f"^{field}"):
         summed(ledger, **given)
 
 

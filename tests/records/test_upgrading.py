@@ -11,12 +11,13 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
+from backend.api.catalogue import sentence
 from backend.base.errors import RecordsRefused
 from backend.records.database import Database
 from backend.records.ledger import Ledger
 from backend.records.tables import SCHEMA, metadata
 from backend.records.upgrading import SCRIPTS, bring_up, version_of
-from tests.records.made import faults, record
+from tests.records.made import faults, raises, record, told
 
 NEXT = """
 import sqlalchemy as sa
@@ -93,9 +94,9 @@ def test_newer_tables_are_refused_in_words(
     open_ledger: Callable[..., Ledger], database: Database, tmp_path: Path
 ) -> None:
     bring_up(database, scripts_with_one_more(tmp_path / "scripts"))
-    with pytest.raises(RecordsRefused, match="newer version .9000.*update the program") as refused:
+    with raises(RecordsRefused, "newer version .9000.*update the program") as refused:
         open_ledger().start()
-    assert "más nueva" in refused.value.text("es")
+    assert "más nueva" in sentence(refused.value, "es")
 
 
 def _bring_up(url: str) -> None:
@@ -118,7 +119,7 @@ def test_a_file_that_is_no_database_is_told_from_one(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_bytes(b"this is no database, whatever its name says" * 40)
     ledger = Ledger(f"sqlite:///{tmp_path / 'x.db'}")
     ledger.start()
-    (notice,) = ledger.record(record()).notices
-    assert notice.code == "not_recorded"
-    assert "damaged: restore it from a backup" in notice.text("en")
+    recorded = ledger.record(record())
+    assert recorded.inspection_id is None
+    assert "damaged: restore it from a backup" in told(recorded)
     ledger.close()

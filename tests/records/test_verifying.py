@@ -204,7 +204,7 @@ def test_it_reads_one_state_while_others_write(written: Ledger, database: Databa
 
     thread = threading.Thread(target=work)
     thread.start()
-    found = [verify(database, written.images).faults for _ in range(5)]
+    found = [verify(database, written.images).found for _ in range(5)]
     stop.set()
     thread.join()
     assert found == [[]] * 5
@@ -213,4 +213,4 @@ def test_it_reads_one_state_while_others_write(written: Ledger, database: Databa
 def test_it_counts_what_it_read(written: Ledger, database: Database) -> None:
     report = verify(database, written.images)
     assert (report.inspections, report.reviews, report.events, report.chains, report.images) == (7, 2, 2, 2, 6)
-    assert report.faults == []
+    assert report.found == []

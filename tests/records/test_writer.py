@@ -13,7 +13,7 @@ from backend.records.entries import EventDraft, InspectionDraft, ReviewDraft
 from backend.records.ledger import Ledger
 from backend.records.tables import chains, events, inspections, reviews
 from backend.records.writer import Writer
-from tests.records.made import faults, record
+from tests.records.made import faults, raises, record
 
 
 def counts(database: Database) -> tuple[int, int, int]:
@@ -92,7 +92,7 @@ def test_a_chain_begins_with_its_first_entry_and_says_where_it_ends(ledger: Ledg
 def test_a_closed_writer_refuses(ledger: Ledger) -> None:
     ledger.record(record())
     ledger.writer.close()
-    with pytest.raises(NotRecorded, match="stopping"):
+    with raises(NotRecorded, "stopping"):
         ledger.writer.submit(EventDraft("late", {})).result()
 
 
@@ -131,7 +131,7 @@ def test_whoever_waits_for_a_writer_that_dies_is_told(database: Database, monkey
 
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     writer = Writer(database)
-    with pytest.raises(NotRecorded, match="ended by a fault"):
+    with raises(NotRecorded, "ended by a fault"):
         writer.submit(Broken()).result(10)
     with pytest.raises(NotRecorded):
         writer.submit(InspectionDraft.of(record())).result(10)
