@@ -63,7 +63,7 @@ def write(url: str, images: Path, told: int, seed: int) -> None:
 
 
 def one_kill(url: str, images: Path, seconds: float, seed: int, *, early: bool) -> list[str]:
-    """The identifiers that a writer answered before it was killed, so long after its first answer or (early) its start."""
+    """The identifiers that a writer answered until it was killed, so long after its first answer (early: its start)."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
