@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from backend.base.config import load_settings  # noqa: E402
+from backend.base.decoding import ImageOptions  # noqa: E402
 from backend.evaluation.sets import LabelledImage, read_set  # noqa: E402
 from backend.features import Extractor  # noqa: E402
 from backend.infer import Criteria, Roi, RoiSize, inspect  # noqa: E402
@@ -71,7 +72,7 @@ def _embedded(
     tokens, sizes = [], []
     for image in images:
         file = ImageFile(image.path.name, image.path.read_bytes)
-        ready = prepare_image(file, extractor, expected=grid, max_megapixels=100)
+        ready = prepare_image(file, extractor, expected=grid, options=ImageOptions())
         grid = ready.grid
         tokens.append(extractor.extract([ready.pixels])[0])
         sizes.append(ready.size)

@@ -128,8 +128,8 @@ ERRORS: dict[str, Entry] = {
     "empty_file": Entry(400, es="{name}: Archivo vacío.", en="{name}: the file is empty."),
     "unreadable_image": Entry(
         400,
-        es="{name}: No se pudo decodificar la imagen. Envía un PNG, JPEG, BMP, TIFF o WebP completo.",
-        en="{name}: the image could not be decoded. Send a whole PNG, JPEG, BMP, TIFF or WebP file.",
+        es="{name}: No se pudo decodificar la imagen ({reason}). Envía un PNG, JPEG, BMP, TIFF o WebP completo.",
+        en="{name}: the image could not be decoded ({reason}). Send a whole PNG, JPEG, BMP, TIFF or WebP file.",
     ),
     "image_too_small": Entry(
         400,
@@ -501,6 +501,16 @@ ERRORS: dict[str, Entry] = {
 }
 
 NOTICES: dict[str, Words] = {
+    "frames_ignored": Words(
+        es="La imagen trae varios fotogramas del mismo tamaño y se usa el primero. Fotogramas: {n}.",
+        en="The image has several frames of the same size; the first one is used. Frames: {n}.",
+    ),
+    "few_levels_used": Words(
+        es="La imagen usa valores de hasta {highest} y podría llegar a {most}: si la cámara no desplaza sus bits, "
+        "indica cuántos tiene en PIXEL_BITS.",
+        en="The image uses values of up to {highest} and could go up to {most}: if the camera does not shift its "
+        "bits, say in PIXEL_BITS how many it has.",
+    ),
     "degraded": Words(
         es="Servicio degradado: sin los pesos de {model} se usa el extractor sin pesos 'texture' ({reason}).",
         en="Degraded service: without the weights of {model} the weight-free extractor 'texture' is used ({reason}).",
@@ -652,6 +662,39 @@ NOTICES: dict[str, Words] = {
 }
 
 PHRASES: dict[str, Words] = {
+    "apples_png": Words(es="es un PNG propio de Apple (CgBI)", en="it is Apple's own kind of PNG (CgBI)"),
+    "beyond_pixel_bits": Words(
+        es="tiene valores de hasta {highest} y PIXEL_BITS={bits} solo permite {most}",
+        en="it has values of up to {highest}, and PIXEL_BITS={bits} allows {most} at most",
+    ),
+    "channels_unexpected": Words(
+        es="tiene {n} canales y sus colores piden {colours}", en="it has {n} channels, and its colours want {colours}"
+    ),
+    "checksum_wrong": Words(
+        es="la suma de comprobación de su bloque {kind} no cuadra", en="the checksum of its chunk {kind} is wrong"
+    ),
+    "colours_not_read": Words(
+        es="sus colores son {kind} y aquí no se leen", en="its colours are {kind}, which is not read here"
+    ),
+    "cut_off": Words(es="está cortada", en="it is cut off"),
+    "damaged": Words(es="está dañada o incompleta: {err}", en="it is damaged or incomplete: {err}"),
+    "data_zeroed": Words(es="parte de sus datos son ceros", en="part of its data is zeros"),
+    "format_not_read": Words(es="no tiene ninguno de estos formatos", en="it is in none of these formats"),
+    "header_not_valid": Words(es="su cabecera no es válida", en="its header is not valid"),
+    "inks_not_cmyk": Words(es="sus tintas no son CMYK", en="its inks are not CMYK"),
+    "no_picture": Words(es="no contiene ninguna imagen", en="there is no picture in it"),
+    "not_flat": Words(es="no es una imagen plana", en="it is not a flat picture"),
+    "palette_missing": Words(es="le falta la paleta", en="its palette is missing"),
+    "pixels_damaged": Words(es="sus píxeles comprimidos están dañados", en="its compressed pixels are damaged"),
+    "pixels_missing": Words(es="le faltan píxeles", en="pixels are missing"),
+    "pixels_not_understood": Words(es="sus píxeles no se entienden", en="its pixels are not understood"),
+    "samples_differ": Words(es="sus muestras tienen bits distintos", en="its samples differ in their bits"),
+    "samples_not_integers": Words(
+        es="sus muestras son de coma flotante o complejas: guárdala como enteros",
+        en="its samples are floating point or complex: save it as integers",
+    ),
+    "volume": Words(es="es un volumen", en="it is a volume"),
+    "ycbcr_not_read": Words(es="sus colores YCbCr no se leen así", en="its YCbCr colours are not read in this form"),
     "fields_invalid": Words(
         es="Hay campos que faltan o no son válidos: {fields}.", en="Some fields are missing or not valid: {fields}."
     ),

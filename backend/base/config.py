@@ -71,6 +71,10 @@ def _names(field: str) -> list[str]:
     return [field, *(f"BDI_{name}" for name in plain), *plain]
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
+
 def _fault(kind: str) -> PydanticCustomError:
     """A fault of a setting that pydantic has no type for; its words are with those of pydantic's own types."""
     return PydanticCustomError(kind, kind)
@@ -78,6 +82,7 @@ def _fault(kind: str) -> PydanticCustomError:
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
+PixelBits = Annotated[Literal[8, 10, 12, 14, 16] | None, BeforeValidator(_whole), BeforeValidator(_auto_is_none)]
 OptionalFloat = Annotated[float | None, BeforeValidator(_auto_is_none)]
 OptionalText = Annotated[str | None, BeforeValidator(_auto_is_none)]
 OptionalFolder = Annotated[Path | None, BeforeValidator(_auto_is_none)]
@@ -199,6 +204,9 @@ class Settings(BaseSettings):
     max_request_mb: float = Field(2048, gt=0, description="Size of one request at most.")
     max_files: int = Field(1000, ge=1, description="Files in one request at most.")
     max_image_mp: float = Field(100, gt=0, description="Megapixels of one image at most, read from its header.")
+    pixel_bits: PixelBits = Field(
+        None, description="Significant bits of 16-bit images whose header does not say it (auto, 8, 10, 12, 14, 16)."
+    )
     max_queue: int = Field(64, ge=1, description="Requests that may wait for the extractor; more get a 503.")
     max_batch: AutoInt = Field(
         None, ge=1, le=1024, description="Images per forward pass (auto: 1 on a CPU, 32 on CUDA)."

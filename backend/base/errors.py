@@ -13,7 +13,7 @@ InspectionError
 │   ├── NoImages
 │   ├── BadImage: name
 │   │   ├── EmptyFile: name
-│   │   ├── UndecodableImage: name
+│   │   ├── UndecodableImage: name, reason
 │   │   ├── ImageTooSmall: name, width, height, limit
 │   │   ├── ImageTooLarge: name, width, height, limit
 │   │   ├── EmptyUpload

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.config import PROJECT_ROOT, Settings
+from backend.base.decoding import ImageOptions, decode
 from backend.base.errors import (
     BankMismatch,
     EmptyFile,
@@ -28,7 +29,7 @@ from backend.base.errors import (
     UndecodableImage,
     UndecodableUpload,
 )
-from backend.base.images import decode_image, resize
+from backend.base.images import resize
 from backend.base.messages import Notice
 from backend.calib import choose_threshold
 from backend.extractors.grey import DOCUMENTED, RECIPES, RECOMMENDED
@@ -278,7 +279,7 @@ class Predictor:
     def _grey(self, file: ImageFile) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """The image as (IMG_SIZE, IMG_SIZE) uint8 grey, and the (height, width) it came with."""
         try:
-            image = decode_image(file.read(), name=file.name, max_megapixels=self.settings.max_image_mp)
+            image = decode(file.read(), name=file.name, options=ImageOptions.of(self.settings)).pixels
         except EmptyFile as err:
             raise EmptyUpload() from err
         except UndecodableImage as err:

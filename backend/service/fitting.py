@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from time import monotonic
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.config import Settings
+from backend.base.decoding import ImageOptions
 from backend.base.errors import (
     ExtractorMismatch,
     FitInProgress,
@@ -58,12 +59,12 @@ class FitOptions:
     jitter: float = option(0.0, "augment_jitter")
     backend: Backend = option("auto", "knn_backend")
     memory_mb: float = option(4096, "fit_memory_mb")
-    max_megapixels: float = option(100, "max_image_mp")
+    images: ImageOptions = field(default_factory=ImageOptions)
 
     @classmethod
     def of(cls, settings: Settings) -> FitOptions:
         """As `settings` have it."""
-        return cls(**filled(cls, settings))
+        return cls(**filled(cls, settings), images=ImageOptions.of(settings))
 
     @classmethod
     def of_step(cls, recorded: Mapping[str, Any], settings: Settings) -> FitOptions:
@@ -120,7 +121,7 @@ def embed(
         augmentation=options.augmentation,
         seed=options.seed,
         expected=old.grid if old else None,
-        max_megapixels=options.max_megapixels,
+        images=options.images,
         budget=None if old else options.budget,
     )
 
@@ -450,7 +451,7 @@ class Fitter:
 
     def _about(self, memory: PatchCoreMemory, embeddings: Embeddings, model: FittedModel | None = None) -> list[Notice]:
         """What is to be said of how the rows of `memory` were chosen from `embeddings`; `model`: what grew."""
-        options, notices = self.options, []
+        options, notices = self.options, list(embeddings.notices)
         wanted = round(memory.n_embeddings * options.coreset_rate)
         if wanted > options.max_coreset <= len(memory):
             notices.append(Notice("coreset_capped", {"limit": options.max_coreset, "wanted": wanted}))

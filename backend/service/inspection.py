@@ -9,6 +9,7 @@ from typing import Any
 from backend import __version__
 from backend.base.arrays import few_threads_each
 from backend.base.config import Settings
+from backend.base.decoding import ImageOptions
 from backend.base.errors import DamagedFile
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
@@ -173,7 +174,7 @@ class Inspector:
         with queue.slot():
             model, older = self.fitted(key)
             criteria, of_calibration = self.criteria(key, model)
-            pipeline = Pipeline(queue, model, criteria, self.settings.max_image_mp)
+            pipeline = Pipeline(queue, model, criteria, ImageOptions.of(self.settings))
             image, inspection = pipeline.run(file, mm_per_px=mm_per_px, job=job or Job(), mark=clock.mark)
             scale = heatmap or self.settings.heatmap_scale
             low, high = heatmap_range(inspection, scale, criteria.threshold)
