@@ -25,9 +25,10 @@ def slow(rows: Array, q: Array, k: int, n: int, src: np.ndarray | None = None) -
     """One patch and one row at a time."""
     rows, q = rows.astype(np.float64), q.astype(np.float64)
     images = [-1] * len(rows) if src is None else src.tolist()
+    between = np.linalg.norm(rows[:, None] - rows[None], axis=2).tolist()
 
     def spacing(number: int) -> float:
-        others = sorted((float(np.linalg.norm(rows[number] - row)), i) for i, row in enumerate(rows) if i != number)
+        others = sorted((between[number][i], i) for i in range(len(rows)) if i != number)
         alone = min(images) >= 0 and len(set(images)) == 1
         strange = [d for d, i in others[:WINDOW] if alone or images[i] < 0 or images[i] != images[number]][:n]
         return float(np.mean(strange + (n - len(strange)) * [others[:WINDOW][-1][0]]))
