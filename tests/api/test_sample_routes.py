@@ -19,7 +19,7 @@ from backend.base.images import decode_image
 from backend.extractors.texture import TextureFeatures
 from backend.samples.recorder import DebugFolder
 from backend.tools.demo import served
-from tests.station import dotnet_form, part, small_settings
+from tests.parts import dotnet, encoded, part, picture_part, quick_settings, text_parts
 
 IDS = {"role_id": "Master1", "roi_id": "Pattern"}
 FIT = {**IDS, "mm_per_px": "0.2"}
@@ -27,17 +27,19 @@ FIT = {**IDS, "mm_per_px": "0.2"}
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(small_settings(tmp_path))) as client:
+    with TestClient(create_app(quick_settings(tmp_path, coreset_rate=0.5))) as client:
         client.headers["Accept-Language"] = "en"
         yield client
 
 
-def images(*seeds: int, bad: bool = False) -> list[tuple[str, tuple[str, bytes, str]]]:
-    return [("images", (f"{seed}.png", part(seed, bad=bad), "image/png")) for seed in seeds]
+def images(*seeds: int, defect: bool = False) -> list[tuple[str, tuple[str, bytes, str]]]:
+    return [("images", (f"{seed}.png", encoded(part(seed, defect=defect)), "image/png")) for seed in seeds]
 
 
 def upload(client: TestClient, *seeds: int, label: str = "ok", **fields: str) -> dict[str, Any]:
-    answer = client.post(f"/datasets/{label}/upload", data={**IDS, **fields}, files=images(*seeds, bad=label == "ng"))
+    answer = client.post(
+        f"/datasets/{label}/upload", data={**IDS, **fields}, files=images(*seeds, defect=label == "ng")
+    )
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
     return body
@@ -70,17 +72,17 @@ def test_what_a_fit_is_sent_is_kept_and_what_it_does_is_recorded(client: TestCli
 
 
 def test_with_store_samples_off_nothing_is_kept_but_what_is_uploaded(tmp_path: Path) -> None:
-    with TestClient(create_app(small_settings(tmp_path, store_samples=False))) as client:
+    with TestClient(create_app(quick_settings(tmp_path, store_samples=False))) as client:
         fit(client, 0, 1)
-        sent = client.post("/send_ng", data=IDS, files=images(5, bad=True)).json()
+        sent = client.post("/send_ng", data=IDS, files=images(5, defect=True)).json()
         assert (sent["saved"], sent["files"], len(sent["warnings"])) == (0, [], 1)
         assert not (tmp_path / "datasets").exists()
         assert upload(client, 3)["saved"] == 1
 
 
 def test_bad_parts_are_sent_and_stored_once(client: TestClient) -> None:
-    first = client.post("/send_ng", data={**IDS, "mm_per_px": "0.3"}, files=images(5, 6, bad=True)).json()
-    again = client.post("/send_ng", data=IDS, files=images(6, 7, bad=True)).json()
+    first = client.post("/send_ng", data={**IDS, "mm_per_px": "0.3"}, files=images(5, 6, defect=True)).json()
+    again = client.post("/send_ng", data=IDS, files=images(6, 7, defect=True)).json()
     assert (first["saved"], again["saved"], again["duplicates"], again["label"]) == (2, 1, 1, "ng")
     assert again["files"][0] == first["files"][1]
 
@@ -91,7 +93,7 @@ def test_an_image_under_both_labels_is_pointed_out(client: TestClient) -> None:
     assert "other label" in answer["warnings"][0]
 
 
-CUT = part(3)[:300]
+CUT = encoded(part(3))[:300]
 BAD: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
     "label": ("POST", "/datasets/good/upload", {"data": IDS, "files": images(9)}, 400, "invalid_label"),
     "no images": ("POST", "/datasets/ok/upload", {"data": IDS}, 400, "no_images"),
@@ -211,7 +213,7 @@ BAD: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, Path]]:
     folder = tmp_path_factory.mktemp("fitted")
-    with TestClient(create_app(small_settings(folder))) as client:
+    with TestClient(create_app(quick_settings(folder))) as client:
         fit(client, 0, 1, 2)
         yield client, folder
 
@@ -253,7 +255,7 @@ def test_a_form_serves_where_json_does(client: TestClient) -> None:
     fit(client, 0, 1, 2)
     calibrated = client.post("/calibrate_dataset", data={**IDS, "score_percentile": "95", "default_mm_per_px": ""})
     assert (calibrated.status_code, calibrated.json()["score_percentile"]) == (200, 95)
-    body, headers = dotnet_form({**IDS, "labels": "ok", "include_heatmap": "false"}, [])
+    headers, body = dotnet(text_parts({**IDS, "labels": "ok", "include_heatmap": "false"}))
     scored = client.post("/infer_dataset", content=body, headers=headers).json()
     assert (scored["n_total"], "heatmap_png_base64" in scored["items"][0]) == (3, False)
 
@@ -263,7 +265,7 @@ def test_scores_of_samples_are_those_of_infer(client: TestClient) -> None:
     upload(client, 7, label="ng", mm_per_px="0.2")
     client.post("/calibrate_dataset", json=IDS)
     (item,) = client.post("/infer_dataset", json={**IDS, "labels": "ng"}).json()["items"]
-    inferred = client.post("/infer", data=FIT, files={"image": ("7.png", part(7, bad=True))}).json()
+    inferred = client.post("/infer", data=FIT, files={"image": ("7.png", encoded(part(7, defect=True)))}).json()
     shared = ("score", "threshold", "is_anomaly", "decision", "regions", "stats")
     assert [item[name] for name in shared] == [inferred[name] for name in shared]
     left_out = client.post("/infer_dataset", json={**IDS, "labels": ["ok"], "leave_one_out": True}).json()["items"]
@@ -323,7 +325,7 @@ def test_the_manifest_and_the_list_of_models_say_what_there_is(client: TestClien
 
 
 def test_with_contract_only_there_are_no_samples_routes(tmp_path: Path) -> None:
-    with TestClient(create_app(small_settings(tmp_path, contract_only=True))) as client:
+    with TestClient(create_app(quick_settings(tmp_path, contract_only=True))) as client:
         for path in ("/state", "/datasets/list", "/models", "/manifest", "/progress/x"):
             assert client.get(path, params=IDS).status_code == 404
         assert fit(client, 0)["n_images"] == 1
@@ -351,7 +353,7 @@ class SlowFeatures(TextureFeatures):
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[httpx.Client]:
-    with served(small_settings(tmp_path), SlowFeatures(112)) as client:
+    with served(quick_settings(tmp_path), SlowFeatures(112)) as client:
         yield client
     SlowFeatures.gate.set()
 
@@ -367,7 +369,7 @@ def abandon(url: httpx.URL, path: str, body: bytes, headers: dict[str, str], sta
     """Send a request, wait for `started`, and hang up."""
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     with socket.create_connection((url.host, url.port)) as connection:
-        request = f"POST {path} HTTP/1.1\r\nHost: {url.host}\r\nContent-Length: {len(body)}\r\n{head}\r\n"
+        request = f"POST {path} HTTP/1.1\r\nHost: {url.host}\r\n{head}\r\n"
         connection.sendall(request.encode() + body)
         until(started)
 
@@ -380,10 +382,9 @@ def progress_of(client: httpx.Client, request_id: str) -> dict[str, Any]:
 def test_a_client_that_goes_away_cancels_its_fit_and_the_old_model_stays(slow: httpx.Client, tmp_path: Path) -> None:
     slow.post("/fit_ok", data=FIT, files=images(0)).raise_for_status()
     before = on_disk(tmp_path)
-    parts = [("images", f"{n}.png", part(n), "image/png") for n in range(1, 60)]
-    body, headers = dotnet_form(FIT, parts)
+    parts = [picture_part("images", n) for n in range(1, 60)]
     for fields in ({}, {"memory_fit": "true"}):
-        body, headers = dotnet_form(FIT | fields, parts)
+        headers, body = dotnet([*text_parts(FIT | fields), *parts])
         headers["X-Request-Id"] = f"leaver{len(fields)}"
         abandon(
             slow.base_url,
@@ -430,14 +431,16 @@ def test_progress_is_told_in_events_and_in_a_poll(slow: httpx.Client) -> None:
 
 
 def test_heatmaps_are_kept_for_debugging_and_bounded(tmp_path: Path) -> None:
-    settings = small_settings(tmp_path, debug_heatmaps=True, debug_dir=tmp_path / "debug", debug_max_files=3)
+    settings = quick_settings(tmp_path, debug_heatmaps=True, debug_dir=tmp_path / "debug", debug_max_files=3)
     with TestClient(create_app(settings)) as client:
         fit(client, 0, 1)
         for _ in range(5):
-            client.post("/infer", data={**FIT, "heatmap": "none"}, files={"image": ("pieza.png", part(7, bad=True))})
+            client.post(
+                "/infer", data={**FIT, "heatmap": "none"}, files={"image": ("pieza.png", encoded(part(7, defect=True)))}
+            )
     pictures = sorted((tmp_path / "debug").glob("*.png"))
     assert len(pictures) == len(list((tmp_path / "debug").glob("*.json"))) == 3
-    assert decode_image(pictures[0].read_bytes()).shape == (112, 112, 3)
+    assert decode_image(pictures[0].read_bytes()).shape == (96, 96, 3)
     assert json.loads(pictures[0].with_suffix(".json").read_text("utf-8"))["score"] > 0.1
     assert "Master1_Pattern_pieza.png" in pictures[0].name
     DebugFolder(tmp_path / "debug", 1).write("../x", pictures[0].read_bytes(), {})
@@ -448,7 +451,7 @@ def test_augmented_views_are_seeded_and_belong_to_their_image(tmp_path: Path) ->
     folders = {name: tmp_path / name for name in ("first", "second", "seed")}
     memories = []
     for name, folder in folders.items():
-        app = create_app(small_settings(folder, augment_rotation_deg=5, augment_jitter=0.1, seed=name == "seed"))
+        app = create_app(quick_settings(folder, augment_rotation_deg=5, augment_jitter=0.1, seed=name == "seed"))
         with TestClient(app) as client:
             assert fit(client, 0, 1)["n_embeddings"] == 2 * 2 * 64
             assert client.get("/manifest", params=IDS).json()["memory"]["n_images"] == 2

@@ -24,7 +24,7 @@ from backend.samples.history import FitHistory
 from backend.samples.store import LABELS, SampleStore
 from backend.storage import ModelStore
 from tests.faults.service import running
-from tests.station import part
+from tests.parts import encoded, part
 
 KEYS = [ModelKey.of("Master1", "Pattern"), ModelKey.of("Master1", "Pattern", "red")]
 PATIENCE_S = 300.0
@@ -70,7 +70,7 @@ class Client(threading.Thread):
     def _one(self, client: httpx.Client) -> None:
         ids = {"role_id": self.key.role_id, "roi_id": self.key.roi_id, "recipe_id": self.key.recipe_id}
         seeds = self.random.sample(range(60), self.random.randint(1, 4))
-        files = [("images", (f"{seed}.png", part(seed), "image/png")) for seed in seeds]
+        files = [("images", (f"{seed}.png", encoded(part(seed)), "image/png")) for seed in seeds]
         kind = self.random.choice(["fit", "grow", "upload", "calibrate"])
         if kind in {"fit", "grow"}:
             self.known.under_way = True
@@ -125,7 +125,7 @@ def _let_work(clients: list[Client], chance: random.Random) -> None:
 
 def _faults(folder: Path, known: dict[ModelKey, Model]) -> list[str]:
     faults = []
-    truth = {hashlib.sha256(part(seed)).hexdigest() for seed in range(60)}
+    truth = {hashlib.sha256(encoded(part(seed))).hexdigest() for seed in range(60)}
     for key, model in known.items():
         faults += _model_faults(folder, key, model)
         faults += _sample_faults(SampleStore(folder / "datasets", max_gb=1), key, truth)
