@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from backend.base.config import load_settings  # noqa: E402
 from backend.evaluation.sets import LabelledImage, read_set  # noqa: E402
-from backend.features import Extractor  # noqa: E402
+from backend.extractors.protocol import Extractor  # noqa: E402
 from backend.infer import InferenceEngine, RoiSize, Scoring  # noqa: E402
 from backend.patchcore import PatchCoreMemory  # noqa: E402
 from backend.service.fitting import Embeddings, ImageFile, prepare_image  # noqa: E402

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from backend.base.config import PROJECT_ROOT
 from backend.base.errors import Phrase, WeightsUnavailable
 
 if TYPE_CHECKING:
     import torch
 
+WEIGHTS_DIR = PROJECT_ROOT / "weights"
 # What torch's reader raises on files that are cut off, corrupt or no checkpoint at all.
 _READ_ERRORS = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,

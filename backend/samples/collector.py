@@ -11,7 +11,7 @@ from backend.base.config import Settings
 from backend.base.errors import DiskFull, FitInProgress, InspectionError, MemoryNotFound, Notice, ReadOnlyStore
 from backend.base.errors_samples import NgRequired, NotEnoughSamples
 from backend.base.keys import ModelKey
-from backend.features import Extractor
+from backend.extractors.protocol import Extractor
 from backend.samples.history import FitHistory
 from backend.samples.intake import Sentences
 from backend.samples.rebuild import Rebuilder

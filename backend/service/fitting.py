@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from backend.base.errors import Notice, TokenGridMismatch
 from backend.base.images import decode_image, encode_png, is_large
-from backend.features import RGB, Extractor, Grid, grid_of, prepare
+from backend.extractors.protocol import RGB, Extractor, Grid, prepare
 from backend.patchcore import ChunkedCoreset, PatchCoreMemory
 from backend.roi_mask import Shape, build_mask, token_mask
 from backend.service.augment import Augmentation
@@ -121,7 +121,7 @@ def _prepared(
     image = decode_image(data, name=file.name, max_megapixels=max_megapixels)
     digest = hashlib.sha256(data).hexdigest() if digested else ""
     height, width = image.shape[:2]
-    grid = grid_of(extractor, height, width)
+    grid = extractor.grid(height, width)
     notices: tuple[Notice, ...] = ()
     if expected is not None and grid != expected:
         if not _same_roi(height, width, expected, extractor):
@@ -137,7 +137,7 @@ def _prepared(
 def _same_roi(height: int, width: int, expected: Grid, extractor: Extractor) -> bool:
     """Whether an ROI of this size, or of one pixel more or less, lies within one token per side of `expected`."""
     sizes = product(range(max(1, height - 1), height + 2), range(max(1, width - 1), width + 2))
-    grids = (grid_of(extractor, h, w) for h, w in sizes)
+    grids = (extractor.grid(h, w) for h, w in sizes)
     return any(max(abs(rows - expected[0]), abs(cols - expected[1])) <= 1 for rows, cols in grids)
 
 

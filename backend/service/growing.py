@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from backend.base.errors import ExtractorMismatch, FitInProgress, MemoryNotFound, NoImages, Notice, TokenGridMismatch
 from backend.base.errors_samples import MemoryMismatch
 from backend.base.keys import ModelKey
-from backend.features import Grid
+from backend.extractors.protocol import Grid
 from backend.memory.coreset import Progress, coreset_of, coreset_size
 from backend.patchcore import Backend, PatchCoreMemory, Reserve
 from backend.service.fitting import Embeddings, ImageFile, rows_of_several

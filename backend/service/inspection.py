@@ -18,7 +18,7 @@ from backend.base.errors import DamagedFile, Language, NoImages, Notice
 from backend.base.images import few_threads_each
 from backend.base.keys import ModelKey
 from backend.calib import FEW_OK, choose_threshold
-from backend.features import Extractor, Grid
+from backend.extractors.protocol import Extractor, Grid
 from backend.infer import (
     HeatmapScale,
     InferenceEngine,

@@ -20,7 +20,7 @@ from backend.base.errors import (
     ReadOnlyStore,
 )
 from backend.base.keys import ModelKey
-from backend.features import Extractor
+from backend.extractors.protocol import Extractor
 from backend.memory.variants import stored_memory
 from backend.patchcore import Array, CandidateIndex, PatchCoreMemory
 from backend.storage import ModelStore, Stamp, StoredMemory

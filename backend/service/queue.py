@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.errors import Cancelled, DeviceOutOfMemory, NotReady, QueueFull
-from backend.features import RGB, Extractor
+from backend.extractors.protocol import RGB, Extractor
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

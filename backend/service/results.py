@@ -9,7 +9,7 @@ from typing import Any
 from backend.base.config import Settings
 from backend.base.errors import Notice
 from backend.base.keys import ModelKey
-from backend.features import Extractor, Grid, widths_of
+from backend.extractors.protocol import Extractor, Grid
 from backend.infer import Inspection, RoiSize
 from backend.memory.variants import Variant
 from backend.service.calibration import Applied
@@ -135,6 +135,6 @@ def variant_of(settings: Settings, extractor: Extractor, embedded: Embeddings) -
     """The kind of memory that the settings ask for."""
     return Variant(
         distance=settings.patchcore_distance,
-        widths=widths_of(extractor) if settings.patchcore_memories == "separate" else (),
+        widths=extractor.widths if settings.patchcore_memories == "separate" else (),
         foreground=settings.foreground_mask == "pca" and not any(embedded.shaped) and embedded.passes is None,
     )

@@ -1,4 +1,4 @@
-"""A dress rehearsal before the first request: libraries are loaded, grids compiled and memories read."""
+"""A rehearsal before the first request: it loads libraries, compiles the network for its grids and reads memories."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from backend.base.errors import InspectionError
 from backend.base.images import decode_image, encode_png
-from backend.features import Extractor, Grid, grid_of, prepare
+from backend.extractors.protocol import Extractor, Grid, prepare
 from backend.infer import InferenceEngine, RoiSize, Scoring, heatmap_png, heatmap_range
 from backend.patchcore import PatchCoreMemory
 from backend.service.models import ModelCache
@@ -26,7 +26,7 @@ def rehearse(queue: InferenceQueue, cache: ModelCache) -> None:
     """
     extractor = queue.extractor
     side = extractor.input_size
-    grids = {grid_of(extractor, side, side), *_known_grids(cache, extractor)}
+    grids = {extractor.grid(side, side), *_known_grids(cache, extractor)}
     for grid in grids:
         _inspect_blank(queue, grid)
 

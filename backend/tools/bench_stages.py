@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.images import available_cores, decode_image, encode_png, few_threads_each, resize, to_base64
-from backend.features import Extractor, grid_of, prepare
+from backend.extractors.protocol import Extractor, prepare
 from backend.infer import InferenceEngine, Inspection, RoiSize, Scoring, heatmap_png, heatmap_range
 from backend.memory.products import quick_rows
 from backend.patchcore import PatchCoreMemory
@@ -119,7 +119,7 @@ class Bench:
         """Fit a memory of `rows` rows on a few rendered parts."""
         few_threads_each()
         side = extractor.input_size
-        grid = grid_of(extractor, side, side)
+        grid = extractor.grid(side, side)
         shown = [prepare(image, grid, extractor.patch) for image in pictures(images, side, rng)]
         emb = np.concatenate([extractor.extract([image])[0] for image in shown])
         memory = PatchCoreMemory.build(emb, min(1.0, rows / len(emb)), limit=rows)
@@ -151,7 +151,7 @@ class Bench:
 
     def forward(self, side: int, repeats: int, batch: int = 1) -> Spread:
         """Duration of a bare forward pass of `batch` prepared images of (side, side) px."""
-        grid = grid_of(self.extractor, side, side)
+        grid = self.extractor.grid(side, side)
         images = [prepare(image, grid, self.extractor.patch) for image in pictures(batch, side, self.rng)]
         return Spread.of(timed(lambda: self.extractor.extract(images), repeats))
 
@@ -159,7 +159,7 @@ class Bench:
         """Milliseconds of one bare forward pass of an image of input_size²."""
         if self._pixels is None:
             side = self.extractor.input_size
-            grid = grid_of(self.extractor, side, side)
+            grid = self.extractor.grid(side, side)
             self._pixels = prepare(pictures(1, side, self.rng)[0], grid, self.extractor.patch)
         started = perf_counter()
         self.extractor.extract([self._pixels])
@@ -168,7 +168,7 @@ class Bench:
     def _decode(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         image = decode_image(data)
         height, width = image.shape[:2]
-        return image, grid_of(self.extractor, height, width)
+        return image, self.extractor.grid(height, width)
 
     def _inspect(self, data: bytes, engine: InferenceEngine, threshold: float) -> str:
         image, grid = self._decode(data)

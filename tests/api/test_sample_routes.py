@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from backend.app import create_app
 from backend.base.images import decode_image
+from backend.extractors.protocol import RGB
 from backend.extractors.texture import TextureFeatures
-from backend.features import RGB
 from backend.samples.debug import DebugFolder
 from backend.service.augment import Augmentation
 from backend.tools.demo import served

@@ -22,8 +22,8 @@ from backend.base.errors import (
     TokenGridMismatch,
 )
 from backend.base.keys import ModelKey
+from backend.extractors.protocol import prepare
 from backend.extractors.texture import TextureFeatures
-from backend.features import prepare
 from backend.infer import InferenceEngine, RoiSize, Scoring
 from backend.roi_mask import Shape
 from backend.service.fitting import ImageFile, prepare_image
