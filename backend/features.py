@@ -31,7 +31,7 @@ def build_extractor(options: ExtractorOptions) -> Extractor:
     extractor = _backbone(options)
     if options.tiles > 1:
         extractor = Tiled(extractor, options.tiles, options.tile_overlap)
-    size, stride = options.patchcore_patch_size or 1, options.patchcore_stride
+    size, stride = options.patch_size or 1, options.stride
     if (size, stride) != (1, 1) and not is_resnet(options.model_name):  # a ResNet averages each of its levels
         extractor = Neighbourhood(extractor, size, stride)
     return extractor
@@ -83,7 +83,7 @@ class DinoV2Features(NetworkFeatures):
             options,
             name=options.model_name,
             patch=int(model.patch_embed.patch_size[0]),
-            widths=(int(model.embed_dim),) * len(self.blocks),
+            dim=int(model.embed_dim) * len(self.blocks),
             fingerprint=fingerprint(model, f"{options.model_name}|{self.blocks}|norm|cat|l2"),
         )
 

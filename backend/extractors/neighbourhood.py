@@ -26,7 +26,7 @@ class Wrapped(Extractor):
     def __init__(self, inner: Extractor, change: str) -> None:
         self.inner = inner
         self.name, self.runtime, self.streams = inner.name, inner.runtime, inner.streams
-        self.dim, self.widths, self.patch = inner.dim, inner.widths, inner.patch
+        self.dim, self.patch = inner.dim, inner.patch
         self.input_size, self.input_edge = inner.input_size, inner.input_edge
         sealed = hashlib.sha256(f"{inner.fingerprint}|{change}".encode()).hexdigest()[:16]
         self.fingerprint = sealed if change else inner.fingerprint

@@ -20,7 +20,7 @@ class NetworkFeatures(Extractor):
         options: where, at which size and in which precision it runs.
         name: the model's name, as MODEL_NAME.
         patch: side in pixels of a token's cell.
-        widths: columns of each of the blocks or levels that a token joins.
+        dim: columns of a token.
         fingerprint: of the weights and of the way in which tokens are taken; see weights.fingerprint.
     """
 
@@ -33,7 +33,7 @@ class NetworkFeatures(Extractor):
         *,
         name: str,
         patch: int,
-        widths: tuple[int, ...],
+        dim: int,
         fingerprint: str,
     ) -> None:
         from backend.extractors.torch_runtime import TorchRunner, pick_device
@@ -41,8 +41,7 @@ class NetworkFeatures(Extractor):
         self.model = model.eval().requires_grad_(False)
         self.name = name
         self.patch = patch
-        self.widths = widths
-        self.dim = sum(widths)
+        self.dim = dim
         self.fingerprint = fingerprint
         self.input_size, self.input_edge = options.input_size, options.input_edge
         rows, cols = self.grid(self.input_size, self.input_size)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.base.arrays import available_cores
 from backend.base.errors import BackendUnavailable
-from backend.base.images import available_cores
 from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Precision, Rows
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class OpenVinoFeatures(Extractor):
         self.reference = reference
         self.precision = precision
         self.name, self.fingerprint = reference.name, reference.fingerprint
-        self.dim, self.widths, self.patch = reference.dim, reference.widths, reference.patch
+        self.dim, self.patch = reference.dim, reference.patch
         self.input_size, self.input_edge = reference.input_size, reference.input_edge
         cores = threads or available_cores()
         self.streams = min(cores, MOST_STREAMS)

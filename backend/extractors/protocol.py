@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import cv2
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from backend.base.config import Settings
 from backend.base.images import resize
+from backend.base.options import filled, option
 from backend.extractors.weights import WEIGHTS_DIR
 
 RGB = NDArray[np.uint8]
@@ -26,7 +27,7 @@ Runtime = Literal["auto", "torch", "openvino"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractorOptions:
-    """Everything that decides which extractor is built. Each option is the setting of the same name.
+    """Everything that decides which extractor is built. A field names the setting that fills it.
 
     Attributes:
         model_name: any timm ViT, one of timm's ResNets, or `texture`.
@@ -34,39 +35,38 @@ class ExtractorOptions:
         weights_dir: the folder that `auto` looks into first; None: no folder.
         input_size: an ROI is resized to about input_size² pixels; see token_grid.
         input_edge: whether `input_size` is the root of the ROI's area or its smaller edge.
-        device: `auto` is CUDA where torch sees it; DEVICE=cuda without it warns and takes the CPU.
+        device: `auto` is CUDA where torch sees it; `cuda` without it warns and takes the CPU.
         runtime: who runs the network; `auto` takes OpenVINO on a CPU when it is installed and agrees with torch.
         precision: arithmetic of the network; `auto` takes the fastest that agrees with fp32.
         threads: cores to use; None: all.
         blocks: of a ViT, whose tokens are joined, negative ones counted from the last; (): see DinoV2Features.
-        resnet_offset: of a ResNet; see ResNetTokens.
-        patchcore_patch_size: side, in tokens, of the neighbourhoods that are averaged; None: 3 for ResNets, else 1.
-        patchcore_stride: every n-th neighbourhood of every n-th row is kept.
+        offset: of a ResNet; see ResNetTokens.
+        patch_size: side, in tokens, of the neighbourhoods that are averaged; None: 3 for ResNets, else 1.
+        stride: every n-th neighbourhood of every n-th row is kept.
         tiles: tiles per side that an ROI is seen in.
         tile_overlap: share of a tile that its neighbour sees too, 0 to 0.9.
     """
 
-    model_name: str = "vit_small_patch14_dinov2.lvd142m"
-    weights: str = "auto"
+    model_name: str = option("vit_small_patch14_dinov2.lvd142m", "model_name")
+    weights: str = option("auto", "weights")
     weights_dir: Path | None = WEIGHTS_DIR
-    input_size: int = 448
-    input_edge: Edge = "area"
-    device: Device = "auto"
-    runtime: Runtime = "auto"
-    precision: Precision = "auto"
-    threads: int | None = None
-    blocks: tuple[int, ...] = ()
-    resnet_offset: float = 0.8
-    patchcore_patch_size: int | None = None
-    patchcore_stride: int = 1
-    tiles: int = 1
-    tile_overlap: float = 0.25
+    input_size: int = option(448, "input_size")
+    input_edge: Edge = option("area", "input_edge")
+    device: Device = option("auto", "device")
+    runtime: Runtime = option("auto", "runtime")
+    precision: Precision = option("auto", "precision")
+    threads: int | None = option(None, "threads")
+    blocks: tuple[int, ...] = option((), "blocks")
+    offset: float = option(0.8, "resnet_offset")
+    patch_size: int | None = option(None, "patchcore_patch_size")
+    stride: int = option(1, "patchcore_stride")
+    tiles: int = option(1, "tiles")
+    tile_overlap: float = option(0.25, "tile_overlap")
 
     @classmethod
     def of(cls, settings: Settings) -> ExtractorOptions:
-        """The options that the service's settings hold."""
-        given: dict[str, Any] = {f.name: getattr(settings, f.name) for f in fields(cls) if f.name != "weights_dir"}
-        return cls(**{**given, "blocks": tuple(int(block) for block in settings.blocks)})
+        """As `settings` have it."""
+        return cls(**{**filled(cls, settings), "blocks": tuple(int(block) for block in settings.blocks)})
 
 
 class Extractor(Protocol):
@@ -77,7 +77,6 @@ class Extractor(Protocol):
     Attributes:
         name: the model's name, as MODEL_NAME.
         dim: columns of an embedding.
-        widths: columns of each of the blocks or levels that an embedding joins; their sum is `dim`.
         patch: side in pixels of a token's cell; an image must have sides that are multiples of it.
         input_size: see ExtractorOptions.
         input_edge: see ExtractorOptions.
@@ -88,7 +87,6 @@ class Extractor(Protocol):
 
     name: str
     dim: int
-    widths: tuple[int, ...]
     patch: int
     input_size: int
     input_edge: Edge = "area"

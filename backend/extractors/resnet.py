@@ -7,7 +7,8 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from backend.base.errors import Phrase, WeightsUnavailable
+from backend.base.errors import WeightsUnavailable
+from backend.base.messages import Phrase
 from backend.extractors.network import NetworkFeatures
 from backend.extractors.protocol import ExtractorOptions, Grid
 from backend.extractors.weights import find_weights, fingerprint, misfit, read_state, unknown_model
@@ -39,8 +40,8 @@ class ResNetFeatures(NetworkFeatures):
     def __init__(self, options: ExtractorOptions) -> None:
         import torch
 
-        self.window, self.stride = options.patchcore_patch_size or 3, options.patchcore_stride
-        self.offset = options.resnet_offset
+        self.window, self.stride = options.patch_size or 3, options.stride
+        self.offset = options.offset
         model = trunk(options)
         taken = (self.window, self.stride), self.offset
         changed = f"|{taken[0]}|{taken[1]}" if taken != ((1, 1), 0.0) else ""
@@ -49,7 +50,7 @@ class ResNetFeatures(NetworkFeatures):
             options,
             name=options.model_name,
             patch=PATCH * self.stride,
-            widths=_widths(model),
+            dim=_dim(model),
             fingerprint=fingerprint(model, f"{options.model_name}|layer2+layer3|bilinear|l2{changed}"),
         )
 
@@ -86,7 +87,7 @@ RECOMMENDED = "resnet18_imagenet_layer2avg5_layer3avg3_level_concat"
 
 
 class GreyResNet(NetworkFeatures):
-    """layer2 and layer3 of ResNet18, joined, every n-th patch (`patchcore_stride`), unit rows.
+    """layer2 and layer3 of ResNet18, joined, every n-th patch (`stride`), unit rows.
 
     An Extractor for square images of `input_size` px whose three channels are equal. It always computes in fp32, as
     the banks that it is compared with were made.
@@ -102,14 +103,14 @@ class GreyResNet(NetworkFeatures):
     def __init__(self, options: ExtractorOptions, version: str = RECOMMENDED) -> None:
         options = replace(options, model_name="resnet18", precision="fp32")
         self.version, self.embedding = version, EMBEDDING_VERSIONS[version]
-        self.stride = options.patchcore_stride
+        self.stride = options.stride
         model = trunk(options)
         super().__init__(
             model,
             options,
             name=options.model_name,
             patch=PATCH * self.stride,
-            widths=_widths(model),
+            dim=_dim(model),
             fingerprint=fingerprint(model, f"{version}|{self.stride}"),
         )
 
@@ -155,14 +156,14 @@ def _load(model: torch.nn.Module, path: Path, model_name: str) -> None:
     wanted = {k for k in model.state_dict() if not k.endswith("num_batches_tracked")}
     missing = wanted - state.keys()
     if missing:
-        es, en = "a {file} le faltan {n} tensores del modelo", "{file} lacks {n} tensors of the model"
-        raise WeightsUnavailable(model=model_name, reason=Phrase(es, en, file=path.name, n=len(missing)))
+        reason = Phrase("tensors_missing", {"file": path.name, "n": len(missing)})
+        raise WeightsUnavailable(model=model_name, reason=reason)
     try:
         model.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
     except RuntimeError as err:
         raise WeightsUnavailable(model=model_name, reason=misfit(path, err)) from err
 
 
-def _widths(model: Any) -> tuple[int, ...]:
-    """Columns of layer2 and layer3."""
-    return tuple(int(level["num_chs"]) for level in model.feature_info[2:4])
+def _dim(model: Any) -> int:
+    """Columns of layer2 and layer3 together."""
+    return sum(int(level["num_chs"]) for level in model.feature_info[2:4])

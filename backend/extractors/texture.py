@@ -135,7 +135,6 @@ class TextureFeatures(Extractor):
 
     name = "texture"
     dim = DIM
-    widths = (DIM,)
     patch = PATCH
     device = "cpu"
     runtime = "numpy"
@@ -143,8 +142,8 @@ class TextureFeatures(Extractor):
     def __init__(self, input_size: int = 448, input_edge: Edge = "area") -> None:
         self.input_size, self.input_edge = input_size, input_edge
         levels, bins = (BRIGHTNESS, DARK, FLOOR, ENERGY_WEIGHT), (BINS, RANGES, NEIGHBOURHOODS)
-        recipe = (VERSION, PATCH, levels, bins, WINDOW, SCALES)
-        self.fingerprint = hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
+        constants = (VERSION, PATCH, levels, bins, WINDOW, SCALES)
+        self.fingerprint = hashlib.sha256(repr(constants).encode()).hexdigest()[:16]
 
     def extract(self, images: Sequence[RGB]) -> Floats:
         """(B, T, DIM) float32 unit rows of equally large (H, W, 3) uint8 RGB images; sides are multiples of 14."""

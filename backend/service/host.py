@@ -1,4 +1,4 @@
-"""ExtractorHost: loads the extractor in the background, puts the queue in front of it, and tells its state."""
+"""ExtractorHost: brings the extractor up, in the background, and says how it is doing."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from time import perf_counter
 import numpy as np
 
 from backend.base.config import Settings
-from backend.base.errors import DeviceOutOfMemory, Notice, NotReady, WeightsUnavailable
+from backend.base.errors import DeviceOutOfMemory, NotReady, WeightsUnavailable
+from backend.base.messages import Notice
 from backend.extractors.protocol import Extractor, ExtractorOptions
 from backend.features import build_extractor
-from backend.memory.accelerator import lend
-from backend.memory.approximate import graph_rows, require_graphs
-from backend.memory.products import bf16_rows, quick_rows
-from backend.patchcore import Array, CandidateIndex
 from backend.service.queue import InferenceQueue
 
 logger = logging.getLogger(__name__)
@@ -30,13 +27,12 @@ READY_WAIT_S = 300.0
 class ExtractorHost:
     """Owns the extractor and the queue in front of it.
 
-    `start` returns at once unless REQUIRE_PRETRAINED is set; requests wait until the extractor is loaded.
+    `start` returns at once unless REQUIRE_PRETRAINED is set; requests wait for the extractor to be ready.
 
     Args:
         settings: the service's settings.
         extractor: used instead of the one that the settings name.
-        rehearse: inspects once before the first request, so that it takes no longer than any other. The status is
-            `warming` until it returns.
+        rehearse: what makes the first request as quick as any other; until it is through, the status is `warming`.
     """
 
     def __init__(
@@ -169,16 +165,3 @@ def _blank_pass(queue: InferenceQueue) -> None:
 def extractor_for(settings: Settings) -> Extractor:
     """The extractor that the settings name. Raises WeightsUnavailable, BackendUnavailable."""
     return build_extractor(ExtractorOptions.of(settings))
-
-
-def proposer(settings: Settings) -> Callable[[Array], CandidateIndex | None]:
-    """Who proposes neighbours in a loaded memory: a graph if one is wanted, where no GPU searches sooner and exactly.
-
-    Raises:
-        BackendUnavailable: KNN_INDEX=hnsw without FAISS.
-    """
-    if settings.knn_index != "hnsw":
-        return quick_rows
-    require_graphs()
-    half, room = settings.patchcore_faiss_fp16, settings.cache_mb * 2**20
-    return lambda rows: lend(rows) or graph_rows(rows, half=half, room=room) or bf16_rows(rows)

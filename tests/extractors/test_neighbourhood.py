@@ -15,7 +15,7 @@ def unit(rows: Rows) -> Rows:
 class Means(Extractor):
     """The mean colour of each cell and a constant; unit rows."""
 
-    name, dim, widths, patch, runtime, device, fingerprint = "means", 4, (3, 1), 8, "test", "cpu", "means"
+    name, dim, patch, runtime, device, fingerprint = "means", 4, 8, "test", "cpu", "means"
     input_size = 64
 
     def extract(self, images: Sequence[RGB]) -> Rows:
@@ -86,5 +86,5 @@ def test_what_is_wrapped_shows_through() -> None:
     inner = Means()
     inner.input_edge, inner.streams = "smaller", 3
     own = Neighbourhood(Tiled(inner, 2), 3)
-    assert (own.name, own.dim, own.widths, own.runtime, own.device) == ("means", 4, (3, 1), "test", "cpu")
+    assert (own.name, own.dim, own.runtime, own.device) == ("means", 4, "test", "cpu")
     assert own.streams == 3 and own.grid(100, 200) == (14, 28)

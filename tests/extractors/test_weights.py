@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from backend.api.catalogue import sentence
 from backend.base.errors import WeightsUnavailable
 from backend.extractors.weights import find_weights, fingerprint, load_weights, read_state, write_random_weights
 
@@ -103,7 +104,7 @@ def test_wrong_weights_are_unavailable_weights(tmp_path: Path, state: State, kin
     torch.save(WRONG[kind](state), tmp_path / "wrong.pth")
     with pytest.raises(WeightsUnavailable, match=r"wrong\.pth") as caught:
         load_weights(small_vit(), tmp_path / "wrong.pth", NAME)
-    assert len(caught.value.text("es")) < 700
+    assert len(sentence(caught.value, "es")) < 700
 
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors", ".pt"])
@@ -138,7 +139,7 @@ def test_weights_that_are_nowhere_say_where_to_put_them(tmp_path: Path) -> None:
     for weights in ("auto", "hub", str(tmp_path / "absent.pth"), str(tmp_path)):
         with pytest.raises(WeightsUnavailable) as caught:
             find_weights("vit_base_patch14_dinov2.lvd142m", weights, tmp_path)
-        assert "WEIGHTS" in caught.value.text("es") and "WEIGHTS" in caught.value.text("en")
+        assert "WEIGHTS" in sentence(caught.value, "es") and "WEIGHTS" in sentence(caught.value, "en")
 
 
 def test_the_hub_is_asked_only_when_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +147,7 @@ def test_the_hub_is_asked_only_when_it_answers(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(WeightsUnavailable, match="out of reach"):
+    with pytest.raises(WeightsUnavailable, match="hub_out_of_reach"):
         find_weights(NAME, "hub", None)
 
 
