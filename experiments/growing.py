@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from backend.base.config import load_settings  # noqa: E402
 from backend.base.decoding import ImageOptions  # noqa: E402
 from backend.evaluation.sets import LabelledImage, read_set  # noqa: E402
-from backend.features import Extractor  # noqa: E402
+from backend.extractors.protocol import Extractor  # noqa: E402
 from backend.infer import Criteria, Roi, RoiSize, inspect  # noqa: E402
 from backend.patchcore import PatchCoreMemory  # noqa: E402
 from backend.service.embedding import Embeddings  # noqa: E402

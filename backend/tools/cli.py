@@ -52,8 +52,7 @@ def serve(
     """Serve the HTTP API."""
     import uvicorn
 
-    from backend.extractors.weights import find_weights
-    from backend.service.host import WEIGHTS_DIR
+    from backend.extractors.weights import WEIGHTS_DIR, find_weights
     from backend.tools.serve import PunctualProtocol, allow_open_files, check_address
 
     given = {"host": host, "port": port}
@@ -188,11 +187,11 @@ def bank(
     version: Annotated[str | None, typer.Option("--embedding-version", help="How patches become vectors.")] = None,
 ) -> None:
     """Build the memory bank and the threshold of the ResNet18 API from a folder of good parts."""
-    from backend.extractors.grey import RECIPES, RECOMMENDED
+    from backend.extractors.resnet import EMBEDDING_VERSIONS, RECOMMENDED
     from backend.resnet_api.predictor import Predictor
 
-    if version is not None and version not in RECIPES:
-        raise typer.BadParameter(f"known versions are {', '.join(RECIPES)}")
+    if version is not None and version not in EMBEDDING_VERSIONS:
+        raise typer.BadParameter(f"known versions are {', '.join(EMBEDDING_VERSIONS)}")
     paths = images_in([folder])
     predictor = Predictor(load_settings())
     with _progress() as progress:

@@ -17,8 +17,8 @@ import psutil
 from backend.api.catalogue import sentence
 from backend.base.config import Settings
 from backend.base.errors import WeightsUnavailable
-from backend.features import cpu_features, find_weights, gpu_name
-from backend.service.host import WEIGHTS_DIR
+from backend.extractors.torch_runtime import cpu_features, gpu_name
+from backend.extractors.weights import WEIGHTS_DIR, find_weights
 
 Level = Literal["ok", "note", "bad"]
 PACKAGES = ("fastapi", "starlette", "uvicorn", "torch", "timm", "faiss-cpu", "scikit-learn", "numpy", "openvino")
