@@ -1,4 +1,4 @@
-"""Images in and out, percentiles, millimetres: helpers that know nothing of models."""
+"""Images in and out: which files are images, decoding, encoding, resizing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,6 +21,7 @@ from backend.base.errors import EmptyFile, ImageTooLarge, ImageTooSmall, Undecod
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp"}
+ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 MIN_SIDE = 28
 WORKING_PIXELS = 12_000_000
 
@@ -28,6 +30,47 @@ _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
     NotImplementedError, RuntimeError, AttributeError,
 )  # fmt: skip
+
+
+# Folders that an operating system or a file server keeps beside a person's own; hidden ones are known by their dot.
+_SYSTEM_FOLDERS = frozenset(
+    {"#recycle", "#snapshot", "__macosx", "__pycache__", "lost+found", "network trash folder", "system volume information",
+     "temporary items"}
+)  # fmt: skip
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is listed as an image: it has one of ENDINGS in any case, and it is not hidden.
+
+    A name that begins with a dot is hidden; the `._part.png` that macOS leaves beside `part.png` is one of these.
+    """
+    return not name.startswith(".") and Path(name).suffix.lower() in ENDINGS
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files right in `folder`, sorted by name; none where there is no such folder.
+
+    Names alone decide (`is_image_name`), so that a file which cannot be decoded is named by whoever reads it. A folder
+    is passed over, whatever its name ends in.
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if is_image_name(path.name) and not path.is_dir())
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """The folders right in `folder` that a person made, sorted by name; none where there is no such folder.
+
+    Passed over are hidden ones (`.ipynb_checkpoints`), those of a file server or of Windows (`@eaDir`, `#recycle`,
+    `$RECYCLE.BIN`) and others of the kind.
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and _is_own(path.name))
+
+
+def _is_own(name: str) -> bool:
+    return not name.startswith((".", "@", "$")) and name.casefold() not in _SYSTEM_FOLDERS
 
 
 def decode_image(data: bytes, *, name: str = "image", max_megapixels: float = 100) -> NDArray[np.uint8]:
