@@ -34,8 +34,8 @@ _DECODER_ERRORS = (
 
 # Folders that an operating system or a file server keeps beside a person's own; hidden ones are known by their dot.
 _SYSTEM_FOLDERS = frozenset(
-    {"#recycle", "#snapshot", "__macosx", "__pycache__", "lost+found", "network trash folder", "system volume information",
-     "temporary items"}
+    {"#recycle", "#snapshot", "__macosx", "__pycache__", "lost+found", "network trash folder", "temporary items",
+     "system volume information"}
 )  # fmt: skip
 
 

@@ -15,14 +15,8 @@ from numpy.typing import NDArray
 
 from backend.base.config import Settings
 from backend.base.keys import ModelKey
-from backend.evaluation.figures import (
-    Rates,
-    auroc_interval,
-    calibration_rates,
-    image_figures,
-    pixel_figures,
-)
-from backend.evaluation.gallery import beside, mask_of, worth_showing
+from backend.evaluation.figures import Rates, auroc_interval, calibration_rates, image_figures, pixel_figures
+from backend.evaluation.report import side_by_side, worth_showing
 from backend.evaluation.results import Cost, FewShot, Figures, ScoredImage, SetResult, Shown
 from backend.evaluation.sets import GOOD, InspectionSet, LabelledImage
 from backend.extractors.neighbourhood import Wrapped
@@ -156,6 +150,7 @@ class Evaluator:
             few=[self._few(given, n, draws) for n in shots],
             scored=scored,
             shown=shown,
+            warnings=given.warnings,
         )
 
     def _fit(self, given: InspectionSet, what: str) -> float:
@@ -166,7 +161,7 @@ class Evaluator:
         return fitted.timings_ms["total"] / 1000
 
     def _inspect(self, given: InspectionSet, what: str) -> tuple[list[ScoredImage], list[Map]]:
-        masked = any(image.mask for image in given.test)
+        masked = any(image.masks for image in given.test)
         scored, maps = [], []
         for number, image in enumerate(given.test, start=1):
             result = self._infer(image)
@@ -205,7 +200,7 @@ class Evaluator:
 
     def _picture(self, why: str, scored: ScoredImage) -> Shown:
         found = self._infer(scored.image).inspection
-        return Shown(why, scored.image, scored.score, beside(scored.image, found))
+        return Shown(why, scored.image, scored.score, side_by_side(scored.image, found))
 
 
 class _Reported(Job):
@@ -223,8 +218,8 @@ def figures_of(scored: Sequence[ScoredImage], maps: Sequence[Map]) -> Figures:
 
     A defective image without a mask counts for the image figures only: nobody said where its defect is.
     """
-    known = [(s.image, m) for s, m in zip(scored, maps, strict=False) if s.image.mask or not s.image.defective]
-    masks = [mask_of(image, found.shape) for image, found in known]
+    known = [(s.image, m) for s, m in zip(scored, maps, strict=False) if s.image.masks or not s.image.defective]
+    masks = [image.defect(*found.shape) for image, found in known]
     pixels = pixel_figures(masks, [found for _, found in known]) if masks else None
     return Figures(image_figures(*_columns(scored)), pixels)
 
@@ -275,7 +270,8 @@ def _small(heat: Map) -> Map:
 
 
 def _file(image: LabelledImage) -> ImageFile:
-    return ImageFile.named(image.path.name, image.path.read_bytes, image.shape)
+    """The image under the last folders of its path, which an error needs: `003.png` is in every class."""
+    return ImageFile("/".join(image.path.parts[-3:]), image.path.read_bytes, image.shape)
 
 
 def _settings_of(settings: Settings) -> dict[str, Any]:

@@ -153,7 +153,12 @@ class Predictor:
         """
         job, started = job or Job(), perf_counter()
         bank = self.bank()
-        grey, size = self._grey(file)
+        try:
+            grey, size = self._grey(file)
+        except EmptyFile as err:
+            raise EmptyUpload() from err
+        except UndecodableImage as err:
+            raise UndecodableUpload() from err
         roi = self._roi()
         queue = self.host.queue(self._version(bank.about))
         _check_width(bank, queue.extractor)
@@ -269,13 +274,8 @@ class Predictor:
         return given if given in RECIPES else DOCUMENTED
 
     def _grey(self, file: ImageFile) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """The image as (IMG_SIZE, IMG_SIZE) uint8 grey, and the (height, width) it came with."""
-        try:
-            image = decode_image(file.read(), name=file.name, max_megapixels=self.settings.max_image_mp)
-        except EmptyFile as err:
-            raise EmptyUpload() from err
-        except UndecodableImage as err:
-            raise UndecodableUpload() from err
+        """The image as (IMG_SIZE, IMG_SIZE) uint8 grey, and the (height, width) it came with. Raises BadImage."""
+        image = decode_image(file.read(), name=file.name, max_megapixels=self.settings.max_image_mp)
         side = self.settings.img_size
         return resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), side, side), image.shape[:2]
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from backend.base.errors import InspectionError, InvalidShape, InvalidValue, Not
 from backend.base.errors_samples import OnlyImage
 from backend.base.keys import ModelKey
 from backend.infer import InferenceEngine, Inspection, RoiSize, part_mask
-from backend.samples.store import SampleStore, known_mm_per_px, known_shape
+from backend.samples.store import known_mm_per_px, known_shape
 from backend.service.fitting import DECODERS, ImageFile, PreparedImage, ahead, prepare_image
 from backend.service.growing import image_count, seen
 from backend.service.inspection import Inspector
@@ -54,6 +54,16 @@ class _Read:
     error: InspectionError | None
 
 
+class SampleSource(Protocol):
+    """Where samples are read: a SampleStore, or files that are scored as if they were stored."""
+
+    def meta(self, key: ModelKey, label: str, name: str, /) -> dict[str, Any]:
+        """What is known of a sample."""
+
+    def read(self, key: ModelKey, label: str, name: str, /) -> bytes:
+        """The bytes of its image."""
+
+
 class SampleScorer:
     """Scores samples of one model with one engine.
 
@@ -69,7 +79,7 @@ class SampleScorer:
     def __init__(
         self,
         inspector: Inspector,
-        samples: SampleStore,
+        samples: SampleSource,
         key: ModelKey,
         *,
         default_mm_per_px: float | None = None,

@@ -102,7 +102,7 @@ def compare_graph(q: Array, memory: PatchCoreMemory, half: bool, repeats: int) -
 def embedded(folder: Path) -> Array:
     """(N, D) unit rows of the images in `folder`, on the first one's token grid."""
     from backend.base.config import load_settings
-    from backend.evaluation.sets import images_of
+    from backend.base.images import list_images
     from backend.service.fitting import ImageFile
     from backend.service.host import extractor_for
     from backend.service.inspection import Inspector
@@ -110,7 +110,7 @@ def embedded(folder: Path) -> Array:
 
     settings = load_settings()
     inspector = Inspector(settings, extractor_for(settings))
-    files = [ImageFile.named(path.name, path.read_bytes) for path in images_of(folder)]
+    files = [ImageFile.named(path.name, path.read_bytes) for path in list_images(folder)]
     rows = inspector.embed(files, inspector.host.queue(), Job()).emb
     inspector.close()
     return rows
