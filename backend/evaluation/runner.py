@@ -1,4 +1,4 @@
-"""Runs the service's own code over labelled sets: fit on the good parts, inspect the test images, take the figures."""
+"""Evaluations: the service's own code fits on a set's good parts and inspects its test images; figures are taken."""
 
 from __future__ import annotations
 
@@ -69,7 +69,10 @@ Map = NDArray[np.float32]
 
 
 class RememberingExtractor(Wrapped):
-    """An Extractor that embeds each image once and keeps its tokens in a folder: draws of few shots share them."""
+    """An Extractor that embeds each image once and keeps its tokens in a folder.
+
+    Draws of few good parts then share the network's work, and so do settings that leave the extractor alone.
+    """
 
     def __init__(self, inner: Extractor, folder: Path) -> None:
         super().__init__(inner, "")
@@ -204,6 +207,8 @@ class Evaluator:
 
 
 class _Reported(Job):
+    """Tells how many images of a fit are embedded."""
+
     def __init__(self, tell: Callable[[int, int], None]) -> None:
         super().__init__()
         self._tell = tell
@@ -261,7 +266,7 @@ def _spread(values: list[float]) -> tuple[float, float]:
 
 
 def _small(heat: Map) -> Map:
-    """The map, brought down to MAP_PIXELS where it is larger: pixel figures sort every pixel of every image."""
+    """The map, averaged down to MAP_PIXELS where it is larger, since pixel figures sort all pixels of all images."""
     scale = (MAP_PIXELS / heat.size) ** 0.5
     if scale >= 1:
         return heat

@@ -85,7 +85,7 @@ def _friction_ring(size: int) -> dict[str, Any]:
 
 
 def _changed(good: NDArray[np.uint8], bad: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """(H, W) bool: pixels that differ by 5 grey levels or more, which a person sees, with pinholes among them filled."""
+    """(H, W) bool: pixels that differ by 5 grey levels or more, which a person sees; pinholes among them are filled."""
     seen = (cv2.absdiff(good, bad).max(axis=2) >= 5).astype(np.uint8)
     return np.asarray(cv2.morphologyEx(seen, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)), np.bool_)
 

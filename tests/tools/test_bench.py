@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from backend.base.config import load_settings
-from backend.tools.bench import Plan, run_bench, served
+from backend.tools.bench import Plan, Request, answered, connect, fitted, run_bench, served
+from backend.tools.bench_stages import encoded, pictures
 from backend.tools.cli import app
 
 STAGES = {"decode", "resize", "forward", "knn", "post", "png", "json", "end to end"}
@@ -21,7 +23,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELS_DIR", str(tmp_path / "models"))
 
 
-def test_the_service_is_timed_over_http_and_leaves_no_model_behind(
+@pytest.mark.slow
+def test_the_service_is_timed_over_http_beside_torch_and_leaves_no_model_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "bench.json"
@@ -38,6 +41,19 @@ def test_the_service_is_timed_over_http_and_leaves_no_model_behind(
     shown = capsys.readouterr().out
     assert "POST /infer" in shown and "POST /fit_ok" in shown
     assert not (tmp_path / "models").exists()
+
+
+def test_a_request_is_encoded_once_and_the_service_reads_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with served(load_settings(models_dir=tmp_path / "models", datasets_dir=tmp_path / "datasets")) as (url, pid):
+        answer, spent = fitted(url, 2, "png", rng)
+        request = Request.of("image", [encoded(pictures(1, 112, rng)[0], "jpg")])
+        with connect(url) as connection:
+            first, second = (answered(request.post(connection, "/infer")) for _ in range(2))
+            with pytest.raises(RuntimeError, match="/fit_ok answered 4"):
+                answered(request.post(connection, "/fit_ok"))
+    assert answer["n_images"] == 2 and spent > 0 and pid > 0
+    assert first["score"] == second["score"] > 0
 
 
 def test_stages_alone_need_no_service(tmp_path: Path) -> None:
