@@ -27,8 +27,9 @@ from backend.base.keys import ModelKey
 from backend.evaluation.results import SetResult
 from backend.evaluation.runner import Evaluator, RememberingExtractor
 from backend.evaluation.sets import InspectionSet, read_set
-from backend.service.fitting import ImageFile
+from backend.service.fitting import Fitter
 from backend.service.host import extractor_for
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 
 app = typer.Typer(add_completion=False)
@@ -46,7 +47,6 @@ COMMON = (
     "PATCHCORE_DENSITY_K=9",
     "PATCHCORE_DISTANCE=mahalanobis",
     "PATCHCORE_DISTANCE=cosine",
-    "PATCHCORE_MEMORIES=separate",
     "FOREGROUND_MASK=pca",
     "SCORE_METHOD=max",
     "SCORE_METHOD=top_mean",
@@ -256,7 +256,8 @@ class Spotted:
         """Of each kind the share of parts (areas,) on which a spot scores above every good part held out."""
         key, held = ModelKey.of("spots", "set"), self.held_out(split)
         learnt = [path for n, path in enumerate(self.parts) if n not in held]
-        inspector.fit(key, [ImageFile.named(path.name, path.read_bytes) for path in learnt], mm_per_px=1.0)
+        files = [ImageFile.named(path.name, path.read_bytes) for path in learnt]
+        Fitter(inspector).fit(key, files, mm_per_px=1.0)
 
         def score(data: bytes) -> float:
             file = ImageFile.named("x.png", lambda: data)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import typer
 
+from backend.base.arrays import l2_normalize
 from backend.base.config import load_settings
 from backend.base.images import decode_image
 from backend.evaluation.sets import InspectionSet, LabelledImage
-from backend.memory.coreset import l2_normalize
 from experiments import accuracy, growing
 
 

@@ -1,15 +1,77 @@
-"""Order statistics of heatmaps: exact, and without ordering the map."""
+"""What arrays need that know nothing of models: unit rows, blocks of rows, cores, and order statistics of maps."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 Float = NDArray[np.float32]
+
+
+def square_norms(x: NDArray[Any]) -> NDArray[Any]:
+    """Squared Euclidean length of each row of `x` (N, D), in its dtype."""
+    norms: NDArray[Any] = np.einsum("nd,nd->n", x, x)
+    return norms
+
+
+def l2_normalize(x: Float, eps: float = 1e-12) -> Float:
+    """Rows of `x` (N, D) divided by their Euclidean length; a row shorter than `eps` is divided by `eps`."""
+    x = np.asarray(x, dtype=np.float32)
+    norms = np.sqrt(square_norms(x))
+    unit: Float = x / np.maximum(norms, np.float32(eps))[:, None]
+    return unit
+
+
+def checked_rows(x: NDArray[Any], name: str, width: int | None = None) -> Float:
+    """`x` as contiguous float32 (N, D).
+
+    Args:
+        x: anything that can be made such rows; N >= 1, and D is `width` if that is given.
+        name: what the error calls them.
+
+    Raises:
+        ValueError: the shape is another, or there are values that are not finite.
+    """
+    rows = shaped_rows(x, name, width)
+    if not all(np.isfinite(rows[block]).all() for block in blocks(len(rows), 1024)):
+        raise ValueError(f"{name} hold NaN or infinite values, and have no distances")
+    return rows
+
+
+def shaped_rows(x: NDArray[Any], name: str, width: int | None = None) -> Float:
+    """As `checked_rows`, without a look at the values."""
+    rows = np.ascontiguousarray(x, dtype=np.float32)
+    if rows.ndim != 2 or rows.size == 0 or (width is not None and rows.shape[1] != width):
+        raise ValueError(f"{name} have shape {rows.shape}, where (N, {width or 'D'}) with N >= 1 is needed")
+    return rows
+
+
+def blocks(stop: int, size: int, start: int = 0) -> Iterator[slice]:
+    """Slices of at most `size` that cover start … stop, in order."""
+    return (slice(at, min(at + size, stop)) for at in range(start, stop, size))
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def few_threads_each() -> None:
+    """Let OpenCV use a quarter of the cores, and NumPy's BLAS one, since requests run side by side.
+
+    Most cores belong to the extractor. Threads of BLAS spin while they wait for the next product, which halves the pace
+    of a forward pass beside them. Threads of OpenCV sleep, so where cores abound a few of them shorten one request.
+    """
+    cv2.setNumThreads(max(1, available_cores() // 4))
+    threadpool_limits(limits=1, user_api="blas")
 
 
 class Ranked:

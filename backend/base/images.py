@@ -1,35 +1,31 @@
-"""Images in and out: which files are images, decoding, encoding, resizing."""
+"""Image files: which files are images, decoding, encoding, and their sizes.
+
+Compressing is most of what a PNG costs. Intel's ISA-L does it several times as fast as zlib; it is used where its
+package `isal` is installed.
+"""
 
 from __future__ import annotations
 
 import base64
-import io
 import math
-import os
+import struct
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
-from threadpoolctl import threadpool_limits
 
-from backend.base.codecs import decode_whole
-from backend.base.errors import EmptyFile, ImageTooLarge, ImageTooSmall, UndecodableImage
+from backend.base.decoding import ImageOptions, decode, deflate, read_header
+from backend.base.errors import BadImage
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp"}
+Pixels = NDArray[np.uint8]
+
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-MIN_SIDE = 28
+_PNG = b"\x89PNG\r\n\x1a\n"
 WORKING_PIXELS = 12_000_000
-
-# What Pillow's decoders raise on files that are cut off, corrupt or hostile.
-_DECODER_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
-    NotImplementedError, RuntimeError, AttributeError,
-)  # fmt: skip
 
 
 # Folders that an operating system or a file server keeps beside a person's own; hidden ones are known by their dot.
@@ -73,87 +69,24 @@ def _is_own(name: str) -> bool:
     return not name.startswith((".", "@", "$")) and name.casefold() not in _SYSTEM_FOLDERS
 
 
-def decode_image(data: bytes, *, name: str = "image", max_megapixels: float = 100) -> NDArray[np.uint8]:
-    """Decode a PNG, JPEG, BMP, TIFF or WebP by its content.
-
-    Grey and palette images become three channels, alpha is dropped, 16-bit samples keep their high byte, and EXIF
-    rotation is ignored: the ROI is canonical as it was sent. The size is read from the header and refused before a
-    pixel is decoded.
-
-    Returns:
-        (H, W, 3) uint8, BGR, C-contiguous.
-
-    Raises:
-        EmptyFile, UndecodableImage, ImageTooSmall, ImageTooLarge: with `name` in their text.
-    """
-    if not data:
-        raise EmptyFile(name=name)
-    try:
-        image = _open(data)
-        _check_size(image, name, max_megapixels)
-        whole = decode_whole(data)
-        if whole is not None:
-            return whole
-        image.load()
-        return _to_bgr(image)
-    except Image.DecompressionBombError as err:  # Pillow's own limit, inside its WebP reader
-        raise ImageTooLarge(name=name, width="?", height="?", limit=f"{max_megapixels:g}") from err
-    except _DECODER_ERRORS as err:
-        raise UndecodableImage(name=name) from err
+def decode_image(data: bytes, *, name: str = "image", max_megapixels: float = 100) -> Pixels:
+    """The pixels alone of what `decode` gives: (H, W, 3) uint8, BGR. Raises what `decode` does."""
+    return decode(data, name=name, options=ImageOptions(max_megapixels=max_megapixels)).pixels
 
 
 def is_large(data: bytes) -> bool:
     """Whether a file's header speaks of more than 12 megapixels; false for what is no image."""
     try:
-        width, height = _open(data).size
-    except Image.DecompressionBombError:  # Pillow's own limit, inside its WebP reader
-        return True
-    except _DECODER_ERRORS:
+        header = read_header(data)
+    except BadImage:
         return False
-    return width * height > WORKING_PIXELS
-
-
-def _open(data: bytes) -> ImageFile.ImageFile:
-    """The file with its header read. Unlike Image.open it leaves the limit of the size to the caller."""
-    Image.init()
-    for name in FORMATS:
-        factory, accepts = Image.OPEN[name]
-        if accepts is not None and accepts(data[:16]) is True:
-            return factory(io.BytesIO(data), "")
-    raise ValueError("no format that is read here")
+    return header.width * header.height > WORKING_PIXELS
 
 
 def image_header(data: bytes, *, name: str = "image") -> tuple[str, int, int]:
-    """What the header of an image file says: the suffix of its format (`.png`, `.jpg`, …), width and height in px.
-
-    Raises:
-        EmptyFile, UndecodableImage: with `name` in their text.
-    """
-    if not data:
-        raise EmptyFile(name=name)
-    try:
-        image = _open(data)
-        return SUFFIXES.get(str(image.format), ".jpg"), *image.size
-    except (Image.DecompressionBombError, *_DECODER_ERRORS) as err:
-        raise UndecodableImage(name=name) from err
-
-
-def _check_size(image: ImageFile.ImageFile, name: str, max_megapixels: float) -> None:
-    width, height = image.size
-    if min(width, height) < MIN_SIDE:
-        raise ImageTooSmall(name=name, width=width, height=height, limit=MIN_SIDE)
-    if width * height > max_megapixels * 1e6:
-        raise ImageTooLarge(name=name, width=width, height=height, limit=f"{max_megapixels:g}")
-
-
-def _to_bgr(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode == "F":
-        raise ValueError("floating point samples have no agreed range")
-    if image.mode.startswith("I"):
-        grey = (np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    image.info.pop("transparency", None)
-    return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
+    """The suffix of an image file's format, its width and height in px. Raises what `read_header` does."""
+    header = read_header(data, name=name)
+    return header.suffix, header.width, header.height
 
 
 def encode_png(image: NDArray[Any], *, level: int = 1) -> bytes:
@@ -164,7 +97,27 @@ def encode_png(image: NDArray[Any], *, level: int = 1) -> bytes:
     return png.tobytes()
 
 
-def encode_jpeg(image: NDArray[np.uint8], *, quality: int = 85) -> bytes:
+def _chunk(kind: bytes, *body: bytes | memoryview) -> Iterator[bytes | memoryview]:
+    """The pieces of a PNG's chunk."""
+    yield struct.pack(">I", sum(map(len, body)))
+    yield kind
+    yield from body
+    yield struct.pack(">I", reduce(lambda crc, piece: deflate.crc32(piece, crc), body, deflate.crc32(kind)))
+
+
+def encode_grey(image: Pixels) -> bytes:
+    """PNG bytes of a (H, W) uint8 image, each row as differences of neighbours: what suits a smooth one."""
+    height, width = image.shape
+    rows = np.empty((height, width + 1), np.uint8)
+    rows[:, 0] = 1  # PNG's filter "Sub"
+    rows[:, 1] = image[:, 0]
+    np.subtract(image[:, 1:], image[:, :-1], out=rows[:, 2:])
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = deflate.compress(rows, 1)
+    return b"".join((_PNG, *_chunk(b"IHDR", header), *_chunk(b"IDAT", body), *_chunk(b"IEND")))
+
+
+def encode_jpeg(image: Pixels, *, quality: int = 85) -> bytes:
     """JPEG bytes of a (H, W, 3) BGR uint8 image."""
     ok, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not ok:
@@ -193,23 +146,3 @@ def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
 def working_scale(height: int, width: int) -> float:
     """Factor (≤ 1) that brings an image over 12 megapixels down to 12."""
     return min(1.0, math.sqrt(WORKING_PIXELS / (height * width)))
-
-
-def few_threads_each() -> None:
-    """Have a request's OpenCV and BLAS work on few cores: requests run side by side, most cores are the extractor's.
-
-    BLAS keeps to the calling thread, since its others wait busily for their next product, which costs a forward pass
-    beside them half of its pace. OpenCV's sleep; where cores abound, a quarter of them shortens what one request takes.
-    """
-    cv2.setNumThreads(max(1, available_cores() // 4))
-    threadpool_limits(limits=1, user_api="blas")
-
-
-def blocks(stop: int, size: int, start: int = 0) -> Iterator[slice]:
-    """Slices of at most `size` that cover start … stop."""
-    return (slice(at, min(at + size, stop)) for at in range(start, stop, size))
-
-
-def available_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -91,11 +91,11 @@ def worth_showing(scored: Sequence[ScoredImage], *, each: int = 6) -> list[tuple
 
 def side_by_side(image: LabelledImage, found: Inspection) -> bytes:
     """JPEG of the ROI with the defect's mask outlined and, to its right, of the same under its anomaly map."""
-    height, width = found.heat.shape
+    height, width = found.anomaly_map.shape
     plain = resize(decode_image(image.path.read_bytes(), name=image.path.name), height, width)
-    low, high = (float(v) for v in np.percentile(found.heat, [1, 99.9]))
+    low, high = (float(v) for v in np.percentile(found.anomaly_map, [1, 99.9]))
     heated = overlay(
-        plain, found.heat, low=low, high=max(high, low), score=found.score, threshold=None, mask=found.mask
+        plain, found.anomaly_map, low=low, high=max(high, low), score=found.score, threshold=None, mask=found.roi.mask
     )
     left = plain.copy()
     defect = image.defect(height, width).astype(np.uint8)

@@ -18,18 +18,21 @@ import typer
 from rich.text import Text
 
 from backend.base.config import Settings, load_settings
-from backend.base.errors import BadImage, FitInProgress, InvalidShape, Notice, TokenGridMismatch
+from backend.base.decoding import ImageOptions, decode
+from backend.base.errors import BadImage, FitInProgress, InvalidShape, TokenGridMismatch
 from backend.base.files import disk_errors
-from backend.base.images import decode_image, encode_png, list_images, resize
+from backend.base.images import encode_png, list_images, resize
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.evaluation.pictures import overlay
 from backend.resnet_api.predictor import Predictor
 from backend.roi_mask import Shape
 from backend.samples.collector import Collector
 from backend.samples.scoring import Sample, SampleScorer
-from backend.service.fitting import ImageFile
+from backend.service.fitting import Fitter
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
-from backend.service.queue import Job
+from backend.service.jobs import Job
 from backend.service.results import CalibrationResult, InferResult
 from backend.tools.terminal import Bars, going_on, print_table, say, sentence
 
@@ -100,10 +103,10 @@ def warn(notices: Sequence[Notice]) -> None:
 
 
 def fit(key: ModelKey, folder: Path, *, mm_per_px: float, shape: Shape | None) -> None:
-    """Build the memory of `key` from the images in `folder`. Raises what Inspector.fit does."""
+    """Build the memory of `key` from the images in `folder`. Raises what Fitter.fit does."""
     files = [ImageFile.named(path.name, path.read_bytes, shape) for path in images_in([folder])]
     with Session(load_settings()) as session:
-        result = session.inspector.fit(key, files, mm_per_px=mm_per_px, job=session.job())
+        result = Fitter(session.inspector).fit(key, files, mm_per_px=mm_per_px, job=session.job())
     warn(result.warnings)
     version = result.metadata["model_version"]
     say(str(key), f"{len(files)} images, {result.coreset_size} rows, model version {version}")
@@ -140,13 +143,13 @@ def _inspected(
     """One inspection as a flat JSON object, or the file and its error."""
     try:
         data = path.read_bytes()
-        file = ImageFile(path.as_posix(), lambda: data)
-        result = session.inspector.infer(key, file, mm_per_px=mm_per_px, shape=shape, heatmap="none")
+        file = ImageFile(path.as_posix(), lambda: data, shape)
+        result = session.inspector.infer(key, file, mm_per_px=mm_per_px, heatmap="none")
     except OF_ONE_FILE as err:
         reason = f"{path.as_posix()}: {err.strerror}" if isinstance(err, OSError) else sentence(err)
         say("error", reason)
         return {"file": path.as_posix(), "error": reason}
-    picture = _write_overlay(out, path, data, result, session.settings.max_image_mp)
+    picture = _write_overlay(out, path, data, result, ImageOptions.of(session.settings))
     return {
         "file": path.as_posix(),
         "score": result.inspection.score,
@@ -159,30 +162,30 @@ def _inspected(
     }
 
 
-def _write_overlay(out: Path, path: Path, data: bytes, result: InferResult, max_megapixels: float) -> Path:
+def _write_overlay(out: Path, path: Path, data: bytes, result: InferResult, options: ImageOptions) -> Path:
     """Write the overlay picture of the image at `path` into `out`, beside all that is there; its path.
 
     Raises:
         DiskFull, ReadOnlyStore.
     """
     found = result.inspection
-    image = decode_image(data, name=path.name, max_megapixels=max_megapixels)
+    image = decode(data, name=path.name, options=options).pixels
     low, high = result.heatmap_range
-    scale = found.frame.scale
+    scale = found.roi.size.scale
     outlines = [
         {"contour": [[x * scale, y * scale] for x, y in region.contour], "area_mm2": region.area_mm2}
         for region in found.regions
     ]
     picture = overlay(
-        resize(image, *found.heat.shape),
-        found.heat,
+        resize(image, *found.anomaly_map.shape),
+        found.anomaly_map,
         low=low,
         high=max(high, result.threshold or 0.0),
         regions=outlines,
         score=found.score,
         threshold=result.threshold,
         decision=_decision(result),
-        mask=found.mask,
+        mask=found.roi.mask,
         title=path.name,
     )
     return _write_new(out, path, encode_png(picture))

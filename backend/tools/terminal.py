@@ -18,7 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from backend.base.errors import InspectionError, Notice
+from backend.api import catalogue
+from backend.base.errors import InspectionError
+from backend.base.messages import Notice
 
 T = TypeVar("T")
 ENDLESS = 100_000  # columns of a file or a pipe, where no line needs to be broken
@@ -50,7 +52,7 @@ def plain(text: str) -> str:
 
 def sentence(said: InspectionError | Notice) -> str:
     """The English words for an error or a warning."""
-    return said.text("en")
+    return catalogue.sentence(said, "en")
 
 
 def say(kind: str, text: str) -> None:

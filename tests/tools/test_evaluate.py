@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from backend.api.catalogue import sentence
 from backend.base.errors import SetNotUnderstood
 from backend.evaluation.runner import Evaluator
 from backend.evaluation.sets import InspectionSet
@@ -97,7 +98,7 @@ def test_a_folder_that_is_no_set_is_explained_before_anything_is_measured(
     monkeypatch.setattr(Evaluator, "run", lambda *_: pytest.fail("it must not start"))
     result = run(plates(tmp_path / "plates"), tmp_path / "empty")
     assert isinstance(result.exception, SetNotUnderstood)
-    assert "train/good and test/<class>" in result.exception.text("en")
+    assert "train/good and test/<class>" in sentence(result.exception, "en")
 
 
 def test_what_was_measured_is_kept_when_somebody_stops_the_program(

@@ -1,4 +1,4 @@
-"""Samples: upload, list, look at, delete."""
+"""Stored samples: upload, list, look at, delete."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from backend.api.requests import (
     CollectorDep,
     FormKey,
     QueryKey,
-    UploadRoute,
     identity,
     run_tracked,
     sentences,
-    uploads,
 )
-from backend.base.errors import Notice
-from backend.base.images import decode_image, encode_jpeg, resize
+from backend.api.uploads import UploadRoute, uploads
+from backend.base.decoding import ImageOptions, decode
+from backend.base.images import encode_jpeg, resize
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.roi_mask import parse_shape
 from backend.samples.collector import Collector
 from backend.samples.intake import drafts
 from backend.samples.store import LABELS, Kept, check_label, media_type
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 
 router = APIRouter(route_class=UploadRoute, tags=["samples"])
 
@@ -36,9 +36,12 @@ Filename = Annotated[str, Query(description="Name of the image, as /datasets/lis
 Images = Annotated[list[UploadFile], File(description="Canonical ROIs; all are stored, or none.")]
 Metas = Annotated[list[Any], Form(description="One JSON object per image, in the same order, or none.")]
 Scale = Annotated[
-    float | None, Form(gt=0, le=1e6, allow_inf_nan=False, description="Millimetres per pixel, where metas do not say.")
+    float | None,
+    Form(gt=0, le=1e6, allow_inf_nan=False, description="Millimetres per pixel of images whose metas do not say."),
 ]
-ShapeText = Annotated[str | None, Form(description="The part inside the ROI, where metas do not say.")]
+ShapeText = Annotated[
+    str | None, Form(description="Where the part is inside the ROI, as JSON, for images whose metas do not say.")
+]
 
 
 @router.post("/datasets/{label}/upload", responses=ERRORS)
@@ -68,7 +71,7 @@ async def send_ng(
     mm_per_px: Scale = None,
     shape: ShapeText = None,
 ) -> dict[str, Any]:
-    """Send bad parts, to calibrate with later. With STORE_SAMPLES off they are looked at and not kept."""
+    """Store bad parts, to calibrate with later. With STORE_SAMPLES=0 they are checked and not kept."""
     intake = _Intake(collector, key, "ng", "send_ng", uploads(images), await _texts(metas))
     store = collector.settings.store_samples
     kept, notices = await run_tracked(request, lambda _: intake.keep(mm_per_px, shape, store=store))
@@ -108,7 +111,7 @@ def get_thumb(
 ) -> Response:
     """A small JPEG of a sample."""
     data = collector.samples.read(key, check_label(label), filename)
-    image = decode_image(data, name=filename, max_megapixels=collector.settings.max_image_mp)
+    image = decode(data, name=filename, options=ImageOptions.of(collector.settings)).pixels
     scale = min(1.0, size / max(image.shape[:2]))
     small = resize(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
     return Response(encode_jpeg(small), media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
@@ -136,7 +139,7 @@ def clear(
 
 
 class _Intake:
-    """One upload, and where it goes."""
+    """The images and metadata of one upload, on their way into the store."""
 
     def __init__(
         self, collector: Collector, key: ModelKey, label: str, source: str, files: list[ImageFile], metas: list[str]
@@ -147,14 +150,13 @@ class _Intake:
     def keep(
         self, mm_per_px: float | None, shape: str | None, *, store: bool = True
     ) -> tuple[list[Kept], list[Notice]]:
-        limit = self.collector.settings.max_image_mp
         ready, notices = drafts(
             self.files,
             self.metas,
             source=self.source,
             mm_per_px=mm_per_px,
             shape=parse_shape(shape),
-            max_megapixels=limit,
+            options=ImageOptions.of(self.collector.settings),
         )
         if not store:
             return [], [*notices, Notice("samples_not_kept", {"reason": "STORE_SAMPLES=0"})]
