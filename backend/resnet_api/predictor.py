@@ -160,7 +160,12 @@ class Predictor:
         """
         job, started = job or Job(), perf_counter()
         bank = self.bank()
-        grey, size = self._grey(file)
+        try:
+            grey, size = self._grey(file)
+        except EmptyFile as err:
+            raise EmptyUpload() from err
+        except UndecodableImage as err:
+            raise UndecodableUpload() from err
         area = self._scored_area()
         queue = self.host.queue(self._version(bank.about))
         _check_width(bank, queue.extractor)
@@ -281,13 +286,8 @@ class Predictor:
         return given if given in EMBEDDING_VERSIONS else DOCUMENTED
 
     def _grey(self, file: ImageFile) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """The image as (IMG_SIZE, IMG_SIZE) uint8 grey, and the (height, width) it came with."""
-        try:
-            image = decode(file.read(), name=file.name, options=ImageOptions.of(self.settings)).pixels
-        except EmptyFile as err:
-            raise EmptyUpload() from err
-        except UndecodableImage as err:
-            raise UndecodableUpload() from err
+        """The image as (IMG_SIZE, IMG_SIZE) uint8 grey, and the (height, width) it came with. Raises BadImage."""
+        image = decode(file.read(), name=file.name, options=ImageOptions.of(self.settings)).pixels
         side = self.settings.img_size
         return resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), side, side), image.shape[:2]
 
