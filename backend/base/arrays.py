@@ -114,7 +114,7 @@ def connected_level(values: Float, pixels: int, mask: NDArray[np.bool_] | None =
 
 
 def _connected_level(values: Float, pixels: int) -> np.float32:
-    level = np.nextafter(_lower_bound(values, pixels), _OUTSIDE)
+    level: np.float32 = np.nextafter(_lower_bound(values, pixels), _OUTSIDE)
     while True:
         above = values > level
         labels, sizes = _components(above)
