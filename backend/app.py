@@ -1,6 +1,7 @@
-"""The edge: create_app, the four contract routes, the lifespan.
+"""The HTTP service: `create_app`, what starts and stops with it, and the four routes of the contract.
 
-`uvicorn backend.app:app` works: the app is made when that name is first asked for, and no model before the lifespan.
+Importing this module builds nothing. `uvicorn backend.app:app` builds the app when it reads that name, and the lifespan
+loads the extractor.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from backend import __version__
+from backend.api.answers import infer_fields
+from backend.api.catalogue import sentence
+from backend.api.limits import BodyLimit
 from backend.api.metrics import Measured, Metrics
 from backend.api.problems import language_of, on_http_exception, on_inspection_error, on_invalid_fields
 from backend.api.requests import (
@@ -30,13 +34,10 @@ from backend.api.requests import (
     InspectorDep,
     MmPerPx,
     RecipeHeader,
-    UploadRoute,
     identity,
-    region_fields,
     run_job,
     run_tracked,
     sentences,
-    uploads,
 )
 from backend.api.routes import console, models, ops, samples, work
 from backend.api.schemas import (
@@ -46,11 +47,11 @@ from backend.api.schemas import (
     Health,
     InferResponse,
 )
-from backend.api.security import BodyLimit, Guard
+from backend.api.security import Guard
 from backend.api.telemetry import RequestIdentity, configure_logging
+from backend.api.uploads import UploadRoute, uploads
 from backend.base.config import Settings, load_settings
-from backend.base.errors import InspectionError, InvalidValue
-from backend.base.images import to_base64
+from backend.base.errors import InspectionError, InvalidValue, StartupError
 from backend.base.keys import ModelKey, check_recipe
 from backend.features import Extractor
 from backend.infer import HeatmapScale
@@ -145,7 +146,9 @@ def health(request: Request, inspector: InspectorDep, x_recipe_id: RecipeHeader 
     """Whether the service is up, on which device, with which extractor."""
     own = {"request_id": request.state.request_id, "recipe_id": check_recipe(x_recipe_id)}
     predictor: Predictor | None = getattr(request.app.state, "predictor", None)
-    known = inspector.health(language_of(request.headers))
+    known = inspector.health()
+    if "reason" in known:
+        known["reason"] = sentence(known["reason"], language_of(request.headers))
     return {**(predictor.health() if predictor else {}), **known, **own}
 
 
@@ -159,10 +162,10 @@ async def fit_ok(
     memory_fit: Annotated[bool, Form(description="Add to the memory instead of replacing it.")] = False,
     use_dataset: Annotated[bool, Form(description="Fit from the stored OK samples, and from images if any.")] = False,
     shape: Annotated[
-        str | None, Form(description="The part inside the ROI of `images`: nothing else is learnt.")
+        str | None, Form(description="Where the part is inside each of `images`, as JSON: nothing else is learnt.")
     ] = None,
 ) -> dict[str, Any]:
-    """Build the memory of (role_id, roi_id) from good parts; it replaces the former one in one step, or grows it."""
+    """Build the memory of a model from images of good parts. It replaces the former one in one step, or grows it."""
     part = parse_shape(shape)
     files = [replace(file, shape=part) for file in uploads(images)]
     fit = partial(collector.fit, key, files, mm_per_px=mm_per_px, memory_fit=memory_fit, use_dataset=use_dataset)
@@ -192,7 +195,7 @@ async def fit_ok(
 async def calibrate_ng(
     request: Request, inspector: InspectorDep, body: CalibrateRequest, x_recipe_id: RecipeHeader = None
 ) -> dict[str, Any]:
-    """Choose the threshold from scores of good parts and of none to a few bad ones."""
+    """Choose the threshold from the scores of good parts and, if there are any, of bad ones."""
     key = ModelKey.of(body.role_id, body.roi_id, body.recipe_id or x_recipe_id)
     result = await run_job(
         request,
@@ -219,40 +222,29 @@ async def infer(
     image: Annotated[UploadFile, File(description="The canonical ROI of the part.")],
     shape: Annotated[
         str | None,
-        Form(description="The part inside the ROI.", examples=['{"kind":"circle","cx":192,"cy":192,"r":180}']),
+        Form(
+            description="Where the part is inside the ROI, as JSON: only it is scored.",
+            examples=['{"kind":"circle","cx":192,"cy":192,"r":180}'],
+        ),
     ] = None,
-    heatmap: Annotated[str | None, Form(description="relative, absolute, color or none.")] = None,
+    heatmap: Annotated[
+        str | None, Form(description="relative, absolute, color or none; HEATMAP_SCALE without it.")
+    ] = None,
 ) -> JSONResponse:
-    """Inspect one part: score, verdict, heatmap and the regions that differ."""
-    (file,) = uploads([image])
-    mask, scale = parse_shape(shape), _heatmap_scale(heatmap)
+    """Inspect one part: its score, the verdict, a heatmap and the regions that differ from good parts."""
+    (sent,) = uploads([image])
+    file, scale = replace(sent, shape=parse_shape(shape)), _heatmap_scale(heatmap)
     result = await run_job(
         request,
-        lambda job: inspector.infer(key, file, mm_per_px=mm_per_px, shape=mask, heatmap=scale, job=job),
+        lambda job: inspector.infer(key, file, mm_per_px=mm_per_px, heatmap=scale, job=job),
         timeout_s=inspector.settings.request_timeout_s,
     )
-    found = result.inspection
-    logger.info("infer %s: score %.6g, threshold %s, %s ms", key, found.score, result.threshold, result.timings_ms)
+    score = result.inspection.score
+    logger.info("infer %s: score %.6g, threshold %s, %s ms", key, score, result.threshold, result.timings_ms)
     metrics: Metrics = request.app.state.metrics
     metrics.inspected(key, result)
-    verdict = {} if result.is_anomaly is None else {"decision": "ng" if result.is_anomaly else "ok"}
-    body = {
-        **identity(request, key),
-        "score": found.score,
-        "threshold": result.threshold,
-        "is_anomaly": result.is_anomaly,
-        **verdict,
-        "heatmap_png_base64": to_base64(result.heatmap),
-        "heatmap_range": list(result.heatmap_range),
-        "regions": [region_fields(region) for region in found.regions],
-        "token_shape": list(result.token_shape),
-        "stats": found.stats,
-        "inference_ms": result.timings_ms["total"],
-        "timings_ms": result.timings_ms,
-        "params": result.params,
-        "warnings": sentences(request, result.warnings),
-    }
-    return JSONResponse(body)  # as it is: to check half a megabyte of its own making against the schema takes long
+    # Past FastAPI's check against the schema: it would take long over half a megabyte of our own making.
+    return JSONResponse({**identity(request, key), **infer_fields(result, language_of(request.headers))})
 
 
 def _heatmap_scale(value: str | None) -> HeatmapScale | None:
@@ -266,7 +258,11 @@ def _heatmap_scale(value: str | None) -> HeatmapScale | None:
 
 @cache
 def _default_app() -> FastAPI:
-    return create_app()
+    try:
+        return create_app()
+    except StartupError as err:
+        logger.critical(sentence(err, "en"))  # whoever imports the app shows a traceback, which has only the code
+        raise
 
 
 def __getattr__(name: str) -> Any:

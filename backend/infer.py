@@ -1,36 +1,38 @@
-"""One image's tokens and one memory become an anomaly map, a score and regions. Pure: no disk, no HTTP, no network.
+"""One image's tokens and one memory become an Inspection: anomaly map, score and regions. No disk, no network.
 
 The anomaly map is each token's distance to the memory (PatchCore, Roth et al. 2022, eq. 6 without re-weighting) on the
-token grid, bilinear at ROI resolution, blurred; the score is a percentile of it inside the mask.
+token grid, brought to ROI resolution bilinearly and blurred; the score is a percentile of it inside the mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.arrays import Ranked
-from backend.base.codecs import encode_grey
 from backend.base.errors import MaskEmpty
-from backend.base.images import encode_png, working_scale
+from backend.base.images import encode_grey, encode_png, working_scale
+from backend.base.options import filled, option
 from backend.roi_mask import Shape, build_mask, nearest_inside, token_mask
+
+if TYPE_CHECKING:
+    from backend.base.config import Settings
 
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 HeatmapScale = Literal["relative", "absolute", "color", "none"]
-TOP_SHARE = 0.01
-POWER = 32.0
 Method = Literal["percentile", "max", "top_mean", "power_mean"]
+TOP_SHARE = 0.01
 
 
 class Memory(Protocol):
-    """What scoring needs of a memory bank."""
+    """What an inspection asks of a memory bank."""
 
     def distances(self, q: Float, k: int = 1, *, leave_out: int | None = None, density: int = 0) -> Float:
         """(T,) mean Euclidean distance of each row of q to its k nearest rows, weighed by how densely these lie."""
@@ -43,65 +45,125 @@ class Memory(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How a heatmap becomes a number; a calibration holds only for the scoring it was made with.
+    """How an anomaly map becomes a number. A calibration holds only for the scoring it was made with.
+
+    An option is declared in its field and nowhere else. The field names the setting that fills it (the first argument
+    of `option` is its default), and says what a calibration remembers: `always`; `changed`, a value that is not the
+    default, so that a calibration outlives the options that are added after it; `never`. `of_method`: only under this
+    method. `reported` is the option's name in the `params` of /infer. A default can therefore never change.
 
     Attributes:
-        where: the values that the method is applied to: the blurred heatmap at ROI resolution, or the token grid.
+        method: percentile, max, top_mean (of the largest values) or power_mean (Ranked.power_mean).
+        percentile: of the method of that name. A calibration may choose its own.
+        blur_sigma: Gaussian blur of the anomaly map, in working pixels.
+        k: neighbours in the memory whose distances are averaged.
+        where: the values that the method is applied to: the anomaly map (`roi`) or the token map (`tokens`).
         top_share: share of the values that top_mean averages.
-        power: of power_mean (Ranked.power_mean).
         reweight: neighbours of the re-weighted score (PatchCore, eq. 7); 0: none.
-        token_blur: Gaussian blur of the token grid, in tokens: what one token alone says counts less than what several
+        token_blur: Gaussian blur of the token map, in tokens: what one token says alone counts less than what several
             say together, at any size of the ROI.
-        memory: in which way the memory measures, if not in the common one.
+        memory: how the memory measures, in its own words, if not in the common way.
         density: neighbours of a row that tell how densely the memory's rows lie there; 0: distances are plain.
+        power: exponent of power_mean.
     """
 
-    method: Method = "percentile"
-    percentile: float = 99.0
-    blur_sigma: float = 1.0
-    k: int = 1
-    where: Literal["roi", "tokens"] = "roi"
-    top_share: float = TOP_SHARE
-    power: float = POWER
-    reweight: int = 0
-    token_blur: float = 0.0
-    memory: str = ""
-    density: int = 0
+    method: Method = option("percentile", "score_method", remembered="always", reported="score_method")
+    percentile: float = option(99.0, "score_percentile", remembered="never", reported="score_percentile")
+    blur_sigma: float = option(1.0, "blur_sigma", remembered="always", reported="blur_sigma")
+    k: int = option(1, "patchcore_knn_k", remembered="always", reported="k")
+    where: Literal["roi", "tokens"] = option("roi", "score_map", remembered="changed")
+    top_share: float = option(TOP_SHARE, "score_top_share", remembered="changed")
+    reweight: int = option(0, "patchcore_reweight", remembered="changed")
+    token_blur: float = option(0.0, "token_blur", remembered="changed")
+    memory: str = option("", remembered="changed")
+    density: int = option(0, "patchcore_density_k", remembered="changed")
+    power: float = option(32.0, "score_power", remembered="changed", of_method="power_mean")
+
+    @classmethod
+    def of(cls, settings: Settings, memory: str = "") -> Scoring:
+        """The scoring that `settings` ask for, with a memory that measures in the way `memory` names."""
+        return cls(**filled(cls, settings), memory=memory)
+
+    def remembered(self) -> dict[str, Any]:
+        """What calib.json holds as `scoring`: a calibration applies while this stays equal."""
+        known = {}
+        for own in fields(self):
+            when, value = own.metadata["remembered"], getattr(self, own.name)
+            of_this_method = own.metadata.get("of_method", self.method) == self.method
+            if when == "always" or (when == "changed" and value != own.default and of_this_method):
+                known[own.name] = value
+        return known
+
+    def reported(self) -> dict[str, Any]:
+        """What /infer says of it in `params`."""
+        return {own.metadata["reported"]: getattr(self, own.name) for own in fields(self) if "reported" in own.metadata}
 
 
 @dataclass(frozen=True)
 class RoiSize:
-    """The sender's ROI size in pixels and the (smaller or equal) size the heatmap is computed at."""
+    """The size of an ROI as it was sent, in pixels, and the smaller or equal one that it is inspected at."""
 
     height: int
     width: int
 
     @property
     def scale(self) -> float:
-        """Working pixels per sender's pixel (≤ 1)."""
+        """Working pixels per sent pixel, at most 1."""
         return working_scale(self.height, self.width)
 
     @property
     def working(self) -> tuple[int, int]:
-        """(height, width) of the heatmap."""
+        """(height, width) of the anomaly map."""
         return max(1, round(self.height * self.scale)), max(1, round(self.width * self.scale))
 
 
-def part_mask(shape: Shape | None, frame: RoiSize) -> Mask | None:
-    """The mask of the part at working resolution; None without a shape.
+def working_mask(shape: Shape | None, roi_size: RoiSize) -> Mask | None:
+    """The mask of `shape`, given in sent pixels, at working resolution; None without a shape.
 
     Raises:
-        MaskEmpty: it speaks of the sender's pixels.
+        MaskEmpty: the shape covers no pixel; the error names the sent size.
     """
     try:
-        return build_mask(shape.scaled(frame.scale) if shape else None, *frame.working)
+        return build_mask(shape.scaled(roi_size.scale) if shape else None, *roi_size.working)
     except MaskEmpty as err:
-        raise MaskEmpty(width=frame.width, height=frame.height) from err
+        raise MaskEmpty(width=roi_size.width, height=roi_size.height) from err
+
+
+@dataclass(frozen=True)
+class Roi:
+    """What an inspection needs to know of the ROI beside its tokens.
+
+    Attributes:
+        size: as it was sent.
+        grid: token rows and columns.
+        mask: (h, w) bool at working resolution, True on the part (see working_mask); None: the whole ROI.
+        mm_per_px: millimetres per sent pixel.
+    """
+
+    size: RoiSize
+    grid: tuple[int, int]
+    mask: Mask | None = None
+    mm_per_px: float = 1.0
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """What an inspection is judged by: the scoring, the threshold, and the smallest region that counts.
+
+    Attributes:
+        threshold: a score; above it a part is bad, and what is at or above it in the anomaly map is a region. None:
+            there is no verdict, and there are no regions.
+        area_mm2_thr: regions smaller than this (mm²) are dropped.
+    """
+
+    scoring: Scoring = field(default_factory=Scoring)
+    threshold: float | None = None
+    area_mm2_thr: float = 0.0
 
 
 @dataclass(frozen=True)
 class Region:
-    """A connected area at or above the threshold, in the sender's pixels (x to the right, y down)."""
+    """A connected area at or above the threshold, in sent pixels (x to the right, y down)."""
 
     bbox: tuple[int, int, int, int]
     area_px: float
@@ -111,126 +173,135 @@ class Region:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What scoring says of one image.
+    """What there is to say of one image.
 
-    `heat`: (h, w) float32 distances at working resolution, 0 outside the mask; `ranked`: those inside by rank.
+    Attributes:
+        score: one number, from 0; under most methods a distance, so at most 2.
+        stats: max, mean, median and top1_mean (the largest 1 %) of the anomaly map inside the mask.
+        token_map: (rows, columns) float32 distances on the token grid, from which `inspect_map` makes all else again.
+        anomaly_map: (h, w) float32 distances at working resolution, 0 outside the mask.
+        ranked: the values of the anomaly map inside the mask, by rank.
+        regions: what is at or above the threshold, largest first; empty without a threshold.
+        roi: what was inspected.
     """
 
     score: float
     stats: dict[str, float]
-    heat: Float
-    mask: Mask | None
-    regions: list[Region]
-    frame: RoiSize
+    token_map: Float
+    anomaly_map: Float
     ranked: Ranked
+    regions: list[Region]
+    roi: Roi
+
+
+def inspect(
+    tokens: Float,
+    memory: Memory,
+    roi: Roi,
+    criteria: Criteria,
+    *,
+    part_only: bool = False,
+    leave_out: int | None = None,
+    mark: Callable[[str], None] = lambda _: None,
+) -> Inspection:
+    """The inspection of one image: how far its tokens are from the memory, as a map, a score and regions.
+
+    Args:
+        tokens: (rows · columns, D) float32 unit rows, the grid's rows one after the other.
+        part_only: the memory knows nothing but the part, so tokens beside it count as the nearest one that touches it.
+        leave_out: rows of the memory that came from this image are no neighbours.
+        mark: told when the stages `knn` and `post` are over.
+    """
+    scoring = criteria.scoring
+    inside = token_mask(roi.mask, roi.grid) if part_only and roi.mask is not None else None
+    distances = token_map(tokens, roi.grid, memory, scoring, inside=inside, leave_out=leave_out)
+    mark("knn")
+    weight = (lambda token: memory.weight(tokens[token], scoring.reweight)) if scoring.reweight else None
+    inspection = inspect_map(distances, roi, criteria, weight)
+    mark("post")
+    return inspection
+
+
+def token_map(
+    tokens: Float,
+    grid: tuple[int, int],
+    memory: Memory,
+    scoring: Scoring,
+    *,
+    inside: Mask | None = None,
+    leave_out: int | None = None,
+) -> Float:
+    """(rows, columns) float32 distances of tokens (rows · columns, D) to `memory`, blurred if the scoring says so.
+
+    `inside`: (rows, columns) bool, the tokens that touch the part, for a memory that knows the part alone. The others,
+    which it never saw, take on the distance of the nearest of these, so that nothing bleeds in from beside the part.
+    """
+    distances = memory.distances(tokens, scoring.k, leave_out=leave_out, density=scoring.density).reshape(grid)
+    if inside is not None:
+        distances = nearest_inside(distances, inside)
+    if scoring.token_blur > 0:
+        distances = np.asarray(cv2.GaussianBlur(distances, (0, 0), scoring.token_blur), np.float32)
+    return distances
+
+
+def inspect_map(
+    token_map: Float, roi: Roi, criteria: Criteria, weight: Callable[[int], float] | None = None
+) -> Inspection:
+    """What a token map (rows, columns) says of `roi`.
+
+    `weight`: how much a token counts, by its number, where scores are re-weighted.
+    """
+    distances = anomaly_map(token_map, roi, criteria.scoring.blur_sigma)
+    ranked = Ranked(distances, roi.mask)
+    stats = statistics(ranked)
+    score = image_score(token_map, ranked, stats, roi, criteria.scoring, weight)
+    return Inspection(score, stats, token_map, distances, ranked, regions(distances, roi, criteria), roi)
+
+
+def anomaly_map(token_map: Float, roi: Roi, blur_sigma: float) -> Float:
+    """The token map at the ROI's working resolution, blurred, 0 outside the mask: (h, w) float32."""
+    (height, width), (rows, columns) = roi.size.working, token_map.shape
+    distances: Float = enlarging(rows, height, blur_sigma) @ (token_map @ enlarging(columns, width, blur_sigma).T)
+    return distances if roi.mask is None else cv2.copyTo(distances, roi.mask.view(np.uint8))  # type: ignore[return-value]
 
 
 @lru_cache(64)
 def enlarging(n: int, size: int, sigma: float) -> Float:
-    """(size, n) float32: what brings a line of n tokens to `size` pixels, bilinearly, and blurs it with `sigma` pixels.
+    """(size, n) float32: a product with it brings a line of n tokens to `size` pixels, bilinearly, and blurs it.
 
-    Enlarging and blurring are linear and act on rows and columns apart, so two small products do both for a whole map.
+    `sigma` is in pixels. Enlarging and blurring are linear and act on rows and columns apart, so two small products do
+    both for a whole map.
     """
     line = cv2.resize(np.eye(n, dtype=np.float32), (n, size), interpolation=cv2.INTER_LINEAR)
     if sigma > 0:
-        # As long as OpenCV's own blur of float images takes it: four deviations to each side.
+        # The kernel of OpenCV's own blur of float images, which reaches four deviations to each side.
         kernel = cv2.getGaussianKernel(round(8 * sigma + 1) | 1, sigma, cv2.CV_32F)
         line = cv2.sepFilter2D(line, -1, np.ones(1, np.float32), kernel)
-    line.flags.writeable = False  # it is everybody's
+    line.flags.writeable = False  # all callers share it
     return line  # type: ignore[return-value]
 
 
-class InferenceEngine:
-    """Scores tokens against a memory with one `Scoring`."""
-
-    def __init__(self, scoring: Scoring) -> None:
-        self.scoring = scoring
-
-    def token_map(
-        self,
-        tokens: Float,
-        grid: tuple[int, int],
-        memory: Memory,
-        leave_out: int | None = None,
-        *,
-        part: Mask | None = None,
-    ) -> Float:
-        """(h, w) float32 distances of tokens (h·w, D) to `memory`, blurred if the scoring says so.
-
-        `leave_out`: rows of this image are no neighbours.
-        `part`: the mask, for a memory that knows the part alone: tokens beside it, which it never saw, take on the
-        distance of the nearest one that touches the part, so that nothing bleeds in from there.
-        """
-        distances = memory.distances(tokens, self.scoring.k, leave_out=leave_out, density=self.scoring.density).reshape(
-            grid
-        )
-        if part is not None:
-            distances = nearest_inside(distances, token_mask(part, grid))
-        if self.scoring.token_blur > 0:
-            distances = np.asarray(cv2.GaussianBlur(distances, (0, 0), self.scoring.token_blur), np.float32)
-        return distances
-
-    def weigher(self, tokens: Float, memory: Memory) -> Callable[[int], float] | None:
-        """The weight of a token by its number, for `run`; None unless scores are re-weighted."""
-        n = self.scoring.reweight
-        return (lambda token: memory.weight(tokens[token], n)) if n else None
-
-    def anomaly_map(self, token_map: Float, frame: RoiSize, mask: Mask | None = None) -> Float:
-        """The token map at working resolution, blurred, 0 outside `mask`: (h, w) float32."""
-        (height, width), (rows, columns) = frame.working, token_map.shape
-        down = enlarging(rows, height, self.scoring.blur_sigma)
-        across = enlarging(columns, width, self.scoring.blur_sigma)
-        heat: Float = down @ (token_map @ across.T)
-        return heat if mask is None else cv2.copyTo(heat, mask.view(np.uint8))  # type: ignore[return-value]
-
-    def run(
-        self,
-        token_map: Float,
-        frame: RoiSize,
-        *,
-        mask: Mask | None = None,
-        threshold: float | None = None,
-        mm_per_px: float = 1.0,
-        area_mm2_thr: float = 0.0,
-        weigher: Callable[[int], float] | None = None,
-    ) -> Inspection:
-        """Score a token map and outline what is at or above `threshold`.
-
-        Args:
-            token_map: (h, w) float32 distances on the token grid.
-            frame: the sender's ROI size.
-            mask: working-resolution bool mask of the part, or None for the whole ROI.
-            mm_per_px: millimetres per sender's pixel.
-            area_mm2_thr: regions smaller than this (mm²) are dropped.
-            weigher: what `weigher` gave.
-        """
-        heat = self.anomaly_map(token_map, frame, mask)
-        ranked = Ranked(heat, mask)
-        stats = statistics(ranked)
-        score = self._score(token_map, mask, ranked, stats, weigher)
-        found = [] if threshold is None else regions(heat, mask, threshold, frame, mm_per_px, area_mm2_thr)
-        return Inspection(score, stats, heat, mask, found, frame, ranked)
-
-    def _score(
-        self,
-        token_map: Float,
-        mask: Mask | None,
-        ranked: Ranked,
-        stats: dict[str, float],
-        weigher: Callable[[int], float] | None,
-    ) -> float:
-        inside = None if mask is None else token_mask(mask, token_map.shape)
-        on_tokens = self.scoring.where == "tokens"
-        values = Ranked(token_map, inside) if on_tokens else ranked
-        score = score_of(values, self.scoring, None if on_tokens else stats)
-        if weigher is None:
-            return score
-        farthest = int((token_map if inside is None else np.where(inside, token_map, -1.0)).argmax())
-        return score * weigher(farthest)
+def image_score(
+    token_map: Float,
+    ranked: Ranked,
+    stats: dict[str, float],
+    roi: Roi,
+    scoring: Scoring,
+    weight: Callable[[int], float] | None,
+) -> float:
+    """The score of an anomaly map, given by rank with its statistics, or of the token map that it came from."""
+    if scoring.where == "roi" and weight is None:
+        return score_of(ranked, scoring, stats)
+    inside = None if roi.mask is None else token_mask(roi.mask, roi.grid)
+    score = score_of(ranked, scoring, stats) if scoring.where == "roi" else score_of(Ranked(token_map, inside), scoring)
+    if weight is None:
+        return score
+    farthest = int((token_map if inside is None else np.where(inside, token_map, -1.0)).argmax())
+    return score * weight(farthest)
 
 
 def score_of(values: Ranked, scoring: Scoring, stats: dict[str, float] | None = None) -> float:
-    """The score of values, the masked heatmap's or the token grid's, under `scoring`."""
+    """The score of values by rank under `scoring`; `stats` are their statistics, where they are known already."""
     if scoring.method == "percentile":
         return values.percentile(scoring.percentile)
     if scoring.method == "max":
@@ -252,24 +323,29 @@ def statistics(values: Ranked) -> dict[str, float]:
     }
 
 
-def regions(
-    heat: Float, mask: Mask | None, threshold: float, frame: RoiSize, mm_per_px: float, area_mm2_thr: float
-) -> list[Region]:
-    """Connected components (8 neighbours) of heat ≥ threshold inside the mask, largest first."""
-    hot = heat >= threshold
-    if mask is not None:
-        hot &= mask
+def regions(anomaly_map: Float, roi: Roi, criteria: Criteria) -> list[Region]:
+    """Connected components (8 neighbours) of what is at or above the threshold inside the mask, largest first.
+
+    Areas count pixels; regions below `area_mm2_thr` are left out. Without a threshold there are none.
+    """
+    if criteria.threshold is None:
+        return []
+    hot = anomaly_map >= criteria.threshold
+    if roi.mask is not None:
+        hot &= roi.mask
     outlines, tree = cv2.findContours(hot.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    px_area = 1.0 / frame.scale**2
+    px_area = 1.0 / roi.size.scale**2
     found = []
     parents = [links[3] for links in tree[0]] if outlines else []
     for outline, parent in zip(outlines, parents, strict=True):
         x, y, w, h = cv2.boundingRect(outline)
-        if parent >= 0 or w * h * px_area * mm_per_px**2 < area_mm2_thr:  # a hole, or too small at the very best
+        # A hole, or too small even if it filled its box.
+        if parent >= 0 or w * h * px_area * roi.mm_per_px**2 < criteria.area_mm2_thr:
             continue
         area_px = _connected(hot[y : y + h, x : x + w], *(outline[0, 0] - (x, y))) * px_area
-        if area_px * mm_per_px**2 >= area_mm2_thr:
-            found.append(_region(outline[:, 0], (x, y, w, h), frame, area_px, area_px * mm_per_px**2))
+        area_mm2 = area_px * roi.mm_per_px**2
+        if area_mm2 >= criteria.area_mm2_thr:
+            found.append(_region(outline[:, 0], (x, y, w, h), roi.size, area_px, area_mm2))
     return sorted(found, key=lambda region: region.area_px, reverse=True)
 
 
@@ -279,14 +355,15 @@ def _connected(hot: Mask, x: int, y: int) -> int:
     return int(np.count_nonzero(labels == labels[y, x]))
 
 
-def _region(points: NDArray[Any], box: tuple[int, int, int, int], frame: RoiSize, px: float, mm2: float) -> Region:
-    if frame.scale == 1.0:
+def _region(points: NDArray[Any], box: tuple[int, int, int, int], size: RoiSize, px: float, mm2: float) -> Region:
+    """A region in sent pixels, of its outline (n, 2), box and areas at working resolution."""
+    if size.scale == 1.0:
         return Region(box, px, mm2, points.tolist())
     x, y, w, h = box
-    up = 1.0 / frame.scale
+    up = 1.0 / size.scale
     left, top = int(x * up), int(y * up)
-    right, bottom = min(frame.width, round((x + w) * up)), min(frame.height, round((y + h) * up))
-    scaled = np.minimum(np.rint(points * up), (frame.width - 1, frame.height - 1)).astype(int)
+    right, bottom = min(size.width, round((x + w) * up)), min(size.height, round((y + h) * up))
+    scaled = np.minimum(np.rint(points * up), (size.width - 1, size.height - 1)).astype(int)
     return Region((left, top, right - left, bottom - top), px, mm2, scaled.tolist())
 
 
@@ -303,10 +380,26 @@ def heatmap_range(inspection: Inspection, scale: HeatmapScale, threshold: float 
 
 
 def heatmap_png(inspection: Inspection, scale: HeatmapScale, low: float, high: float) -> bytes:
-    """PNG of the heatmap at the sender's ROI size: 8-bit grey, or BGR with scale "color"; 0 outside the mask."""
+    """PNG of the anomaly map at the ROI's sent size: 8-bit grey, or in colour with scale "color"; 0 outside the mask.
+
+    `low` and `high` are the distances that 0 and 255 stand for.
+    """
     gain = 255.0 / (high - low)
-    grey = cv2.addWeighted(inspection.heat, gain, inspection.heat, 0.0, -low * gain, dtype=cv2.CV_8U)
-    frame = inspection.frame
-    if grey.shape != (frame.height, frame.width):
-        grey = cv2.resize(grey, (frame.width, frame.height), interpolation=cv2.INTER_LINEAR)
+    grey = cv2.addWeighted(inspection.anomaly_map, gain, inspection.anomaly_map, 0.0, -low * gain, dtype=cv2.CV_8U)
+    size = inspection.roi.size
+    if grey.shape != (size.height, size.width):
+        grey = cv2.resize(grey, (size.width, size.height), interpolation=cv2.INTER_LINEAR)
     return encode_png(cv2.applyColorMap(grey, cv2.COLORMAP_JET)) if scale == "color" else encode_grey(grey)  # type: ignore[arg-type]
+
+
+class InferenceEngine:
+    """`inspect` by criteria of its own, under the name that the station's documents use."""
+
+    def __init__(
+        self, scoring: Scoring | None = None, threshold: float | None = None, area_mm2_thr: float = 0.0
+    ) -> None:
+        self.criteria = Criteria(scoring or Scoring(), threshold, area_mm2_thr)
+
+    def run(self, tokens: Float, memory: Memory, roi: Roi, *, leave_out: int | None = None) -> Inspection:
+        """See `inspect`."""
+        return inspect(tokens, memory, roi, self.criteria, leave_out=leave_out)

@@ -16,8 +16,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.base.arrays import available_cores, blocks, l2_normalize, square_norms
 from backend.base.errors import BackendUnavailable, InvalidValue
-from backend.base.images import available_cores, blocks
 from backend.memory.chunked import ChunkedCoreset, kcenter_greedy_chunked
 from backend.memory.coreset import (
     BLOCK,
@@ -28,8 +28,6 @@ from backend.memory.coreset import (
     coreset_of,
     coreset_size,
     kcenter_greedy,
-    l2_normalize,
-    square_norms,
 )
 from backend.memory.density import Spacing
 from backend.memory.kernels import faiss_alone, load_faiss

@@ -11,7 +11,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import MaskEmpty, ShapeBadNumber, ShapeInverted, ShapeNotJson, ShapeUnknownKind
+from backend.base.errors import (
+    MaskEmpty,
+    ShapeBadNumber,
+    ShapeInverted,
+    ShapeNotJson,
+    ShapeUnknownKind,
+)
 
 FIELDS = {
     "rect": ("x", "y", "w", "h"),

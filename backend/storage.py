@@ -2,10 +2,12 @@
 
 memory.npz    emb float32 (N, D) unit rows · token_h · token_w · src int32 (N,) · metadata (JSON text)
               and what variants of a memory need: whiten, widths, part_src, foreground, cosine
-reserve.npz   rows that the next growth may still take (see reserve)
+reserve.npz   emb float32 (R, D) · src int32 (R,) · beyond float64 () · generation: what the next growth may still take
 index.faiss   FAISS flat index of emb, followed by a trailer that names the generation
 calib.json    the threshold and what it was made for
 manifest.json the metadata again, for people
+
+A deleted model stays for a while in .trash/<utc>/<role>/<roi>/, from where its files can be moved back.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ import logging
 import lzma
 import os
 import re
+import shutil
 import struct
 import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,7 @@ from backend.base.errors import (
     ReadOnlyStore,
     RecipeInvalid,
 )
-from backend.base.files import one_writer, patiently, utc_now, write_atomic, write_json
+from backend.base.files import disk_errors, one_writer, patiently, utc_now, write_atomic, write_json
 from backend.base.keys import ModelKey
 from backend.memory.variants import checked_extras
 from backend.patchcore import Reserve
@@ -52,8 +55,12 @@ _CALIBRATED = {
     "score_percentile": (0.0, 100.0),
 }
 _TRAILER = b"BDI-GENERATION:"
+_TRASH = ".trash"
+_TRASHED = "%Y%m%dT%H%M%S%fZ"
+# In the order in which a deletion moves them: without memory.npz the model is gone.
+_FILES = ("memory.npz", "calib.json", "manifest.json", "index.faiss", "reserve.npz")
 # What zipfile and NumPy raise on files that are cut off, corrupt or no npz at all.
-NPZ_ERRORS = (
+_NPZ_ERRORS = (
     OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, MemoryError, OverflowError, SyntaxError,
     TypeError, AttributeError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
@@ -61,15 +68,20 @@ NPZ_ERRORS = (
 
 @dataclass(frozen=True)
 class StoredMemory:
-    """What memory.npz holds. `metadata` is empty-ish for files of the older layout, and `src` then all −1.
+    """What memory.npz holds.
 
-    `extras`: what a memory stores beside its rows so as to measure the way it was fitted (see variants).
-    `reserve`: what a growth may still take; for a growth alone, which asks for it (see reserve).
+    Attributes:
+        emb: (N, D) float32 unit rows.
+        grid: token rows and columns of the ROI.
+        image_ids: (N,) int32, which of `images` a row came from; −1 where that is not known, or several share the row.
+        metadata: a JSON object; files of the older layout say little in it.
+        extras: what a memory stores beside its rows so as to measure the way it was fitted (see memory.variants).
+        reserve: what a growth may still take. It has a file of its own, which only a growth reads.
     """
 
     emb: NDArray[np.float32]
     grid: tuple[int, int]
-    src: NDArray[np.int32]
+    image_ids: NDArray[np.int32]
     metadata: dict[str, Any]
     extras: dict[str, NDArray[Any]] = field(default_factory=dict)
     reserve: Reserve | None = None
@@ -84,6 +96,19 @@ class StoredMemory:
         value = self.metadata.get(name)
         known = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
         return float(value) if known else default  # type: ignore[arg-type]
+
+    @property
+    def images(self) -> list[dict[str, str]]:
+        """The images it was made from, each with its `name` and `sha256`; empty for the older layout."""
+        return list(self.metadata.get("images", ()))
+
+    @property
+    def known_images(self) -> dict[str, int]:
+        """SHA-256 of every image it was made from, with the number that its rows carry in `image_ids`."""
+        numbers: dict[str, int] = {}
+        for number, image in enumerate(self.images):
+            numbers.setdefault(image["sha256"], number)
+        return numbers
 
     @property
     def fingerprint(self) -> str | None:
@@ -134,44 +159,50 @@ class ModelStore:
         with one_writer(self.folder(key), key, timeout=timeout, left_overs=".*.tmp", min_free_mb=self.min_free_mb):
             yield
 
-    def save_memory(
-        self,
-        key: ModelKey,
-        emb: NDArray[np.float32],
-        grid: tuple[int, int],
-        src: NDArray[np.int32],
-        metadata: dict[str, Any],
-        index: bytes | None = None,
-        extras: Mapping[str, NDArray[Any]] | None = None,
-    ) -> StoredMemory:
+    def save_memory(self, key: ModelKey, memory: StoredMemory, index: bytes | None = None) -> StoredMemory:
         """Replace the memory in one step, then what is derived from it. The caller holds `writing(key)`.
+
+        `index`: what index.faiss is to hold.
+
+        Returns:
+            The memory as it is stored: without its reserve, and with its generation, version and time in the metadata.
 
         Raises:
             DiskFull, ReadOnlyStore: nothing was changed.
         """
-        folder = self.folder(key)
-        former = self._former_metadata(key)
-        metadata = {
-            **metadata,
-            "model": str(key),
-            "generation": uuid.uuid4().hex,
-            "model_version": next_version(former.get("model_version")),
-            "created_utc": utc_now(),
-        }
+        stored = replace(
+            memory,
+            reserve=None,
+            metadata={
+                **memory.metadata,
+                "model": str(key),
+                "generation": uuid.uuid4().hex,
+                "model_version": next_version(self._former_metadata(key).get("model_version")),
+                "created_utc": utc_now(),
+            },
+        )
         arrays: dict[str, Any] = {
-            "emb": emb,
-            "token_h": np.int64(grid[0]),
-            "token_w": np.int64(grid[1]),
-            "src": src,
-            "metadata": np.array(json.dumps(metadata, ensure_ascii=False)),
-            **(extras or {}),
+            "emb": stored.emb,
+            "token_h": np.int64(stored.grid[0]),
+            "token_w": np.int64(stored.grid[1]),
+            "src": stored.image_ids,
+            "metadata": np.array(json.dumps(stored.metadata, ensure_ascii=False)),
+            **stored.extras,
         }
-        write_atomic(folder / "memory.npz", lambda file: np.savez(file, **arrays))
-        stored = StoredMemory(emb, grid, src, metadata, dict(extras or {}))
+        write_atomic(self.folder(key) / "memory.npz", lambda file: np.savez(file, **arrays))
+        # The memory is committed, so what fails from here on is no failure.
         try:
             self.write_derived(key, stored, index)
-        except (DiskFull, ReadOnlyStore, OSError) as err:  # the memory is committed; the next load writes them
-            logger.warning("index and manifest of %s could not be written: %s", key, err)
+        except (DiskFull, ReadOnlyStore, OSError) as err:
+            logger.warning("index and manifest of %s could not be written, so the next load does it: %s", key, err)
+        try:
+            self._write_reserve(key, stored.generation, memory.reserve)
+        except (DiskFull, ReadOnlyStore, OSError) as err:
+            logger.warning(
+                "the reserve of %s could not be written, so the next growth chooses among new images alone: %s",
+                key,
+                err,
+            )
         return stored
 
     def write_derived(self, key: ModelKey, stored: StoredMemory, index: bytes | None) -> None:
@@ -191,6 +222,14 @@ class ModelStore:
             "dim": int(stored.emb.shape[1]),
         }
         write_json(folder / "manifest.json", manifest)
+
+    def _write_reserve(self, key: ModelKey, generation: str, reserve: Reserve | None) -> None:
+        path = self.folder(key) / "reserve.npz"
+        if reserve is None or len(reserve.emb) == 0:
+            path.unlink(missing_ok=True)
+            return
+        arrays: dict[str, Any] = {"emb": reserve.emb, "src": reserve.src, "beyond": np.float64(reserve.beyond)}
+        write_atomic(path, lambda file: np.savez(file, generation=np.array(generation), **arrays))
 
     def derived_is_current(self, key: ModelKey, generation: str, *, indexed: bool = True) -> bool:
         """Whether manifest.json, and index.faiss if `indexed`, belong to `generation`; the older layout has neither."""
@@ -225,12 +264,29 @@ class ModelStore:
                 metadata = _metadata(npz)
         except (FileNotFoundError, NotADirectoryError) as err:
             raise MemoryNotFound(key=key) from err
-        except NPZ_ERRORS as err:
+        except _NPZ_ERRORS as err:
             raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/fit_ok") from err
         try:
             return _stored_memory(arrays, metadata)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as err:
             raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/fit_ok") from err
+
+    def load_reserve(self, key: ModelKey, stored: StoredMemory) -> Reserve | None:
+        """What a growth of `stored` may still take; None without a file, or with one that is damaged or of another.
+
+        The growth then chooses among its new images alone.
+        """
+        path = self.folder(key) / "reserve.npz"
+        try:
+            with patiently(lambda: path.open("rb")) as file, np.load(file, allow_pickle=False) as npz:
+                if not stored.generation or str(npz["generation"]) != stored.generation:
+                    return None
+                return _checked_reserve(Reserve(npz["emb"], npz["src"], float(npz["beyond"])), stored.emb.shape[1])
+        except FileNotFoundError:
+            return None
+        except _NPZ_ERRORS as err:
+            logger.warning("%s cannot be used, so this growth chooses among new images alone: %s", path, err)
+            return None
 
     def save_calibration(self, key: ModelKey, calibration: dict[str, Any]) -> None:
         """Replace calib.json in one step. Raises DiskFull, ReadOnlyStore."""
@@ -261,6 +317,43 @@ class ModelStore:
             except (InvalidId, RecipeInvalid):
                 continue
         return found
+
+    def move_to_trash(self, key: ModelKey) -> Path:
+        """Move the files of `key` to the trash, memory.npz first: from then on the model is gone. Hold `writing(key)`.
+
+        Returns:
+            The folder in the trash; moving its files back brings the model back.
+
+        Raises:
+            MemoryNotFound: there is neither a memory nor a calibration.
+            DiskFull, ReadOnlyStore.
+        """
+        folder = self.folder(key)
+        if not any((folder / name).exists() for name in ("memory.npz", "calib.json")):
+            raise MemoryNotFound(key=key)
+        trash = self.root / _TRASH / datetime.now(timezone.utc).strftime(_TRASHED) / key.path
+        with disk_errors(trash):
+            trash.mkdir(parents=True)
+            for name in _FILES:
+                if (folder / name).exists():
+                    (folder / name).replace(trash / name)
+        return trash
+
+    def empty_trash(self, days: float) -> int:
+        """Remove what was deleted more than `days` ago, unless the store is read-only; how many models went."""
+        limit = datetime.now(timezone.utc) - timedelta(days=days)
+        gone = 0
+        for folder in () if self.read_only else (self.root / _TRASH).glob("*"):
+            try:
+                deleted = datetime.strptime(folder.name, _TRASHED).replace(tzinfo=timezone.utc)
+            except ValueError:
+                continue
+            if deleted < limit:
+                shutil.rmtree(folder, ignore_errors=True)
+                gone += 1
+        if gone:
+            logger.info("emptied %d models deleted more than %g days ago from the trash", gone, days)
+        return gone
 
     def _former_metadata(self, key: ModelKey) -> dict[str, Any]:
         try:
@@ -300,10 +393,25 @@ def _stored_memory(arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) ->
     grid = int(arrays["token_h"].item()), int(arrays["token_w"].item())
     if emb.ndim != 2 or 0 in emb.shape or min(grid) < 1 or not np.isfinite(emb).all():
         raise ValueError(f"emb has shape {emb.shape} or values that are not finite, token grid {grid}")
-    src = arrays.get("src", np.full(len(emb), -1))
-    if src.shape != (len(emb),) or src.dtype.kind not in "iu":
-        raise ValueError(f"src is {src.dtype} {src.shape} for {len(emb)} rows")
-    return StoredMemory(emb, grid, src.astype(np.int32), metadata, checked_extras(arrays, *emb.shape))
+    image_ids = arrays.get("src", np.full(len(emb), -1))
+    if image_ids.shape != (len(emb),) or image_ids.dtype.kind not in "iu":
+        raise ValueError(f"src is {image_ids.dtype} {image_ids.shape} for {len(emb)} rows")
+    return StoredMemory(emb, grid, image_ids.astype(np.int32), metadata, checked_extras(arrays, *emb.shape))
+
+
+def _checked_reserve(reserve: Reserve, dim: int) -> Reserve:
+    emb, image_ids = reserve.emb, reserve.src
+    if (
+        emb.dtype != np.float32
+        or image_ids.dtype != np.int32
+        or image_ids.ndim != 1
+        or emb.shape != (len(image_ids), dim)
+    ):
+        found = f"emb is {emb.dtype} {emb.shape} and src {image_ids.dtype} {image_ids.shape}"
+        raise ValueError(f"{found} for rows of {dim} numbers")
+    if not (np.isfinite(emb).all() and np.isfinite(reserve.beyond)):
+        raise ValueError("emb or beyond holds values that are not finite")
+    return reserve
 
 
 def _calibration(given: Any) -> dict[str, Any]:

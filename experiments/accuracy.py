@@ -31,8 +31,9 @@ from backend.base.keys import ModelKey  # noqa: E402
 from backend.evaluation.results import SetResult  # noqa: E402
 from backend.evaluation.runner import Evaluator, RememberingExtractor  # noqa: E402
 from backend.evaluation.sets import InspectionSet, read_set  # noqa: E402
-from backend.service.fitting import ImageFile  # noqa: E402
+from backend.service.fitting import Fitter  # noqa: E402
 from backend.service.host import extractor_for  # noqa: E402
+from backend.service.images import ImageFile  # noqa: E402
 from backend.service.inspection import Inspector  # noqa: E402
 
 app = typer.Typer(add_completion=False)
@@ -273,7 +274,8 @@ class Spotted:
         """Of each kind the share of parts (areas,) on which a spot scores above every good part held out."""
         key, held = ModelKey.of("spots", "set"), self.held_out(split)
         learnt = [path for n, path in enumerate(self.parts) if n not in held]
-        inspector.fit(key, [ImageFile.named(path.name, path.read_bytes) for path in learnt], mm_per_px=1.0)
+        files = [ImageFile.named(path.name, path.read_bytes) for path in learnt]
+        Fitter(inspector).fit(key, files, mm_per_px=1.0)
 
         def score(data: bytes) -> float:
             file = ImageFile.named("x.png", lambda: data)

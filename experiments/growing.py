@@ -27,11 +27,12 @@ sys.path.insert(0, str(ROOT))
 from backend.base.config import load_settings  # noqa: E402
 from backend.evaluation.sets import LabelledImage, read_set  # noqa: E402
 from backend.features import Extractor  # noqa: E402
-from backend.infer import InferenceEngine, RoiSize, Scoring  # noqa: E402
+from backend.infer import Criteria, Roi, RoiSize, inspect  # noqa: E402
 from backend.patchcore import PatchCoreMemory  # noqa: E402
-from backend.service.fitting import Embeddings, ImageFile, prepare_image  # noqa: E402
-from backend.service.growing import grown_memory  # noqa: E402
+from backend.service.embedding import Embeddings  # noqa: E402
+from backend.service.fitting import grown_memory  # noqa: E402
 from backend.service.host import extractor_for  # noqa: E402
+from backend.service.images import ImageFile, prepare_image  # noqa: E402
 from backend.storage import StoredMemory  # noqa: E402
 
 app = typer.Typer(add_completion=False)
@@ -46,7 +47,7 @@ class EmbeddedSet:
     train: Rows
     test: Rows
     grid: Grid
-    frames: list[RoiSize]
+    sizes: list[RoiSize]
     defective: NDArray[np.bool_]
 
     @classmethod
@@ -54,37 +55,36 @@ class EmbeddedSet:
         """Read and embed a folder. Raises SetNotUnderstood, BadImage."""
         given = read_set(folder)
         train, grid, _ = _embedded(given.train, extractor, None)
-        test, grid, frames = _embedded(given.test, extractor, grid)
-        return cls(train, test, grid, frames, np.array([image.defective for image in given.test]))
+        test, grid, sizes = _embedded(given.test, extractor, grid)
+        return cls(train, test, grid, sizes, np.array([image.defective for image in given.test]))
 
     def auroc(self, memory: PatchCoreMemory) -> float:
         """Image AUROC under the default scoring."""
-        engine = InferenceEngine(Scoring())
-        maps = [engine.token_map(tokens, self.grid, memory) for tokens in self.test]
-        scores = [engine.run(found, frame).score for found, frame in zip(maps, self.frames, strict=True)]
+        rois = [Roi(size, self.grid) for size in self.sizes]
+        scores = [inspect(tokens, memory, roi, Criteria()).score for tokens, roi in zip(self.test, rois, strict=True)]
         return float(roc_auc_score(self.defective, scores))
 
 
 def _embedded(
     images: Sequence[LabelledImage], extractor: Extractor, grid: Grid | None
 ) -> tuple[Rows, Grid, list[RoiSize]]:
-    tokens, frames = [], []
+    tokens, sizes = [], []
     for image in images:
         file = ImageFile(image.path.name, image.path.read_bytes)
         ready = prepare_image(file, extractor, expected=grid, max_megapixels=100)
         grid = ready.grid
         tokens.append(extractor.extract([ready.pixels])[0])
-        frames.append(RoiSize(*ready.size))
+        sizes.append(ready.size)
     assert grid is not None
-    return np.stack(tokens), grid, frames
+    return np.stack(tokens), grid, sizes
 
 
 def grown(
     images: Rows, grid: Grid, batch: int, rate: float, rng: np.random.Generator, *, reserve: bool
 ) -> PatchCoreMemory:
     """The memory of `images` (n, tokens, D) that come `batch` at a time, offered what is in `reserve` or not."""
-    src = np.repeat(np.arange(batch, dtype=np.int32), images.shape[1])
-    memory = PatchCoreMemory.build(np.concatenate(images[:batch]), rate, rng=rng, src=src, growing=reserve)
+    image_ids = np.repeat(np.arange(batch, dtype=np.int32), images.shape[1])
+    memory = PatchCoreMemory.build(np.concatenate(images[:batch]), rate, rng=rng, src=image_ids, growing=reserve)
     for seen in range(batch, len(images), batch):
         assert memory.src is not None
         old = StoredMemory(
@@ -95,9 +95,9 @@ def grown(
             reserve=memory.reserve if reserve else None,
         )
         new = images[seen : seen + batch]
-        src = np.repeat(np.arange(len(new), dtype=np.int32), new.shape[1])
-        embedded = Embeddings(np.concatenate(new), src, grid, [""] * len(new), [new.shape[1]] * len(new))
-        memory = grown_memory(old, embedded, rate=rate, limit=sys.maxsize).memory
+        image_ids = np.repeat(np.arange(len(new), dtype=np.int32), new.shape[1])
+        embeddings = Embeddings(np.concatenate(new), image_ids, grid, [""] * len(new), [new.shape[1]] * len(new))
+        memory = grown_memory(old, embeddings, rate=rate, limit=sys.maxsize).memory
     return memory
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend.base.config import Settings
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 
 BGR = NDArray[np.uint8]
 

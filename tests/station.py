@@ -8,7 +8,7 @@ import numpy as np
 
 from backend.base.config import Settings
 from backend.base.images import encode_png
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 
 
 def small_settings(folder: Path, **given: Any) -> Settings:

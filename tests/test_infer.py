@@ -9,11 +9,17 @@ from scipy import ndimage
 
 from backend.base.arrays import Ranked
 from backend.infer import (
-    InferenceEngine,
+    Criteria,
+    HeatmapScale,
+    Inspection,
+    Roi,
     RoiSize,
     Scoring,
+    anomaly_map,
     heatmap_png,
     heatmap_range,
+    inspect,
+    inspect_map,
     regions,
     score_of,
     statistics,
@@ -22,6 +28,10 @@ from backend.patchcore import PatchCoreMemory
 from backend.roi_mask import Shape, build_mask
 
 Float = NDArray[np.float32]
+
+
+def roi_of(height: int, width: int, grid: tuple[int, int] = (8, 8), **more: Any) -> Roi:
+    return Roi(RoiSize(height, width), grid, **more)
 
 
 def read(png: bytes) -> Any:
@@ -58,12 +68,12 @@ def test_the_score_is_what_the_slow_road_gives(
 ) -> None:
     tokens, bank = problem
     mask = build_mask(shape, 60, 84)
-    engine = InferenceEngine(scoring)
-    found = engine.run(engine.token_map(tokens, (5, 7), PatchCoreMemory(bank)), RoiSize(60, 84), mask=mask)
+    found = inspect(tokens, PatchCoreMemory(bank), roi_of(60, 84, (5, 7), mask=mask), Criteria(scoring))
 
     pairs = np.sqrt(((tokens[:, None].astype(np.float64) - bank[None]) ** 2).sum(axis=2))
-    token_map = np.sort(pairs, axis=1)[:, : scoring.k].mean(axis=1).reshape(5, 7)
-    heat = bilinear(token_map.astype(np.float32), 60, 84)
+    nearest = np.sort(pairs, axis=1)[:, : scoring.k].mean(axis=1).reshape(5, 7)
+    np.testing.assert_allclose(found.token_map, nearest, atol=1e-5)
+    heat = bilinear(nearest.astype(np.float32), 60, 84)
     if scoring.blur_sigma:
         heat = ndimage.gaussian_filter(heat, scoring.blur_sigma, mode="mirror", truncate=4)
     inside = heat if mask is None else heat[mask]
@@ -71,7 +81,7 @@ def test_the_score_is_what_the_slow_road_gives(
     assert found.stats["max"] == pytest.approx(inside.max(), abs=2e-3)
     assert found.stats["mean"] == pytest.approx(inside.mean(), abs=2e-3)
     assert found.stats["median"] == pytest.approx(np.median(inside), abs=2e-3)
-    assert np.abs(found.heat - (heat if mask is None else heat * mask)).max() < 4e-3
+    assert np.abs(found.anomaly_map - (heat if mask is None else heat * mask)).max() < 4e-3
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.6, 1.0, 4.0])
@@ -81,11 +91,11 @@ def test_the_score_is_what_the_slow_road_gives(
 def test_the_map_is_what_enlarging_and_then_blurring_gives(
     rng: np.random.Generator, grid: tuple[int, int], size: tuple[int, int], sigma: float
 ) -> None:
-    token_map = rng.random(grid, np.float32)
-    expected = cv2.resize(token_map, size[::-1], interpolation=cv2.INTER_LINEAR)
+    distances = rng.random(grid, np.float32)
+    expected = cv2.resize(distances, size[::-1], interpolation=cv2.INTER_LINEAR)
     if sigma:
         expected = cv2.GaussianBlur(expected, (0, 0), sigma)
-    found = InferenceEngine(Scoring(blur_sigma=sigma)).anomaly_map(token_map, RoiSize(*size))
+    found = anomaly_map(distances, roi_of(*size, grid), sigma)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
@@ -100,11 +110,11 @@ def test_the_other_scores_are_maximum_mean_of_the_top_percent_and_power_mean(rng
 
 
 def test_a_power_mean_hears_one_token_and_hears_several_better() -> None:
-    engine, scores = InferenceEngine(Scoring(method="power_mean", where="tokens")), []
+    criteria, scores = Criteria(Scoring(method="power_mean", where="tokens")), []
     for n in (0, 1, 2, 8):
-        token_map = np.full((32, 32), 0.5, np.float32)
-        token_map[0, :n] = 1.0
-        scores.append(engine.run(token_map, RoiSize(64, 64)).score)
+        distances = np.full((32, 32), 0.5, np.float32)
+        distances[0, :n] = 1.0
+        scores.append(inspect_map(distances, roi_of(64, 64, (32, 32)), criteria).score)
     assert scores[0] == pytest.approx(0.5) and 0.8 < scores[1] < scores[2] < scores[3] < 1.0
 
 
@@ -123,18 +133,17 @@ def test_statistics_equal_their_definitions(rng: np.random.Generator, size: int)
 
 
 def test_a_hot_spot_outside_the_mask_counts_for_nothing() -> None:
-    token_map = np.full((8, 8), 0.2, np.float32)
-    token_map[0, 0] = 1.5
+    distances = np.full((8, 8), 0.2, np.float32)
+    distances[0, 0] = 1.5
     mask = build_mask(Shape("rect", {"x": 40, "y": 40, "w": 40, "h": 40}), 80, 80)
-    found = InferenceEngine(Scoring()).run(token_map, RoiSize(80, 80), mask=mask, threshold=0.5)
+    found = inspect_map(distances, roi_of(80, 80, mask=mask), Criteria(threshold=0.5))
     assert found.score == pytest.approx(0.2, abs=1e-5) and found.regions == []
-    assert (found.heat[:40] == 0).all()
+    assert (found.anomaly_map[:40] == 0).all()
 
 
-def found_in(heat: Float, **given: Any) -> Any:
-    frame = RoiSize(*heat.shape)
-    own: dict[str, Any] = {"mask": None, "threshold": 0.5, "mm_per_px": 0.2, "area_mm2_thr": 0.0, **given}
-    return regions(heat, own["mask"], own["threshold"], frame, own["mm_per_px"], own["area_mm2_thr"])
+def found_in(heat: Float, *, mask: Any = None, threshold: float = 0.5, area_mm2_thr: float = 0.0) -> Any:
+    roi = roi_of(*heat.shape, mask=mask, mm_per_px=0.2)
+    return regions(heat, roi, Criteria(threshold=threshold, area_mm2_thr=area_mm2_thr))
 
 
 @pytest.fixture
@@ -187,12 +196,11 @@ def test_a_contour_outlines_its_region(three_spots: Float) -> None:
 
 
 def test_over_12_megapixels_everything_comes_back_in_the_senders_pixels() -> None:
-    frame = RoiSize(6000, 8000)
-    assert frame.working == (3000, 4000) and frame.scale == pytest.approx(0.5)
-    token_map = np.full((27, 36), 0.1, np.float32)
-    token_map[9:12, 12:15] = 1.0
-    engine = InferenceEngine(Scoring())
-    found = engine.run(token_map, frame, threshold=0.55, mm_per_px=0.01)
+    size = RoiSize(6000, 8000)
+    assert size.working == (3000, 4000) and size.scale == pytest.approx(0.5)
+    distances = np.full((27, 36), 0.1, np.float32)
+    distances[9:12, 12:15] = 1.0
+    found = inspect_map(distances, Roi(size, (27, 36), mm_per_px=0.01), Criteria(threshold=0.55))
     (region,) = found.regions
     x, y, w, h = region.bbox
     cell = 8000 / 36
@@ -208,17 +216,17 @@ def test_over_12_megapixels_everything_comes_back_in_the_senders_pixels() -> Non
 
 
 @pytest.fixture
-def ramp() -> Any:
-    """An inspection whose heat rises from 0.2 to 0.6 from left to right; its lower half is masked out."""
-    token_map = np.tile(np.linspace(0.2, 0.6, 16, dtype=np.float32), (16, 1))
+def ramp() -> Inspection:
+    """An inspection whose map rises from 0.2 to 0.6 from left to right; its lower half is masked out."""
+    distances = np.tile(np.linspace(0.2, 0.6, 16, dtype=np.float32), (16, 1))
     mask = np.zeros((64, 64), bool)
     mask[:32] = True
-    return InferenceEngine(Scoring(blur_sigma=0)).run(token_map, RoiSize(64, 64), mask=mask)
+    return inspect_map(distances, roi_of(64, 64, (16, 16), mask=mask), Criteria(Scoring(blur_sigma=0)))
 
 
-def test_a_relative_heatmap_spans_the_1st_to_99th_percentile_inside_the_mask(ramp: Any) -> None:
+def test_a_relative_heatmap_spans_the_1st_to_99th_percentile_inside_the_mask(ramp: Inspection) -> None:
     low, high = heatmap_range(ramp, "relative", None)
-    inside = ramp.heat[:32]
+    inside = ramp.anomaly_map[:32]
     assert (low, high) == pytest.approx((np.percentile(inside, 1), np.percentile(inside, 99)), abs=1e-5)
     picture = read(heatmap_png(ramp, "relative", low, high))
     assert picture.dtype == np.uint8 and picture.shape == (64, 64)
@@ -228,7 +236,7 @@ def test_a_relative_heatmap_spans_the_1st_to_99th_percentile_inside_the_mask(ram
 
 
 @pytest.mark.parametrize(("threshold", "top"), [(None, 0.6), (0.5, 1.0), (0.1, 0.6), (0.0, 0.6)])
-def test_an_absolute_heatmap_starts_at_zero(ramp: Any, threshold: float | None, top: float) -> None:
+def test_an_absolute_heatmap_starts_at_zero(ramp: Inspection, threshold: float | None, top: float) -> None:
     low, high = heatmap_range(ramp, "absolute", threshold)
     assert low == 0.0 and high == pytest.approx(top)
     picture = read(heatmap_png(ramp, "absolute", low, high))
@@ -236,7 +244,7 @@ def test_an_absolute_heatmap_starts_at_zero(ramp: Any, threshold: float | None, 
     assert (picture[32:] == 0).all()
 
 
-def test_a_colour_heatmap_has_three_channels_and_is_red_where_it_is_hot(ramp: Any) -> None:
+def test_a_colour_heatmap_has_three_channels_and_is_red_where_it_is_hot(ramp: Inspection) -> None:
     low, high = heatmap_range(ramp, "color", None)
     picture = read(heatmap_png(ramp, "color", low, high)).astype(int)
     assert picture.shape == (64, 64, 3)
@@ -244,8 +252,9 @@ def test_a_colour_heatmap_has_three_channels_and_is_red_where_it_is_hot(ramp: An
 
 
 def test_a_flat_heatmap_still_has_a_range() -> None:
-    flat = InferenceEngine(Scoring()).run(np.zeros((4, 4), np.float32), RoiSize(32, 32))
-    for scale in ("relative", "absolute", "color"):
+    flat = inspect_map(np.zeros((4, 4), np.float32), roi_of(32, 32, (4, 4)), Criteria())
+    scales: list[HeatmapScale] = ["relative", "absolute", "color"]
+    for scale in scales:
         low, high = heatmap_range(flat, scale, None)
         assert high > low and math.isfinite(high)
         assert read(heatmap_png(flat, scale, low, high)).max() <= 128
@@ -254,9 +263,9 @@ def test_a_flat_heatmap_still_has_a_range() -> None:
 def test_rows_of_an_image_left_out_are_no_neighbours(problem: tuple[Float, Float]) -> None:
     tokens, _ = problem
     memory = PatchCoreMemory(tokens, src=np.repeat(np.arange(5, dtype=np.int32), 7))
-    engine = InferenceEngine(Scoring())
-    assert engine.token_map(tokens, (5, 7), memory).max() < 1e-3
-    left_out = engine.token_map(tokens, (5, 7), memory, leave_out=2)
+    roi = roi_of(50, 70, (5, 7))
+    assert inspect(tokens, memory, roi, Criteria()).token_map.max() < 1e-3
+    left_out = inspect(tokens, memory, roi, Criteria(), leave_out=2).token_map
     assert left_out[2].min() > 0.1 and np.delete(left_out, 2, axis=0).max() < 1e-3
 
 
@@ -264,7 +273,8 @@ def test_rows_of_an_image_left_out_are_no_neighbours(problem: tuple[Float, Float
 def test_regions_are_the_connected_components(rng: np.random.Generator, share: float, cell: int) -> None:
     hot = (rng.random((40, 56)) < share).astype(np.float32)
     heat = cv2.resize(hot, (56 * cell, 40 * cell), interpolation=cv2.INTER_NEAREST)
-    found = regions(heat, None, 0.5, RoiSize(*heat.shape), 0.1, 0.03)  # type: ignore[arg-type]
+    criteria = Criteria(threshold=0.5, area_mm2_thr=0.03)
+    found = regions(np.asarray(heat, np.float32), roi_of(*heat.shape, mm_per_px=0.1), criteria)
 
     count, labels, stats, _ = cv2.connectedComponentsWithStats(heat.astype(np.uint8), connectivity=8)
     expected = []

@@ -264,7 +264,7 @@ class TestPasses:
     def test_a_small_budget_does_with_a_small_buffer_and_a_smaller_one_says_how_much_is_needed(self) -> None:
         chunks = [gaussian(np.random.default_rng(seed), 2000, 64) for seed in range(30)]
         mb = 1 << 20
-        with pytest.raises(InvalidValue, match=r"FIT_MEMORY_MB: the value 1 is not valid; expected >= 3\b"):
+        with pytest.raises(InvalidValue, match=r"field=FIT_MEMORY_MB, value=1, expected=>= 3\b"):
             kcenter_greedy_chunked(chunks, 2000, rate=0.07, budget=mb)
         tracemalloc.start()
         coreset = kcenter_greedy_chunked(iter(chunks), 2000, rate=0.07, budget=3 * mb)

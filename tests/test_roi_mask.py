@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend.api.catalogue import sentence
 from backend.base.errors import (
     InspectionError,
     InvalidShape,
@@ -105,7 +106,7 @@ def test_a_shape_that_makes_no_sense_is_refused_by_name(shape: Any, error: type[
     with pytest.raises(error) as caught:
         parse_shape(shape)
     assert isinstance(caught.value, InvalidShape)
-    assert len(caught.value.text("es")) < 200
+    assert len(sentence(caught.value, "es")) < 200
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import threading
 import zipfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from backend.api.catalogue import sentence
 from backend.base import files as atomic
 from backend.base.errors import (
     DamagedFile,
@@ -22,11 +24,12 @@ from backend.base.errors import (
     InspectionError,
     InvalidId,
     MemoryNotFound,
+    ReadOnlyReplica,
     ReadOnlyStore,
     RecipeInvalid,
 )
 from backend.base.keys import ModelKey, check_id, check_recipe
-from backend.patchcore import PatchCoreMemory
+from backend.patchcore import PatchCoreMemory, Reserve
 from backend.service.models import ModelCache
 from backend.storage import ModelStore, StoredMemory, next_version
 from tests.parts import tree
@@ -39,11 +42,16 @@ def rows(seed: int = 0, count: int = 12, dim: int = 8) -> Any:
     return emb / np.linalg.norm(emb, axis=1, keepdims=True)
 
 
-def save(store: ModelStore, key: ModelKey = KEY, seed: int = 0, **metadata: Any) -> StoredMemory:
-    emb = rows(seed)
+def made(seed: int = 0, reserve: Reserve | None = None, **metadata: Any) -> StoredMemory:
+    """A memory to be saved, one row from each of twelve images."""
+    return StoredMemory(rows(seed), (3, 4), np.arange(12, dtype=np.int32), metadata, reserve=reserve)
+
+
+def save(
+    store: ModelStore, key: ModelKey = KEY, seed: int = 0, reserve: Reserve | None = None, **metadata: Any
+) -> StoredMemory:
     with store.writing(key):
-        src = np.arange(len(emb), dtype=np.int32)
-        return store.save_memory(key, emb, (3, 4), src, metadata, PatchCoreMemory(emb).index_bytes())
+        return store.save_memory(key, made(seed, reserve, **metadata), PatchCoreMemory(rows(seed)).index_bytes())
 
 
 @pytest.fixture
@@ -55,7 +63,7 @@ def test_a_memory_comes_back_as_it_was_saved(store: ModelStore) -> None:
     saved = save(store, fingerprint="f1", images=[{"name": "ñandú 零.png"}])
     loaded = store.load_memory(KEY)
     assert (loaded.emb == rows()).all() and loaded.emb.dtype == np.float32
-    assert loaded.grid == (3, 4) and loaded.src.tolist() == list(range(12))
+    assert loaded.grid == (3, 4) and loaded.image_ids.tolist() == list(range(12))
     assert loaded.metadata == saved.metadata and loaded.fingerprint == "f1"
     assert loaded.generation == saved.generation != ""
 
@@ -103,7 +111,7 @@ def test_the_older_layout_loads(store: ModelStore, older: dict[str, Any], compre
     write(folder / "memory.npz", **{"emb": rows(), "token_h": 3, "token_w": 4, **older})
     loaded = store.load_memory(KEY)
     assert np.allclose(loaded.emb, rows()) and loaded.emb.dtype == np.float32
-    assert loaded.grid == (3, 4) and (loaded.src == -1).all()
+    assert loaded.grid == (3, 4) and (loaded.image_ids == -1).all()
     assert loaded.generation == "" and loaded.fingerprint is None
 
 
@@ -324,7 +332,7 @@ def test_a_failed_write_leaves_the_old_model(
     with store.writing(KEY), monkeypatch.context() as patch:
         Broken(patch, step, number)
         with pytest.raises(error):
-            store.save_memory(KEY, rows(2), (3, 4), np.zeros(12, np.int32), {}, b"index")
+            store.save_memory(KEY, made(2), b"index")
     assert tree(store.root) == before
     assert store.load_memory(KEY).generation == former.generation
 
@@ -333,7 +341,7 @@ def test_what_fails_after_the_commit_does_not_undo_it(store: ModelStore, monkeyp
     save(store, seed=1)
     with store.writing(KEY), monkeypatch.context() as patch:
         patch.setattr(ModelStore, "write_derived", lambda *_: (_ for _ in ()).throw(DiskFull(path="index.faiss")))
-        saved = store.save_memory(KEY, rows(2), (3, 4), np.zeros(12, np.int32), {}, b"index")
+        saved = store.save_memory(KEY, made(2), b"index")
     assert store.load_memory(KEY).generation == saved.generation
     assert not store.derived_is_current(KEY, saved.generation)
     ModelCache(store, cache_mb=1, knn_backend="faiss").model(KEY)
@@ -412,7 +420,7 @@ def test_without_faiss_no_index_is_kept(store: ModelStore) -> None:
     saved = save(store)
     assert store.derived_is_current(KEY, saved.generation, indexed=False)
     with store.writing(KEY):
-        store.save_memory(KEY, rows(), (3, 4), np.zeros(12, np.int32), {}, None)
+        store.save_memory(KEY, made())
     assert not (store.folder(KEY) / "index.faiss").exists()
 
 
@@ -448,7 +456,7 @@ def test_readers_see_whole_files_while_a_writer_writes(store: ModelStore) -> Non
         reader.start()
     for seed in range(25):
         with store.writing(KEY):
-            store.save_memory(KEY, rows(seed), (3, 4), np.zeros(12, np.int32), {"seed": seed}, None)
+            store.save_memory(KEY, replace(made(seed), metadata={"seed": seed}))
     stop.set()
     for reader in readers:
         reader.join()
@@ -492,8 +500,8 @@ def test_an_id_that_cannot_name_a_folder_everywhere_is_refused(value: str) -> No
     for arguments in ((value, "ok"), ("ok", value)):
         with pytest.raises(InvalidId) as caught:
             ModelKey.of(*arguments)
-        assert len(caught.value.text("es")) < 400
-        caught.value.text("en").encode()  # an answer must be able to carry it
+        assert len(sentence(caught.value, "es")) < 400
+        sentence(caught.value, "en").encode()  # an answer must be able to carry it
 
 
 def test_the_same_name_composed_differently_is_the_same_id() -> None:
@@ -552,3 +560,126 @@ def test_a_store_that_cannot_be_written_says_so(store: ModelStore, monkeypatch: 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(ReadOnlyStore), store.writing(KEY):
         pass
+
+
+def reserve_of(count: int = 5) -> Reserve:
+    return Reserve(rows(9, count), np.arange(count, dtype=np.int32), 0.25)
+
+
+def test_what_a_memory_has_in_reserve_lies_beside_it_for_whoever_asks(store: ModelStore) -> None:
+    saved = save(store, reserve=reserve_of())
+    assert saved.reserve is None and store.load_memory(KEY).reserve is None
+    found = store.load_reserve(KEY, saved)
+    assert found is not None and (found.emb == rows(9, 5)).all() and found.emb.dtype == np.float32
+    assert found.src.tolist() == [0, 1, 2, 3, 4] and found.beyond == 0.25
+    with np.load(store.folder(KEY) / "reserve.npz", allow_pickle=False) as npz:
+        assert set(npz.files) == {"emb", "src", "beyond", "generation"}
+
+
+def test_a_reserve_belongs_to_one_generation(store: ModelStore) -> None:
+    former = save(store, reserve=reserve_of())
+    now = save(store, reserve=reserve_of(3))
+    assert store.load_reserve(KEY, former) is None
+    assert len(store.load_reserve(KEY, now).emb) == 3  # type: ignore[union-attr]
+    assert store.load_reserve(KEY, replace(now, metadata={})) is None
+
+
+@pytest.mark.parametrize("nothing", [None, Reserve(np.empty((0, 8), np.float32), np.empty(0, np.int32), 0.0)])
+def test_a_memory_with_nothing_in_reserve_leaves_no_file(store: ModelStore, nothing: Reserve | None) -> None:
+    save(store, reserve=reserve_of())
+    saved = save(store, reserve=nothing)
+    assert not (store.folder(KEY) / "reserve.npz").exists()
+    assert store.load_reserve(KEY, saved) is None
+
+
+DAMAGED_RESERVES: dict[str, dict[str, Any]] = {
+    "rows of another width": {"emb": rows(9, 5, dim=7)},
+    "float64 rows": {"emb": rows(9, 5).astype(np.float64)},
+    "fewer images": {"src": np.arange(4, dtype=np.int32)},
+    "images of int64": {"src": np.arange(5)},
+    "a table of images": {"src": np.zeros((5, 1), np.int32)},
+    "rows of nan": {"emb": np.full((5, 8), np.nan, np.float32)},
+    "an endless distance": {"beyond": np.inf},
+    "text for a distance": {"beyond": "far"},
+}
+
+
+@pytest.mark.parametrize("kind", [*DAMAGED_RESERVES, "cut off", "no file of ours"])
+def test_a_damaged_reserve_is_done_without_and_said(
+    store: ModelStore, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = save(store, reserve=reserve_of())
+    path = store.folder(KEY) / "reserve.npz"
+    if kind in DAMAGED_RESERVES:
+        known = {"emb": rows(9, 5), "src": np.arange(5, dtype=np.int32), "beyond": 0.25, "generation": saved.generation}
+        np.savez(path, **{**known, **DAMAGED_RESERVES[kind]})
+    else:
+        path.write_bytes(path.read_bytes()[:99] if kind == "cut off" else b"text")
+    assert store.load_reserve(KEY, saved) is None
+    assert "reserve.npz cannot be used, so this growth chooses among new images alone" in caplog.text
+
+
+def test_a_reserve_that_cannot_be_written_costs_the_next_growth_and_nothing_else(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    former = save(store, reserve=reserve_of())
+    (store.folder(KEY) / "reserve.npz").unlink()
+    (store.folder(KEY) / "reserve.npz").mkdir()  # no file can be renamed over it
+    saved = save(store, seed=1, reserve=reserve_of())
+    assert store.load_memory(KEY).generation == saved.generation != former.generation
+    assert store.derived_is_current(KEY, saved.generation)
+    assert "the next growth chooses among new images alone" in caplog.text
+    assert store.load_reserve(KEY, saved) is None
+
+
+def test_a_deleted_model_can_be_moved_back(store: ModelStore) -> None:
+    saved = save(store, reserve=reserve_of())
+    store.save_calibration(KEY, {"threshold": 0.5})
+    with store.writing(KEY):
+        trash = store.move_to_trash(KEY)
+    assert trash.relative_to(store.root).parts[::2] == (".trash", "Master1") and trash.name == "Pattern"
+    names = ["calib.json", "index.faiss", "manifest.json", "memory.npz", "reserve.npz"]
+    assert sorted(path.name for path in trash.iterdir()) == names
+    assert store.stamp(KEY) is None and store.keys() == []
+    with pytest.raises(MemoryNotFound), store.writing(KEY):
+        store.move_to_trash(KEY)
+    for path in trash.iterdir():
+        path.rename(store.folder(KEY) / path.name)
+    assert store.load_memory(KEY).generation == saved.generation and store.load_reserve(KEY, saved) is not None
+
+
+def test_a_calibration_alone_can_be_deleted_too(store: ModelStore) -> None:
+    store.save_calibration(KEY, {"threshold": 0.5})
+    with store.writing(KEY):
+        assert [path.name for path in store.move_to_trash(KEY).iterdir()] == ["calib.json"]
+    assert store.load_calibration(KEY) is None
+
+
+def test_the_trash_keeps_for_days_and_leaves_alone_what_it_did_not_put_there(store: ModelStore) -> None:
+    trash = []
+    for recipe in (None, "night"):
+        key = ModelKey.of("Master1", "Pattern", recipe)
+        save(store, key)
+        with store.writing(key):
+            trash.append(store.move_to_trash(key))
+    assert trash[1].relative_to(store.root).parts[2:] == ("recipes", "night", "Master1", "Pattern")
+    stray = store.root / ".trash" / "notes"
+    stray.mkdir()
+    assert store.empty_trash(1) == 0 and all(folder.is_dir() for folder in trash)
+    assert store.empty_trash(0) == 2 and [path.name for path in (store.root / ".trash").iterdir()] == ["notes"]
+    assert store.empty_trash(0) == 0
+
+
+def test_a_read_only_store_writes_nothing_and_empties_no_trash(store: ModelStore) -> None:
+    save(store)
+    with store.writing(KEY):
+        store.move_to_trash(KEY)
+    saved = save(store)
+    before = tree(store.root)
+    replica = ModelStore(store.root, read_only=True)
+    assert replica.empty_trash(0) == 0
+    with pytest.raises(ReadOnlyReplica), replica.writing(KEY):
+        pytest.fail("it must not be let in")
+    with pytest.raises(ReadOnlyReplica):
+        replica.write_derived(KEY, saved, None)
+    assert tree(store.root) == before and replica.load_memory(KEY).generation == saved.generation

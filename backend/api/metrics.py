@@ -26,7 +26,7 @@ MODEL = ("role_id", "roi_id", "recipe_id")
 class Metrics:
     """What the service counts. With `folder` the values of all workers are summed from their files there.
 
-    The library decides when it is imported whether values are shared: PROMETHEUS_MULTIPROC_DIR must have been in the
+    Prometheus' library decides at its import whether workers share values: PROMETHEUS_MULTIPROC_DIR must be in the
     environment by then.
     """
 
@@ -57,13 +57,13 @@ class Metrics:
         """The exposition format."""
         if self._folder is None:
             return generate_latest(self._own)
-        _bury(self._folder)
-        everybody = CollectorRegistry()
-        MultiProcessCollector(everybody, path=str(self._folder))  # type: ignore[no-untyped-call]
-        return generate_latest(everybody)
+        _forget_dead_workers(self._folder)
+        all_workers = CollectorRegistry()
+        MultiProcessCollector(all_workers, path=str(self._folder))  # type: ignore[no-untyped-call]
+        return generate_latest(all_workers)
 
     def state(self, inspector: Inspector) -> None:
-        """Note queue, cache and degraded state of this worker."""
+        """Set the gauges of this worker: its queue, its cache, whether it is degraded."""
         self.queue.set(inspector.host.depth)
         self.cache.set(inspector.cache.nbytes)
         self.degraded.set(inspector.host.degraded is not None)
@@ -85,7 +85,7 @@ class Metrics:
             self.stages.labels(route, stage).observe(spent / 1000)
 
 
-def _bury(folder: Path) -> None:
+def _forget_dead_workers(folder: Path) -> None:
     """Take the gauges of workers that were killed out of the sums."""
     pids = {int(path.stem.rpartition("_")[2]) for path in folder.glob("gauge_live*_*.db")}
     for pid in pids:

@@ -1,4 +1,4 @@
-"""The one builder of error answers, and the language that the client reads."""
+"""Error answers: the one function that builds them, what calls it, and the language that the client reads."""
 
 from __future__ import annotations
 
@@ -16,31 +16,27 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import Scope
 
+from backend.api.catalogue import Language, sentence, status_of
 from backend.base.errors import (
     BadForm,
     BadRequest,
-    BodyNotJson,
-    BodyNotObject,
-    ContentTypeNotJson,
     InspectionError,
     InvalidFields,
-    Language,
     MethodNotAllowed,
     NotFound,
     ServerFault,
 )
-from backend.base.fields import Fault, Faults, place
+from backend.base.messages import Phrase, faults_of, field_name
 
-_NAMED = {404: NotFound, 405: MethodNotAllowed}
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 FORWARDING_HEADERS = frozenset({"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"})
 
 
 class Refused(HTTPException):
-    """An InspectionError in the clothes that the framework lets through while it reads a body."""
+    """Carries an InspectionError out of the framework's reading of a body, which lets only HTTPExceptions through."""
 
     def __init__(self, error: InspectionError) -> None:
-        super().__init__(error.status, str(error))
+        super().__init__(status_of(error), str(error))
         self.error = error
 
 
@@ -83,21 +79,27 @@ def problem(
     scope: Scope,
     error: InspectionError,
     *,
+    status: int | None = None,
     detail: Any = None,
     cause: BaseException | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """The answer to a request that failed with `error`.
 
+    Args:
+        status: instead of the error's own.
+        detail: instead of the sentence, in the field `detail`.
+        cause: whose traceback is shown instead of the error's own.
+
     `trace` is filled on 5xx only, for a client on this machine or with EXPOSE_TRACES=1.
     """
+    status = status or status_of(error)
     language = language_of(Headers(scope=scope))
     request_id = scope.get("state", {}).get("request_id", "-")
-    error.values.setdefault("request_id", request_id)
-    text = error.text(language)
+    text = sentence(error, language, request_id=request_id)
     body = {
         "error": text,
-        "trace": _trace(scope, error, cause),
+        "trace": _trace(scope, cause or error) if status >= 500 else None,
         "code": error.code,
         "request_id": request_id,
         "detail": text if detail is None else detail,
@@ -105,18 +107,16 @@ def problem(
     sent = {**(headers or {}), "Content-Language": language}
     if "retry_after" in error.values:
         sent["Retry-After"] = str(error.values["retry_after"])
-    if error.status == 401:
+    if status == 401:
         sent["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(body, status_code=error.status, headers=sent)
+    return JSONResponse(body, status_code=status, headers=sent)
 
 
-def _trace(scope: Scope, error: InspectionError, cause: BaseException | None) -> str | None:
-    if error.status < 500:
-        return None
+def _trace(scope: Scope, cause: BaseException) -> str | None:
     settings = getattr(getattr(scope.get("app"), "state", None), "settings", None)
     if not (is_local(scope) or (settings is not None and settings.expose_traces)):
         return None
-    return "".join(traceback.format_exception(cause or error))
+    return "".join(traceback.format_exception(cause))
 
 
 async def on_inspection_error(request: Request, error: Exception) -> Response:
@@ -137,11 +137,12 @@ def _invalid(given: Sequence[Mapping[str, Any]], headers: Headers) -> InvalidFie
     """What is wrong with the body as a whole, or with its fields."""
     unread = next((e for e in given if e["type"] == "json_invalid"), None)
     if unread is not None:
-        return BodyNotJson(at=unread["loc"][-1])
+        return InvalidFields(reason=Phrase("body_not_json", {"at": unread["loc"][-1]}))
     if any(tuple(e["loc"]) == ("body",) for e in given):
-        return BodyNotObject() if _is_json(headers.get("content-type", "")) else ContentTypeNotJson()
-    faults = [Fault(place(e["loc"][1:]) or str(e["loc"][0]), e["type"], e.get("ctx", {})) for e in given]
-    return InvalidFields(fields=Faults(faults))
+        json_sent = _is_json(headers.get("content-type", ""))
+        return InvalidFields(reason=Phrase("body_not_object" if json_sent else "content_type_not_json"))
+    faults = faults_of(given, lambda loc: field_name(loc[1:]) or str(loc[0]))
+    return InvalidFields(reason=Phrase("fields_invalid", {"fields": faults}))
 
 
 def _is_json(content_type: str) -> bool:
@@ -154,16 +155,15 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error, Refused):
         return problem(request.scope, error.error)
-    named = _NAMED.get(error.status_code)
-    if named is not None:
-        error_named = named(path=request.url.path[:200], method=request.method)
-        headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
-        return problem(request.scope, error_named, headers=headers)
+    path = request.url.path[:200]
+    if error.status_code == 404:
+        return problem(request.scope, NotFound(path=path), headers=error.headers)
+    if error.status_code == 405:
+        refused = MethodNotAllowed(path=path, method=request.method)
+        return problem(request.scope, refused, headers={"Allow": _allowed(request)})
     if error.status_code == 400:
         return problem(request.scope, BadForm())
-    other = BadRequest(reason=error.detail)
-    other.status = error.status_code  # type: ignore[misc]
-    return problem(request.scope, other)
+    return problem(request.scope, BadRequest(reason=error.detail), status=error.status_code)
 
 
 def _allowed(request: Request) -> str:
@@ -175,5 +175,5 @@ def _allowed(request: Request) -> str:
 
 
 def unexpected(scope: Scope, error: Exception) -> JSONResponse:
-    """The answer to an error that nobody foresaw."""
+    """The answer to an exception that no layer turned into an InspectionError: a 500 `internal_error`."""
     return problem(scope, ServerFault(), cause=error)

@@ -1,13 +1,27 @@
-"""Requests and responses as /docs shows them."""
+"""Bodies of requests and answers, as /docs shows them."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from backend.samples.store import LABELS
 
 Number = Annotated[float, PlainSerializer(lambda v: int(v) if float(v).is_integer() else v, return_type=float | int)]
 Finite = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e9)]
+MmPerPxOrNone = Annotated[float | None, Field(gt=0, le=1e6, allow_inf_nan=False)]
+
+
+def _split(value: Any) -> Any:
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list):
+        return parts
+    return [piece.strip() for part in parts if isinstance(part, str) for piece in part.split(",") if piece.strip()]
+
+
+def _blank_is_none(value: Any) -> Any:
+    return None if isinstance(value, str) and not value.strip() else value
 
 
 class Health(BaseModel):
@@ -100,15 +114,17 @@ class CalibrateRequest(BaseModel):
     mm_per_px: float = Field(gt=0, le=1e6, allow_inf_nan=False)
     ok_scores: list[Finite] = Field(min_length=1, max_length=1_000_000)
     ng_scores: list[Finite] | None = Field(None, max_length=1_000_000)
-    area_mm2_thr: float | None = Field(None, ge=0, le=1e12, allow_inf_nan=False, description="Smallest region, mm².")
+    area_mm2_thr: float | None = Field(
+        None, ge=0, le=1e12, allow_inf_nan=False, description="Smaller regions are dropped, mm²."
+    )
     score_percentile: float | None = Field(
         None,
         gt=0,
         le=100,
         allow_inf_nan=False,
-        description="Percentile of the heatmap that is the score, 99 or 95.",
+        description="Percentile of the heatmap that is the score, such as 99 or 95.",
     )
-    model_key: str | None = Field(None, description="The station's name of the ROI; roi_id is used.")
+    model_key: str | None = Field(None, description="The station's own name of the ROI; roi_id is what counts.")
     recipe_id: str | None = None
 
 
@@ -164,7 +180,7 @@ class RegionOut(BaseModel):
     bbox: list[int] = Field(description="[x, y, w, h]")
     area_px: float
     area_mm2: float
-    contour: list[list[int]] = Field(description="[[x, y], …] of the outline.")
+    contour: list[list[int]] = Field(description="The outline as [[x, y], …].")
 
 
 class InferResponse(BaseModel):
@@ -220,13 +236,15 @@ class InferResponse(BaseModel):
     role_id: str
     roi_id: str
     score: float = Field(
-        description="Distance (0–2; to 4 where density weighs it): the percentile of the heatmap inside the mask."
+        description="How unlike good parts: a percentile of the map's distances (0–2; to 4 with PATCHCORE_DENSITY_K)."
     )
     threshold: float | None = Field(description="Null until the model is calibrated.")
     is_anomaly: bool | None = Field(description="score > threshold; null without a threshold.")
     decision: str = Field(default="", description='"ok" or "ng"; left out without a threshold.')
     heatmap_png_base64: str = Field(description="PNG of the ROI's size; empty with heatmap=none.")
-    heatmap_range: list[float] = Field(description="The distances that 0 and 255 of the heatmap stand for.")
+    heatmap_range: list[float] = Field(
+        description="[low, high]: the distances that 0 and 255 of the heatmap stand for."
+    )
     regions: list[RegionOut] = Field(description="Areas at or above the threshold, largest first.")
     token_shape: list[int]
     stats: dict[str, float] = Field(description="max, mean, median and top1_mean of the heatmap inside the mask.")
@@ -234,6 +252,84 @@ class InferResponse(BaseModel):
     timings_ms: dict[str, float]
     params: dict[str, Any]
     warnings: list[str]
+    recipe_id: str
+    request_id: str
+
+
+class DatasetRequest(BaseModel):
+    """The model whose samples are meant."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    role_id: str
+    roi_id: str
+    model_key: str | None = Field(None, description="The station's own name of the ROI; roi_id is what counts.")
+    recipe_id: str | None = None
+    default_mm_per_px: Annotated[MmPerPxOrNone, BeforeValidator(_blank_is_none)] = Field(
+        None, description="Millimetres per pixel of samples that do not say; without it the memory's own."
+    )
+
+
+class CalibrateDatasetRequest(DatasetRequest):
+    """Calibrate with the stored samples."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "role_id": "Master1",
+                "roi_id": "Pattern",
+                "score_percentile": 99,
+                "area_mm2_thr": 1.0,
+                "require_ng": False,
+            }
+        }
+    )
+
+    score_percentile: Annotated[int | None, BeforeValidator(_blank_is_none)] = Field(
+        None, gt=0, le=100, description="Percentile of the heatmap that is the score; SCORE_PERCENTILE without it."
+    )
+    area_mm2_thr: Annotated[float | None, BeforeValidator(_blank_is_none)] = Field(
+        None, ge=0, le=1e12, allow_inf_nan=False, description="Smaller regions are dropped, mm²."
+    )
+    require_ng: bool = Field(False, description="Refuse to calibrate when there are no NG samples.")
+
+
+class InferDatasetRequest(DatasetRequest):
+    """Score the stored samples."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"role_id": "Master1", "roi_id": "Pattern", "labels": ["ok", "ng"], "include_heatmap": False}
+        }
+    )
+
+    labels: Annotated[list[str], BeforeValidator(_split)] = Field(
+        list(LABELS), max_length=10, description="Which samples: ok, ng or both; also as text with commas."
+    )
+    include_heatmap: bool = Field(False, description="A heatmap PNG with each item.")
+    leave_one_out: bool = Field(
+        False, description="Score a sample that the memory was fitted on without its own rows, as a calibration does."
+    )
+    stream: bool = Field(False, description="One JSON object a line; Accept: application/x-ndjson says the same.")
+
+
+class CalibrateDatasetResponse(BaseModel):
+    """The threshold that the stored samples gave. `ng_mean` and `p5_ng` are left out without NG samples."""
+
+    status: str
+    threshold: float
+    score_percentile: int = Field(description="The percentile, rounded to an integer.")
+    area_mm2_thr: float
+    n_ok: int
+    n_ng: int
+    p99_ok: float = Field(description="The `score_percentile` of the OK scores.")
+    p5_ng: float = 0.0
+    ok_mean: float
+    ng_mean: float = 0.0
+    mm_per_px: float
+    warnings: list[str]
+    role_id: str
+    roi_id: str
     recipe_id: str
     request_id: str
 

@@ -1,4 +1,4 @@
-"""Logging and the identity of requests: the outermost layer around the app."""
+"""Logging, and the outermost layer around the app: it gives each request its ids and answers what nobody caught."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from time import perf_counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backend.api.catalogue import sentence
 from backend.api.problems import unexpected
 from backend.base.errors import StartupError
 
@@ -26,7 +27,7 @@ _QUIET_PATHS = {"/livez", "/readyz", "/metrics"}
 
 
 class RequestIdentity:
-    """ASGI layer: accepts or makes X-Request-Id and X-Correlation-Id, logs the request, answers what nobody caught."""
+    """ASGI layer: takes or makes X-Request-Id and X-Correlation-Id, logs the request, answers unforeseen errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -34,7 +35,7 @@ class RequestIdentity:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wrap one request."""
         if scope["type"] != "http":
-            await self.app(scope, receive, _plainly(send))
+            await self.app(scope, receive, _explaining(send))
             return
         headers = Headers(scope=scope)
         correlation = _accepted(headers.get("x-correlation-id"))
@@ -59,19 +60,21 @@ class RequestIdentity:
             logger.log(level, "%s %s -> %s in %.1f ms", scope["method"], path, outcome, spent)
 
 
-def _plainly(send: Send) -> Send:
-    """Tells the server why the start failed in the error's sentence, where that says what to do; else as it was."""
+def _explaining(send: Send) -> Send:
+    """`send`, which tells the server why the start failed with the error's sentence: it says what to do."""
 
     async def tell(message: Message) -> None:
         err = sys.exc_info()[1]
         if message["type"] == "lifespan.startup.failed" and isinstance(err, StartupError):
-            message = {**message, "message": str(err)}
+            message = {**message, "message": sentence(err, "en")}
         await send(message)
 
     return tell
 
 
 class _Answer:
+    """Notes the answer's status, and adds the request's ids to its headers."""
+
     def __init__(self, send: Send, request_id: str, correlation_id: str) -> None:
         self._send = send
         self._ids = {"x-request-id": request_id, "x-correlation-id": correlation_id}
@@ -87,7 +90,7 @@ class _Answer:
 
 
 def printable(text: str) -> str:
-    """`text` as one line of the log may hold it: a path is whatever a stranger wrote, line breaks included."""
+    """`text` cut short and without control characters: a path may hold line breaks, and a line of the log may not."""
     return "".join(c if c.isprintable() else "?" for c in text[:200])
 
 
@@ -97,6 +100,8 @@ def _accepted(value: str | None) -> str:
 
 
 class _WithIds(logging.Filter):
+    """Adds the ids of the request at hand to each line of the log."""
+
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id_var.get()
         record.correlation_id = correlation_id_var.get()

@@ -35,7 +35,7 @@ from pydantic_settings import (
 )
 
 from backend.base.errors import InvalidSettings
-from backend.base.fields import FAULTS, Fault, Faults
+from backend.base.messages import Phrase, faults_of
 from backend.base.presets import PRESETS, Preset
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent.parent
@@ -68,7 +68,8 @@ def _names(field: str) -> list[str]:
 
 
 def _fault(kind: str) -> PydanticCustomError:
-    return PydanticCustomError(kind, FAULTS[kind][1])
+    """A fault of a setting that pydantic has no type for; its words are with those of pydantic's own types."""
+    return PydanticCustomError(kind, kind)
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -324,8 +325,8 @@ class _YamlNames(YamlConfigSettingsSource):
         try:
             super().__init__(settings_cls)
         except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as err:
-            reason = " ".join(str(err).split())
-            raise InvalidSettings(reason=f"{CONFIG_YAML.name} is not a YAML table of settings: {reason}") from err
+            why = {"file": CONFIG_YAML.name, "why": " ".join(str(err).split())}
+            raise InvalidSettings(reason=Phrase("yaml_not_a_table", why)) from err
         given = {str(k).lower(): v for k, v in self.yaml_data.items() if v is not None}
         fields = {}
         for field in settings_cls.model_fields:
@@ -343,10 +344,10 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except UnicodeDecodeError as err:
-        raise InvalidSettings(reason=f".env is not UTF-8 text: {err}") from err
+        raise InvalidSettings(reason=Phrase("env_not_utf8", {"why": err})) from err
     except ValidationError as err:
-        faults = [Fault(_as_written(e["loc"], overrides), e["type"], e.get("ctx", {})) for e in err.errors()]
-        raise InvalidSettings(reason=Faults(faults)) from err
+        faults = faults_of(err.errors(), lambda loc: _as_written(loc, overrides))
+        raise InvalidSettings(reason=faults) from err
 
 
 def _as_written(loc: Sequence[str | int], overrides: Mapping[str, Any]) -> str:

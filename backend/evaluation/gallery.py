@@ -31,14 +31,14 @@ def worth_showing(scored: Sequence[ScoredImage], *, each: int = 6) -> list[tuple
 
 def beside(image: LabelledImage, found: Inspection) -> bytes:
     """JPEG: the ROI and, to its right, the same under its anomaly map, with the mask of the defect outlined."""
-    plain = resize(decode_image(image.path.read_bytes(), name=image.path.name), *found.heat.shape)
-    low, high = (float(v) for v in np.percentile(found.heat, [1, 99.9]))
+    plain = resize(decode_image(image.path.read_bytes(), name=image.path.name), *found.anomaly_map.shape)
+    low, high = (float(v) for v in np.percentile(found.anomaly_map, [1, 99.9]))
     heated = overlay(
-        plain, found.heat, low=low, high=max(high, low), score=found.score, threshold=None, mask=found.mask
+        plain, found.anomaly_map, low=low, high=max(high, low), score=found.score, threshold=None, mask=found.roi.mask
     )
     left = plain.copy()
     outline, _ = cv2.findContours(
-        mask_of(image, found.heat.shape).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+        mask_of(image, found.anomaly_map.shape).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
     )
     cv2.drawContours(left, outline, -1, (255, 255, 255), max(1, left.shape[1] // 200))
     left = resize(left, round(left.shape[0] * heated.shape[1] / left.shape[1]), heated.shape[1])

@@ -27,10 +27,11 @@ from backend.evaluation.results import Cost, FewShot, Figures, ScoredImage, SetR
 from backend.evaluation.sets import GOOD, InspectionSet, LabelledImage
 from backend.extractors.neighbourhood import Wrapped
 from backend.features import RGB, Extractor
-from backend.service.fitting import ImageFile
+from backend.service.fitting import Fitter
 from backend.service.host import extractor_for
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
-from backend.service.queue import Job
+from backend.service.jobs import Job
 from backend.service.results import InferResult
 
 KEY = ModelKey.of("evaluation", "set")
@@ -122,6 +123,7 @@ class Evaluator:
         try:
             given = extractor or extractor_for(settings)
             self.inspector = Inspector(self.settings, RememberingExtractor(given, root) if remember else given)
+            self.fitter = Fitter(self.inspector)
         except BaseException:
             self._folder.cleanup()
             raise
@@ -162,7 +164,7 @@ class Evaluator:
         job = _Reported(lambda done, total: self.progress(f"{given.name}: {what}", done, total))
         files = [_file(image) for image in given.train]
         mm_per_px = next((image.mm_per_px for image in given.train if image.mm_per_px), 1.0)
-        fitted = self.inspector.fit(KEY, files, mm_per_px=mm_per_px, job=job)
+        fitted = self.fitter.fit(KEY, files, mm_per_px=mm_per_px, job=job)
         return fitted.timings_ms["total"] / 1000
 
     def _inspect(self, given: InspectionSet, what: str) -> tuple[list[ScoredImage], list[Map]]:
@@ -172,13 +174,12 @@ class Evaluator:
             result = self._infer(image)
             scored.append(ScoredImage(image, result.inspection.score, result.timings_ms["total"]))
             if masked:
-                maps.append(_small(result.inspection.heat))
+                maps.append(_small(result.inspection.anomaly_map))
             self.progress(f"{given.name}: {what}", number, len(given.test))
         return scored, maps
 
     def _infer(self, image: LabelledImage) -> InferResult:
-        mm_per_px = image.mm_per_px or 1.0
-        return self.inspector.infer(KEY, _file(image), mm_per_px=mm_per_px, shape=image.shape, heatmap="none")
+        return self.inspector.infer(KEY, _file(image), mm_per_px=image.mm_per_px or 1.0, heatmap="none")
 
     def _few(self, given: InspectionSet, shots: int, draws: int) -> FewShot:
         found = []
@@ -265,13 +266,13 @@ def _spread(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values))
 
 
-def _small(heat: Map) -> Map:
+def _small(found: Map) -> Map:
     """The map, brought down to MAP_PIXELS where it is larger: pixel figures sort every pixel of every image."""
-    scale = (MAP_PIXELS / heat.size) ** 0.5
+    scale = (MAP_PIXELS / found.size) ** 0.5
     if scale >= 1:
-        return heat
-    size = max(1, round(heat.shape[1] * scale)), max(1, round(heat.shape[0] * scale))
-    return np.asarray(cv2.resize(heat, size, interpolation=cv2.INTER_AREA), np.float32)
+        return found
+    size = max(1, round(found.shape[1] * scale)), max(1, round(found.shape[0] * scale))
+    return np.asarray(cv2.resize(found, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _file(image: LabelledImage) -> ImageFile:

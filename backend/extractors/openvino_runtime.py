@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.base.arrays import available_cores
 from backend.base.errors import BackendUnavailable
-from backend.base.images import available_cores
 
 if TYPE_CHECKING:
     from backend.extractors.torch_runtime import TorchExtractor

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import Phrase, WeightsUnavailable
+from backend.base.errors import WeightsUnavailable
+from backend.base.messages import Phrase
 from backend.extractors.weights import find_weights, fingerprint, misfit, read_state, unknown_model
 from backend.features import RGB, Precision, device_memory, pick_device
 
@@ -116,8 +117,8 @@ def load_trunk(model: torch.nn.Module, path: Path, model_name: str) -> None:
     wanted = {k for k in model.state_dict() if not k.endswith("num_batches_tracked")}
     missing = wanted - state.keys()
     if missing:
-        es, en = "a {file} le faltan {n} tensores del modelo", "{file} lacks {n} tensors of the model"
-        raise WeightsUnavailable(model=model_name, reason=Phrase(es, en, file=path.name, n=len(missing)))
+        reason = Phrase("tensors_missing", {"file": path.name, "n": len(missing)})
+        raise WeightsUnavailable(model=model_name, reason=reason)
     try:
         model.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
     except RuntimeError as err:

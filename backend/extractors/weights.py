@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backend.base.errors import Phrase, WeightsUnavailable
+from backend.base.errors import WeightsUnavailable
+from backend.base.messages import Phrase
 
 if TYPE_CHECKING:
     import torch
@@ -42,17 +43,10 @@ def _local_weights(model_name: str, path: Path) -> Path:
     if path.is_dir():
         found = _in_folder(model_name, path) or _only_file(path)
         if found is None:
-            reason = Phrase(
-                "la carpeta {path} no tiene pesos de ese nombre",
-                "the folder {path} holds no weights of that name",
-                path=path,
-            )
-            raise WeightsUnavailable(model=model_name, reason=reason)
+            raise WeightsUnavailable(model=model_name, reason=Phrase("no_weights_in_folder", {"path": path}))
         return found
     if not path.is_file():
-        raise WeightsUnavailable(
-            model=model_name, reason=Phrase("no existe el fichero {path}", "there is no file {path}", path=path)
-        )
+        raise WeightsUnavailable(model=model_name, reason=Phrase("no_such_file", {"path": path}))
     return path
 
 
@@ -74,24 +68,18 @@ def _hub_weights(model_name: str) -> Path:
 
     cfg = timm.get_pretrained_cfg(model_name)
     if cfg is None or not cfg.hf_hub_id:
-        reason = Phrase("el repositorio de timm no tiene pesos de ese nombre", "timm's hub has no weights of that name")
-        raise WeightsUnavailable(model=model_name, reason=reason)
+        raise WeightsUnavailable(model=model_name, reason=Phrase("no_weights_on_hub"))
     bare, tag = model_name.split(".", 1)[0], cfg.tag
     repo = cfg.hf_hub_id + (f"{bare}.{tag}" if tag else bare) if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id
     cached = try_to_load_from_cache(repo, "model.safetensors")
     if isinstance(cached, str):
         return Path(cached)
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
-        reason = Phrase(
-            "{repo} no está en la caché local y no se llega al repositorio",
-            "{repo} is not in the local cache and the hub is out of reach",
-            repo=repo,
-        )
-        raise WeightsUnavailable(model=model_name, reason=reason)
+        raise WeightsUnavailable(model=model_name, reason=Phrase("hub_out_of_reach", {"repo": repo}))
     try:
         return Path(hf_hub_download(repo, "model.safetensors"))
     except (OSError, ValueError) as err:
-        reason = Phrase("no se pudo descargar {repo}: {err}", "{repo} could not be fetched: {err}", repo=repo, err=err)
+        reason = Phrase("not_fetched", {"repo": repo, "err": err})
         raise WeightsUnavailable(model=model_name, reason=reason) from err
 
 
@@ -138,29 +126,24 @@ def read_state(path: Path, model_name: str) -> dict[str, torch.Tensor]:
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, *_READ_ERRORS) as err:
-        reason = Phrase(
-            "{file} no se puede leer: {err}", "{file} cannot be read: {err}", file=path.name, err=_brief(err)
-        )
+        reason = Phrase("unreadable_weights", {"file": path.name, "err": _brief(err)})
         raise WeightsUnavailable(model=model_name, reason=reason) from err
     for wrapper in ("model", "state_dict", "teacher"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        reason = Phrase("{file} no contiene un state dict", "{file} holds no state dict", file=path.name)
-        raise WeightsUnavailable(model=model_name, reason=reason)
+        raise WeightsUnavailable(model=model_name, reason=Phrase("no_state_dict", {"file": path.name}))
     return dict(state)
 
 
 def misfit(path: Path, err: Exception) -> Phrase:
     """The reason why weights that could be read are not the model's."""
-    es, en = "{file} no corresponde al modelo: {err}", "{file} does not fit the model: {err}"
-    return Phrase(es, en, file=path.name, err=_brief(err))
+    return Phrase("weights_misfit", {"file": path.name, "err": _brief(err)})
 
 
 def unknown_model() -> Phrase:
     """The reason why there cannot be any weights."""
-    es, en = "timm no tiene ningún modelo con ese nombre (MODEL_NAME)", "timm has no model of that name (MODEL_NAME)"
-    return Phrase(es, en)
+    return Phrase("no_such_model")
 
 
 def _brief(err: Exception) -> str:

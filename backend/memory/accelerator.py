@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.images import blocks
+from backend.base.arrays import blocks
 
 if TYPE_CHECKING:
     import torch

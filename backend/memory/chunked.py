@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.errors import InvalidValue
-from backend.memory.coreset import Array, Progress, checked, kcenter_greedy
+from backend.memory.coreset import Array, Progress, checked, coreset_size, kcenter_greedy
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,39 @@ class ChunkedCoreset:
     row: NDArray[np.int64]
     radius: float
     n_seen: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The memory that embeddings may take, and the coreset that is made of them in passes where it does not do.
+
+    Attributes:
+        megabytes: of 2^20 bytes.
+        rate, limit: see coreset_size.
+        seed: draws the first row.
+    """
+
+    megabytes: float
+    rate: float
+    limit: int
+    seed: int
+
+    def holds(self, rows: int, dim: int) -> bool:
+        """Whether (rows, dim) float32 embeddings fit."""
+        return rows * dim * 4 <= self.megabytes * 2**20
+
+    def choose(self, chunks: Iterator[Array], rows: int) -> ChunkedCoreset:
+        """The coreset of about `rows` embeddings that come in chunks.
+
+        A pass keeps twice as many as are left in the end.
+
+        Raises:
+            InvalidValue: see kcenter_greedy_chunked.
+        """
+        n = coreset_size(rows, self.rate, self.limit)
+        rng = np.random.default_rng(self.seed)
+        budget = int(self.megabytes * 2**20)
+        return kcenter_greedy_chunked(chunks, n, rate=min(1.0, 2 * n / rows), budget=budget, rng=rng)
 
 
 def kcenter_greedy_chunked(

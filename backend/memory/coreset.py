@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from backend.base.arrays import available_cores, blocks, square_norms
 from backend.base.errors import InvalidValue
-from backend.base.images import available_cores, blocks
 from backend.memory.accelerator import DeviceRows, lend
 
 Array = NDArray[np.float32]
@@ -31,14 +31,6 @@ _NEAR = 0.05  # a refresh brings all rows up to date whose squared distance seem
 _LEND_FROM = 16_384  # rows that are worth the way to a GPU
 _LENT_BLOCK = 1 << 16  # rows a product covers there
 _BLAS = RLock()  # the number of its threads belongs to the whole process: one traversal at a time changes it
-
-
-def l2_normalize(x: Array, eps: float = 1e-12) -> Array:
-    """Rows of `x` (N, D) divided by their Euclidean length; a row shorter than `eps` is divided by `eps`."""
-    x = np.asarray(x, dtype=np.float32)
-    norms = np.sqrt(square_norms(x))
-    unit: Array = x / np.maximum(norms, np.float32(eps))[:, None]
-    return unit
 
 
 def coreset_size(n_rows: int, rate: float, limit: int) -> int:
@@ -164,12 +156,6 @@ def _shaped(x: Array, field: str, dim: int | None) -> Array:
     if x.ndim != 2 or x.size == 0 or (dim is not None and x.shape[1] != dim):
         raise InvalidValue(field=field, value=f"shape {x.shape}", expected=f"(N, {dim or 'D'}), N >= 1")
     return x
-
-
-def square_norms(x: NDArray[Any]) -> NDArray[Any]:
-    """Squared Euclidean length of each row of `x` (N, D), in its dtype."""
-    norms: NDArray[Any] = np.einsum("nd,nd->n", x, x)
-    return norms
 
 
 class _Traversal:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.images import blocks
-from backend.memory.coreset import Array, square_norms
+from backend.base.arrays import blocks, square_norms
+from backend.memory.coreset import Array
 
 ROWS = 4096  # rows dealt with at a time: working memory does not grow with their number
 _EPS = float(np.finfo(np.float32).eps)

@@ -1,9 +1,11 @@
 """Artefacts of the ResNet18 web API: memory_bank_core.npz and config.json in one folder.
 
-memory_bank_core.npz   memory_bank float32 (N, 384) unit rows · src int32 (N,) · metadata (JSON text)
-config.json            threshold · embedding_version · and, for people, the rest of the metadata
+memory_bank_core.npz   memory_bank float32 (N, 384) unit rows · src int32 (N,), the image that each row came from ·
+                       metadata (JSON text)
+config.json            threshold and embedding_version, which are read, and the rest of the metadata for people
 
-A bank from elsewhere may hold its rows under any name; config.json is then all that is known of it.
+A bank that another program made may hold its rows under any name. It has no metadata: what is known of it is what
+config.json says.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import BankNotFound, DamagedFile, Notice
+from backend.base.errors import BankNotFound, DamagedFile
 from backend.base.files import utc_now, write_atomic, write_json
+from backend.base.messages import Notice
 from backend.patchcore import PatchCoreMemory, l2_normalize
 
 BANK = "memory_bank_core.npz"
@@ -35,7 +38,7 @@ Stamp = tuple[tuple[int, int, int] | None, ...]
 
 @dataclass(frozen=True)
 class Bank:
-    """A memory bank ready to be searched, and what is known of it."""
+    """A memory bank ready to be searched, and its metadata (`about`)."""
 
     memory: PatchCoreMemory
     about: dict[str, Any]
@@ -54,7 +57,7 @@ class BankStore:
         return self.folder / BANK
 
     def stamp(self) -> Stamp:
-        """What changes whenever one of the files does."""
+        """Identity, size and time of both files: it differs as soon as one of them was replaced."""
         return tuple(_stamp(self.folder / name) for name in (BANK, CONFIG))
 
     def exists(self) -> bool:
@@ -78,7 +81,7 @@ class BankStore:
         return given
 
     def load(self) -> Bank:
-        """The bank and what config.json says of it; the rows are normalised again, in case they were not.
+        """The bank with its metadata. Its rows are normalised once more: another program may not have done so.
 
         Raises:
             BankNotFound, DamagedFile.
@@ -98,7 +101,7 @@ class BankStore:
         return Bank(memory, about, notices)
 
     def save(self, memory: PatchCoreMemory, about: dict[str, Any]) -> Bank:
-        """Write both files. The bank's rename is the commit; it carries its own threshold until config.json follows.
+        """Write both files, the bank first: it carries its own threshold, so that it can be used before config.json is.
 
         Raises:
             DiskFull, ReadOnlyStore.
@@ -128,7 +131,10 @@ def _rows(arrays: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
 
 
 def _agreed(own: dict[str, Any], config: dict[str, Any]) -> tuple[dict[str, Any], tuple[Notice, ...]]:
-    """What the bank says of itself, then config.json, whose threshold a person may have edited."""
+    """The metadata in force: the bank's own, with the threshold of config.json, which a person may have edited.
+
+    A config.json of another generation is not that bank's; its threshold is left aside, and a notice says so.
+    """
     if not own:
         return config, ()
     if config.get("generation") not in {None, own.get("generation")}:

@@ -1,4 +1,4 @@
-"""GreyHost: brings the ResNet18 of the web API up when it is first needed, and keeps it out of the inspections' way."""
+"""GreyHost: builds the ResNet18 of the web API when it is first needed, and lets inspections have the machine first."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from backend.features import RGB, Extractor
 from backend.service.host import READY_WAIT_S, WEIGHTS_DIR
 from backend.service.queue import InferenceQueue
 
-PATIENCE_S = 2.0
+PATIENCE_S = 2.0  # how long a forward pass waits at most while inspections are waiting
 
 
 class GreyHost:
-    """One queue for each recipe that a bank asks for.
+    """One queue for each embedding version that a bank asks for.
 
     Args:
         settings: the service's settings.
-        busy: whether inspections are waiting for the machine; a forward pass lets them go first for up to two seconds.
+        busy: whether inspections are waiting for the machine; a forward pass lets them go first for up to PATIENCE_S.
     """
 
     def __init__(self, settings: Settings, busy: Callable[[], bool]) -> None:
         self.settings = settings
         self._busy = busy
         self._lock = threading.Lock()
-        self._lanes: dict[str, Future[InferenceQueue]] = {}
+        self._queues: dict[str, Future[InferenceQueue]] = {}
 
     def queue(self, version: str) -> InferenceQueue:
-        """The queue of a recipe, which whoever asks first has built in the background.
+        """The queue of an embedding version, which the first to ask has built in the background.
 
         Raises:
             ResNetUnavailable: there are no weights; the next call tries again.
-            NotReady: loading takes very long.
+            NotReady: the network was not loaded within READY_WAIT_S.
         """
         with self._lock:
-            future = self._lanes.get(version)
+            future = self._queues.get(version)
             if future is None or (future.done() and future.exception() is not None):
-                future = self._lanes[version] = Future()
+                future = self._queues[version] = Future()
                 threading.Thread(
                     target=self._load, args=(version, future), name="resnet18-loading", daemon=True
                 ).start()
@@ -58,7 +58,7 @@ class GreyHost:
 
     def state(self, version: str) -> tuple[str, str]:
         """`idle`, `loading`, `ready` or `failed`, and the device (the DEVICE setting until it is ready)."""
-        future = self._lanes.get(version)
+        future = self._queues.get(version)
         if future is None or not future.done():
             return "loading" if future else "idle", self.settings.device
         if future.exception() is not None:
@@ -66,8 +66,8 @@ class GreyHost:
         return "ready", future.result().extractor.device
 
     def close(self) -> None:
-        """Stop the lanes."""
-        for future in self._lanes.values():
+        """Stop the queues."""
+        for future in self._queues.values():
             if future.done() and future.exception() is None:
                 future.result().close()
 
@@ -89,7 +89,7 @@ class GreyHost:
 
 
 class _Polite:
-    """An extractor that lets those with precedence go first."""
+    """An extractor whose forward pass waits for up to PATIENCE_S while `busy` says that inspections are waiting."""
 
     def __init__(self, extractor: Extractor, busy: Callable[[], bool]) -> None:
         self.name, self.dim, self.patch = extractor.name, extractor.dim, extractor.patch

@@ -24,12 +24,12 @@ from backend.base.errors import (
     EmptyUpload,
     InspectionError,
     InvalidValue,
-    Notice,
     RoiUnreadable,
     UndecodableImage,
     UndecodableUpload,
 )
 from backend.base.images import decode_image, resize
+from backend.base.messages import Notice
 from backend.calib import choose_threshold
 from backend.extractors.grey import DOCUMENTED, RECIPES, RECOMMENDED
 from backend.features import RGB, Extractor
@@ -40,26 +40,32 @@ from backend.resnet_api.pictures import (
     OverlayFolder,
     Polygon,
     binarise,
+    draw,
     normalised,
-    pictures,
     polygons,
     relative_threshold,
-    roi_mask,
+    scored_area,
 )
-from backend.service.fitting import ImageFile
-from backend.service.queue import InferenceQueue, Job
+from backend.service.images import ImageFile
+from backend.service.jobs import Job
+from backend.service.queue import InferenceQueue
 
 logger = logging.getLogger(__name__)
 
 Mode = Literal["sensitive", "normal", "strict"]
 CORESET_RATE = 0.01
 FACTORS: dict[Mode, float] = {"sensitive": 0.8, "normal": 1.0, "strict": 1.2}
-OUTSIDE = -1.0
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the web API says of one image. `polygons` are pixels of the image resized to IMG_SIZE."""
+    """What the web API says of one image.
+
+    Attributes:
+        polygons: outlines in pixels of the image resized to IMG_SIZE, x to the right and y down; none without anomaly.
+        files: file name of each picture in the overlays folder, by kind.
+        size: (height, width) of the image as it was sent.
+    """
 
     score: float
     threshold: float
@@ -73,20 +79,20 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Built:
-    """A new bank: its rows, the threshold and the leave-one-out scores that it comes from."""
+    """A new bank, and the score of each good image against the others' patches: its threshold comes from them."""
 
     bank: Bank
     scores: list[float]
 
 
 class Predictor:
-    """Predicts with the bank in ARTIFACTS_DIR; a bank that changes on disk is noticed. Safe to call from many threads.
+    """Predicts with the bank in ARTIFACTS_DIR, and builds such a bank. Safe to call from many threads.
 
-    The network is built in the background, at the first need.
+    A bank that changes on disk is read again at the next prediction; the network is built when it is first needed.
 
     Args:
         settings: the service's settings.
-        busy: whether somebody with precedence needs the machine; a prediction waits for up to two seconds.
+        busy: whether inspections are waiting for the machine; see GreyHost.
     """
 
     def __init__(self, settings: Settings, busy: Callable[[], bool] = lambda: False) -> None:
@@ -102,7 +108,7 @@ class Predictor:
             threading.Thread(target=self._warm_up, args=(after,), name="resnet18-warm-up", daemon=True).start()
 
     def close(self) -> None:
-        """Stop the network's lanes."""
+        """Stop the network's queues."""
         self.host.close()
 
     def health(self) -> dict[str, Any]:
@@ -142,37 +148,37 @@ class Predictor:
     def predict(
         self, file: ImageFile, *, thr: float | None = None, mode: Mode | None = None, job: Job | None = None
     ) -> Prediction:
-        """Score one image and, with SAVE_VIS, leave its pictures in the overlays folder.
+        """Score one image and, with SAVE_VIS, write its pictures into the overlays folder.
 
         Args:
             thr: threshold used as it is; None: the base one times 0.8 (sensitive), 1 or 1.2 (strict).
 
         Raises:
             BankNotFound, BankMismatch, ResNetUnavailable, RoiUnreadable, NotReady, EmptyUpload, UndecodableUpload,
-            BadImage, QueueFull, Cancelled, DamagedFile.
+            BadImage, QueueFull, Cancelled, DamagedFile, DiskFull, ReadOnlyStore.
         """
         job, started = job or Job(), perf_counter()
         bank = self.bank()
         grey, size = self._grey(file)
-        roi = self._roi()
+        area = self._scored_area()
         queue = self.host.queue(self._version(bank.about))
         _check_width(bank, queue.extractor)
         with queue.slot():
             tokens = job.wait(queue.submit(_three(grey)))
             extracted = perf_counter()
-            heat = self._heat(bank.memory.distances(tokens, self.settings.knn_k))
-        score = float(heat.max() if roi is None else np.where(roi, heat, np.float32(OUTSIDE)).max())
+            anomaly_map = self._anomaly_map(bank.memory.distances(tokens, self.settings.knn_k))
+        score = _largest(anomaly_map, area)
         threshold = self._threshold(bank.about) * FACTORS[mode or "normal"] if thr is None else thr
         is_anomaly = score > threshold
-        heat_norm = normalised(heat)
-        mask = binarise(heat_norm, relative_threshold(heat, threshold), roi)
+        relative = normalised(anomaly_map)
+        mask = binarise(relative, relative_threshold(anomaly_map, threshold), area)
         if not is_anomaly:
             mask[:] = False
         outlines = polygons(mask, self.settings.area_min)
         scored = perf_counter()
         files = {}
         if self.settings.save_vis:
-            files = self.overlays.save(file.name, pictures(grey, heat_norm, mask, outlines, roi))
+            files = self.overlays.save(file.name, draw(grey, relative, mask, outlines, area))
         return Prediction(
             score=score,
             threshold=threshold,
@@ -199,7 +205,8 @@ class Predictor:
 
         Args:
             coreset_rate: rows of the bank for each patch of the images.
-            mirrored: the bank also knows the images mirrored left to right, top to bottom and both ways.
+            mirrored: the bank also holds patches of the images mirrored left to right, top to bottom and both ways.
+            version: how patches become vectors, one of the extractor's embedding versions.
 
         Raises:
             InvalidValue: fewer than two images, or more than FIT_MEMORY_MB can hold.
@@ -279,7 +286,8 @@ class Predictor:
         side = self.settings.img_size
         return resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), side, side), image.shape[:2]
 
-    def _roi(self) -> NDArray[np.bool_] | None:
+    def _scored_area(self) -> NDArray[np.bool_] | None:
+        """The mask that ROI_PATH and IGNORE_BORDER_PCT describe. Raises RoiUnreadable."""
         picture = None
         if self.settings.roi_path is not None:
             path = PROJECT_ROOT / Path(self.settings.roi_path).expanduser()
@@ -290,10 +298,10 @@ class Predictor:
             picture = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
             if picture is None:
                 raise RoiUnreadable(path=self.settings.roi_path)
-        return roi_mask(self.settings.img_size, self.settings.ignore_border_pct, picture)  # type: ignore[arg-type]
+        return scored_area(self.settings.img_size, self.settings.ignore_border_pct, picture)  # type: ignore[arg-type]
 
-    def _heat(self, distances: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Distances of the patches, bilinear at IMG_SIZE: (IMG_SIZE, IMG_SIZE) float32."""
+    def _anomaly_map(self, distances: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The patches' distances (T,) as a square, bilinear at IMG_SIZE: (IMG_SIZE, IMG_SIZE) float32."""
         side, grid = self.settings.img_size, round(len(distances) ** 0.5)
         return cv2.resize(distances.reshape(grid, grid), (side, side), interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
 
@@ -315,12 +323,17 @@ class Predictor:
         return shape
 
     def _own_scores(self, memory: PatchCoreMemory, tokens: NDArray[np.float32], job: Job) -> list[float]:
-        roi, scores = self._roi(), []
+        """The score of each image (n, T, D) against the rows of the others."""
+        area, scores = self._scored_area(), []
         for number, rows in enumerate(tokens):
-            heat = self._heat(memory.distances(rows, self.settings.knn_k, leave_out=number))
-            scores.append(float(heat.max() if roi is None else heat[roi].max()))
+            anomaly_map = self._anomaly_map(memory.distances(rows, self.settings.knn_k, leave_out=number))
+            scores.append(_largest(anomaly_map, area))
             _progress(job, "threshold", number + 1, len(tokens))
         return scores
+
+
+def _largest(anomaly_map: NDArray[np.float32], area: NDArray[np.bool_] | None) -> float:
+    return float(anomaly_map.max() if area is None else anomaly_map[area].max())
 
 
 def _progress(job: Job, stage: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""The ResNet18 web API: /predict, /predict/batch, /config and the pictures under /static."""
+"""Routes of the ResNet18 web API: /predict, /predict/batch, /config and the pictures under /static."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from backend.api.catalogue import sentence
 from backend.api.problems import language_of
-from backend.api.requests import RecipeHeader, UploadRoute, run_job, sentences, uploads
+from backend.api.requests import RecipeHeader, run_job, sentences
 from backend.api.schemas import ErrorBody
-from backend.base.errors import InspectionError
+from backend.api.uploads import UploadRoute, uploads
+from backend.base.errors import BadRequest
 from backend.base.keys import check_recipe
 from backend.resnet_api.predictor import Mode, Prediction, Predictor
-from backend.service.fitting import ImageFile
-from backend.service.queue import Job
+from backend.service.images import ImageFile
+from backend.service.jobs import Job
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ router = APIRouter(
 
 
 class PredictResponse(BaseModel):
-    """What the ResNet18 web API says of one image."""
+    """What the ResNet18 web API answers for one image."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -76,7 +78,7 @@ class PredictResponse(BaseModel):
 
 
 class FailedItem(BaseModel):
-    """A file of a batch that could not be predicted."""
+    """A file of a batch that could not be scored."""
 
     filename: str
     error: str
@@ -95,7 +97,7 @@ class BatchResponse(BaseModel):
 
 
 class BankOut(BaseModel):
-    """The memory bank; rows and dim are 0 until it was read."""
+    """The memory bank. `rows` and `dim` are 0 until it has been read."""
 
     path: str
     rows: int
@@ -131,15 +133,15 @@ def get_predictor(request: Request) -> Predictor:
 
 
 PredictorDep = Annotated[Predictor, Depends(get_predictor)]
-Empty = BeforeValidator(lambda given: None if given == "" else given)
+EmptyIsNone = BeforeValidator(lambda given: None if given == "" else given)
 Thr = Annotated[
     Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
-    Empty,
+    EmptyIsNone,
     Query(description="Threshold to apply instead of the configured one."),
 ]
 ModeQuery = Annotated[
     Mode | None,
-    Empty,
+    EmptyIsNone,
     Query(description="`sensitive`: the threshold × 0.8; `strict`: × 1.2; ignored with `thr`."),
 ]
 
@@ -174,20 +176,21 @@ async def predict_batch(
     own = _own(request, x_recipe_id)
     predictor.bank()
 
-    def each(job: Job) -> list[Prediction | InspectionError]:
+    def each(job: Job) -> list[Prediction | BadRequest]:
         return [_attempt(predictor, image, thr, mode, job) for image in images]
 
     found = await run_job(request, each)
+    language = language_of(request.headers)
     items = [
-        {"filename": image.name, "error": one.text(language_of(request.headers)), "code": one.code}
-        if isinstance(one, InspectionError)
+        {"filename": image.name, "error": sentence(one, language), "code": one.code}
+        if isinstance(one, BadRequest)
         else _answer(request, predictor, image, one) | own
         for image, one in zip(images, found, strict=True)
     ]
     return {
         "items": items,
         "n_total": len(items),
-        "n_errors": sum(isinstance(one, InspectionError) for one in found),
+        "n_errors": sum(isinstance(one, BadRequest) for one in found),
         "n_anomalies": sum(isinstance(one, Prediction) and one.is_anomaly for one in found),
         **own,
     }
@@ -218,13 +221,12 @@ def _own(request: Request, recipe: str | None) -> dict[str, str]:
 
 def _attempt(
     predictor: Predictor, image: ImageFile, thr: float | None, mode: Mode | None, job: Job
-) -> Prediction | InspectionError:
+) -> Prediction | BadRequest:
+    """The prediction of one file of a batch, or what is wrong with the file; what is wrong with the service raises."""
     job.check()
     try:
         return predictor.predict(image, thr=thr, mode=mode, job=job)
-    except InspectionError as err:
-        if err.status != 400:
-            raise
+    except BadRequest as err:
         return err
 
 

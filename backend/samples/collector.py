@@ -8,22 +8,28 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from backend.base.config import Settings
-from backend.base.errors import DiskFull, FitInProgress, InspectionError, MemoryNotFound, Notice, ReadOnlyStore
-from backend.base.errors_samples import NgRequired, NotEnoughSamples
+from backend.base.errors import (
+    DiskFull,
+    FitInProgress,
+    InspectionError,
+    MemoryNotFound,
+    NgRequired,
+    NotEnoughSamples,
+    ReadOnlyStore,
+)
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.features import Extractor
 from backend.samples.history import FitHistory
-from backend.samples.intake import Sentences
 from backend.samples.rebuild import Rebuilder
 from backend.samples.recorder import Recorder
 from backend.samples.scoring import Sample, SampleScorer, Scored
 from backend.samples.store import LABELS, Draft, Kept, SampleStore, usable_shape
-from backend.service.fitting import ImageFile
-from backend.service.growing import grow, seen
+from backend.service.fitting import Fitter
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
-from backend.service.queue import Job
+from backend.service.jobs import Job
 from backend.service.results import CalibrationResult, FitResult
-from backend.service.trash import empty_trash, move_to_trash
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +47,7 @@ class Scores:
 
 
 class Collector:
-    """Stored samples and what can be done with them, around one Inspector."""
+    """Stored samples and what can be done with them, around one Inspector and its Fitter."""
 
     def __init__(self, settings: Settings, extractor: Extractor | None = None) -> None:
         self.settings = settings
@@ -50,12 +56,13 @@ class Collector:
         )
         self.history = FitHistory(settings.datasets_dir)
         self.inspector = Inspector(settings, extractor, Recorder(settings, self.samples, self.history))
-        self.rebuilder = Rebuilder(self.inspector, self.samples, self.history)
+        self.fitter = Fitter(self.inspector)
+        self.rebuilder = Rebuilder(self.fitter, self.samples, self.history)
 
     def start(self) -> None:
         """Bring the extractor up, empty the trash and rebuild what is lost, in the background."""
         self.inspector.start()
-        empty_trash(self.inspector.store, self.settings.trash_days)
+        self.inspector.store.empty_trash(self.settings.trash_days)
         self.rebuilder.start()
 
     def close(self) -> None:
@@ -92,15 +99,14 @@ class Collector:
 
         Raises:
             NotEnoughSamples: fewer than MIN_OK_SAMPLES images with `use_dataset`.
-            MemoryMismatch, and whatever Inspector.fit does.
+            MemoryMismatch, and whatever Fitter.fit does.
         """
         if use_dataset:
             files = [*self._stored(key), *files]
             if len(files) < self.settings.min_ok_samples:
                 raise NotEnoughSamples(key=key, n=len(files), wanted=self.settings.min_ok_samples)
-        if memory_fit:
-            return grow(self.inspector, key, files, mm_per_px=mm_per_px, job=job)
-        return self.inspector.fit(key, files, mm_per_px=mm_per_px, job=job)
+        fit = self.fitter.grow if memory_fit else self.fitter.fit
+        return fit(key, files, mm_per_px=mm_per_px, job=job)
 
     def calibrate(
         self,
@@ -166,9 +172,8 @@ class Collector:
             self.inspector, self.samples, key, default_mm_per_px=default_mm_per_px, leave_out=leave_out
         )
         chosen = self._chosen(key, labels)
-        older = [scorer.older] if scorer.older else []
-        notices = [*self.inspector.warnings(), *older, *scorer.applied.notices]
-        return Scores(len(chosen), scorer.threshold, notices, scorer.run(chosen, job or Job()))
+        notices = [*self.inspector.warnings(), *scorer.notices]
+        return Scores(len(chosen), scorer.criteria.threshold, notices, scorer.run(chosen, job or Job()))
 
     def listing(self, key: ModelKey) -> dict[str, Any]:
         """What is stored: for each label the count, the names, and which have metadata."""
@@ -211,14 +216,14 @@ class Collector:
         except MemoryNotFound:
             model = None
         calibration = self.inspector.cache.calibration(key)
-        metadata = model.stored.metadata if model else {}
-        known = seen(metadata)
+        known = model.stored.known_images if model else {}
         stored = list(self.samples.digests(key, "ok").values())
         in_memory = sum(digest in known for digest in stored)
-        notices, reasons = [], []
+        notices: list[Notice] = []
+        reasons: list[InspectionError | Notice] = []
         if model:
-            notices = self.inspector.applied(key, model, extractor).notices
-            reasons = self._usable(key, extractor)
+            _, notices = self.inspector.criteria(key, model)
+            reasons = self._unusable(key)
         return {
             "memory_fitted": model is not None,
             "calib_present": calibration is not None,
@@ -253,13 +258,13 @@ class Collector:
         if not any(store.stamp(key, name) for name in ("memory.npz", "calib.json")):
             raise MemoryNotFound(key=key)
         with store.writing(key, self.settings.fit_wait_s):
-            folder = move_to_trash(store, key)
+            folder = store.move_to_trash(key)
             if self.samples.folder(key).is_dir():
                 try:
                     self.history.append(key, "delete", {})
                 except (DiskFull, ReadOnlyStore) as err:
                     logger.warning("the deletion of %s is not recorded: %s", key, err)
-        empty_trash(store, self.settings.trash_days)
+        store.empty_trash(self.settings.trash_days)
         return folder.relative_to(store.root).as_posix()
 
     def _stored(self, key: ModelKey) -> list[ImageFile]:
@@ -274,12 +279,13 @@ class Collector:
     def _chosen(self, key: ModelKey, labels: Sequence[str]) -> list[Sample]:
         return [Sample(label, name) for label in labels for name in self.samples.names(key, label)]
 
-    def _usable(self, key: ModelKey, extractor: Extractor) -> list[InspectionError | Notice]:
+    def _unusable(self, key: ModelKey) -> list[InspectionError | Notice]:
+        """Why the memory of `key` cannot be inspected with, or is in doubt; empty when all is well."""
         try:
-            _, older = self.inspector.fitted(key, extractor)
+            _, older = self.inspector.fitted(key)
         except InspectionError as err:
             return [err]
-        return [older] if older else []
+        return [*older]
 
     def _entry(self, key: ModelKey) -> dict[str, Any]:
         store = self.inspector.store
@@ -301,4 +307,4 @@ def _memory(manifest: dict[str, Any], grid: tuple[int, int]) -> dict[str, Any]:
 
 def _left_out(scored: Sequence[Scored]) -> list[Notice]:
     errors = [s.error for s in scored if s.error]
-    return [Notice("samples_left_out", {"n": len(errors), "reasons": Sentences(errors[:NAMED])})] if errors else []
+    return [Notice("samples_left_out", {"n": len(errors), "reasons": errors[:NAMED]})] if errors else []

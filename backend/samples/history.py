@@ -17,15 +17,22 @@ from typing import Any
 
 from backend.base.files import disk_errors, utc_now
 from backend.base.keys import ModelKey
+from backend.service.fitting import FitOptions
 
 logger = logging.getLogger(__name__)
 
 NAME = "history.jsonl"
+# What a line holds of a memory's metadata, beside its images.
 RECORDED = (
-    "generation", "model_version", "extractor", "fingerprint", "mm_per_px",
-    "coreset_rate", "max_coreset", "seed", "augment", "grown_from", "n_reserve",
-    "patchcore_distance", "patchcore_memories", "foreground_mask",
-)  # fmt: skip
+    "generation",
+    "model_version",
+    "extractor",
+    "fingerprint",
+    "mm_per_px",
+    *FitOptions().metadata(),
+    "grown_from",
+    "n_reserve",
+)
 
 
 @dataclass(frozen=True)

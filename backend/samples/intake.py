@@ -8,12 +8,20 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
-from backend.base.errors import BadImage, InvalidShape, NoImages, Notice
-from backend.base.errors_samples import BrokenImages, MetaInvalid, MetasMismatch, MetasNotJson
+from backend.base.errors import (
+    BadImage,
+    BrokenImages,
+    InvalidShape,
+    MetaInvalid,
+    MetasMismatch,
+    MetasNotJson,
+    NoImages,
+)
 from backend.base.images import decode_image
+from backend.base.messages import Notice
 from backend.roi_mask import Shape
 from backend.samples.store import Draft, known_shape
-from backend.service.fitting import DECODERS, ImageFile
+from backend.service.images import DECODERS, ImageFile
 
 NAMED = 20  # broken images that an error names
 
@@ -88,21 +96,7 @@ def _check(files: Sequence[ImageFile], max_megapixels: float) -> None:
     with ThreadPoolExecutor(DECODERS, thread_name_prefix="check") as pool:
         found = [err for err in pool.map(broken, files) if err]
     if found:
-        raise BrokenImages(total=len(files), count=len(found), reasons=Sentences(found[:NAMED]))
-
-
-class Sentences:
-    """Errors as one text, in whichever language it is asked for."""
-
-    def __init__(self, errors: Sequence[Any]) -> None:
-        self.errors = list(errors)
-
-    def text(self, language: Any) -> str:
-        """All sentences, one after the other."""
-        return " ".join(error.text(language) for error in self.errors)
-
-    def __str__(self) -> str:
-        return self.text("en")
+        raise BrokenImages(total=len(files), count=len(found), reasons=found[:NAMED])
 
 
 def _mm_per_px(name: str, meta: dict[str, Any]) -> float | None:

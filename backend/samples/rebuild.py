@@ -8,23 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from backend.base.config import Settings
-from backend.base.errors import InspectionError, MemoryNotFound, Notice, WeightsUnavailable
-from backend.base.errors_samples import NotEnoughSamples
+from backend.base.errors import InspectionError, MemoryNotFound, NotEnoughSamples, WeightsUnavailable
 from backend.base.keys import ModelKey
-from backend.patchcore import PatchCoreMemory
+from backend.base.messages import Notice
 from backend.samples.history import FitHistory, Plan
 from backend.samples.store import SampleStore, known_mm_per_px, usable_shape
-from backend.service.fitting import Embeddings, ImageFile
-from backend.service.growing import grown_memory, grown_metadata
-from backend.service.inspection import Inspector
-from backend.service.jobs import TrackedJob
-from backend.service.models import memory_of
-from backend.service.queue import Job
-from backend.storage import StoredMemory
+from backend.service.fitting import FitOptions, Fitter, NewMemory, embed
+from backend.service.images import ImageFile
+from backend.service.jobs import Job, TrackedJob
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +39,9 @@ class Rebuilt:
 class Rebuilder:
     """Rebuilds memories, one at a time; `start` does so in the background for those that are lost."""
 
-    def __init__(self, inspector: Inspector, samples: SampleStore, history: FitHistory) -> None:
-        self.inspector = inspector
+    def __init__(self, fitter: Fitter, samples: SampleStore, history: FitHistory) -> None:
+        self.fitter = fitter
+        self.inspector = fitter.inspector
         self.samples = samples
         self.history = history
         self._jobs: dict[ModelKey, TrackedJob] = {}
@@ -113,19 +108,19 @@ class Rebuilder:
         if degraded and degraded.code == "degraded":  # on the CPU for want of memory it is the same network
             raise WeightsUnavailable(**degraded.values)
         job, plan = job or Job(), self.history.plan(key)
-        with self.inspector.one_fit(key, job):
+        with self.fitter.turn(key, job):
             if not replace and self.inspector.store.stamp(key) is not None:
                 return None
             steps = plan.steps or [self._everything(key)]
-            made, missing = self._retrace(key, steps, job)
+            new, missing = self._retrace(key, steps, job)
             job.check()
             with self.inspector.store.writing(key, self.settings.fit_wait_s):
                 if not replace and self.inspector.store.stamp(key) is not None:
                     return None
-                generation = self._commit(key, made, plan, missing)
+                generation = self._commit(key, new, plan, missing)
                 self._calibrate(key, plan, generation, missing)
         notices = [Notice("rebuilt_in_part", {"n": missing})] if missing else []
-        return Rebuilt(len(made.emb), len(made.metadata["images"]), missing, notices)
+        return Rebuilt(len(new.memory), len(new.metadata["images"]), missing, notices)
 
     def reconcile(self, key: ModelKey) -> None:
         """Record a memory that was committed by a process that died before it wrote the record's line."""
@@ -178,7 +173,7 @@ class Rebuilder:
         if done:
             logger.info("rebuilt %s: %s", key, done)
             for notice in done.notices:
-                logger.warning("%s: %s", key, notice.text("en"))
+                logger.warning("%s: %s", key, notice)
 
     def _everything(self, key: ModelKey) -> dict[str, Any]:
         """One fit of all stored OK samples, with the settings that hold now: for samples without a record."""
@@ -186,56 +181,43 @@ class Rebuilder:
         scales = [known_mm_per_px(self.samples.meta(key, "ok", name)) for name in names]
         mm_per_px = next((scale for scale in scales if scale), 1.0)
         digests = self.samples.digests(key, "ok")
-        return {**self.inspector.fit_settings, "mm_per_px": mm_per_px, "images": [digests[name] for name in names]}
+        return {**self.fitter.options.metadata(), "mm_per_px": mm_per_px, "images": [digests[name] for name in names]}
 
-    def _retrace(self, key: ModelKey, steps: Sequence[Mapping[str, Any]], job: Job) -> tuple[StoredMemory, int]:
-        """The memory after all `steps`, and how many of their images are gone."""
+    def _retrace(self, key: ModelKey, steps: Sequence[Mapping[str, Any]], job: Job) -> tuple[NewMemory, int]:
+        """The memory after all `steps`, each with the options it was taken with, and how many images are gone."""
         names = {digest: name for name, digest in self.samples.digests(key, "ok").items()}
-        made: StoredMemory | None = None
+        new: NewMemory | None = None
         missing = 0
         for step in steps:
             files = [self._file(key, names[digest]) for digest in step["images"] if digest in names]
             missing += len(step["images"]) - len(files)
             if files:
-                made = self._step(self.inspector.under(step), step, files, made, job)
-        if made is None:
+                new = self._step(step, files, new, job)
+        if new is None:
             raise NotEnoughSamples(key=key, n=0, wanted=1)
-        return made, missing
+        return new, missing
 
     def _file(self, key: ModelKey, name: str) -> ImageFile:
         return ImageFile(
             name, lambda: self.samples.read(key, "ok", name), usable_shape(self.samples.meta(key, "ok", name))
         )
 
-    @staticmethod
-    def _step(
-        then: Inspector, step: Mapping[str, Any], files: list[ImageFile], made: StoredMemory | None, job: Job
-    ) -> StoredMemory:
-        queue = then.host.queue()
-        embedded = then.embed(files, queue, job, expected=made.grid if made else None, in_passes=made is None)
-        if made is None:
-            memory = then.remember(embedded, job)
-            metadata = then.metadata_of(files, embedded, memory, queue.extractor, float(step["mm_per_px"]))
-            return _stored(memory, embedded, metadata)
-        grown = grown_memory(  # with a reserve if the growth itself had one
-            made if step.get("n_reserve") else replace(made, reserve=None),
-            embedded,
-            rate=then.settings.coreset_rate,
-            limit=then.settings.max_coreset,
-            backend=then.settings.knn_backend,
-            progress=job.stage("coreset"),
-        )
-        images = [{"name": f.name, "sha256": d} for f, d in zip(files, embedded.digests, strict=True)]
-        metadata = grown_metadata(made, grown, images, then.fit_settings, masked=embedded.masked)
-        return _stored(grown.memory, embedded, metadata)
+    def _step(self, step: Mapping[str, Any], files: list[ImageFile], before: NewMemory | None, job: Job) -> NewMemory:
+        """The fit or growth of `step`, once more."""
+        queue, progress = self.inspector.host.queue(), job.stage("coreset")
+        options = FitOptions.of_step(step, self.settings)
+        if before is None:
+            embeddings, mm_per_px = embed(files, queue, job, options), float(step["mm_per_px"])
+            return NewMemory.fitted(files, embeddings, options, queue.extractor, mm_per_px, progress)
+        # The growth had a reserve to choose from or had none, and so it is again.
+        old = before.stored if step.get("n_reserve") else replace(before.stored, reserve=None)
+        return NewMemory.grown(old, files, embed(files, queue, job, options, old), options, progress)
 
-    def _commit(self, key: ModelKey, made: StoredMemory, plan: Plan, missing: int) -> str:
-        memory = memory_of(made, self.settings.knn_backend)
-        memory.reserve = made.reserve
-        metadata = {**made.metadata, "rebuilt_from": plan.generation, "n_missing": missing}
-        stored, notices = self.inspector.commit(key, memory, made.grid, metadata)
+    def _commit(self, key: ModelKey, new: NewMemory, plan: Plan, missing: int) -> str:
+        metadata = {**new.metadata, "rebuilt_from": plan.generation, "n_missing": missing}
+        stored, notices = self.fitter.commit(key, replace(new, metadata=metadata))
         for notice in notices:
-            logger.warning("%s: %s", key, notice.text("en"))
+            logger.warning("%s: %s", key, notice)
         return stored.generation
 
     def _calibrate(self, key: ModelKey, plan: Plan, generation: str, missing: int) -> None:
@@ -258,8 +240,3 @@ class _LoggedJob(TrackedJob):
         super().report(stage, done, total)
         if total and done * 10 // total != (done - 1) * 10 // total:
             logger.info("rebuilding %s: %s %d of %d", self._key, stage, done, total)
-
-
-def _stored(memory: PatchCoreMemory, embedded: Embeddings, metadata: dict[str, Any]) -> StoredMemory:
-    src = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
-    return StoredMemory(memory.emb, embedded.grid, src, metadata, memory.extras, memory.reserve)

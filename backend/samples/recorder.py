@@ -1,47 +1,58 @@
-"""Journal: told of every fit, calibration and inspection, so that samples, records and debug pictures are kept."""
+"""Recorder: keeps samples, records and debug pictures of what the service did."""
 
 from __future__ import annotations
 
 import logging
+import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from backend.base.config import Settings
-from backend.base.errors import DiskFull, FitInProgress, InspectionError, Notice, ReadOnlyStore
-from backend.base.errors_samples import DatasetsFull
+from backend.base.errors import (
+    DatasetsFull,
+    DiskFull,
+    FitInProgress,
+    InspectionError,
+    ReadOnlyStore,
+)
+from backend.base.files import write_atomic, write_json
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.infer import Inspection, heatmap_png, heatmap_range
-from backend.samples.debug import DebugFolder
 from backend.samples.history import FitHistory
 from backend.samples.store import Draft, SampleStore
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 
 logger = logging.getLogger(__name__)
 
 _STORE_TROUBLE = (DatasetsFull, DiskFull, ReadOnlyStore, FitInProgress)
 
 
-class Journal:
-    """Keeps quiet; `Recorder` does not."""
+class DebugFolder:
+    """Pairs of <utc>_<title>.png and .json; when there are more than `limit` the oldest go."""
 
-    def keep(self, key: ModelKey, files: Sequence[ImageFile], mm_per_px: float) -> list[Notice]:
-        """The good parts of a fit that is about to be committed."""
-        return []
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        self.limit = limit
+        self._lock = threading.Lock()
 
-    def fitted(self, key: ModelKey, metadata: Mapping[str, Any]) -> list[Notice]:
-        """The metadata of a memory just committed; the caller holds the model's lock."""
-        return []
+    def write(self, title: str, png: bytes, values: Mapping[str, Any]) -> None:
+        """Keep one picture and its numbers. Raises DiskFull, ReadOnlyStore."""
+        moment = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
+        stem = f"{moment}_{re.sub(r'[^0-9A-Za-z.-]+', '_', title)[:120]}"
+        with self._lock:
+            write_json(self.folder / f"{stem}.json", dict(values))
+            write_atomic(self.folder / f"{stem}.png", lambda file: file.write(png))
+            for old in sorted(self.folder.glob("*.png"))[: -self.limit]:
+                old.with_suffix(".json").unlink(missing_ok=True)
+                old.unlink(missing_ok=True)
 
-    def calibrated(self, key: ModelKey, values: Mapping[str, Any]) -> list[Notice]:
-        """The calibration just written; the caller holds the model's lock."""
-        return []
 
-    def inspected(self, key: ModelKey, name: str, inspection: Inspection, threshold: float | None) -> None:
-        """One image was inspected."""
-
-
-class Recorder(Journal):
-    """Stores what was fitted as samples, writes the record beside them, and the debug pictures.
+class Recorder:
+    """The Journal that stores what was fitted as samples, writes the record beside them, and the debug pictures.
 
     None of it is worth failing a request for: what cannot be written becomes a warning.
     """

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import InspectionError, InvalidShape, InvalidValue, Notice
-from backend.base.errors_samples import OnlyImage
+from backend.base.errors import InspectionError, InvalidShape, OnlyImage
 from backend.base.keys import ModelKey
-from backend.infer import InferenceEngine, Inspection, RoiSize, part_mask
+from backend.base.messages import Notice
+from backend.infer import Criteria, Inspection, Roi, Scoring
 from backend.samples.store import SampleStore, known_mm_per_px, known_shape
-from backend.service.fitting import DECODERS, ImageFile, PreparedImage, ahead, prepare_image
-from backend.service.growing import image_count, seen
+from backend.service.images import DECODERS, ImageFile, PreparedImage
 from backend.service.inspection import Inspector
-from backend.service.queue import InferenceQueue, Job
+from backend.service.jobs import Job, ahead
+from backend.service.pipeline import Pipeline
+
+Tokens = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,17 @@ class Scored:
 
 @dataclass(frozen=True)
 class _Read:
+    """A sample that was read: ready to be inspected, or why it cannot be."""
+
     sample: Sample
-    meta: dict[str, Any]
-    image: PreparedImage | None
-    error: InspectionError | None
+    mm_per_px: float
+    ready: tuple[PreparedImage, Roi] | None = None
+    error: InspectionError | None = None
+    notices: list[Notice] = field(default_factory=list)
 
 
 class SampleScorer:
-    """Scores samples of one model with one engine.
+    """Scores samples of one model, all by the same criteria.
 
     Args:
         default_mm_per_px: for samples that do not say; the memory's own when None.
@@ -76,115 +80,86 @@ class SampleScorer:
         leave_out: bool = False,
         percentile: float | None = None,
     ) -> None:
-        self.inspector, self.samples, self.key = inspector, samples, key
-        self.queue = inspector.host.queue()
-        self.model, self.older = inspector.fitted(key, self.queue.extractor)
-        self.applied = (
-            inspector.uncalibrated(percentile)
-            if percentile
-            else inspector.applied(key, self.model, self.queue.extractor)
-        )
-        self.scoring = self.applied.scoring
-        self.threshold = self.applied.threshold
-        self.leave_out = leave_out
+        settings = inspector.settings
+        self.samples, self.key, self.leave_out = samples, key, leave_out
+        self.model, self.notices = inspector.fitted(key)
+        if percentile:
+            scoring = replace(Scoring.of(settings, self.model.memory.kind), percentile=percentile)
+            criteria = Criteria(scoring, None, settings.area_mm2_thr)
+        else:
+            criteria, of_calibration = inspector.criteria(key, self.model)
+            self.notices += of_calibration
+        self.pipeline = Pipeline(inspector.host.queue(), self.model, criteria, settings.max_image_mp)
         self.mm_per_px = default_mm_per_px or self.model.stored.number("mm_per_px", 1.0)
-        self._numbers = seen(self.model.stored.metadata)
+        self._numbers = self.model.stored.known_images
+
+    @property
+    def criteria(self) -> Criteria:
+        """What samples are judged by."""
+        return self.pipeline.criteria
 
     def run(self, chosen: Sequence[Sample], job: Job) -> Generator[Scored]:
         """Score `chosen` in order; the next ones are read and embedded meanwhile. Raises Cancelled."""
-        engine = InferenceEngine(self.scoring)
         for number, (read, tokens) in enumerate(self._embedded(chosen, job)):
             job.check()
             try:
-                scored = self._score(engine, read, tokens)
+                scored = self._score(read, tokens)
             except InspectionError as err:
-                scored = Scored(read.sample, self._mm_per_px(read), error=err)
+                scored = Scored(read.sample, read.mm_per_px, error=err)
             job.report("score", number + 1, len(chosen))
             yield scored
 
-    def _embedded(self, chosen: Sequence[Sample], job: Job) -> Iterator[tuple[_Read, NDArray[np.float32] | None]]:
-        waiting: deque[tuple[_Read, Future[NDArray[np.float32]] | None]] = deque()
-        queue: InferenceQueue = self.queue
+    def _embedded(self, chosen: Sequence[Sample], job: Job) -> Iterator[tuple[_Read, Tokens | None]]:
+        """Each sample with its tokens, in order, while later ones are read and wait in the queue."""
+        queue = self.pipeline.queue
+        waiting: deque[tuple[_Read, Future[Tokens] | None]] = deque()
+
+        def oldest() -> tuple[_Read, Tokens | None]:
+            read, future = waiting.popleft()
+            return read, job.wait(future) if future else None
+
         with ThreadPoolExecutor(DECODERS, thread_name_prefix="read-samples") as pool:
             try:
                 for read in ahead((pool.submit(self._read, sample) for sample in chosen), 2 * DECODERS):
-                    waiting.append((read, queue.submit(read.image.pixels, bulk=True) if read.image else None))
+                    waiting.append((read, queue.submit(read.ready[0].pixels, bulk=True) if read.ready else None))
                     if len(waiting) > queue.max_batch:
-                        yield self._waited(*waiting.popleft(), job)
+                        yield oldest()
                 while waiting:
-                    yield self._waited(*waiting.popleft(), job)
+                    yield oldest()
             finally:
                 for _, future in waiting:
                     if future:
                         future.cancel()
 
-    @staticmethod
-    def _waited(
-        read: _Read, future: Future[NDArray[np.float32]] | None, job: Job
-    ) -> tuple[_Read, NDArray[np.float32] | None]:
-        return read, job.wait(future) if future else None
-
     def _read(self, sample: Sample) -> _Read:
-        meta: dict[str, Any] = {}
+        mm_per_px, notices, shape = self.mm_per_px, list[Notice](), None
         try:
             meta = self.samples.meta(self.key, sample.label, sample.name)
+            mm_per_px = known_mm_per_px(meta) or mm_per_px
             data = self.samples.read(self.key, sample.label, sample.name)
-            image = prepare_image(
-                ImageFile(sample.name, lambda: data),
-                self.queue.extractor,
-                expected=self.model.stored.grid,
-                max_megapixels=self.inspector.settings.max_image_mp,
-            )
+            try:
+                shape = known_shape(meta)
+            except InvalidShape as err:
+                notices.append(Notice("shape_not_understood", {"name": sample.name, "reason": err}))
+            ready = self.pipeline.prepare(ImageFile(sample.name, lambda: data, shape), mm_per_px, digested=True)
         except InspectionError as err:
-            return _Read(sample, meta, None, err)
-        return _Read(sample, meta, image, None)
+            return _Read(sample, mm_per_px, error=err)
+        return _Read(sample, mm_per_px, ready, notices=[*ready[0].notices, *notices])
 
-    def _score(self, engine: InferenceEngine, read: _Read, tokens: NDArray[np.float32] | None) -> Scored:
-        if read.image is None or tokens is None:
+    def _score(self, read: _Read, tokens: Tokens | None) -> Scored:
+        if read.ready is None or tokens is None:
             assert read.error
             raise read.error
-        number = self._numbers.get(read.image.digest)
+        image, roi = read.ready
+        number = self._numbers.get(image.digest)
         leave_out = number if self.leave_out else None
-        notices = list(read.image.notices)
-        try:
-            shape = known_shape(read.meta)
-        except InvalidShape as err:
-            shape = None
-            notices.append(Notice("shape_not_understood", {"name": read.sample.name, "reason": err}))
-        frame = RoiSize(*read.image.size)
-        mask = part_mask(shape, frame)
-        mm_per_px = self._mm_per_px(read)
-        inspection = engine.run(
-            self._token_map(engine, read, tokens, leave_out, mask),
-            frame,
-            mask=mask,
-            threshold=self.threshold,
-            mm_per_px=mm_per_px,
-            area_mm2_thr=self.applied.area_mm2_thr,
-            weigher=engine.weigher(tokens, self.model.memory),
-        )
-        known = number is not None
-        return Scored(read.sample, mm_per_px, inspection, None, known, leave_out is not None, tuple(notices))
-
-    def _token_map(
-        self,
-        engine: InferenceEngine,
-        read: _Read,
-        tokens: NDArray[np.float32],
-        leave_out: int | None,
-        mask: NDArray[np.bool_] | None,
-    ) -> NDArray[np.float32]:
-        assert read.image
-        part = mask if self.model.knows_part_only else None
-        memory = self.model.memory
-        if leave_out is not None and image_count(self.model.stored.metadata) == 1:
+        if leave_out is not None and self._is_alone(leave_out):
             raise OnlyImage(name=read.sample.name)
-        try:
-            return engine.token_map(tokens, read.image.grid, memory, leave_out, part=part)
-        except InvalidValue as err:
-            if leave_out is None or memory.src is None or (memory.src != leave_out).any():
-                raise
-            raise OnlyImage(name=read.sample.name) from err
+        inspection = self.pipeline.judge(tokens, roi, leave_out=leave_out)
+        known = number is not None
+        return Scored(read.sample, read.mm_per_px, inspection, None, known, leave_out is not None, tuple(read.notices))
 
-    def _mm_per_px(self, read: _Read) -> float:
-        return known_mm_per_px(read.meta) or self.mm_per_px
+    def _is_alone(self, number: int) -> bool:
+        """Whether the memory has no row but those of the image `number`."""
+        stored = self.model.stored
+        return len(stored.images) == 1 or bool((stored.image_ids == number).all())

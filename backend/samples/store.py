@@ -21,8 +21,17 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from backend.base.errors import DamagedFile, InvalidId, InvalidShape, RecipeInvalid
-from backend.base.errors_samples import DatasetNotFound, DatasetsFull, InvalidFilename, InvalidLabel, SampleNotFound
+from backend.base.errors import (
+    DamagedFile,
+    DatasetNotFound,
+    DatasetsFull,
+    InvalidFilename,
+    InvalidId,
+    InvalidLabel,
+    InvalidShape,
+    RecipeInvalid,
+    SampleNotFound,
+)
 from backend.base.files import one_writer, require_room, utc_now, write_atomic, write_json
 from backend.base.images import image_header
 from backend.base.keys import ModelKey

@@ -1,316 +1,475 @@
-"""From image files to the embeddings of a fit: decoding runs ahead while the extractor works."""
+"""The use cases fit and grow: images of good parts become the memory of a model, or join it, and are committed."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import product
-from pathlib import PurePath
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from time import monotonic
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import Notice, TokenGridMismatch
-from backend.base.images import decode_image, encode_png, is_large
-from backend.features import RGB, Extractor, Grid, grid_of, prepare
-from backend.patchcore import ChunkedCoreset, PatchCoreMemory
-from backend.roi_mask import Shape, build_mask, token_mask
-from backend.service.augment import Augmentation
-from backend.service.passes import Budget
-from backend.service.queue import InferenceQueue, Job
+from backend.base.config import Settings
+from backend.base.errors import (
+    ExtractorMismatch,
+    FitInProgress,
+    MemoryMismatch,
+    MemoryNotFound,
+    NoImages,
+    TokenGridMismatch,
+)
+from backend.base.keys import ModelKey
+from backend.base.messages import Notice
+from backend.base.options import filled, option
+from backend.features import Extractor, Grid, widths_of
+from backend.memory.chunked import Budget
+from backend.memory.coreset import Progress, coreset_of, coreset_size
+from backend.memory.variants import Distance, Variant, build_memory
+from backend.patchcore import Backend, PatchCoreMemory, Reserve
+from backend.service.embedding import Augmentation, Embeddings, embed_images, rows_of_several
+from backend.service.images import ImageFile
+from backend.service.inspection import Inspector
+from backend.service.jobs import Job
+from backend.service.models import FittedModel, index_bytes
+from backend.service.queue import InferenceQueue
+from backend.service.results import Clock, FitResult
+from backend.storage import StoredMemory
 
-DECODERS = 2
-_NO_PIXELS = np.empty((0, 0, 3), np.uint8)
-# A small file may decode to hundreds of megabytes: requests that send such ones wait for each other.
-_LARGE = threading.Lock()
 
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """What a fit does with its images, as the settings have it or as an earlier fit had it.
 
-@dataclass(frozen=True)
-class ImageFile:
-    """An image file: what to call it, and how to get its bytes when they are needed.
-
-    `shape`: the part inside the ROI, in the image's pixels, for a fit that is to know nothing but the part.
+    An option is declared in its field and nowhere else: the setting that fills it and, with `recorded`, that the
+    metadata of the memory holds it under the setting's name, so that the memory can be made again.
     """
 
-    name: str
-    read: Callable[[], bytes]
-    shape: Shape | None = None
+    coreset_rate: float = option(0.02, "coreset_rate", recorded=True)
+    max_coreset: int = option(25_600, "max_coreset", recorded=True)
+    seed: int = option(0, "seed", recorded=True)
+    distance: Distance = option("l2", "patchcore_distance", recorded=True)
+    memories: Literal["joint", "separate"] = option("joint", "patchcore_memories", recorded=True)
+    foreground: Literal["none", "pca"] = option("none", "foreground_mask", recorded=True)
+    rotation_deg: float = option(0.0, "augment_rotation_deg")
+    jitter: float = option(0.0, "augment_jitter")
+    backend: Backend = option("auto", "knn_backend")
+    memory_mb: float = option(4096, "fit_memory_mb")
+    max_megapixels: float = option(100, "max_image_mp")
 
     @classmethod
-    def named(cls, name: str | None, read: Callable[[], bytes], shape: Shape | None = None) -> ImageFile:
-        """An image file under the last part of `name` (a client may send a whole path)."""
-        last = PurePath((name or "image").replace("\\", "/")).name
-        return cls("".join(c for c in last if c.isprintable())[:120] or "image", read, shape)
+    def of(cls, settings: Settings) -> FitOptions:
+        """As `settings` have it."""
+        return cls(**filled(cls, settings))
 
+    @classmethod
+    def of_step(cls, recorded: Mapping[str, Any], settings: Settings) -> FitOptions:
+        """As `recorded`, the metadata of an earlier fit or growth, has it; what that does not say, as `settings` do."""
+        known = {field: recorded[name] for field, name in cls._recorded().items() if name in recorded}
+        return replace(cls.of(settings), **known, **recorded.get("augment", {}))
 
-@dataclass(frozen=True)
-class PreparedImage:
-    """A decoded ROI ready for the extractor. `size`: (height, width) as sent.
+    def metadata(self) -> dict[str, Any]:
+        """What the metadata of a memory holds of it."""
+        own = {name: getattr(self, field) for field, name in self._recorded().items()}
+        return {**own, "augment": asdict(self.augmentation)}
 
-    `inside`: (tokens,) bool, whether a token's cell touches the part; None without a shape.
-    """
-
-    pixels: RGB
-    grid: Grid
-    size: tuple[int, int]
-    digest: str
-    notices: tuple[Notice, ...] = ()
-    inside: NDArray[np.bool_] | None = None
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Embeddings of a set of images: emb (N, D) float32, src (N,) int32 image numbers, digests of the files.
-
-    `counts`: rows of each image: all its tokens, or those that touch the part where a shape says what that is.
-    `shaped`: of each image whether it came with a shape; empty where none did.
-    `passes`: what chose emb, when there are more embeddings than memory was given for.
-    """
-
-    emb: NDArray[np.float32]
-    src: NDArray[np.int32]
-    grid: Grid
-    digests: list[str]
-    counts: list[int]
-    shaped: list[bool] = field(default_factory=list)
-    passes: ChunkedCoreset | None = None
+    @classmethod
+    def _recorded(cls) -> dict[str, str]:
+        """The fields that metadata hold, each with its name there."""
+        return {own.name: own.metadata["setting"] for own in fields(cls) if own.metadata.get("recorded")}
 
     @property
-    def masked(self) -> bool:
-        """Whether all images came with a shape: what lies beside the part is in none of the embeddings."""
-        return bool(self.shaped) and all(self.shaped)
+    def augmentation(self) -> Augmentation:
+        """How far a second view of each image differs from it."""
+        return Augmentation(rotation_deg=self.rotation_deg, jitter=self.jitter)
 
     @property
-    def mixed(self) -> bool:
-        """Whether some images came with a shape and others without."""
-        return any(self.shaped) and not all(self.shaped)
+    def budget(self) -> Budget:
+        """The memory for embeddings, and the coreset of what goes beyond it."""
+        return Budget(megabytes=self.memory_mb, rate=self.coreset_rate, limit=self.max_coreset, seed=self.seed)
 
-    @property
-    def n_embeddings(self) -> int:
-        """Embeddings of all the images."""
-        return len(self.emb) if self.passes is None else self.passes.n_seen
-
-
-def prepare_image(
-    file: ImageFile, extractor: Extractor, *, expected: Grid | None, max_megapixels: float, digested: bool = True
-) -> PreparedImage:
-    """Decode and resize one ROI to its own token grid, or to `expected` when that is within one token per side.
-
-    `digested`: with the SHA-256 of the file.
-
-    Raises:
-        BadImage: it cannot be used.
-        TokenGridMismatch: its grid is further from `expected`.
-        MaskEmpty: its shape covers no pixel.
-    """
-    data = file.read()
-    with _LARGE if is_large(data) else nullcontext():
-        return _prepared(data, file, extractor, expected, max_megapixels, digested)
+    def variant(self, extractor: Extractor, embeddings: Embeddings) -> Variant:
+        """How the memory measures. A foreground is learnt of whole images, which shapes and passes do not leave."""
+        whole = not any(embeddings.shaped) and embeddings.passes is None
+        return Variant(
+            distance=self.distance,
+            widths=widths_of(extractor) if self.memories == "separate" else (),
+            foreground=self.foreground == "pca" and whole,
+        )
 
 
-def _prepared(
-    data: bytes, file: ImageFile, extractor: Extractor, expected: Grid | None, max_megapixels: float, digested: bool
-) -> PreparedImage:
-    image = decode_image(data, name=file.name, max_megapixels=max_megapixels)
-    digest = hashlib.sha256(data).hexdigest() if digested else ""
-    height, width = image.shape[:2]
-    grid = grid_of(extractor, height, width)
-    notices: tuple[Notice, ...] = ()
-    if expected is not None and grid != expected:
-        if not _same_roi(height, width, expected, extractor):
-            raise TokenGridMismatch(got=grid, expected=expected, name=file.name)
-        notices = (Notice("roi_resized", {"got": grid, "expected": expected}),)
-    grid = expected or grid
-    pixels = prepare(image, grid, extractor.patch)
-    mask = build_mask(file.shape, height, width)
-    inside = None if mask is None else token_mask(mask, grid).ravel()
-    return PreparedImage(pixels, grid, (height, width), digest, notices, inside)
-
-
-def _same_roi(height: int, width: int, expected: Grid, extractor: Extractor) -> bool:
-    """Whether an ROI of this size, or of one pixel more or less, lies within one token per side of `expected`."""
-    sizes = product(range(max(1, height - 1), height + 2), range(max(1, width - 1), width + 2))
-    grids = (grid_of(extractor, h, w) for h, w in sizes)
-    return any(max(abs(rows - expected[0]), abs(cols - expected[1])) <= 1 for rows, cols in grids)
-
-
-def embed_images(
+def embed(
     files: Sequence[ImageFile],
     queue: InferenceQueue,
     job: Job,
-    *,
-    expected: Grid | None = None,
-    max_megapixels: float = 100,
-    budget: Budget | None = None,
+    options: FitOptions,
+    old: StoredMemory | None = None,
 ) -> Embeddings:
-    """Embeddings of all `files` on the grid of the first one (or `expected`), never held twice.
-
-    Of a file with a shape only the tokens that touch the part are kept, and beyond the `budget` only a coreset.
+    """Embeddings of images that become a memory, in passes if need be, or join `old`, on its grid.
 
     Raises:
-        BadImage, TokenGridMismatch, MaskEmpty: for the first file that cannot be used.
-        Cancelled: the job was cancelled.
+        BadImage, TokenGridMismatch, MaskEmpty, Cancelled.
     """
-    extractor = queue.extractor
-    ready_one = partial(prepare_image, extractor=extractor, max_megapixels=max_megapixels)
-    first = ready_one(files[0], expected=expected)
-    tokens = first.grid[0] * first.grid[1]
-    seen: list[PreparedImage] = []
-
-    def ready() -> Iterator[PreparedImage]:
-        yield first
-        with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
-            later = (pool.submit(ready_one, file, expected=first.grid) for file in files[1:])
-            yield from ahead(later, 2 * DECODERS)
-
-    def submitted(image: PreparedImage) -> Future[NDArray[np.float32]]:
-        seen.append(replace(image, pixels=_NO_PIXELS))
-        return queue.submit(image.pixels, bulk=True)
-
-    counts: list[int] = []
-
-    def embedded() -> Iterator[NDArray[np.float32]]:
-        for number, rows in enumerate(ahead((submitted(image) for image in ready()), queue.max_batch + 1, job)):
-            inside = seen[number].inside
-            kept = rows if inside is None else rows[inside]
-            counts.append(len(kept))
-            yield kept
-            job.report("extract", number + 1, len(files))
-
-    passes = None
-    if budget is None or budget.holds(len(files) * tokens, extractor.dim):
-        emb = _gathered(embedded(), len(files) * tokens, extractor.dim)
-        src = np.repeat(np.arange(len(files), dtype=np.int32), counts)
-    else:
-        passes = budget.choose(embedded(), len(files) * tokens)
-        emb, src = passes.rows, passes.chunk.astype(np.int32)
-    shaped = [image.inside is not None for image in seen]
-    return Embeddings(emb, src, first.grid, [image.digest for image in seen], counts, shaped, passes)
+    return embed_images(
+        files,
+        queue,
+        job,
+        augmentation=options.augmentation,
+        seed=options.seed,
+        expected=old.grid if old else None,
+        max_megapixels=options.max_megapixels,
+        budget=None if old else options.budget,
+    )
 
 
-def _gathered(chunks: Iterator[NDArray[np.float32]], most: int, dim: int) -> NDArray[np.float32]:
-    """Chunks (N_i, dim) of no more than `most` rows together, one below the other."""
-    emb, n = np.empty((most, dim), np.float32), 0
-    for rows in chunks:
-        emb[n : n + len(rows)] = rows
-        n += len(rows)
-    return emb[:n]
+@dataclass(frozen=True)
+class NewMemory:
+    """A memory that was fitted or grown and is not written yet, and its metadata."""
+
+    memory: PatchCoreMemory
+    grid: Grid
+    metadata: dict[str, Any]
+
+    @classmethod
+    def fitted(
+        cls,
+        files: Sequence[ImageFile],
+        embeddings: Embeddings,
+        options: FitOptions,
+        extractor: Extractor,
+        mm_per_px: float,
+        progress: Progress | None = None,
+    ) -> NewMemory:
+        """The memory of the coreset of a fit's embeddings, unless passes have chosen it already."""
+        passes = embeddings.passes
+        memory = build_memory(
+            embeddings.emb,
+            options.variant(extractor, embeddings),
+            embeddings.grid,
+            coreset_rate=1.0 if passes else options.coreset_rate,
+            limit=options.max_coreset,
+            rng=np.random.default_rng(options.seed),
+            backend=options.backend,
+            src=embeddings.image_ids,
+            progress=progress,
+        )
+        if passes:
+            memory.n_embeddings, memory.radius = passes.n_seen, passes.radius + (memory.radius or 0.0)
+        metadata = {
+            "extractor": extractor.name,
+            "fingerprint": extractor.fingerprint,
+            "input_size": extractor.input_size,
+            "patch_size": extractor.patch,
+            "n_images": len(files),
+            "n_embeddings": embeddings.n_embeddings,
+            "coreset_rate": options.coreset_rate,
+            "coreset_rate_applied": len(memory) / embeddings.n_embeddings,
+            "radius": memory.radius or 0.0,
+            **({"in_passes": True} if passes else {}),
+            "seed": options.seed,
+            "mm_per_px": mm_per_px,
+            **({"masked": True} if embeddings.masked else {}),
+            "images": _images(files, embeddings),
+            **options.metadata(),
+        }
+        return cls(memory, embeddings.grid, metadata)
+
+    @classmethod
+    def grown(
+        cls,
+        old: StoredMemory,
+        files: Sequence[ImageFile],
+        embeddings: Embeddings,
+        options: FitOptions,
+        progress: Progress | None = None,
+    ) -> NewMemory:
+        """The memory `old`, with its reserve if it has one, after the images of `files` joined it."""
+        grown = grown_memory(
+            old,
+            embeddings,
+            rate=options.coreset_rate,
+            limit=options.max_coreset,
+            backend=options.backend,
+            progress=progress,
+        )
+        memory, images = grown.memory, _images(files, embeddings)
+        known = {name: value for name, value in old.metadata.items() if name != "masked" or embeddings.masked}
+        metadata = {
+            **known,
+            **options.metadata(),
+            "n_images": len(old.images) + len(images),
+            "n_embeddings": memory.n_embeddings,
+            "n_added": len(images),
+            "coreset_rate_applied": len(memory) / memory.n_embeddings,
+            "radius": grown.radius,
+            "radius_before": grown.radius_before,
+            "n_reserve": grown.n_reserve,
+            "grown_from": old.generation,
+            "images": [*old.images, *images],
+        }
+        return cls(memory, embeddings.grid, metadata)
+
+    @property
+    def stored(self) -> StoredMemory:
+        """The memory as a store takes it and a growth goes on from."""
+        memory = self.memory
+        image_ids = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
+        return StoredMemory(memory.emb, self.grid, image_ids, self.metadata, memory.extras, memory.reserve)
 
 
-def embed_good_parts(
-    files: Sequence[ImageFile],
-    queue: InferenceQueue,
-    job: Job,
-    *,
-    augmentation: Augmentation,
-    seed: int,
-    expected: Grid | None = None,
-    max_megapixels: float = 100,
-    budget: Budget | None = None,
-) -> Embeddings:
-    """Embeddings of `files`, and of an augmented view of each when there is augmentation.
+def _images(files: Sequence[ImageFile], embeddings: Embeddings) -> list[dict[str, str]]:
+    return [{"name": f.name, "sha256": digest} for f, digest in zip(files, embeddings.digests, strict=True)]
 
-    `src` numbers the files; one sent twice has the first one's number, a view its image's, and a row that several
-    files share −1, so that what leaves one image out leaves out what that image alone brought.
 
-    Raises:
-        BadImage, TokenGridMismatch, Cancelled.
+@dataclass(frozen=True)
+class Grown:
+    """A memory after it grew, and how far its centres covered all embeddings ever seen, before and after.
+
+    `radius` bounds the covering radius: that of the new embeddings and the reserve, or what bounds the distances of old
+    ones that are in neither, whichever is larger.
+    `n_reserve`: rows of earlier images that were to choose from.
     """
-    views = [view for file in files for view in _with_view(file, augmentation, seed)]
-    per_file = len(views) // len(files)
-    embedded = embed_images(views, queue, job, expected=expected, max_megapixels=max_megapixels, budget=budget)
-    digests = embedded.digests[::per_file]
-    first: dict[str, int] = {}
-    numbers = np.array([first.setdefault(digest, i) for i, digest in enumerate(digests)], np.int32)
-    src = numbers[embedded.src // per_file]
-    src[rows_of_several(embedded.emb, src)] = -1
-    counts = np.reshape(embedded.counts, (-1, per_file)).sum(axis=1).tolist()
-    return replace(embedded, src=src, digests=digests, counts=counts, shaped=embedded.shaped[::per_file])
+
+    memory: PatchCoreMemory
+    radius: float
+    radius_before: float
+    n_reserve: int
 
 
-def _with_view(file: ImageFile, augmentation: Augmentation, seed: int) -> Iterator[ImageFile]:
-    yield file
-    if augmentation:
-        yield ImageFile(f"{file.name} (augmented)", lambda: _view_bytes(file, augmentation, seed), file.shape)
-
-
-def _view_bytes(file: ImageFile, augmentation: Augmentation, seed: int) -> bytes:
-    """A PNG of the one view that `seed` and the image's own content give, whatever it is fitted with."""
-    data = file.read()
-    content = np.frombuffer(hashlib.sha256(data).digest(), np.uint32)
-    rng = np.random.default_rng([seed, *content.tolist()])
-    return encode_png(augmentation.view(decode_image(data, name=file.name), rng))
-
-
-def rows_of_several(emb: NDArray[np.float32], src: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """(N,) bool: rows of emb (N, D) that occur, bit for bit, under more than one number of src (N,)."""
-    columns = np.linspace(0, emb.shape[1] - 1, 4).astype(int)
-    keys = np.ascontiguousarray(emb[:, columns]).view("V16").ravel()
-    _, first, group, count = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
-    alike = np.flatnonzero(count[group] > 1)
-    pairs = (alike[at : at + 4096] for at in range(0, len(alike), 4096))
-    alike = np.concatenate([rows[(emb[rows] == emb[first[group[rows]]]).all(axis=1)] for rows in pairs] or [alike])
-    low, high = np.full(len(count), np.iinfo(np.int32).max), np.full(len(count), -2)
-    np.minimum.at(low, group[alike], src[alike])
-    np.maximum.at(high, group[alike], src[alike])
-    several = np.zeros(len(emb), bool)
-    several[alike] = (low != high)[group[alike]]
-    return several
-
-
-def ahead(futures: Iterator[Future[Any]], window: int, job: Job | None = None) -> Iterator[Any]:
-    """Results in order while up to `window` later ones are under way; what is under way is cancelled on leaving."""
-    waiting: deque[Future[Any]] = deque()
-    try:
-        for future in futures:
-            waiting.append(future)
-            if len(waiting) > window:
-                yield _result(waiting.popleft(), job)
-        while waiting:
-            yield _result(waiting.popleft(), job)
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _result(future: Future[Any], job: Job | None) -> Any:
-    if job is None:
-        return future.result()
-    job.check()
-    return job.wait(future)
-
-
-def fit_metadata(
-    extractor: Extractor,
-    files: Sequence[ImageFile],
-    embedded: Embeddings,
-    memory: PatchCoreMemory,
+def grown_memory(
+    old: StoredMemory,
+    embeddings: Embeddings,
     *,
-    coreset_rate: float,
-    seed: int,
-    mm_per_px: float,
-) -> dict[str, Any]:
-    """The metadata of memory.npz; the store adds generation, model_version and created_utc."""
-    return {
-        "extractor": extractor.name,
-        "fingerprint": extractor.fingerprint,
-        "input_size": extractor.input_size,
-        "patch_size": extractor.patch,
-        "n_images": len(files),
-        "n_embeddings": embedded.n_embeddings,
-        "coreset_rate": coreset_rate,
-        "coreset_rate_applied": len(memory) / embedded.n_embeddings,
-        "radius": memory.radius or 0.0,
-        **({"in_passes": True} if embedded.passes else {}),
-        "seed": seed,
-        "mm_per_px": mm_per_px,
-        **({"masked": True} if embedded.masked else {}),
-        "images": [{"name": f.name, "sha256": d} for f, d in zip(files, embedded.digests, strict=True)],
-    }
+    rate: float,
+    limit: int,
+    backend: Backend = "auto",
+    progress: Progress | None = None,
+) -> Grown:
+    """The memory `old` with the coreset of new embeddings added: k-center greedy that starts from the old centres.
+
+    The new rows and what earlier images have in `old.reserve` are chosen from alike: as in one fit of all images whose
+    first centres were the old ones, as far as the reserve reaches. Without one, from the new rows alone.
+
+    Args:
+        embeddings: of the new images; their `image_ids` are counted on from the images of `old`.
+        rate: share of the new embeddings that is added, rounded so that however many growths share out the images,
+            their shares add up to that of one fit.
+        limit: rows of the whole memory at most.
+
+    Returns:
+        The old rows, then the new ones.
+    """
+    n_old, beyond = len(old.emb), old.reserve.beyond if old.reserve else old.number("radius", 0.0)
+    emb, image_ids = _everything(old, embeddings)
+    n = max(0, min(_share(int(old.metadata["n_embeddings"]), len(embeddings.emb), rate), limit - n_old))
+    coreset = coreset_of(emb[n_old:], n, centres=old.emb, left=n_old + n, progress=progress)
+    kept, left = np.concatenate([np.arange(n_old), n_old + coreset.indices]), n_old + coreset.left
+    memory = PatchCoreMemory(emb[kept], backend=backend, src=image_ids[kept])
+    memory.reserve = Reserve(emb[left], image_ids[left], max(beyond, coreset.beyond))
+    memory.n_embeddings = int(old.metadata["n_embeddings"]) + len(embeddings.emb)
+    n_reserve = len(old.reserve.emb) if old.reserve else 0
+    return Grown(memory, max(beyond, coreset.radius), max(beyond, coreset.radius_before), n_reserve)
+
+
+def _everything(old: StoredMemory, embeddings: Embeddings) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Rows (N, D) of `old`, of its reserve and of new images, in this order, and (N,) the images they came from."""
+    new = np.where(embeddings.image_ids < 0, -1, embeddings.image_ids + len(old.images)).astype(np.int32)
+    reserved = [(old.reserve.emb, old.reserve.src)] if old.reserve else []
+    rows, images = zip((old.emb, old.image_ids), *reserved, (embeddings.emb, new), strict=True)
+    emb, image_ids = np.concatenate(rows), np.concatenate(images)
+    image_ids[rows_of_several(emb, image_ids)] = -1
+    return emb, image_ids
+
+
+def _share(n_before: int, n_new: int, rate: float) -> int:
+    """Rows that a memory of `n_before` embeddings takes of `n_new` more."""
+    n = n_before + n_new
+    return coreset_size(n, rate, n) - coreset_size(n_before, rate, n)
+
+
+class Fitter:
+    """Fits, grows and commits the memories of the models that `inspector` inspects with.
+
+    One fit at a time, so that FIT_MEMORY_MB holds. The images are embedded before the model is locked.
+    """
+
+    def __init__(self, inspector: Inspector) -> None:
+        self.inspector = inspector
+        self.options = FitOptions.of(inspector.settings)
+        self._fitting = threading.Lock()
+
+    def fit(
+        self,
+        key: ModelKey,
+        files: Sequence[ImageFile],
+        *,
+        mm_per_px: float,
+        job: Job | None = None,
+        keep: bool = True,
+    ) -> FitResult:
+        """Build the memory of `key` from images of good parts, replacing the former one in one step.
+
+        Nothing is written before every image was decoded and embedded. `keep`: the journal is shown the images.
+
+        Raises:
+            NoImages, BadImage, TokenGridMismatch, FitInProgress, Cancelled, DiskFull, ReadOnlyStore.
+        """
+        if not files:
+            raise NoImages()
+        job, clock, queue = job or Job(), Clock(), self.inspector.host.queue()
+        with self.turn(key, job):
+            embeddings = embed(files, queue, job, self.options)
+            clock.mark("extract")
+            new = NewMemory.fitted(
+                files, embeddings, self.options, queue.extractor, mm_per_px, progress=job.stage("coreset")
+            )
+            clock.mark("coreset")
+            job.check()
+            with self.inspector.store.writing(key, self.inspector.settings.fit_wait_s):
+                stored, recorded = self.commit(key, new, files if keep else ())
+            clock.mark("store")
+        return self._result(stored, clock, 0, [*self._about(new.memory, embeddings), *recorded])
+
+    def grow(
+        self,
+        key: ModelKey,
+        files: Sequence[ImageFile],
+        *,
+        mm_per_px: float,
+        job: Job | None = None,
+        keep: bool = True,
+    ) -> FitResult:
+        """Add images of good parts to the memory of `key`; without a memory yet this is a fit.
+
+        Images that the memory has seen, by content, add nothing. The memory that grows is the one that is there once
+        the new images are embedded. `keep`: the journal is shown the images.
+
+        Raises:
+            MemoryMismatch: the memory has another grid, extractor or mm_per_px.
+            NoImages, BadImage, FitInProgress, Cancelled, DamagedFile, DiskFull, ReadOnlyStore.
+        """
+        if not files:
+            raise NoImages()
+        store, options = self.inspector.store, self.options
+        job, clock, queue = job or Job(), Clock(), self.inspector.host.queue()
+        with self.turn(key, job):
+            model = self._growable(key, mm_per_px)
+            digests = [hashlib.sha256(file.read()).hexdigest() for file in files]
+            fresh = [files[n] for n in _unknown(digests, model)]
+            clock.mark("compare")
+            if model and not fresh:
+                return self._result(model.stored, clock, len(files), [Notice("nothing_new")])
+            embeddings = self._embed_fresh(key, fresh, model, queue, job)
+            clock.mark("extract")
+            with store.writing(key, self.inspector.settings.fit_wait_s):
+                model = self._growable(key, mm_per_px, embeddings.grid)
+                if model:
+                    if embeddings.passes:  # another process has fitted meanwhile: this was to be the first fit
+                        raise FitInProgress(key=key, retry_after=1)
+                    numbers = _unknown(embeddings.digests, model)
+                    fresh, embeddings = [fresh[n] for n in numbers], embeddings.only(numbers)
+                    if not fresh:
+                        return self._result(model.stored, clock, len(files), [Notice("nothing_new")])
+                    old = replace(model.stored, reserve=store.load_reserve(key, model.stored))
+                    new = NewMemory.grown(old, fresh, embeddings, options, job.stage("coreset"))
+                else:
+                    new = NewMemory.fitted(fresh, embeddings, options, queue.extractor, mm_per_px, job.stage("coreset"))
+                clock.mark("coreset")
+                job.check()
+                stored, recorded = self.commit(key, new, fresh if keep else ())
+            clock.mark("store")
+        return self._result(
+            stored, clock, len(files) - len(fresh), [*self._about(new.memory, embeddings, model), *recorded]
+        )
+
+    def _result(self, stored: StoredMemory, clock: Clock, n_duplicates: int, notices: Sequence[Notice]) -> FitResult:
+        duplicates = [Notice("duplicates_left_out", {"n": n_duplicates})] if n_duplicates else []
+        warnings = [*self.inspector.warnings(), *duplicates, *notices]
+        return FitResult(len(stored.emb), stored.grid, stored.metadata, clock.report(), warnings)
+
+    @contextmanager
+    def turn(self, key: ModelKey, job: Job) -> Iterator[None]:
+        """One fit at a time in this process. Raises FitInProgress after FIT_WAIT_S seconds, Cancelled."""
+        deadline = monotonic() + self.inspector.settings.fit_wait_s
+        while not self._fitting.acquire(timeout=0.1):
+            job.check()
+            if monotonic() >= deadline:
+                raise FitInProgress(key=key, retry_after=5)
+        try:
+            yield
+        finally:
+            self._fitting.release()
+
+    def commit(
+        self, key: ModelKey, new: NewMemory, files: Sequence[ImageFile] = ()
+    ) -> tuple[StoredMemory, list[Notice]]:
+        """Write a memory, and tell the journal of it and of `files`. The caller holds the store's `writing(key)`.
+
+        Raises:
+            DiskFull, ReadOnlyStore: nothing was changed.
+        """
+        inspector, memory = self.inspector, new.memory
+        notices = inspector.journal.keep(key, files, float(new.metadata["mm_per_px"])) if files else []
+        stored = inspector.store.save_memory(key, new.stored, index_bytes(memory))
+        memory.reserve = None  # the store has it, and inspections need none
+        inspector.cache.put(key, memory, stored, inspector.store.stamp(key))
+        return stored, notices + inspector.journal.fitted(key, stored.metadata)
+
+    def _growable(self, key: ModelKey, mm_per_px: float, grid: Grid | None = None) -> FittedModel | None:
+        """The memory that may grow, or None when there is none yet. Raises MemoryMismatch, DamagedFile."""
+        extractor = self.inspector.host.queue().extractor
+        try:
+            model, older = self.inspector.fitted(key)
+        except MemoryNotFound:
+            return None
+        except ExtractorMismatch as err:
+            raise _mismatch(key, "extractor", err.values["ours"], err.values["theirs"]) from err
+        if model.memory.kind:
+            raise _mismatch(key, "PATCHCORE_DISTANCE", "l2", model.memory.kind)
+        if older:
+            raise _mismatch(key, "extractor", f"{extractor.name}, {extractor.fingerprint}", "?")
+        fitted = float(model.stored.metadata["mm_per_px"])
+        if abs(fitted - mm_per_px) > 1e-6 * fitted:
+            raise _mismatch(key, "mm_per_px", mm_per_px, fitted)
+        if grid and grid != model.stored.grid:
+            raise _mismatch(key, "token_shape", grid, model.stored.grid)
+        return model
+
+    def _embed_fresh(
+        self, key: ModelKey, files: Sequence[ImageFile], model: FittedModel | None, queue: InferenceQueue, job: Job
+    ) -> Embeddings:
+        try:
+            return embed(files, queue, job, self.options, model.stored if model else None)
+        except TokenGridMismatch as err:
+            if model is None:
+                raise
+            raise _mismatch(key, "token_shape", err.values["got"], err.values["expected"]) from err
+
+    def _about(self, memory: PatchCoreMemory, embeddings: Embeddings, model: FittedModel | None = None) -> list[Notice]:
+        """What is to be said of how the rows of `memory` were chosen from `embeddings`; `model`: what grew."""
+        options, notices = self.options, []
+        wanted = round(memory.n_embeddings * options.coreset_rate)
+        if wanted > options.max_coreset <= len(memory):
+            notices.append(Notice("coreset_capped", {"limit": options.max_coreset, "wanted": wanted}))
+        if embeddings.passes:
+            limit = {"limit": f"{options.memory_mb:g}"}
+            notices.append(Notice("fitted_in_passes", limit))
+            if options.foreground == "pca" and not any(embeddings.shaped):
+                notices.append(Notice("foreground_not_learnt", limit))
+        if embeddings.mixed or (model is not None and model.knows_part_only != embeddings.masked):
+            notices.append(Notice("shapes_differ"))
+        return notices
+
+
+def _unknown(digests: Sequence[str], model: FittedModel | None) -> list[int]:
+    """Positions of the digests of images that `model` was not made from, the first of equal ones only."""
+    known: Collection[str] = model.stored.known_images if model else ()
+    first = {digest: n for n, digest in reversed(list(enumerate(digests))) if digest not in known}
+    return sorted(first.values())
+
+
+def _mismatch(key: ModelKey, field: str, got: object, expected: object) -> MemoryMismatch:
+    return MemoryMismatch(key=key, field=field, got=got, expected=expected)

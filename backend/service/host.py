@@ -12,7 +12,8 @@ from time import perf_counter
 import numpy as np
 
 from backend.base.config import PROJECT_ROOT, Settings
-from backend.base.errors import DeviceOutOfMemory, Notice, NotReady, WeightsUnavailable
+from backend.base.errors import DeviceOutOfMemory, NotReady, WeightsUnavailable
+from backend.base.messages import Notice
 from backend.features import Extractor, build_extractor, grid_of
 from backend.memory.accelerator import lend
 from backend.memory.approximate import graph_rows, require_graphs

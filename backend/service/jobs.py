@@ -1,22 +1,98 @@
-"""Long work shows how far it is: jobs by request id, each with its stage, count and the time it will still take."""
+"""One request's work: how it is cancelled, how far it is, and the board where long work can be followed."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from cachetools import LRUCache
 
 from backend.base.errors import Cancelled
-from backend.service.queue import Job
 
 State = Literal["running", "done", "failed", "cancelled"]
+T = TypeVar("T")
 REMEMBERED = 512
+
+
+class Job:
+    """One request's cancellation and progress, passed down to where the work is done."""
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._waiting: Future[Any] | None = None
+
+    def cancel(self) -> None:
+        """Ask the work to stop; what waits in the queue leaves it."""
+        self._cancelled.set()
+        with self._lock:
+            if self._waiting is not None:
+                self._waiting.cancel()
+
+    def check(self) -> None:
+        """Raises Cancelled once `cancel` was called."""
+        if self._cancelled.is_set():
+            raise Cancelled()
+
+    def wait(self, future: Future[T]) -> T:
+        """The future's result. Raises Cancelled when the job is cancelled before the work began."""
+        with self._lock:
+            self._waiting = future
+        if self._cancelled.is_set():  # before `cancel` could know what to cancel
+            future.cancel()
+        try:
+            return future.result()
+        except CancelledError as err:
+            raise Cancelled() from err
+        finally:
+            with self._lock:
+                self._waiting = None
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Progress of the work: `done` of `total` things of this stage. This class tells nobody."""
+
+    def stage(self, name: str) -> Callable[[int, int], None]:
+        """What reports (done, total) of the stage `name`; it raises Cancelled once `cancel` was called."""
+
+        def progress(done: int, total: int) -> None:
+            self.check()
+            self.report(name, done, total)
+
+        return progress
+
+
+def ahead(futures: Iterator[Future[T]], window: int, job: Job | None = None) -> Iterator[T]:
+    """Results in order while up to `window` later ones are under way; what is under way is cancelled on leaving.
+
+    Raises:
+        Cancelled: the job was cancelled.
+    """
+    waiting: deque[Future[T]] = deque()
+
+    def oldest() -> T:
+        future = waiting.popleft()
+        if job is None:
+            return future.result()
+        job.check()
+        return job.wait(future)
+
+    try:
+        for future in futures:
+            waiting.append(future)
+            if len(waiting) > window:
+                yield oldest()
+        while waiting:
+            yield oldest()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 @dataclass(frozen=True)

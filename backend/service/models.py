@@ -1,4 +1,4 @@
-"""Loaded models, least recently used, bounded by bytes; a change on disk is noticed from the file's stamp."""
+"""Loaded models: the least recently used leave, their bytes are bounded, and a change on disk is seen by a stamp."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from backend.base.errors import (
     ExtractorMismatch,
     FitInProgress,
     MemoryNotFound,
-    Notice,
     ReadOnlyReplica,
     ReadOnlyStore,
 )
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.features import Extractor
 from backend.memory.variants import stored_memory
 from backend.patchcore import Array, CandidateIndex, PatchCoreMemory
@@ -43,12 +43,18 @@ class FittedModel:
 
     @property
     def knows_part_only(self) -> bool:
-        """Whether shapes kept what lies beside the part out of the memory."""
+        """Whether what lies beside the part is in none of the memory's rows, because every image had a shape."""
         return bool(self.stored.metadata.get("masked"))
 
 
 class ModelCache:
-    """Gives the newest memory and calibration of a key, reading the disk only when a file changed."""
+    """Gives the newest memory and calibration of a key, reading the disk only when a file changed.
+
+    Args:
+        cache_mb: bytes that the memories held may take, in units of 2^20.
+        knn_backend: the library that searches them.
+        propose: what makes of a memory's rows an index that proposes neighbours, if anything.
+    """
 
     def __init__(
         self,
@@ -56,15 +62,15 @@ class ModelCache:
         *,
         cache_mb: float,
         knn_backend: str,
-        rough: Callable[[Array], CandidateIndex | None] | None = None,
+        propose: Callable[[Array], CandidateIndex | None] | None = None,
     ) -> None:
         self.store = store
-        self.rough = rough
+        self.propose = propose
         self.knn_backend = knn_backend
         self._models: LRUCache[ModelKey, FittedModel] = LRUCache(cache_mb * 2**20, getsizeof=lambda m: m.nbytes)
         self._calibrations: LRUCache[ModelKey, tuple[Stamp, dict[str, Any]]] = LRUCache(4096)
         self._lock = threading.Lock()
-        # One load at a time: requests that all miss the same model would else each hold a copy of it.
+        # One load at a time, or requests that all miss the same model would each hold a copy of it.
         self._loading = threading.Lock()
 
     def model(self, key: ModelKey) -> FittedModel:
@@ -85,15 +91,15 @@ class ModelCache:
         return known if known is not None and known.stamp == stamp else None
 
     def _load(self, key: ModelKey) -> FittedModel:
-        # Before the read: when the file is replaced meanwhile, the next request finds the stamp outdated, never wrong.
+        # Before the read: if the file is replaced meanwhile, the stamp is outdated and the next request reads again.
         stamp = self.store.stamp(key)
         stored = self.store.load_memory(key)
         return self.put(key, self._searchable(key, stored, stamp), stored, stamp)
 
     def put(self, key: ModelKey, memory: PatchCoreMemory, stored: StoredMemory, stamp: Stamp | None) -> FittedModel:
         """Remember a model; one larger than the whole cache is only returned."""
-        if self.rough is not None:
-            memory.attach_index(self.rough)
+        if self.propose is not None:
+            memory.attach_index(self.propose)
         model = FittedModel(memory, stored, stamp)
         with self._lock:
             self._models.pop(key, None)
@@ -140,18 +146,18 @@ class ModelCache:
 
 def memory_of(stored: StoredMemory, backend: str) -> PatchCoreMemory:
     """The memory that measures as `stored` was fitted."""
-    return stored_memory(stored.emb, stored.grid, stored.extras, backend=backend, src=stored.src)  # type: ignore[arg-type]
+    return stored_memory(stored.emb, stored.grid, stored.extras, backend=backend, src=stored.image_ids)  # type: ignore[arg-type]
 
 
-def check_extractor(key: ModelKey, model: FittedModel, extractor: Extractor) -> Notice | None:
-    """Whether `extractor` made this memory; a notice when an older file cannot say.
+def check_extractor(key: ModelKey, model: FittedModel, extractor: Extractor) -> list[Notice]:
+    """Whether `extractor` made this memory, with a notice when an older file cannot say so.
 
     Raises:
         ExtractorMismatch: another extractor made it.
     """
     theirs = model.stored.fingerprint
     if theirs == extractor.fingerprint:
-        return None
+        return []
     name = model.stored.metadata.get("extractor")
     dim = model.memory.dim
     if theirs is not None or dim != extractor.dim:
@@ -160,7 +166,7 @@ def check_extractor(key: ModelKey, model: FittedModel, extractor: Extractor) -> 
             theirs=", ".join(str(part) for part in (name, f"{dim} dims", theirs) if part),
             ours=f"{extractor.name}, {extractor.dim} dims, {extractor.fingerprint}",
         )
-    return Notice("older_memory")
+    return [Notice("older_memory")]
 
 
 def index_bytes(memory: PatchCoreMemory) -> bytes | None:

@@ -6,71 +6,18 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import Cancelled, DeviceOutOfMemory, NotReady, QueueFull
+from backend.base.errors import DeviceOutOfMemory, NotReady, QueueFull
 from backend.features import RGB, Extractor
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
-
-
-class Job:
-    """One request's cancellation and progress, passed down to where the work is done."""
-
-    def __init__(self) -> None:
-        self._cancelled = threading.Event()
-        self._lock = threading.Lock()
-        self._waiting: Future[object] | None = None
-
-    def cancel(self) -> None:
-        """Ask the work to stop; what waits in the queue leaves it."""
-        self._cancelled.set()
-        with self._lock:
-            if self._waiting is not None:
-                self._waiting.cancel()
-
-    def check(self) -> None:
-        """Raises Cancelled once `cancel` was called."""
-        if self._cancelled.is_set():
-            raise Cancelled()
-
-    def wait(self, future: Future[T]) -> T:
-        """The future's result. Raises Cancelled when the job is cancelled before the work began."""
-        with self._lock:
-            self._waiting = future  # type: ignore[assignment]
-        self.check_or_cancel(future)
-        try:
-            return future.result()
-        except CancelledError as err:
-            raise Cancelled() from err
-        finally:
-            with self._lock:
-                self._waiting = None
-
-    def check_or_cancel(self, future: Future[T]) -> None:
-        """Cancel `future` if the job was cancelled in the meantime."""
-        if self._cancelled.is_set():
-            future.cancel()
-
-    def report(self, stage: str, done: int, total: int) -> None:
-        """Progress of the work; the base class keeps quiet."""
-
-    def stage(self, name: str) -> Callable[[int, int], None]:
-        """What reports (done, total) of the stage `name`; it raises Cancelled once `cancel` was called."""
-
-        def progress(done: int, total: int) -> None:
-            self.check()
-            self.report(name, done, total)
-
-        return progress
 
 
 @dataclass

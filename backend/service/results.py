@@ -1,25 +1,22 @@
-"""What the use cases answer with, and how long their stages took."""
+"""What the use cases answer with, how long their stages took, and who is told of what they did."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
-from backend.base.config import Settings
-from backend.base.errors import Notice
 from backend.base.keys import ModelKey
-from backend.features import Extractor, Grid, widths_of
-from backend.infer import Inspection, RoiSize
-from backend.memory.variants import Variant
-from backend.service.calibration import Applied
-from backend.service.fitting import Embeddings
-from backend.service.models import FittedModel
+from backend.base.messages import Notice
+from backend.features import Grid
+from backend.infer import Inspection
+from backend.service.images import ImageFile
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a fit made: the metadata of its memory, and sizes in rows (embeddings)."""
+    """What a fit or a growth made: rows of the memory, token rows and columns, and the memory's metadata."""
 
     coreset_size: int
     token_shape: Grid
@@ -38,7 +35,14 @@ class CalibrationResult:
 
 @dataclass(frozen=True)
 class InferResult:
-    """The verdict on one image. `threshold` and `is_anomaly` are None without a calibration that applies."""
+    """The verdict on one image.
+
+    Attributes:
+        threshold, is_anomaly: None without a calibration that applies.
+        heatmap: a PNG; empty if none was asked for.
+        heatmap_range: the distances that 0 and 255 of the heatmap stand for.
+        params: how it was inspected, by the names that /infer gives.
+    """
 
     inspection: Inspection
     threshold: float | None
@@ -69,72 +73,40 @@ class Clock:
         return {**self._stages, "total": round(1000 * (perf_counter() - self._started), 3)}
 
 
-def about_origin(key: ModelKey, model: FittedModel) -> list[Notice]:
-    """A notice when the memory's file was made for another model and copied here."""
-    theirs = model.stored.metadata.get("model", str(key))
-    return [] if theirs == str(key) else [Notice("memory_of_other_model", {"theirs": theirs, "key": key})]
+class Journal(Protocol):
+    """Is told of every fit, calibration and inspection. The notices that it gives back join the answer's warnings."""
+
+    def keep(self, key: ModelKey, files: Sequence[ImageFile], mm_per_px: float) -> list[Notice]:
+        """The images of a fit that is about to be committed. The caller holds the model's lock."""
+        ...
+
+    def fitted(self, key: ModelKey, metadata: Mapping[str, Any]) -> list[Notice]:
+        """The metadata of a memory that was just committed. The caller holds the model's lock."""
+        ...
+
+    def calibrated(self, key: ModelKey, values: Mapping[str, Any]) -> list[Notice]:
+        """The calibration that was just written. The caller holds the model's lock."""
+        ...
+
+    def inspected(self, key: ModelKey, name: str, inspection: Inspection, threshold: float | None) -> None:
+        """The inspection of an image called `name`, and the threshold that applied."""
+        ...
 
 
-def about_frame(frame: RoiSize, mm_per_px: float, model: FittedModel, *, masked: bool) -> list[Notice]:
-    """What is to be said of an image's size, scale and shape beside those the memory was fitted with."""
-    notices = []
-    if frame.scale < 1:
-        notices.append(Notice("image_downscaled", {"megapixels": frame.height * frame.width / 1e6}))
-    fitted = model.stored.metadata.get("mm_per_px")
-    if isinstance(fitted, float) and abs(mm_per_px - fitted) > 0.01 * fitted:
-        notices.append(Notice("mm_per_px_differs", {"got": mm_per_px, "expected": fitted}))
-    if model.knows_part_only and not masked:
-        notices.append(Notice("shape_missing"))
-    return notices
+class NoJournal:
+    """The Journal of a service that keeps no samples and no records."""
 
+    def keep(self, key: ModelKey, files: Sequence[ImageFile], mm_per_px: float) -> list[Notice]:
+        """See Journal."""
+        return []
 
-def params_of(
-    extractor: Extractor, model: FittedModel, applied: Applied, mm_per_px: float, settings: Settings
-) -> dict[str, Any]:
-    """What /infer says of how it inspected."""
-    metadata = model.stored.metadata
-    rate = model.stored.number("coreset_rate", settings.coreset_rate)
-    return {
-        "extractor": extractor.name,
-        "input_size": extractor.input_size,
-        "patch_size": extractor.patch,
-        "coreset_rate": rate,
-        "coreset_rate_applied": model.stored.number("coreset_rate_applied", rate),
-        "k": applied.scoring.k,
-        "score_percentile": applied.scoring.percentile,
-        "score_method": applied.scoring.method,
-        "blur_sigma": applied.scoring.blur_sigma,
-        "mm_per_px": mm_per_px,
-        "area_mm2_thr": applied.area_mm2_thr,
-        "model_version": str(metadata.get("model_version", "")),
-        "device": extractor.device,
-        "runtime": extractor.runtime,
-    }
+    def fitted(self, key: ModelKey, metadata: Mapping[str, Any]) -> list[Notice]:
+        """See Journal."""
+        return []
 
+    def calibrated(self, key: ModelKey, values: Mapping[str, Any]) -> list[Notice]:
+        """See Journal."""
+        return []
 
-def about_coreset(embedded: Embeddings, settings: Settings) -> list[Notice]:
-    """What is to be said of how the rows of a memory were chosen."""
-    mixed = [Notice("shapes_differ")] * embedded.mixed
-    return capped(embedded.n_embeddings, settings) + in_passes(embedded, settings) + mixed
-
-
-def in_passes(embedded: Embeddings, settings: Settings) -> list[Notice]:
-    """That a memory was chosen in passes, if it was, and what could not be done for that reason."""
-    limit = {"limit": f"{settings.fit_memory_mb:g}"}
-    blind = [Notice("foreground_not_learnt", limit)] * (settings.foreground_mask == "pca" and not any(embedded.shaped))
-    return [] if embedded.passes is None else [Notice("fitted_in_passes", limit), *blind]
-
-
-def capped(n_embeddings: int, settings: Settings) -> list[Notice]:
-    """A notice that a memory of so many embeddings has fewer rows than CORESET_RATE asks for, if it has."""
-    wanted, limit = round(n_embeddings * settings.coreset_rate), settings.max_coreset
-    return [Notice("coreset_capped", {"limit": limit, "wanted": wanted})] * (wanted > limit)
-
-
-def variant_of(settings: Settings, extractor: Extractor, embedded: Embeddings) -> Variant:
-    """The kind of memory that the settings ask for."""
-    return Variant(
-        distance=settings.patchcore_distance,
-        widths=widths_of(extractor) if settings.patchcore_memories == "separate" else (),
-        foreground=settings.foreground_mask == "pca" and not any(embedded.shaped) and embedded.passes is None,
-    )
+    def inspected(self, key: ModelKey, name: str, inspection: Inspection, threshold: float | None) -> None:
+        """See Journal."""

@@ -7,12 +7,15 @@ import logging
 import numpy as np
 
 from backend.base.errors import InspectionError
-from backend.base.images import decode_image, encode_png
-from backend.features import Extractor, Grid, grid_of, prepare
-from backend.infer import InferenceEngine, RoiSize, Scoring, heatmap_png, heatmap_range
+from backend.base.images import encode_png
+from backend.features import Extractor, Grid, grid_of
+from backend.infer import Criteria
 from backend.patchcore import PatchCoreMemory
-from backend.service.models import ModelCache
+from backend.service.images import ImageFile
+from backend.service.models import FittedModel, ModelCache
+from backend.service.pipeline import Pipeline
 from backend.service.queue import InferenceQueue
+from backend.storage import StoredMemory
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +51,13 @@ def _known_grids(cache: ModelCache, extractor: Extractor) -> set[Grid]:
 
 
 def _inspect_blank(queue: InferenceQueue, grid: Grid) -> None:
+    """Take a blank PNG all the way that a request's image goes, and as many beside it as a batch holds."""
     extractor = queue.extractor
-    height, width = grid[0] * extractor.patch, grid[1] * extractor.patch
-    pixels = prepare(decode_image(encode_png(np.zeros((height, width, 3), np.uint8))), grid, extractor.patch)
-    several = [queue.submit(pixels, bulk=True) for _ in range(min(queue.max_batch, 4) + 1)]
+    png = encode_png(np.zeros((grid[0] * extractor.patch, grid[1] * extractor.patch, 3), np.uint8))
+    rows = np.eye(4, extractor.dim, dtype=np.float32)
+    blank = FittedModel(PatchCoreMemory(rows), StoredMemory(rows, grid, np.zeros(4, np.int32), {}), None)
+    pipeline = Pipeline(queue, blank, Criteria(threshold=1.0))
+    image, roi = pipeline.prepare(ImageFile("blank.png", lambda: png), mm_per_px=1.0)
+    several = [queue.submit(image.pixels, bulk=True) for _ in range(min(queue.max_batch, 4) + 1)]
     tokens, *_ = [future.result() for future in several]
-    engine, frame = InferenceEngine(Scoring()), RoiSize(height, width)
-    found = engine.run(engine.token_map(tokens, grid, PatchCoreMemory(tokens[:4].copy())), frame, threshold=1.0)
-    heatmap_png(found, "relative", *heatmap_range(found, "relative", None))
+    pipeline.judge(tokens, roi)

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
@@ -19,14 +19,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.images import available_cores, decode_image, encode_png, few_threads_each, resize, to_base64
+from backend.base.arrays import available_cores, few_threads_each
+from backend.base.images import decode_image, encode_png, resize, to_base64
 from backend.features import Extractor, grid_of, prepare
-from backend.infer import InferenceEngine, Inspection, RoiSize, Scoring, heatmap_png, heatmap_range
+from backend.infer import Criteria, Inspection, Roi, RoiSize, heatmap_png, heatmap_range, inspect
 from backend.memory.products import quick_rows
 from backend.patchcore import PatchCoreMemory
 from backend.tools.scenes import brake_disc
 
 ROWS = 700
+STAGES = ("decode", "resize", "forward", "knn", "post", "png", "json", "end to end")
 LIBRARIES = ("torch", "timm", "openvino", "numpy", "opencv-python-headless", "faiss-cpu", "scikit-learn", "isal")
 Timings = list[float]
 
@@ -56,6 +58,22 @@ def timed(work: Callable[[], Any], repeats: int) -> Timings:
         work()
         spent.append(1000 * (perf_counter() - started))
     return spent
+
+
+def _timed_by_stage(work: Callable[[Callable[[str], None]], Any], repeats: int) -> dict[str, Timings]:
+    """Milliseconds of each stage that `work` marks, in each of `repeats` calls, after one that does not count."""
+    spent: dict[str, Timings] = {}
+    for _ in range(repeats + 1):
+        last = perf_counter()
+
+        def mark(stage: str) -> None:
+            nonlocal last
+            now = perf_counter()
+            spent.setdefault(stage, []).append(1000 * (now - last))
+            last = now
+
+        work(mark)
+    return {stage: milliseconds[1:] for stage, milliseconds in spent.items()}
 
 
 def machine(extractor: Extractor) -> dict[str, Any]:
@@ -132,22 +150,22 @@ class Bench:
         image, grid = self._decode(data)
         pixels = prepare(image, grid, self.extractor.patch)
         tokens = self.extractor.extract([pixels])[0]
-        engine = InferenceEngine(Scoring())
-        token_map = engine.token_map(tokens, grid, self.memory)
-        frame, threshold = RoiSize(side, side), float(np.quantile(token_map, 0.98))
-        found = engine.run(token_map, frame, threshold=threshold)
+        roi, criteria = Roi(RoiSize(side, side), grid), Criteria(threshold=1.0)
+        plain = inspect(tokens, self.memory, roi, criteria)
+        criteria = replace(criteria, threshold=float(np.quantile(plain.token_map, 0.98)))
+        found = inspect(tokens, self.memory, roi, criteria)
         png = self._png(found)
         work: dict[str, Callable[[], Any]] = {
             "decode": lambda: decode_image(data),
             "resize": lambda: prepare(image, grid, self.extractor.patch),
             "forward": lambda: self.extractor.extract([pixels]),
-            "knn": lambda: engine.token_map(tokens, grid, self.memory),
-            "post": lambda: engine.run(token_map, frame, threshold=threshold),
             "png": lambda: self._png(found),
             "json": lambda: self._json(found, png),
-            "end to end": lambda: self._inspect(data, engine, threshold),
+            "end to end": lambda: self._inspect(data, criteria),
         }
-        return {name: Spread.of(timed(call, repeats)) for name, call in work.items()}
+        spent = {name: timed(call, repeats) for name, call in work.items()}
+        spent |= _timed_by_stage(lambda mark: inspect(tokens, self.memory, roi, criteria, mark=mark), repeats)
+        return {name: Spread.of(spent[name]) for name in STAGES}
 
     def forward(self, side: int, repeats: int, batch: int = 1) -> Spread:
         """Duration of a bare forward pass of `batch` prepared images of (side, side) px."""
@@ -170,11 +188,10 @@ class Bench:
         height, width = image.shape[:2]
         return image, grid_of(self.extractor, height, width)
 
-    def _inspect(self, data: bytes, engine: InferenceEngine, threshold: float) -> str:
+    def _inspect(self, data: bytes, criteria: Criteria) -> str:
         image, grid = self._decode(data)
         tokens = self.extractor.extract([prepare(image, grid, self.extractor.patch)])[0]
-        token_map = engine.token_map(tokens, grid, self.memory)
-        found = engine.run(token_map, RoiSize(*image.shape[:2]), threshold=threshold)
+        found = inspect(tokens, self.memory, Roi(RoiSize(*image.shape[:2]), grid), criteria)
         return self._json(found, self._png(found))
 
     def _png(self, found: Inspection) -> bytes:

@@ -14,13 +14,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from backend.api.catalogue import sentence
 from backend.base.config import PROJECT_ROOT, Settings, load_settings, settings_table, share_metrics
 from backend.base.errors import InspectionError
 from backend.evaluation.cli import ManyNumbers, evaluate
 
 if TYPE_CHECKING:
     from backend.service.inspection import Inspector
-    from backend.service.queue import Job
+    from backend.service.jobs import Job
 
 app = typer.Typer(help="Visual inspection that has only seen good parts.", no_args_is_help=True, add_completion=False)
 console = Console(stderr=True)
@@ -38,7 +39,7 @@ def main() -> None:
     try:
         app()
     except InspectionError as err:
-        console.print(f"[red]error[/]: {err}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error[/]: {sentence(err, 'en')}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -105,10 +106,11 @@ def fit(
     """Build the memory of a model from a folder of good parts."""
     from backend.base.keys import ModelKey
     from backend.roi_mask import parse_shape
+    from backend.service.fitting import Fitter
 
     key, mask, paths = ModelKey.of(role, roi, recipe), parse_shape(shape), images_in([folder])
     with _Session(load_settings()) as session:
-        result = session.inspector.fit(key, _files(paths, mask), mm_per_px=mm_per_px, job=session.job())
+        result = Fitter(session.inspector).fit(key, _files(paths, mask), mm_per_px=mm_per_px, job=session.job())
         session.warn(result.warnings)
     console.print(f"{key}: {len(paths)} images, {result.coreset_size} rows, model version ", end="")
     console.print(result.metadata["model_version"])
@@ -134,8 +136,8 @@ def infer(
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     with _Session(load_settings()) as session:
-        for path, file in zip(session.track(paths, "inspect"), _files(paths), strict=True):
-            result = session.inspector.infer(key, file, mm_per_px=mm_per_px, shape=mask, heatmap="none")
+        for path, file in zip(session.track(paths, "inspect"), _files(paths, mask), strict=True):
+            result = session.inspector.infer(key, file, mm_per_px=mm_per_px, heatmap="none")
             picture = write_overlay(out, path, result)
             rows.append(row_of(path, result, picture))
         session.warn(result.warnings)
@@ -287,7 +289,7 @@ class _Session:
 
     def warn(self, notices: Any) -> None:
         for notice in notices:
-            console.print(f"[yellow]warning[/]: {notice.text('en')}", highlight=False)
+            console.print(f"[yellow]warning[/]: {sentence(notice, 'en')}", highlight=False)
 
     def job(self) -> Job:
         return _shown_job(self.progress)
@@ -301,7 +303,7 @@ def _progress() -> Progress:
 
 def _shown_job(progress: Progress) -> Job:
     """A job whose stages are bars of `progress`."""
-    from backend.service.queue import Job
+    from backend.service.jobs import Job
 
     tasks: dict[str, Any] = {}
 
@@ -315,6 +317,6 @@ def _shown_job(progress: Progress) -> Job:
 
 
 def _files(paths: list[Path], shape: Any = None) -> list[Any]:
-    from backend.service.fitting import ImageFile
+    from backend.service.images import ImageFile
 
     return [ImageFile.named(path.name, path.read_bytes, shape) for path in paths]

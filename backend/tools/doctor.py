@@ -14,6 +14,7 @@ from typing import Literal
 
 import psutil
 
+from backend.api.catalogue import sentence
 from backend.base.config import Settings
 from backend.base.errors import WeightsUnavailable
 from backend.features import cpu_features, find_weights, gpu_name
@@ -76,7 +77,7 @@ def _weights(settings: Settings) -> Iterator[Finding]:
         path = find_weights(name, settings.weights, WEIGHTS_DIR)
         yield Finding("ok", "weights", f"{path.name}, {path.stat().st_size / 2**20:.0f} MB")
     except WeightsUnavailable as err:
-        yield Finding("bad", "weights", str(err))
+        yield Finding("bad", "weights", sentence(err, "en"))
 
 
 def _folders(settings: Settings) -> Iterator[Finding]:

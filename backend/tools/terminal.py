@@ -18,23 +18,23 @@ from backend.service.results import InferResult
 def write_overlay(out: Path, path: Path, result: InferResult) -> Path:
     """Write `<folder>_<stem>_overlay.png` of the image at `path` into `out`, and return its path."""
     found = result.inspection
-    image = resize(decode_image(path.read_bytes(), name=path.name), *found.heat.shape)
+    image = resize(decode_image(path.read_bytes(), name=path.name), *found.anomaly_map.shape)
     low, high = result.heatmap_range
-    scale = found.frame.scale
+    scale = found.roi.size.scale
     outlines = [
         {"contour": [[x * scale, y * scale] for x, y in region.contour], "area_mm2": region.area_mm2}
         for region in found.regions
     ]
     picture = overlay(
         image,
-        found.heat,
+        found.anomaly_map,
         low=low,
         high=max(high, result.threshold or 0.0),
         regions=outlines,
         score=found.score,
         threshold=result.threshold,
         decision=_decision(result),
-        mask=found.mask,
+        mask=found.roi.mask,
         title=path.name,
     )
     target = out / f"{path.parent.name}_{path.stem}_overlay.png"

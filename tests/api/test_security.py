@@ -86,11 +86,3 @@ def test_half_a_hash_ends_the_start_without_showing_the_key(name: str, key: str)
     with pytest.raises(InvalidSettings) as refused:
         load_settings(**{name: f"secret-key,{key}"})
     assert "secret-key" not in str(refused.value)
-
-
-@pytest.mark.parametrize("limit", ["fast", "0/minute", "10", "10/fortnight"])
-def test_a_rate_that_means_nothing_ends_the_start(limit: str) -> None:
-    from backend.base.config import load_settings
-
-    with pytest.raises(InvalidSettings, match="RATE_LIMIT"):
-        load_settings(rate_limit=limit)

@@ -113,6 +113,12 @@ def test_a_bad_setting_ends_it_with_a_sentence(tmp_path: Path) -> None:
     assert "CORESET_RATE" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_a_bad_setting_is_a_sentence_for_whoever_imports_the_app(tmp_path: Path) -> None:
+    result = ended(environment(tmp_path, CORESET_RATE="7"), "uvicorn", "backend.app:app", "--port", str(free_port()))
+    assert result.returncode != 0
+    assert "The settings are not valid: CORESET_RATE: must be 1 or less" in result.stderr.splitlines()
+
+
 def test_importing_the_app_builds_no_model(tmp_path: Path) -> None:
     code = "import sys, backend.app; sys.exit(any(m in sys.modules for m in ('torch', 'timm', 'faiss', 'sklearn')))"
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, env=environment(tmp_path), check=False)

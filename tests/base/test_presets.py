@@ -14,7 +14,8 @@ from backend.base.images import decode_image, encode_png
 from backend.base.keys import ModelKey
 from backend.base.presets import PRESETS
 from backend.features import RGB
-from backend.service.fitting import ImageFile
+from backend.service.fitting import Fitter
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 
 KEY = ModelKey.of("preset", "part")
@@ -61,11 +62,11 @@ def inspect(files: list[ImageFile], folder: Path, data: bytes, **given: Any) -> 
     """Score, token map's source (the memory's rows) and heatmap of `data` through the service's own code."""
     settings = Settings(models_dir=folder, knn_backend="sklearn", **given)
     inspector = Inspector(settings, Edged(settings))
-    inspector.fit(KEY, files, mm_per_px=1.0)
+    Fitter(inspector).fit(KEY, files, mm_per_px=1.0)
     found = inspector.infer(KEY, ImageFile.named("x.png", lambda: data), mm_per_px=1.0).inspection
     rows = inspector.store.load_memory(KEY).emb
     inspector.close()
-    return found.score, rows, found.heat
+    return found.score, rows, found.anomaly_map
 
 
 def Edged(settings: Settings) -> Any:

@@ -18,10 +18,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backend.base.images import few_threads_each
+from backend.base.arrays import few_threads_each
 from backend.extractors.weights import write_random_weights
 from backend.features import Runtime, build_extractor, grid_of, prepare
-from backend.infer import InferenceEngine, RoiSize, Scoring
+from backend.infer import Criteria, Roi, RoiSize, inspect
 from backend.patchcore import PatchCoreMemory, kcenter_greedy
 from backend.tools.bench_stages import pictures
 from tests.benchmarks.bench_greedy import embeddings, seconds
@@ -81,21 +81,21 @@ def ours_of(images: list[Any], rate: float, repeats: int, weights: str, runtime:
     """Seconds of our fit and of one inspection."""
     side = images[0].shape[0]
     extractor = build_extractor("resnet18", weights=weights, input_size=side, runtime=runtime)
-    grid, engine = grid_of(extractor, side, side), InferenceEngine(Scoring())
+    grid = grid_of(extractor, side, side)
     extractor.extract([prepare(images[0], grid, extractor.patch)])
 
     def fit() -> PatchCoreMemory:
         rows = [extractor.extract([prepare(image, grid, extractor.patch)])[0] for image in images]
         return PatchCoreMemory.build(np.concatenate(rows), rate)
 
-    def inspect() -> None:
+    def inspect_one() -> None:
         tokens = extractor.extract([prepare(images[0], grid, extractor.patch)])[0]
-        engine.run(engine.token_map(tokens, grid, memory), RoiSize(side, side))
+        inspect(tokens, memory, Roi(RoiSize(side, side), grid), Criteria())
 
     start = perf_counter()
     memory = fit()
     fitted = perf_counter() - start
-    return fitted, seconds(inspect, repeats)
+    return fitted, seconds(inspect_one, repeats)
 
 
 def main() -> None:

@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.images import blocks
+from backend.base.arrays import blocks, l2_normalize
 from backend.extractors.torch_runtime import Agreement
 from backend.extractors.weights import write_random_weights
 from backend.features import build_extractor, prepare
 from backend.memory import accelerator
-from backend.memory.coreset import kcenter_greedy, l2_normalize
+from backend.memory.coreset import kcenter_greedy
 from backend.memory.products import quick_rows
 from backend.patchcore import PatchCoreMemory
 from backend.tools.bench_stages import Bench, Spread, machine, pictures, timed

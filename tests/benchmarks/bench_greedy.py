@@ -103,15 +103,16 @@ def embedded(folder: Path) -> Array:
     """(N, D) unit rows of the images in `folder`, on the first one's token grid."""
     from backend.base.config import load_settings
     from backend.evaluation.sets import images_of
-    from backend.service.fitting import ImageFile
+    from backend.service.embedding import embed_images
     from backend.service.host import extractor_for
+    from backend.service.images import ImageFile
     from backend.service.inspection import Inspector
-    from backend.service.queue import Job
+    from backend.service.jobs import Job
 
     settings = load_settings()
     inspector = Inspector(settings, extractor_for(settings))
     files = [ImageFile.named(path.name, path.read_bytes) for path in images_of(folder)]
-    rows = inspector.embed(files, inspector.host.queue(), Job()).emb
+    rows = embed_images(files, inspector.host.queue(), Job()).emb
     inspector.close()
     return rows
 

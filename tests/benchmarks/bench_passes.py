@@ -19,6 +19,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from backend.memory.chunked import Budget
 from backend.patchcore import (
     Array,
     PatchCoreMemory,
@@ -27,7 +28,6 @@ from backend.patchcore import (
     kcenter_greedy_chunked,
     l2_normalize,
 )
-from backend.service.passes import Budget
 
 TOKENS = 1024
 

@@ -16,19 +16,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from backend.base.images import decode_image
 from backend.evaluation.sets import InspectionSet, read_set
 from backend.features import Extractor, build_extractor, grid_of, prepare
-from backend.infer import InferenceEngine, RoiSize, Scoring
+from backend.infer import Criteria, Roi, RoiSize, inspect
 from backend.patchcore import Array, PatchCoreMemory
 
 
-def tokens_of(extractor: Extractor, paths: list[Path]) -> list[tuple[Array, tuple[int, int], RoiSize]]:
-    """Tokens, grid and size of each image."""
+def tokens_of(extractor: Extractor, paths: list[Path]) -> list[tuple[Array, Roi]]:
+    """Tokens of each image, and the ROI that they are of."""
     found = []
     for path in paths:
         image = decode_image(path.read_bytes(), name=path.name)
         height, width = image.shape[:2]
         grid = grid_of(extractor, height, width)
         rows = extractor.extract([prepare(image, grid, extractor.patch)])[0]
-        found.append((rows, grid, RoiSize(height, width)))
+        found.append((rows, Roi(RoiSize(height, width), grid)))
     return found
 
 
@@ -36,15 +36,14 @@ def compare(one: InspectionSet, extractors: list[Extractor], rate: float) -> Non
     train = [image.path for image in one.train]
     test = [image.path for image in one.test]
     labels = [image.defective for image in one.test]
-    engine, memories, scores = InferenceEngine(Scoring()), [], []
+    memories, scores = [], []
     seen = []
     for extractor in extractors:
-        emb = np.concatenate([rows for rows, _, _ in tokens_of(extractor, train)])
+        emb = np.concatenate([rows for rows, _ in tokens_of(extractor, train)])
         memories.append(PatchCoreMemory.build(emb, rate))
         seen.append(tokens_of(extractor, test))
     for memory, views in ((memories[0], seen[0]), (memories[0], seen[1]), (memories[1], seen[1])):
-        maps = [(engine.token_map(rows, grid, memory), frame) for rows, grid, frame in views]
-        scores.append(np.array([engine.run(token_map, frame).score for token_map, frame in maps]))
+        scores.append(np.array([inspect(rows, memory, roi, Criteria()).score for rows, roi in views]))
     moved = np.abs(scores[1] / scores[0] - 1)
     aurocs = [roc_auc_score(labels, of) for of in scores]
     print(

@@ -24,7 +24,8 @@ from backend.base.config import Settings
 from backend.base.images import decode_image, encode_png
 from backend.base.keys import ModelKey
 from backend.base.presets import PRESETS
-from backend.service.fitting import ImageFile
+from backend.service.fitting import Fitter
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 
 WEIGHTS = {"resnet18": "resnet18_layers1-3.safetensors", "vit_tiny_patch16_224": "vit_tiny_patch16_224.safetensors"}
@@ -62,7 +63,7 @@ def opened(model: str, weights: Path, root: Path, **more: Any) -> Iterator[Inspe
 def auroc(inspector: Inspector, data: Path, name: str) -> float:
     learn, good, bad = SETS[name]
     key = ModelKey.of("accuracy", name)
-    inspector.fit(key, some(data / name / "train" / "good", learn), mm_per_px=1)
+    Fitter(inspector).fit(key, some(data / name / "train" / "good", learn), mm_per_px=1)
     scores, labels = [], []
     others = [folder for folder in sorted((data / name / "test").iterdir()) if folder.name != "good"]
     files = [(file, 0) for file in some(data / name / "test" / "good", good)]
@@ -120,7 +121,7 @@ def spotted(file: ImageFile, share: float, where: tuple[float, float]) -> ImageF
 def least_spot(inspector: Inspector, folder: Path) -> float:
     """The least share of the ROI that a spot needs to score above every held-out good image, on most images."""
     key = ModelKey.of("accuracy", "spots")
-    inspector.fit(key, some(folder / "train" / "good", 31), mm_per_px=1)
+    Fitter(inspector).fit(key, some(folder / "train" / "good", 31), mm_per_px=1)
 
     def score(file: ImageFile) -> float:
         return float(inspector.infer(key, file, mm_per_px=1, heatmap="none").inspection.score)

@@ -23,7 +23,8 @@ from backend.evaluation.results import SetResult
 from backend.evaluation.runner import Evaluator, RememberingExtractor
 from backend.evaluation.sets import InspectionSet, read_set
 from backend.extractors.texture import TextureFeatures
-from backend.service.fitting import ImageFile
+from backend.service.fitting import Fitter
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 
 SETTINGS: dict[str, Any] = {"model_name": "texture", "input_size": 112, "coreset_rate": 0.2}
@@ -63,7 +64,7 @@ def result(plates: Path) -> Iterator[SetResult]:
 def test_scores_are_those_of_the_service(plates: Path, result: SetResult, tmp_path: Path) -> None:
     inspector = Inspector(Settings(**SETTINGS, models_dir=tmp_path))
     key, given = ModelKey.of("a", "b"), read_set(plates)
-    inspector.fit(key, [ImageFile.named(i.path.name, i.path.read_bytes) for i in given.train], mm_per_px=1.0)
+    Fitter(inspector).fit(key, [ImageFile.named(i.path.name, i.path.read_bytes) for i in given.train], mm_per_px=1.0)
     for scored in result.scored[::7]:
         file = ImageFile.named("x.png", scored.image.path.read_bytes)
         assert inspector.infer(key, file, mm_per_px=1.0).inspection.score == scored.score

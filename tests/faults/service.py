@@ -17,7 +17,8 @@ import psutil
 from numpy.typing import NDArray
 
 from backend.base.keys import ModelKey
-from backend.service.fitting import ImageFile
+from backend.service.fitting import Fitter
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 from tests.parts import encoded, part, quick_settings
 
@@ -42,7 +43,7 @@ def variant(root: Path, seed: int, count: int) -> Variant:
     inspector.start()
     try:
         key = ModelKey.of("Expected", str(seed))
-        inspector.fit(key, [_file(n, data) for n, data in enumerate(images)], mm_per_px=0.2)
+        Fitter(inspector).fit(key, [_file(n, data) for n, data in enumerate(images)], mm_per_px=0.2)
         found = inspector.infer(key, _file(0, PROBE), mm_per_px=0.2, heatmap="none")
         return Variant(images, inspector.store.load_memory(key).emb, found.inspection.score)
     finally:

@@ -115,5 +115,5 @@ def test_graphs_are_for_large_memories_and_for_those_who_ask(
 
 def test_a_graph_without_faiss_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approximate, "find_spec", lambda name: None)
-    with pytest.raises(BackendUnavailable, match="KNN_INDEX=hnsw needs the package faiss-cpu"):
+    with pytest.raises(BackendUnavailable, match="option=KNN_INDEX, value=hnsw, package=faiss-cpu"):
         proposer(Settings(models_dir=tmp_path, knn_index="hnsw"))

@@ -14,6 +14,7 @@ from backend.extractors.texture import TextureFeatures
 from backend.memory.density import FLOOR, SAMPLE, WINDOW
 from backend.memory.variants import Variant, VariantMemory, build_memory
 from backend.patchcore import Array, Backend, PatchCoreMemory, l2_normalize
+from backend.service.fitting import Fitter
 from backend.service.inspection import Inspector
 from tests.station import image_file
 
@@ -203,7 +204,7 @@ def test_density_goes_through_the_service_and_a_threshold_does_not_outlive_its_c
         return Inspector(settings, TextureFeatures(140))
 
     plain, weighed = opened(0), opened(5)
-    plain.fit(KEY, [image_file(seed) for seed in range(4)], mm_per_px=0.2)
+    Fitter(plain).fit(KEY, [image_file(seed) for seed in range(4)], mm_per_px=0.2)
     scores = [one.infer(KEY, image_file(9), mm_per_px=0.2).inspection.score for one in (plain, weighed)]
     assert scores[0] != pytest.approx(scores[1], rel=1e-3)
     plain.calibrate(KEY, ok_scores=scores[:1] * 9, mm_per_px=0.2)

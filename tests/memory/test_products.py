@@ -15,7 +15,7 @@ from backend.memory.coreset import kcenter_greedy
 from backend.memory.products import Bf16Rows, bf16_rows, quick_rows
 from backend.patchcore import Array, PatchCoreMemory, l2_normalize
 from backend.service.models import ModelCache
-from backend.storage import ModelStore
+from backend.storage import ModelStore, StoredMemory
 
 
 def clustered(rng: np.random.Generator, n: int, dim: int, spread: float) -> Array:
@@ -190,8 +190,9 @@ def test_a_cached_model_is_searched_through_them(rng: np.random.Generator, tmp_p
         asked.append(len(given))
         return Bf16Rows(given)
 
-    store.save_memory(key, rows, (10, 10), np.full(300, -1, np.int32), {"model_version": "2026.1", "mm_per_px": 1.0})
-    cache = ModelCache(store, cache_mb=100, knn_backend="auto", rough=rough)
+    metadata = {"model_version": "2026.1", "mm_per_px": 1.0}
+    store.save_memory(key, StoredMemory(rows, (10, 10), np.full(300, -1, np.int32), metadata))
+    cache = ModelCache(store, cache_mb=100, knn_backend="auto", propose=rough)
     memory = cache.model(key).memory
     np.testing.assert_allclose(memory.distances(rows), 0, atol=1e-6)
     assert asked == [300]

@@ -24,7 +24,8 @@ from backend.memory.foreground import Foreground
 from backend.memory.variants import Variant, build_memory, stored_memory, whitening
 from backend.patchcore import PatchCoreMemory, l2_normalize
 from backend.roi_mask import Shape, build_mask, nearest_inside, token_mask
-from backend.service.fitting import ImageFile
+from backend.service.fitting import Fitter
+from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 
 KEY = ModelKey.of("options", "part")
@@ -339,7 +340,7 @@ def test_options_go_through_the_service_and_survive_a_restart(tmp_path: Path, ch
     files = [ImageFile.named(f"{n}", lambda n=n: part_image(n, junk=n == 1)) for n in range(3)]  # type: ignore[misc]
     probe = ImageFile.named("x", lambda: part_image(1, junk=True, spot=True))
     first = service(**changed)
-    first.fit(KEY, files, mm_per_px=1.0)
+    Fitter(first).fit(KEY, files, mm_per_px=1.0)
     first.calibrate(KEY, ok_scores=[0.1] * 20, mm_per_px=1.0)
     before = first.infer(KEY, probe, mm_per_px=1.0)
     first.close()
@@ -348,7 +349,7 @@ def test_options_go_through_the_service_and_survive_a_restart(tmp_path: Path, ch
     again.close()
     assert before.threshold == after.threshold == pytest.approx(0.1)
     assert before.inspection.score == after.inspection.score
-    np.testing.assert_array_equal(before.inspection.heat, after.inspection.heat)
+    np.testing.assert_array_equal(before.inspection.anomaly_map, after.inspection.anomaly_map)
 
 
 def test_a_threshold_does_not_serve_another_way_of_measuring(tmp_path: Path) -> None:
@@ -356,12 +357,12 @@ def test_a_threshold_does_not_serve_another_way_of_measuring(tmp_path: Path) -> 
     for changed, kept in (({}, True), ({"patchcore_distance": "cosine"}, False), ({"token_blur": 2.0}, False)):
         given: dict[str, Any] = changed
         plain = Inspector(Settings(models_dir=tmp_path, input_size=140), TextureFeatures(140))
-        plain.fit(KEY, files, mm_per_px=1.0)
+        Fitter(plain).fit(KEY, files, mm_per_px=1.0)
         plain.calibrate(KEY, ok_scores=[0.1] * 20, mm_per_px=1.0)
         plain.close()
         other = Inspector(Settings(models_dir=tmp_path, input_size=140, **given), TextureFeatures(140))
         if "patchcore_distance" in given:
-            other.fit(KEY, files, mm_per_px=1.0)
+            Fitter(other).fit(KEY, files, mm_per_px=1.0)
         found = other.infer(KEY, files[0], mm_per_px=1.0)
         other.close()
         assert (found.threshold is not None) is kept

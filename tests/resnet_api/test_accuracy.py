@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from backend.base.config import Settings
 from backend.resnet_api.predictor import Predictor
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 
 # Image AUROC of anomalib 2.7's PatchCore with the same weights at 256² and a coreset of 1 %.
 PEER = {"cookies": 0.9804, "pills": 0.9805}

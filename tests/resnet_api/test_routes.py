@@ -20,7 +20,7 @@ from backend.extractors.grey import DOCUMENTED, RECOMMENDED, GreyResNet
 from backend.extractors.texture import TextureFeatures
 from backend.patchcore import PatchCoreMemory
 from backend.resnet_api.predictor import Predictor
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 
 Make = Callable[..., TestClient]
 SIDE = 128

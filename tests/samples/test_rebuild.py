@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 
-from backend.base.errors import Cancelled, MemoryNotFound, Notice, WeightsUnavailable
-from backend.base.errors_samples import NotEnoughSamples
+from backend.base.errors import (
+    Cancelled,
+    MemoryNotFound,
+    NotEnoughSamples,
+    WeightsUnavailable,
+)
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.extractors.texture import TextureFeatures
 from backend.samples.collector import Collector
 from backend.samples.history import FitHistory
 from backend.samples.intake import drafts
-from backend.service.queue import Job
-from backend.service.trash import empty_trash
+from backend.service.jobs import Job
 from backend.tools import cli
 from tests.station import image_file, part, small_settings
 
@@ -163,8 +167,8 @@ def test_a_deleted_model_stays_deleted_and_its_trash_brings_it_back(
         path.rename(tmp_path / "models" / "Master1" / "Pattern" / path.name)
     assert scores(collector) == before
     collector.delete_model(KEY)
-    assert empty_trash(collector.inspector.store, 1) == 0
-    assert empty_trash(collector.inspector.store, 0) >= 1
+    assert collector.inspector.store.empty_trash(1) == 0
+    assert collector.inspector.store.empty_trash(0) >= 1
     assert not list((tmp_path / "models" / ".trash").iterdir())
 
 

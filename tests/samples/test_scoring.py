@@ -6,15 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backend.base.errors_samples import NgRequired, NotEnoughSamples
+from backend.api.catalogue import sentence
+from backend.base.errors import NgRequired, NotEnoughSamples
 from backend.base.images import decode_image, encode_png
 from backend.base.keys import ModelKey
 from backend.patchcore import covering_radius
 from backend.samples.collector import Collector
 from backend.samples.intake import drafts
 from backend.samples.scoring import Sample, SampleScorer
-from backend.service.fitting import ImageFile, rows_of_several
-from backend.service.queue import Job
+from backend.service.fitting import embed
+from backend.service.images import ImageFile
+from backend.service.jobs import Job
 from tests.station import image_file, part, small_settings
 
 KEY = ModelKey.of("Master1", "Pattern")
@@ -65,7 +67,7 @@ def test_at_rate_one_leaving_out_equals_a_memory_fitted_without(
     collector.fit(KEY, files, mm_per_px=0.2)
     for left, name in enumerate(names):
         others = [file for n, file in enumerate(files) if n != left]
-        collector.inspector.fit(WITHOUT, others, mm_per_px=0.2, keep=False)
+        collector.fitter.fit(WITHOUT, others, mm_per_px=0.2, keep=False)
         truth = collector.inspector.infer(WITHOUT, files[left], mm_per_px=0.2).inspection.score
         assert score(collector, name, leave_out=True) == pytest.approx(truth, abs=1e-5)
         assert score(collector, name, leave_out=False) < 1e-3 < truth
@@ -77,15 +79,15 @@ def test_below_rate_one_leaving_out_stays_within_the_documented_bound(tmp_path: 
     files = [image_file(seed) for seed in range(5)]
     names = keep(collector, KEY, "ok", files)
     collector.fit(KEY, files, mm_per_px=0.2)
-    memory = collector.inspector.cache.model(KEY).memory
+    stored = collector.inspector.cache.model(KEY).stored
     queue = collector.inspector.host.queue()
     for left, name in enumerate(names):
         others = [file for n, file in enumerate(files) if n != left]
-        collector.inspector.fit(WITHOUT, others, mm_per_px=0.2, keep=False)
+        collector.fitter.fit(WITHOUT, others, mm_per_px=0.2, keep=False)
         refit = collector.inspector.cache.model(WITHOUT)
-        embedded = collector.inspector.embed(others, queue, Job())
-        assert memory.src is not None
-        bound = max(covering_radius([embedded.emb], memory.emb[memory.src != left]), float(refit.memory.radius or 0))
+        emb = embed(others, queue, Job(), collector.fitter.options).emb
+        radius = covering_radius([emb], stored.emb[stored.image_ids != left])
+        bound = max(radius, float(refit.memory.radius or 0))
         truth = collector.inspector.infer(WITHOUT, files[left], mm_per_px=0.2).inspection.score
         assert abs(score(collector, name, leave_out=True) - truth) <= bound + 1e-5
     collector.close()
@@ -96,20 +98,10 @@ def test_an_image_fitted_twice_is_left_out_twice(tmp_path: Path) -> None:
     files = [image_file(0), image_file(1), image_file(0, "copy.png")]
     collector.fit(KEY, files, mm_per_px=0.2)
     (name, _) = collector.samples.names(KEY, "ok")
-    memory = collector.inspector.cache.model(KEY).memory
-    assert memory.src is not None
-    assert set(memory.src.tolist()) <= {0, 1}
+    assert set(collector.inspector.cache.model(KEY).stored.image_ids.tolist()) <= {0, 1}
     assert score(collector, name, leave_out=True) > 0.01 > score(collector, name, leave_out=False)
     collector.close()
     collector.close()
-
-
-def test_rows_of_several_images_are_found_bit_for_bit(rng: np.random.Generator) -> None:
-    emb = rng.standard_normal((6, 8)).astype(np.float32)
-    emb[3], emb[5] = emb[0], emb[4]
-    emb[2, :5] = emb[1, :5]
-    several = rows_of_several(emb, np.array([0, 0, 1, 1, 2, 2], np.int32))
-    assert several.tolist() == [True, False, False, True, False, False]
 
 
 def test_a_calibration_from_samples_is_that_of_their_left_out_scores(collector: Collector) -> None:
@@ -118,7 +110,7 @@ def test_a_calibration_from_samples_is_that_of_their_left_out_scores(collector: 
     collector.fit(KEY, [], mm_per_px=0.2, use_dataset=True)
     result = collector.calibrate(KEY, score_percentile=95)
     scorer = SampleScorer(collector.inspector, collector.samples, KEY, leave_out=True)
-    assert scorer.scoring.percentile == 95
+    assert scorer.criteria.scoring.percentile == 95
     scores = [s.inspection.score for s in scorer.run([Sample("ok", n) for n in names], Job()) if s.inspection]
     assert result.values["ok_mean"] == pytest.approx(np.mean(scores), rel=1e-6)
     assert result.values["p99_ok"] == pytest.approx(np.percentile(scores, 95), rel=1e-6)
@@ -134,7 +126,7 @@ def test_a_sample_that_cannot_be_read_is_left_out_and_named(collector: Collector
     result = collector.calibrate(KEY)
     assert result.values["n_ok"] == 3
     (notice,) = [notice for notice in result.warnings if notice.code == "samples_left_out"]
-    assert names[1] in notice.text("es")
+    assert names[1] in sentence(notice, "es")
     items = list(collector.score(KEY).items)
     assert [item.error is None for item in items] == [True, False, True, True]
 
@@ -153,7 +145,7 @@ def test_without_samples_that_help_there_is_no_calibration(collector: Collector)
 
 def test_a_fit_from_samples_needs_enough_of_them(collector: Collector) -> None:
     keep(collector, KEY, "ok", [image_file(seed) for seed in range(2)])
-    with pytest.raises(NotEnoughSamples, match="usable OK samples: 2; needed: 3"):
+    with pytest.raises(NotEnoughSamples, match="n=2, wanted=3"):
         collector.fit(KEY, [], mm_per_px=0.2, use_dataset=True)
     assert collector.fit(KEY, [image_file(2)], mm_per_px=0.2, use_dataset=True).metadata["n_images"] == 3
 

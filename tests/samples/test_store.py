@@ -9,17 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from backend.base.errors import DamagedFile, DiskFull, InvalidShape, UndecodableImage
-from backend.base.errors_samples import (
+from backend.api.catalogue import sentence, status_of
+from backend.base.errors import (
     BrokenImages,
+    DamagedFile,
     DatasetNotFound,
     DatasetsFull,
+    DiskFull,
     InvalidFilename,
     InvalidLabel,
+    InvalidShape,
     MetaInvalid,
     MetasMismatch,
     MetasNotJson,
     SampleNotFound,
+    UndecodableImage,
 )
 from backend.base.keys import ModelKey
 from backend.samples.intake import drafts
@@ -31,7 +35,7 @@ from backend.samples.store import (
     known_mm_per_px,
     known_shape,
 )
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 from tests.station import image_file, part
 
 KEY = ModelKey.of("Master1", "Pattern")
@@ -117,7 +121,7 @@ def test_a_full_quota_refuses_and_deletes_nothing(tmp_path: Path) -> None:
     before = tree(store.root)
     with pytest.raises(DatasetsFull) as caught:
         store.add(KEY, "ok", [draft(n) for n in range(1, 5)])
-    assert (caught.value.status, tree(store.root)) == (507, before)
+    assert (status_of(caught.value), tree(store.root)) == (507, before)
     assert not store.add(KEY, "ok", [draft(0)])[0].new
 
 
@@ -251,8 +255,10 @@ def test_every_broken_image_is_named() -> None:
     files = [image_file(0), ImageFile("cut.png", lambda: cut), ImageFile("text.png", lambda: b"text")]
     with pytest.raises(BrokenImages) as caught:
         drafts(files, [], source="test")
-    assert all(name in caught.value.text(language) for name in ("cut.png", "text.png") for language in ("es", "en"))
-    assert "0.png" not in caught.value.text("en").replace("cut.png", "")
+    assert all(
+        name in sentence(caught.value, language) for name in ("cut.png", "text.png") for language in ("es", "en")
+    )
+    assert "0.png" not in sentence(caught.value, "en").replace("cut.png", "")
 
 
 def test_a_shape_in_metadata_may_be_text_object_or_nothing() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backend.api.catalogue import sentence
 from backend.base.config import Settings
 from backend.base.errors import NotReady, WeightsUnavailable
 from backend.extractors.texture import TextureFeatures
@@ -41,14 +42,14 @@ def test_without_weights_it_runs_degraded_and_says_why(
     wait_until_warm(host)
     assert host.status == "degraded" and host.degraded is not None
     for language in ("es", "en"):
-        assert "absent.pth" in host.degraded.text(language)
+        assert "absent.pth" in sentence(host.degraded, language)
     assert any("degraded" in record.message for record in caplog.records if record.levelname == "WARNING")
     host.close()
 
 
 def test_weights_that_are_required_stop_the_start(tmp_path: Path, absent: dict[str, Any]) -> None:
     host = ExtractorHost(quick_settings(tmp_path, require_pretrained=True, **absent))
-    with pytest.raises(WeightsUnavailable, match="WEIGHTS"):
+    with pytest.raises(WeightsUnavailable, match=r"no_such_file\(.*absent\.pth"):
         host.start()
 
 

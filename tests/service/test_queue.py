@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from backend.base.errors import Cancelled, NotReady, QueueFull
 from backend.extractors.texture import TextureFeatures
-from backend.service.queue import InferenceQueue, Job
+from backend.service.jobs import Job
+from backend.service.queue import InferenceQueue
 
 SMALL, WIDE = (28, 28), (28, 42)
 

@@ -1,5 +1,7 @@
 """The rehearsal before the first request."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +9,15 @@ import pytest
 
 from backend.base.keys import ModelKey
 from backend.extractors.texture import TextureFeatures
+from backend.service.fitting import Fitter
+from backend.service.inspection import Inspector
 from backend.service.models import ModelCache
 from backend.service.queue import InferenceQueue
 from backend.service.warmup import rehearse
-from backend.storage import ModelStore
+from backend.storage import ModelStore, StoredMemory
+from tests.parts import good_files, quick_settings
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Watched(TextureFeatures):
@@ -32,9 +39,9 @@ def queue() -> InferenceQueue:
 
 def stored(store: ModelStore, roi: str, fingerprint: str, grid: tuple[int, int]) -> None:
     key = ModelKey.of("role", roi)
-    emb = np.eye(4, TextureFeatures.dim, dtype=np.float32)
+    rows = np.eye(4, TextureFeatures.dim, dtype=np.float32)
     with store.writing(key):
-        store.save_memory(key, emb, grid, np.zeros(4, np.int32), {"fingerprint": fingerprint})
+        store.save_memory(key, StoredMemory(rows, grid, np.zeros(4, np.int32), {"fingerprint": fingerprint}))
 
 
 def test_the_default_grid_and_those_of_stored_models_are_run_and_models_cached(
@@ -62,3 +69,32 @@ def test_a_damaged_model_is_left_for_its_own_request(
     assert queue.extractor.sizes == {(112, 112)}  # type: ignore[attr-defined]
     assert "role/broken" in caplog.text
     queue.close()
+
+
+FIRST_REQUEST = """
+import sys
+from pathlib import Path
+from time import sleep
+from tests.parts import image_file, part, quick_settings
+from backend.base.keys import ModelKey
+from backend.service.inspection import Inspector
+
+file = image_file(part(9))
+inspector = Inspector(quick_settings(Path(sys.argv[1])))
+inspector.start()
+while inspector.host.status == "warming":
+    sleep(0.01)
+known = set(sys.modules)
+inspector.infer(ModelKey.of("Master1", "Pattern"), file, mm_per_px=1)
+inspector.close()
+print(*sorted(set(sys.modules) - known))
+"""
+
+
+def test_after_the_rehearsal_the_first_request_loads_nothing_more(tmp_path: Path) -> None:
+    inspector = Inspector(quick_settings(tmp_path))
+    Fitter(inspector).fit(ModelKey.of("Master1", "Pattern"), good_files(1), mm_per_px=1)
+    inspector.close()
+    command = [sys.executable, "-c", FIRST_REQUEST, str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert run.stdout.split() == []

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from backend.base.config import load_settings
 from backend.base.keys import ModelKey
 from backend.samples.collector import Collector
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 from backend.storage import ModelStore
 from backend.tools.cli import app
 from tests.parts import encoded, part

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, Route, expect
 
 from backend.base.config import Settings
 from backend.resnet_api.predictor import Predictor
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 from backend.tools.scenes import MM_PER_PX, Defect, brake_disc
 from tests.parts import encoded, part
 from tests.web.page import Console, Open, serious

@@ -1,1 +1,1 @@
-"""The edges beside the contract, one router a file."""
+"""The routes beside the contract's, one router a file."""

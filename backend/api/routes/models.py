@@ -1,4 +1,4 @@
-"""What models there are, in what state, and putting one away."""
+"""Which models there are, in what state each is, and how one is deleted."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 
-from backend.api.problems import language_of
-from backend.api.requests import ERRORS, CollectorDep, QueryKey, RecipeHeader, identity
+from backend.api.requests import ERRORS, CollectorDep, QueryKey, RecipeHeader, identity, sentences
 from backend.base.keys import ModelKey, check_recipe
 
 router = APIRouter(tags=["models"])
 
-RecipeQuery = Annotated[str | None, Query(description="Recipe; the X-Recipe-Id header says the same.")]
+RecipeQuery = Annotated[str | None, Query(description="Recipe of the model; the header X-Recipe-Id says the same.")]
 
 
 @router.get("/state", responses=ERRORS)
@@ -20,7 +19,9 @@ def state(
     request: Request,
     collector: CollectorDep,
     key: QueryKey,
-    model_key: Annotated[str | None, Query(description="The station's name of the ROI; roi_id is used.")] = None,
+    model_key: Annotated[
+        str | None, Query(description="The station's own name of the ROI; roi_id is what counts.")
+    ] = None,
 ) -> dict[str, Any]:
     """Whether there is a memory and a calibration, how many samples, and how far a rebuild is."""
     return {**collector.state(key), "model_key": model_key or key.roi_id, **identity(request, key)}
@@ -30,13 +31,13 @@ def state(
 def manifest(request: Request, collector: CollectorDep, key: QueryKey) -> dict[str, Any]:
     """Memory, calibration, samples and extractor of one model, and what of it is out of date and why."""
     found = collector.manifest(key)
-    reasons = [reason.text(language_of(request.headers)) for reason in found["stale"]["reasons"]]
+    reasons = sentences(request, found["stale"]["reasons"])
     return {**found, "stale": {**found["stale"], "reasons": reasons}, **identity(request, key)}
 
 
 @router.get("/models", responses=ERRORS)
 def models(request: Request, collector: CollectorDep, x_recipe_id: RecipeHeader = None) -> dict[str, Any]:
-    """Every model of every recipe, in short."""
+    """Every model of every recipe, with the main figures of its memory."""
     recipe = check_recipe(x_recipe_id)
     return {"models": collector.models(), "recipe_id": recipe, "request_id": request.state.request_id}
 

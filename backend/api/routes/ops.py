@@ -1,4 +1,4 @@
-"""What operators and their machines ask: is it alive, is it ready, how is it doing."""
+"""What operators and their tools ask: is the service alive, is it ready, how is it doing."""
 
 from __future__ import annotations
 

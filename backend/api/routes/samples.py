@@ -1,4 +1,4 @@
-"""Samples: upload, list, look at, delete."""
+"""Stored samples: upload, list, look at, delete."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from backend.api.requests import (
     CollectorDep,
     FormKey,
     QueryKey,
-    UploadRoute,
     identity,
     run_tracked,
     sentences,
-    uploads,
 )
-from backend.base.errors import Notice
+from backend.api.uploads import UploadRoute, uploads
 from backend.base.images import decode_image, encode_jpeg, resize
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.roi_mask import parse_shape
 from backend.samples.collector import Collector
 from backend.samples.intake import drafts
 from backend.samples.store import LABELS, Kept, check_label, media_type
-from backend.service.fitting import ImageFile
+from backend.service.images import ImageFile
 
 router = APIRouter(route_class=UploadRoute, tags=["samples"])
 
@@ -36,9 +35,12 @@ Filename = Annotated[str, Query(description="Name of the image, as /datasets/lis
 Images = Annotated[list[UploadFile], File(description="Canonical ROIs; all are stored, or none.")]
 Metas = Annotated[list[Any], Form(description="One JSON object per image, in the same order, or none.")]
 Scale = Annotated[
-    float | None, Form(gt=0, le=1e6, allow_inf_nan=False, description="Millimetres per pixel, where metas do not say.")
+    float | None,
+    Form(gt=0, le=1e6, allow_inf_nan=False, description="Millimetres per pixel of images whose metas do not say."),
 ]
-ShapeText = Annotated[str | None, Form(description="The part inside the ROI, where metas do not say.")]
+ShapeText = Annotated[
+    str | None, Form(description="Where the part is inside the ROI, as JSON, for images whose metas do not say.")
+]
 
 
 @router.post("/datasets/{label}/upload", responses=ERRORS)
@@ -68,7 +70,7 @@ async def send_ng(
     mm_per_px: Scale = None,
     shape: ShapeText = None,
 ) -> dict[str, Any]:
-    """Send bad parts, to calibrate with later. With STORE_SAMPLES off they are looked at and not kept."""
+    """Store bad parts, to calibrate with later. With STORE_SAMPLES=0 they are checked and not kept."""
     intake = _Intake(collector, key, "ng", "send_ng", uploads(images), await _texts(metas))
     store = collector.settings.store_samples
     kept, notices = await run_tracked(request, lambda _: intake.keep(mm_per_px, shape, store=store))
@@ -136,7 +138,7 @@ def clear(
 
 
 class _Intake:
-    """One upload, and where it goes."""
+    """The images and metadata of one upload, on their way into the store."""
 
     def __init__(
         self, collector: Collector, key: ModelKey, label: str, source: str, files: list[ImageFile], metas: list[str]

@@ -1,4 +1,4 @@
-"""Long work on what is stored: calibrate, score, and follow how far it is."""
+"""Long work on stored samples: calibrate with them, score them, and follow how far the work is."""
 
 from __future__ import annotations
 
@@ -16,24 +16,22 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import iterate_in_threadpool
 
+from backend.api.answers import scored_fields
+from backend.api.catalogue import sentence
 from backend.api.problems import language_of
 from backend.api.requests import (
     ERRORS,
     CollectorDep,
     ProgressDep,
     RecipeHeader,
-    UploadRoute,
     identity,
-    region_fields,
     run_tracked,
     sentences,
 )
-from backend.api.schemas_samples import CalibrateDatasetRequest, CalibrateDatasetResponse, InferDatasetRequest
-from backend.base.errors import BadForm, InspectionError
-from backend.base.errors_samples import ProgressNotFound
-from backend.base.images import to_base64
+from backend.api.schemas import CalibrateDatasetRequest, CalibrateDatasetResponse, InferDatasetRequest
+from backend.api.uploads import UploadRoute
+from backend.base.errors import BadForm, InspectionError, ProgressNotFound
 from backend.base.keys import ModelKey
-from backend.infer import heatmap_png, heatmap_range
 from backend.samples.collector import Scores
 from backend.samples.scoring import Scored
 from backend.samples.store import check_label
@@ -146,7 +144,7 @@ async def progress(
     request_id: str,
     stream: Annotated[bool, Query(description="Server-sent events; so does Accept: text/event-stream.")] = False,
 ) -> Response | dict[str, Any]:
-    """How far the work is that was asked for with `X-Request-Id: request_id`: once, or as server-sent events."""
+    """How far the request with this X-Request-Id is: once, or as server-sent events until it ends."""
     if stream or "text/event-stream" in request.headers.get("accept", ""):
         give_up = monotonic() + SSE_WAIT_S
         while (job := board.get(request_id)) is None:
@@ -196,7 +194,8 @@ class _Items:
                     yield _line(self.item(scored, scores.threshold))
                 yield _line(self.summary(scores))
         except InspectionError as err:
-            yield _line({**self.summary(scores), "status": "error", "error": err.text(self.language), "code": err.code})
+            text = sentence(err, self.language)
+            yield _line({**self.summary(scores), "status": "error", "error": text, "code": err.code})
         finally:
             job.cancel()
             with anyio.CancelScope(shield=True):
@@ -212,32 +211,8 @@ class _Items:
         }
 
     def item(self, scored: Scored, threshold: float | None) -> dict[str, Any]:
-        own = {
-            "label": scored.sample.label,
-            "filename": scored.sample.name,
-            "mm_per_px": scored.mm_per_px,
-            "in_memory": scored.in_memory,
-            "n_regions": 0,
-        }
-        found = scored.inspection
-        if found is None:
-            self.n_errors += 1
-            assert scored.error
-            return {**own, "error": scored.error.text(self.language), "code": scored.error.code}
-        if threshold is not None:
-            own |= {"threshold": threshold, "decision": "ng" if found.score > threshold else "ok"}
-        if self.include_heatmap:
-            low, high = heatmap_range(found, "relative", threshold)
-            png = to_base64(heatmap_png(found, "relative", low, high))
-            own |= {"heatmap_png_base64": png, "heatmap_range": [low, high]}
-        return {
-            **own,
-            "score": found.score,
-            "regions": [region_fields(region) for region in found.regions],
-            "n_regions": len(found.regions),
-            "left_out": scored.left_out,
-            "warnings": [notice.text(self.language) for notice in scored.notices],
-        }
+        self.n_errors += scored.error is not None
+        return scored_fields(scored, threshold, self.language, heatmap=self.include_heatmap)
 
 
 def _line(value: dict[str, Any]) -> str:

@@ -1,0 +1,94 @@
+"""What the answers say of one inspected image: a new field of /infer is added in `inspection_fields`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from backend.api.catalogue import Language, sentence
+from backend.base.images import to_base64
+from backend.base.messages import Notice
+from backend.infer import Inspection, Region, heatmap_png, heatmap_range
+from backend.samples.scoring import Scored
+from backend.service.results import InferResult
+
+
+def infer_fields(result: InferResult, language: Language) -> dict[str, Any]:
+    """The answer of /infer, without the ids. Without a calibration `threshold` and `is_anomaly` are null."""
+    return {
+        "threshold": None,
+        "is_anomaly": None,
+        **inspection_fields(result.inspection, result.threshold, result.is_anomaly, result.warnings, language),
+        **heatmap_fields(result.heatmap, result.heatmap_range),
+        "token_shape": list(result.token_shape),
+        "inference_ms": result.timings_ms["total"],
+        "timings_ms": result.timings_ms,
+        "params": result.params,
+    }
+
+
+def scored_fields(scored: Scored, threshold: float | None, language: Language, *, heatmap: bool) -> dict[str, Any]:
+    """One item of /infer_dataset: a stored sample with what /infer would say of it, or with its error."""
+    sample = {
+        "label": scored.sample.label,
+        "filename": scored.sample.name,
+        "mm_per_px": scored.mm_per_px,
+        "in_memory": scored.in_memory,
+        "n_regions": 0,
+    }
+    found = scored.inspection
+    if found is None:
+        assert scored.error
+        return {**sample, "error": sentence(scored.error, language), "code": scored.error.code}
+    is_anomaly = None if threshold is None else found.score > threshold
+    picture = {}
+    if heatmap:
+        low, high = heatmap_range(found, "relative", threshold)
+        picture = heatmap_fields(heatmap_png(found, "relative", low, high), (low, high))
+    return {
+        **sample,
+        **inspection_fields(found, threshold, is_anomaly, scored.notices, language),
+        **picture,
+        "n_regions": len(found.regions),
+        "left_out": scored.left_out,
+    }
+
+
+def inspection_fields(
+    found: Inspection,
+    threshold: float | None,
+    is_anomaly: bool | None,
+    notices: Sequence[Notice],
+    language: Language,
+) -> dict[str, Any]:
+    """What every answer says of an inspection; without a threshold there is no verdict, and no field for one."""
+    verdict: dict[str, Any] = {}
+    if threshold is not None:
+        verdict = {"threshold": threshold, "is_anomaly": is_anomaly, "decision": "ng" if is_anomaly else "ok"}
+    return {
+        "score": found.score,
+        **verdict,
+        "regions": [region_fields(region) for region in found.regions],
+        "stats": found.stats,
+        "warnings": [sentence(notice, language) for notice in notices],
+    }
+
+
+def heatmap_fields(png: bytes, limits: tuple[float, float]) -> dict[str, Any]:
+    """A heatmap, empty where none was wanted, and the distances that 0 and 255 of it stand for."""
+    return {"heatmap_png_base64": to_base64(png), "heatmap_range": list(limits)}
+
+
+def region_fields(region: Region) -> dict[str, Any]:
+    """A region, with its box both as a list and by its four names: clients read either."""
+    x, y, w, h = region.bbox
+    return {
+        "x": x,
+        "y": y,
+        "w": w,
+        "h": h,
+        "bbox": [x, y, w, h],
+        "area_px": region.area_px,
+        "area_mm2": region.area_mm2,
+        "contour": region.contour,
+    }

@@ -1,0 +1,715 @@
+"""What clients read: the HTTP status of each error, and the Spanish and English words of everything that is said.
+
+The layers below raise and return codes with their values (`backend.base.errors`, `backend.base.messages`);
+`sentence` puts them into words. Texts are templates of `str.format` over the values, so one error reads the same in
+an answer, in a warning and on the command line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from backend.base.errors import InspectionError
+from backend.base.messages import Fault, Message, Notice
+
+Language = Literal["es", "en"]
+Said = InspectionError | Message | Fault
+
+
+class Words(NamedTuple):
+    """One text in both languages."""
+
+    es: str
+    en: str
+
+
+class Entry(NamedTuple):
+    """What the client gets for an error: the HTTP status, and the sentence in both languages."""
+
+    status: int
+    es: str
+    en: str
+
+
+def status_of(error: InspectionError) -> int:
+    """The HTTP status of an error."""
+    return ERRORS[error.code].status
+
+
+def sentence(said: Said, language: Language, **more: Any) -> str:
+    """The words for an error, a notice, a phrase or a fault; those among its values are put into words too.
+
+    Args:
+        more: values that only the caller knows, such as `request_id`.
+
+    A value that the text names and nobody gave reads as `?`.
+    """
+    if isinstance(said, Fault):
+        return f"{said.name}: {_fault(said, language)}"
+    text = _words(said)
+    values = {name: _told(value, language) for name, value in {**said.values, **more}.items()}
+    return (text.es if language == "es" else text.en).format_map(_Values(values))
+
+
+class _Values(dict[str, Any]):
+    def __missing__(self, name: str) -> str:
+        return "?"
+
+
+def _words(said: InspectionError | Message) -> Entry | Words:
+    if isinstance(said, InspectionError):
+        return ERRORS[said.code]
+    return (NOTICES if isinstance(said, Notice) else PHRASES)[said.code]
+
+
+def _told(value: Any, language: Language) -> Any:
+    """A value as a sentence may hold it; faults in a list are separated by semicolons, whole sentences by spaces."""
+    if isinstance(value, Said):
+        return sentence(value, language)
+    if isinstance(value, list):
+        separator = "; " if all(isinstance(item, Fault) for item in value) else " "
+        return separator.join(str(_told(item, language)) for item in value)
+    return value
+
+
+def _fault(fault: Fault, language: Language) -> str:
+    text = FAULTS.get(fault.kind, _OTHER_FAULT)
+    values = _Values({name: _whole(value) for name, value in fault.values.items()})
+    values["choices"] = _choices(fault.values)
+    return (text.es if language == "es" else text.en).format_map(values)
+
+
+def _choices(values: Mapping[str, Any]) -> str:
+    """The quoted choices in pydantic's own words for them (`'a', 'b' or 'c'`), without its English."""
+    return ", ".join(re.findall(r"'([^']*)'", str(values.get("expected", ""))))
+
+
+def _whole(value: Any) -> Any:
+    """A limit as people write it: pydantic says 0.0 for the limit of a float field that was declared as 0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+ERRORS: dict[str, Entry] = {
+    "bad_request": Entry(400, es="Petición no válida: {reason}", en="Bad request: {reason}"),
+    "bad_form": Entry(
+        400,
+        es="No se pudo leer el cuerpo de la petición: envía multipart/form-data (o JSON) bien formado.",
+        en="The request's body could not be read: send well-formed multipart/form-data (or JSON).",
+    ),
+    "invalid_value": Entry(
+        400,
+        es="{field}: el valor {value} no es válido; se espera {expected}.",
+        en="{field}: the value {value} is not valid; expected {expected}.",
+    ),
+    "invalid_id": Entry(
+        400,
+        es=(
+            "{field} no es válido ({value}): usa letras, dígitos, espacio y _ - . (64 como máximo), sin separadores, "
+            "sin punto ni espacio al principio o al final y sin nombres reservados."
+        ),
+        en=(
+            "{field} is not valid ({value}): use letters, digits, spaces and _ - . (64 at most), no separators, no "
+            "leading or trailing dot or space and no reserved name."
+        ),
+    ),
+    "invalid_recipe": Entry(
+        400,
+        es="recipe_id no es válido ({value}): usa [a-z0-9][a-z0-9_-]* (64 como máximo); 'last' está reservado.",
+        en="recipe_id is not valid ({value}): use [a-z0-9][a-z0-9_-]* (64 at most); 'last' is reserved.",
+    ),
+    "no_images": Entry(
+        400,
+        es="No hay imágenes: envía al menos una en el campo 'images'.",
+        en="There are no images: send at least one in the field 'images'.",
+    ),
+    "bad_image": Entry(400, es="{name}: imagen no válida.", en="{name}: not a usable image."),
+    "empty_file": Entry(400, es="{name}: Archivo vacío.", en="{name}: the file is empty."),
+    "unreadable_image": Entry(
+        400,
+        es="{name}: No se pudo decodificar la imagen. Envía un PNG, JPEG, BMP, TIFF o WebP completo.",
+        en="{name}: the image could not be decoded. Send a whole PNG, JPEG, BMP, TIFF or WebP file.",
+    ),
+    "image_too_small": Entry(
+        400,
+        es="{name}: la imagen mide {width}×{height} px; cada lado debe tener {limit} px como mínimo.",
+        en="{name}: the image is {width}×{height} px; each side must be at least {limit} px.",
+    ),
+    "image_too_large": Entry(
+        400,
+        es="{name}: la imagen mide {width}×{height} px; el límite es de {limit} megapíxeles (MAX_IMAGE_MP).",
+        en="{name}: the image is {width}×{height} px; the limit is {limit} megapixels (MAX_IMAGE_MP).",
+    ),
+    "empty_upload": Entry(400, es="Archivo vacío.", en="The file is empty."),
+    "unreadable_upload": Entry(400, es="No se pudo decodificar la imagen.", en="The image could not be decoded."),
+    "invalid_shape": Entry(400, es="shape no es válido.", en="shape is not valid."),
+    "shape_not_json": Entry(
+        400,
+        es='shape no es un objeto JSON; por ejemplo: {{"kind":"circle","cx":192,"cy":192,"r":180}}.',
+        en='shape is not a JSON object; for example: {{"kind":"circle","cx":192,"cy":192,"r":180}}.',
+    ),
+    "shape_unknown_kind": Entry(
+        400,
+        es="shape: el tipo {kind} no existe; usa rect, circle o annulus.",
+        en="shape: there is no kind {kind}; use rect, circle or annulus.",
+    ),
+    "shape_bad_number": Entry(
+        400,
+        es="shape ({kind}): {field} debe ser un número finito{rule}.",
+        en="shape ({kind}): {field} must be a finite number{rule}.",
+    ),
+    "shape_inverted": Entry(
+        400,
+        es="shape (annulus): r_inner ({r_inner}) debe ser menor que r ({r}).",
+        en="shape (annulus): r_inner ({r_inner}) must be smaller than r ({r}).",
+    ),
+    "mask_empty": Entry(
+        400,
+        es="shape no cubre ningún píxel de la imagen de {width}×{height} px: comprueba las coordenadas.",
+        en="shape covers no pixel of the {width}×{height} px image: check its coordinates.",
+    ),
+    "memory_not_found": Entry(
+        400,
+        es="Memoria no encontrada para {key}. Ejecuta /fit_ok primero.",
+        en="Memory not found for {key}. Run /fit_ok first.",
+    ),
+    "token_grid_mismatch": Entry(
+        400,
+        es=(
+            "Token grid mismatch: got {got}, expected {expected}. {name} no tiene las proporciones del ROI con que se "
+            "entrenó: envía el mismo recorte o repite /fit_ok."
+        ),
+        en=(
+            "Token grid mismatch: got {got}, expected {expected}. {name} does not have the proportions of the fitted "
+            "ROI: send the same crop, or run /fit_ok again."
+        ),
+    ),
+    "extractor_mismatch": Entry(
+        400,
+        es=(
+            "La memoria de {key} se hizo con otro extractor ({theirs}) y ahora se usa {ours}: repite /fit_ok o vuelve "
+            "al extractor anterior."
+        ),
+        en=(
+            "The memory of {key} was made with another extractor ({theirs}); the running one is {ours}: run /fit_ok "
+            "again, or go back to the former extractor."
+        ),
+    ),
+    "set_not_understood": Entry(
+        400,
+        es=(
+            "{path} no es un conjunto evaluable: hacen falta train/good y test/<clase> (con test/good y una clase "
+            "defectuosa), o bien ok y ng con imágenes; los .json junto a ellas deben ser JSON."
+        ),
+        en=(
+            "{path} cannot be evaluated: it needs train/good and test/<class> (with test/good and a defective class), "
+            "or ok and ng with images; a .json beside an image must be JSON."
+        ),
+    ),
+    "invalid_label": Entry(
+        400, es="La etiqueta {value} no existe: usa ok o ng.", en="There is no label {value}: use ok or ng."
+    ),
+    "invalid_filename": Entry(
+        400,
+        es="filename no es válido ({value}): envía el nombre tal como lo da /datasets/list, sin carpetas.",
+        en="filename is not valid ({value}): send the name as /datasets/list gives it, without folders.",
+    ),
+    "metas_mismatch": Entry(
+        400,
+        es="Hay {metas} partes metas para {images} imágenes: envía una por imagen, en el mismo orden, o ninguna.",
+        en="There are {metas} metas parts for {images} images: send one for each image, in the same order, or none.",
+    ),
+    "metas_not_json": Entry(
+        400,
+        es="metas número {number} ({name}) no es un objeto JSON.",
+        en="metas number {number} ({name}) is not a JSON object.",
+    ),
+    "metas_invalid": Entry(
+        400,
+        es="metas de {name}: {field} tiene el valor {value}; se espera {expected}.",
+        en="metas of {name}: {field} has the value {value}; expected {expected}.",
+    ),
+    "broken_images": Entry(
+        400,
+        es="No se ha guardado ninguna imagen de {total}. Las que no se pueden usar: {count}. {reasons}",
+        en="No image was stored, of {total}. Those that cannot be used: {count}. {reasons}",
+    ),
+    "not_enough_samples": Entry(
+        400,
+        es="{key}: muestras OK que sirven: {n}; hacen falta {wanted}. Sube más a /datasets/ok/upload.",
+        en="{key}: usable OK samples: {n}; needed: {wanted}. Upload more to /datasets/ok/upload.",
+    ),
+    "ng_required": Entry(
+        400,
+        es="{key} no tiene muestras NG y se pidió calibrar con ellas: envíalas a /send_ng o usa require_ng=false.",
+        en=(
+            "{key} has no NG samples and calibrating with them was asked for: send some to /send_ng, or "
+            "require_ng=false."
+        ),
+    ),
+    "only_image_of_memory": Entry(
+        400,
+        es="{name} es la única imagen de la memoria: sin ella no queda con qué compararla.",
+        en="{name} is the only image of the memory: without it there is nothing to compare it with.",
+    ),
+    "validation_error": Entry(422, es="{reason}", en="{reason}"),
+    "unauthorized": Entry(
+        401,
+        es="Falta una clave de API válida: envíala en X-API-Key o en Authorization: Bearer.",
+        en="A valid API key is missing: send it in X-API-Key or in Authorization: Bearer.",
+    ),
+    "loopback_only": Entry(
+        403,
+        es=(
+            "Sin API_KEYS sólo se atiende a clientes de esta máquina: configura API_KEYS (o ALLOW_INSECURE=1 si la red"
+            " es de confianza)."
+        ),
+        en=(
+            "Without API_KEYS only clients on this machine are served: set API_KEYS (or ALLOW_INSECURE=1 on a network "
+            "you trust)."
+        ),
+    ),
+    "host_refused": Entry(
+        403,
+        es=(
+            "Sin API_KEYS no se atiende a quien llama a esta máquina {host}: usa 127.0.0.1, o configura API_KEYS o "
+            "HOST."
+        ),
+        en="Without API_KEYS nobody who calls this machine {host} is served: use 127.0.0.1, or set API_KEYS or HOST.",
+    ),
+    "origin_refused": Entry(
+        403,
+        es="El origen {origin} no puede llamar a este servicio desde un navegador: añádelo a CORS_ORIGINS.",
+        en="The origin {origin} may not call this service from a browser: add it to CORS_ORIGINS.",
+    ),
+    "read_only_key": Entry(
+        403,
+        es="Esta clave de API sólo permite inspeccionar y consultar: usa una de API_KEYS para cambiar modelos.",
+        en="This API key may only inspect and read: use one of API_KEYS to change models.",
+    ),
+    "read_only_replica": Entry(
+        403,
+        es="Este servicio es una réplica de sólo lectura (READ_ONLY=1): envía la petición al servicio principal.",
+        en="This service is a read-only replica (READ_ONLY=1): send the request to the main one.",
+    ),
+    "not_found": Entry(
+        404,
+        es="No existe {path}. La lista de rutas está en /docs.",
+        en="There is no {path}. The list of routes is at /docs.",
+    ),
+    "method_not_allowed": Entry(
+        405,
+        es="El método {method} no está permitido en {path}. La lista de rutas está en /docs.",
+        en="The method {method} is not allowed on {path}. The list of routes is at /docs.",
+    ),
+    "sample_not_found": Entry(
+        404,
+        es="No hay ninguna muestra {label}/{name} de {key}: /datasets/list dice las que hay.",
+        en="There is no sample {label}/{name} of {key}: /datasets/list says which there are.",
+    ),
+    "dataset_not_found": Entry(
+        404,
+        es="No hay muestras de {key}: súbelas a /datasets/ok/upload o revisa role_id, roi_id y la receta.",
+        en="There are no samples of {key}: upload some to /datasets/ok/upload, or check role_id, roi_id and recipe.",
+    ),
+    "progress_not_found": Entry(
+        404,
+        es="No hay ningún trabajo con el identificador {job}: es el X-Request-Id que envió quien lo pidió.",
+        en="There is no work with the identifier {job}: it is the X-Request-Id that its client sent.",
+    ),
+    "memory_mismatch": Entry(
+        409,
+        es=(
+            "La memoria de {key} no puede crecer con estas imágenes: {field} de la memoria es {expected} y el de la "
+            "petición {got}. Envía memory_fit=false para sustituirla."
+        ),
+        en=(
+            "The memory of {key} cannot grow with these images: its {field} is {expected} and the request's {got}. "
+            "Send memory_fit=false to replace it."
+        ),
+    ),
+    "body_timeout": Entry(
+        408,
+        es="El cuerpo de la petición se detuvo más de {seconds} s (BODY_TIMEOUT_S): vuelve a enviarla.",
+        en="The request's body stalled for more than {seconds} s (BODY_TIMEOUT_S): send it again.",
+    ),
+    "file_too_large": Entry(
+        413,
+        es="{name} supera el límite de {limit} MB por fichero (MAX_UPLOAD_MB).",
+        en="{name} is over the limit of {limit} MB a file (MAX_UPLOAD_MB).",
+    ),
+    "request_too_large": Entry(
+        413,
+        es="La petición supera el límite de {limit} MB ({setting}): divídela en varias.",
+        en="The request is over the limit of {limit} MB ({setting}): split it into several.",
+    ),
+    "too_many_requests": Entry(
+        429,
+        es="Demasiadas peticiones (RATE_LIMIT={limit}): reintenta en {retry_after} s.",
+        en="Too many requests (RATE_LIMIT={limit}): try again in {retry_after} s.",
+    ),
+    "cancelled": Entry(
+        499, es="La petición se canceló; no se ha cambiado nada.", en="The request was cancelled; nothing was changed."
+    ),
+    "timed_out": Entry(
+        503,
+        es="La petición no terminó en {seconds} s (REQUEST_TIMEOUT_S): reintenta en {retry_after} s.",
+        en="The request did not end within {seconds} s (REQUEST_TIMEOUT_S): try again in {retry_after} s.",
+    ),
+    "queue_full": Entry(
+        503,
+        es="El servicio está ocupado (peticiones en espera: {waiting}): reintenta en {retry_after} s.",
+        en="The service is busy (requests waiting: {waiting}): try again in {retry_after} s.",
+    ),
+    "not_ready": Entry(
+        503,
+        es="El modelo todavía se está cargando: reintenta en {retry_after} s.",
+        en="The model is still loading: try again in {retry_after} s.",
+    ),
+    "fit_in_progress": Entry(
+        503,
+        es="Otro entrenamiento de {key} está en curso: reintenta en {retry_after} s.",
+        en="Another fit of {key} is under way: try again in {retry_after} s.",
+    ),
+    "device_out_of_memory": Entry(
+        503,
+        es="La GPU se quedó sin memoria: cierra otros programas que la usen, baja INPUT_SIZE o usa DEVICE=cpu.",
+        en="The GPU ran out of memory: close other programs that use it, lower INPUT_SIZE, or set DEVICE=cpu.",
+    ),
+    "disk_full": Entry(
+        507,
+        es="No queda espacio en disco para {path}: libera espacio y repite. El modelo anterior sigue intacto.",
+        en="There is no disk space left for {path}: free some and try again. The former model is untouched.",
+    ),
+    "datasets_full": Entry(
+        507,
+        es=(
+            "Las muestras ocupan {used:.2f} GB de los {limit:g} de DATASETS_MAX_GB y no caben {wanted:.2f} más: borra "
+            "algunas o sube el límite. No se ha guardado ni borrado nada."
+        ),
+        en=(
+            "The samples take {used:.2f} GB of DATASETS_MAX_GB's {limit:g} and {wanted:.2f} more do not fit: delete "
+            "some, or raise the limit. Nothing was stored or deleted."
+        ),
+    ),
+    "store_read_only": Entry(
+        503,
+        es="No se puede escribir en {path}: da permiso de escritura a la carpeta o cambia MODELS_DIR.",
+        en="{path} cannot be written: make the folder writable, or change MODELS_DIR.",
+    ),
+    "bank_not_found": Entry(
+        503,
+        es="No existe memory bank: {path}. Créalo con: python -m backend bank CARPETA_DE_PIEZAS_BUENAS.",
+        en="There is no memory bank: {path}. Build it with: python -m backend bank FOLDER_OF_GOOD_PARTS.",
+    ),
+    "bank_mismatch": Entry(
+        503,
+        es=(
+            "El memory bank tiene vectores de {theirs} valores y ResNet18 da {ours}: rehazlo con python -m backend "
+            "bank."
+        ),
+        en=(
+            "The memory bank has vectors of {theirs} values, and ResNet18 gives {ours}: run python -m backend bank "
+            "again."
+        ),
+    ),
+    "resnet_unavailable": Entry(
+        503,
+        es=(
+            "No se encuentran los pesos de ResNet18: {reason}. Copia el fichero .safetensors o .pth a esta máquina e "
+            "indica su ruta en RESNET_WEIGHTS."
+        ),
+        en=(
+            "The weights of ResNet18 cannot be had: {reason}. Copy the .safetensors or .pth file to this machine and "
+            "set RESNET_WEIGHTS to its path."
+        ),
+    ),
+    "roi_unreadable": Entry(
+        503,
+        es="No se puede leer la máscara {path} (ROI_PATH): indica una imagen, blanca donde cuenta la puntuación.",
+        en="The mask {path} (ROI_PATH) cannot be read: name a picture that is white where the score counts.",
+    ),
+    "internal_error": Entry(
+        500,
+        es="Error interno. Busca el identificador {request_id} en el registro del servicio.",
+        en="Internal error. Look for the identifier {request_id} in the service's log.",
+    ),
+    "artifact_damaged": Entry(
+        500,
+        es="El fichero {path} está dañado ({reason}): restáuralo de una copia o repite {remedy}.",
+        en="The file {path} is damaged ({reason}): restore it from a backup, or run {remedy} again.",
+    ),
+    "startup_error": Entry(500, es="El servicio no puede arrancar: {reason}", en="The service cannot start: {reason}"),
+    "weights_unavailable": Entry(
+        500,
+        es=(
+            "No se encuentran los pesos de {model}: {reason}. Copia el fichero .safetensors o .pth a esta máquina e "
+            "indica su ruta en WEIGHTS (docs/DEPLOYMENT.md explica cómo)."
+        ),
+        en=(
+            "The weights of {model} cannot be had: {reason}. Copy the .safetensors or .pth file to this machine and "
+            "set WEIGHTS to its path (docs/DEPLOYMENT.md says how)."
+        ),
+    ),
+    "backend_unavailable": Entry(
+        500,
+        es="{option}={value} necesita el paquete {package}: instálalo o usa {option}=auto.",
+        en="{option}={value} needs the package {package}: install it, or use {option}=auto.",
+    ),
+    "address_unavailable": Entry(
+        500,
+        es=(
+            "No se puede escuchar en {host}:{port} ({reason}): cierra el programa que lo usa o elige otro PORT (o "
+            "HOST)."
+        ),
+        en="{host}:{port} cannot be listened on ({reason}): close what uses it, or choose another PORT or HOST.",
+    ),
+    "invalid_settings": Entry(
+        500, es="La configuración no es válida: {reason}", en="The settings are not valid: {reason}"
+    ),
+}
+
+NOTICES: dict[str, Words] = {
+    "degraded": Words(
+        es="Servicio degradado: sin los pesos de {model} se usa el extractor sin pesos 'texture' ({reason}).",
+        en="Degraded service: without the weights of {model} the weight-free extractor 'texture' is used ({reason}).",
+    ),
+    "older_memory": Words(
+        es="La memoria es de un formato anterior y no dice con qué extractor se hizo: repite /fit_ok cuando puedas.",
+        en="The memory is of an older format and does not say which extractor made it: run /fit_ok again soon.",
+    ),
+    "memory_of_other_model": Words(
+        es=(
+            "Esta memoria se hizo para {theirs} y está en la carpeta de {key}: comprueba las carpetas, o repite "
+            "/fit_ok."
+        ),
+        en=(
+            "This memory was made for {theirs} and lies in the folder of {key}: check the folders, or run /fit_ok "
+            "again."
+        ),
+    ),
+    "device_out_of_memory": Words(
+        es=(
+            "La GPU se quedó sin memoria y el servicio sigue en la CPU, más lento: libera la GPU y reinicia el "
+            "servicio."
+        ),
+        en=(
+            "The GPU ran out of memory and the service goes on on the CPU, slower: free the GPU and restart the "
+            "service."
+        ),
+    ),
+    "older_calibration": Words(
+        es="La calibración es de un formato anterior y no dice para qué memoria se hizo: calibra de nuevo.",
+        en="The calibration is of an older format and does not say which memory it was made for: calibrate again.",
+    ),
+    "calibration_of_former_memory": Words(
+        es="El umbral se calibró con una memoria anterior de este ROI: calibra de nuevo.",
+        en="The threshold was calibrated with a former memory of this ROI: calibrate again.",
+    ),
+    "calibration_stale": Words(
+        es="El umbral se calibró con otro extractor u otra forma de puntuar y no se aplica: calibra de nuevo.",
+        en="The threshold was calibrated with another extractor or way of scoring and is not applied: calibrate again.",
+    ),
+    "not_calibrated": Words(
+        es="Sin calibrar: no hay umbral ni veredicto hasta que se llame a /calibrate_ng.",
+        en="Not calibrated: there is no threshold and no verdict until /calibrate_ng is called.",
+    ),
+    "percentile_changed": Words(
+        es=(
+            "Las puntuaciones se hicieron con el percentil {former} y ahora se usa {new}: inspecciona y calibra de "
+            "nuevo."
+        ),
+        en="The scores were made with percentile {former}; {new} is used from now on: inspect and calibrate again.",
+    ),
+    "scores_overlap": Words(
+        es="Las puntuaciones OK y NG se solapan (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): el umbral no puede separarlas.",
+        en="The OK and NG scores overlap (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): no threshold can separate them.",
+    ),
+    "few_ok_scores": Words(
+        es="Puntuaciones OK: {n}. Con menos de 20 el umbral es poco fiable.",
+        en="OK scores: {n}. With fewer than 20 the threshold is not reliable.",
+    ),
+    "coreset_capped": Words(
+        es="La memoria se limitó a {limit} filas (MAX_CORESET) en lugar de {wanted}.",
+        en="The memory was limited to {limit} rows (MAX_CORESET) instead of {wanted}.",
+    ),
+    "fitted_in_passes": Words(
+        es="Los vectores de estas imágenes no caben en {limit} MB (FIT_MEMORY_MB): la memoria se eligió por partes.",
+        en="The embeddings of these images do not fit in {limit} MB (FIT_MEMORY_MB): the memory was chosen in passes.",
+    ),
+    "roi_resized": Words(
+        es="El ROI daba una rejilla de {got} tokens y se ajustó a la de la memoria, {expected}.",
+        en="The ROI gave a grid of {got} tokens and was fitted to the memory's, {expected}.",
+    ),
+    "image_downscaled": Words(
+        es="La imagen de {megapixels:.1f} MP se redujo a 12 MP para el análisis; las coordenadas son las originales.",
+        en="The {megapixels:.1f} MP image was scaled down to 12 MP for analysis; coordinates are the original ones.",
+    ),
+    "mm_per_px_differs": Words(
+        es="mm_per_px es {got} y la memoria se hizo con {expected}: las áreas usan {got}.",
+        en="mm_per_px is {got} and the memory was made with {expected}: areas use {got}.",
+    ),
+    "shape_missing": Words(
+        es="La memoria solo conoce la pieza dentro de su shape y esta imagen llegó sin él: lo que la rodea cuenta.",
+        en=(
+            "The memory knows only the part inside its shape; this image came without one, and what is around it "
+            "counts."
+        ),
+    ),
+    "shapes_differ": Words(
+        es=(
+            "Unas imágenes de esta memoria llegaron con shape y otras sin él: solo estas le enseñan lo que rodea la "
+            "pieza."
+        ),
+        en=(
+            "Some images of this memory came with a shape and some without: these alone show it what is around the "
+            "part."
+        ),
+    ),
+    "foreground_not_learnt": Words(
+        es="FOREGROUND_MASK=pca no se aplicó: necesita imágenes enteras y no caben en {limit} MB (FIT_MEMORY_MB).",
+        en=(
+            "FOREGROUND_MASK=pca was not applied: it needs whole images, which do not fit in {limit} MB "
+            "(FIT_MEMORY_MB)."
+        ),
+    ),
+    "bank_of_unknown_make": Words(
+        es="El memory bank dice embedding_version {version}, que no se conoce: se lee como {assumed}.",
+        en="The memory bank says embedding_version {version}, which is not known: it is read as {assumed}.",
+    ),
+    "bank_threshold_of_former": Words(
+        es="config.json es de un memory bank anterior: se usa el umbral que guarda el propio banco.",
+        en="config.json belongs to a former memory bank: the threshold kept in the bank itself is used.",
+    ),
+    "duplicates_left_out": Words(
+        es="Imágenes repetidas que no se han contado dos veces: {n}.",
+        en="Repeated images that were not counted twice: {n}.",
+    ),
+    "nothing_new": Words(
+        es="Todas las imágenes estaban ya en la memoria: no ha cambiado.",
+        en="All images were in the memory already: it did not change.",
+    ),
+    "samples_not_kept": Words(
+        es="Las imágenes no se han guardado como muestras: {reason}", en="The images were not kept as samples: {reason}"
+    ),
+    "record_not_written": Words(
+        es="No se ha podido anotar lo hecho junto a las muestras: {reason}",
+        en="What was done could not be recorded beside the samples: {reason}",
+    ),
+    "shape_not_understood": Words(
+        es="La forma de {name} no se entiende y se usará el ROI entero: {reason}",
+        en="The shape of {name} is not understood and the whole ROI will be used: {reason}",
+    ),
+    "labelled_twice": Words(
+        es="Imágenes que ya estaban guardadas con la otra etiqueta: {n}. Borra la que no corresponda.",
+        en="Images that were stored under the other label already: {n}. Delete the one that is wrong.",
+    ),
+    "samples_left_out": Words(
+        es="Muestras que no se han podido usar: {n}. {reasons}", en="Samples that could not be used: {n}. {reasons}"
+    ),
+    "rebuilt_in_part": Words(
+        es="Imágenes de la memoria que ya no están: {n}. Se ha rehecho con las demás, calibra de nuevo.",
+        en="Images of the memory that are gone: {n}. It was rebuilt from the others, calibrate again.",
+    ),
+}
+
+PHRASES: dict[str, Words] = {
+    "fields_invalid": Words(
+        es="Hay campos que faltan o no son válidos: {fields}.", en="Some fields are missing or not valid: {fields}."
+    ),
+    "body_not_json": Words(
+        es="El cuerpo de la petición no es JSON: falla o se corta en el carácter {at}. Envía un objeto JSON completo.",
+        en="The request's body is not JSON: it goes wrong or breaks off at character {at}. Send a whole JSON object.",
+    ),
+    "body_not_object": Words(
+        es="El cuerpo de la petición debe ser un objeto JSON con los campos de la ruta: en /docs hay un ejemplo.",
+        en="The request's body must be a JSON object with the route's fields: /docs shows an example.",
+    ),
+    "content_type_not_json": Words(
+        es="La petición necesita la cabecera Content-Type: application/json y un objeto JSON como cuerpo.",
+        en="The request needs the header Content-Type: application/json and a JSON object as its body.",
+    ),
+    "yaml_not_a_table": Words(
+        es="{file} no es una tabla YAML de ajustes: {why}", en="{file} is not a YAML table of settings: {why}"
+    ),
+    "env_not_utf8": Words(es=".env no es un texto UTF-8: {why}", en=".env is not UTF-8 text: {why}"),
+    "no_such_file": Words(es="no existe el fichero {path}", en="there is no file {path}"),
+    "no_weights_in_folder": Words(
+        es="la carpeta {path} no tiene pesos de ese nombre", en="the folder {path} holds no weights of that name"
+    ),
+    "no_weights_on_hub": Words(
+        es="el repositorio de timm no tiene pesos de ese nombre", en="timm's hub has no weights of that name"
+    ),
+    "hub_out_of_reach": Words(
+        es="{repo} no está en la caché local y no se llega al repositorio",
+        en="{repo} is not in the local cache and the hub is out of reach",
+    ),
+    "not_fetched": Words(es="no se pudo descargar {repo}: {err}", en="{repo} could not be fetched: {err}"),
+    "unreadable_weights": Words(es="{file} no se puede leer: {err}", en="{file} cannot be read: {err}"),
+    "no_state_dict": Words(es="{file} no contiene un state dict", en="{file} holds no state dict"),
+    "tensors_missing": Words(
+        es="a {file} le faltan {n} tensores del modelo", en="{file} lacks {n} tensors of the model"
+    ),
+    "weights_misfit": Words(es="{file} no corresponde al modelo: {err}", en="{file} does not fit the model: {err}"),
+    "no_such_model": Words(
+        es="timm no tiene ningún modelo con ese nombre (MODEL_NAME)", en="timm has no model of that name (MODEL_NAME)"
+    ),
+}
+
+_NUMBER = Words(es="debe ser un número", en="must be a number")
+_WHOLE = Words(es="debe ser un número entero", en="must be a whole number")
+_SWITCH = Words(es="debe ser true o false", en="must be true or false")
+_TEXT = Words(es="debe ser un texto", en="must be text")
+_LIST = Words(es="debe ser una lista", en="must be a list")
+_OBJECT = Words(es="debe ser un objeto JSON", en="must be a JSON object")
+_CHOICE = Words(es="debe ser uno de: {choices}", en="must be one of: {choices}")
+
+FAULTS: dict[str, Words] = {
+    "missing": Words(es="falta", en="is missing"),
+    "greater_than": Words(es="debe ser mayor que {gt}", en="must be greater than {gt}"),
+    "greater_than_equal": Words(es="debe ser {ge} o más", en="must be {ge} or more"),
+    "less_than": Words(es="debe ser menor que {lt}", en="must be less than {lt}"),
+    "less_than_equal": Words(es="debe ser {le} o menos", en="must be {le} or less"),
+    "finite_number": Words(es="debe ser un número finito", en="must be a finite number"),
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "int_type": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_parsing_size": _WHOLE,
+    "int_from_float": _WHOLE,
+    "bool_type": _SWITCH,
+    "bool_parsing": _SWITCH,
+    "string_type": _TEXT,
+    "string_unicode": _TEXT,
+    "string_too_short": Words(
+        es="debe tener {min_length} o más caracteres", en="must have {min_length} or more characters"
+    ),
+    "string_too_long": Words(
+        es="debe tener {max_length} o menos caracteres", en="must have {max_length} or fewer characters"
+    ),
+    "string_pattern_mismatch": Words(es="debe tener la forma {pattern}", en="must have the form {pattern}"),
+    "list_type": _LIST,
+    "tuple_type": _LIST,
+    "too_short": Words(es="debe tener {min_length} o más valores", en="must have {min_length} or more values"),
+    "too_long": Words(es="debe tener {max_length} o menos valores", en="must have {max_length} or fewer values"),
+    "model_attributes_type": _OBJECT,
+    "model_type": _OBJECT,
+    "dict_type": _OBJECT,
+    "literal_error": _CHOICE,
+    "enum": _CHOICE,
+    "path_type": Words(es="debe ser una ruta", en="must be a path"),
+    # FastAPI has only this one: it found text where an upload belongs.
+    "value_error": Words(es="debe ser un fichero", en="must be a file"),
+    "hashed_key": Words(
+        es="tras sha256: van las 64 cifras hexadecimales del SHA-256 de una clave",
+        en="after sha256: come the 64 hexadecimal digits of a key's SHA-256",
+    ),
+    "rate": Words(es="debe ser como 600/minute", en="must be such as 600/minute"),
+    "block_numbers": Words(es="debe ser números de bloque como 9,11", en="must be block numbers such as 9,11"),
+    "even": Words(
+        es="debe ser impar: una vecindad tiene su token en el centro",
+        en="must be odd: a neighbourhood has its token in the middle",
+    ),
+}
+_OTHER_FAULT = Words(es="no es válido", en="is not valid")

@@ -1,0 +1,125 @@
+"""From an image file to pixels that an extractor takes: decoded, and resized to whole tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import product
+from pathlib import PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.base.errors import TokenGridMismatch
+from backend.base.images import decode_image, is_large
+from backend.base.messages import Notice
+from backend.features import RGB, Extractor, Grid, grid_of, prepare
+from backend.infer import RoiSize
+from backend.roi_mask import Shape
+
+DECODERS = 2
+# A small file may decode to hundreds of megabytes, so at most one such image is decoded at a time.
+_LARGE = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file: what to call it, how to get its bytes when they are needed, and where the part is.
+
+    `shape`: the part inside the ROI, in the image's pixels. A fit learns it alone, and an inspection looks at it alone.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+    shape: Shape | None = None
+
+    @classmethod
+    def named(cls, name: str | None, read: Callable[[], bytes], shape: Shape | None = None) -> ImageFile:
+        """An image file under the last part of `name` (a client may send a whole path)."""
+        last = PurePath((name or "image").replace("\\", "/")).name
+        return cls("".join(c for c in last if c.isprintable())[:120] or "image", read, shape)
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """A decoded ROI ready for the extractor.
+
+    Attributes:
+        pixels: (rows · patch, columns · patch, 3) uint8 RGB.
+        grid: token rows and columns.
+        size: of the ROI as it was sent.
+        digest: SHA-256 of the file in hexadecimal digits; empty if it was not asked for.
+        notices: what is to be said of it.
+    """
+
+    pixels: RGB
+    grid: Grid
+    size: RoiSize
+    digest: str
+    notices: tuple[Notice, ...] = ()
+
+
+def prepare_image(
+    file: ImageFile,
+    extractor: Extractor,
+    *,
+    expected: Grid | None = None,
+    max_megapixels: float = 100,
+    digested: bool = False,
+) -> PreparedImage:
+    """Decode and resize one ROI to its own token grid, or to `expected` when that is within one token per side.
+
+    `digested`: with the SHA-256 of the file.
+
+    Raises:
+        BadImage: it cannot be used.
+        TokenGridMismatch: its grid is further from `expected`.
+    """
+    with decoded(file, max_megapixels) as (data, image):
+        grid, notices = fitted_grid(file.name, image, extractor, expected)
+        return PreparedImage(
+            prepare(image, grid, extractor.patch),
+            grid,
+            RoiSize(*image.shape[:2]),
+            hashlib.sha256(data).hexdigest() if digested else "",
+            notices,
+        )
+
+
+@contextmanager
+def decoded(file: ImageFile, max_megapixels: float) -> Iterator[tuple[bytes, NDArray[np.uint8]]]:
+    """The bytes of `file` and its (H, W, 3) uint8 BGR pixels; no two large images are held at once.
+
+    Raises:
+        BadImage: it cannot be used.
+    """
+    data = file.read()
+    with _LARGE if is_large(data) else nullcontext():
+        yield data, decode_image(data, name=file.name, max_megapixels=max_megapixels)
+
+
+def fitted_grid(
+    name: str, image: NDArray[np.uint8], extractor: Extractor, expected: Grid | None
+) -> tuple[Grid, tuple[Notice, ...]]:
+    """The token grid of `image`, or `expected` when that is within one token per side, and a notice if it differs.
+
+    Raises:
+        TokenGridMismatch: it is further from `expected`; the error says `name`.
+    """
+    height, width = image.shape[:2]
+    grid = grid_of(extractor, height, width)
+    if expected is None or grid == expected:
+        return grid, ()
+    if not _same_roi(height, width, expected, extractor):
+        raise TokenGridMismatch(got=grid, expected=expected, name=name)
+    return expected, (Notice("roi_resized", {"got": grid, "expected": expected}),)
+
+
+def _same_roi(height: int, width: int, expected: Grid, extractor: Extractor) -> bool:
+    """Whether an ROI of this size, or of one pixel more or less, lies within one token per side of `expected`."""
+    sizes = product(range(max(1, height - 1), height + 2), range(max(1, width - 1), width + 2))
+    grids = (grid_of(extractor, h, w) for h, w in sizes)
+    return any(max(abs(rows - expected[0]), abs(cols - expected[1])) <= 1 for rows, cols in grids)

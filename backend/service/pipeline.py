@@ -1,0 +1,78 @@
+"""The inspection pipeline: from an image file to its Inspection, with the extractor's queue in between.
+
+Whatever inspects goes this way: /infer, stored samples, labelled sets, the rehearsal before the first request, and the
+bench.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.infer import Criteria, Inspection, Roi, inspect, working_mask
+from backend.service.images import ImageFile, PreparedImage, prepare_image
+from backend.service.jobs import Job
+from backend.service.models import FittedModel
+from backend.service.queue import InferenceQueue
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One model and the criteria that hold for it, behind the extractor's queue.
+
+    `run` inspects one image. Who inspects many calls the steps, so that images are prepared and embedded while others
+    are judged: `prepare`, `queue.submit`, `judge`.
+    """
+
+    queue: InferenceQueue
+    model: FittedModel
+    criteria: Criteria
+    max_megapixels: float = 100.0
+
+    def run(
+        self, file: ImageFile, *, mm_per_px: float, job: Job, mark: Callable[[str], None] = lambda _: None
+    ) -> tuple[PreparedImage, Inspection]:
+        """Inspect one image, of `mm_per_px` millimetres per pixel, inside its shape.
+
+        `mark`: told when the stages `decode`, `forward`, `knn` and `post` are over.
+
+        Raises:
+            BadImage, TokenGridMismatch, MaskEmpty, Cancelled, NotReady.
+        """
+        image, roi = self.prepare(file, mm_per_px)
+        mark("decode")
+        tokens = job.wait(self.queue.submit(image.pixels))
+        mark("forward")
+        return image, self.judge(tokens, roi, mark=mark)
+
+    def prepare(self, file: ImageFile, mm_per_px: float, *, digested: bool = False) -> tuple[PreparedImage, Roi]:
+        """The pixels to submit on the model's own grid, and what `judge` needs to know of the image.
+
+        Raises:
+            BadImage, TokenGridMismatch, MaskEmpty.
+        """
+        image = prepare_image(
+            file,
+            self.queue.extractor,
+            expected=self.model.stored.grid,
+            max_megapixels=self.max_megapixels,
+            digested=digested,
+        )
+        return image, Roi(image.size, image.grid, working_mask(file.shape, image.size), mm_per_px)
+
+    def judge(
+        self,
+        tokens: NDArray[np.float32],
+        roi: Roi,
+        *,
+        leave_out: int | None = None,
+        mark: Callable[[str], None] = lambda _: None,
+    ) -> Inspection:
+        """The inspection of an image's tokens (rows · columns, D); `leave_out` and `mark` as in infer.inspect."""
+        part_only = self.model.knows_part_only
+        return inspect(
+            tokens, self.model.memory, roi, self.criteria, part_only=part_only, leave_out=leave_out, mark=mark
+        )
