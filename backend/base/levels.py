@@ -36,6 +36,11 @@ def connected_level(values: Float, pixels: int, mask: NDArray[np.bool_] | None =
     return float(_connected_level(np.ascontiguousarray(inside), pixels))
 
 
+def largest_region(mask: NDArray[np.bool_]) -> int:
+    """How many values the largest connected region of `mask` (h, w) has; 0 where it has none."""
+    return int(_components(mask)[1].max())
+
+
 def _connected_level(values: Float, pixels: int) -> np.float32:
     level: np.float32 = np.nextafter(_lower_bound(values, pixels), _OUTSIDE)
     while True:
