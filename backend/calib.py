@@ -7,9 +7,10 @@ taken to be drawn like those that were scored.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ KEPT_SCORES = 10_000
 
 Basis = Literal["held_out", "leave_one_out", "given"]
 """Where good scores come from: parts outside the fit, stored parts left out one by one, numbers that a client sent."""
+
+Rule = Literal["percentile", "promised", "chosen"]
+"""What settled a threshold: the contract's rule, a promise about good parts, or whoever calibrated."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,65 @@ class Misses:
     upper_bound: float
     confidence: float
     n_ng: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """How a threshold is to be settled; with neither `max_false_reject` nor `threshold`, by the contract's rule.
+
+    Attributes:
+        percentile, margin: of the contract's rule; see `choose_threshold`.
+        max_false_reject: the lowest threshold for which this rate can be promised; see `promised_threshold`.
+        confidence: of all that is promised.
+        threshold: this one.
+        at_or_above: whether a part whose score is the threshold is rejected too.
+    """
+
+    percentile: float = 99.0
+    margin: float = 0.0
+    max_false_reject: float | None = None
+    confidence: float = CONFIDENCE
+    threshold: float | None = None
+    at_or_above: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A threshold and what it promises.
+
+    Attributes:
+        value: the threshold.
+        rule: what settled it. `percentile` although a promise was wanted: the good scores are too few for it.
+        by_rule: what the contract's rule has to say of the scores, whether it settled the threshold or not.
+        misses: None without scores of bad parts.
+    """
+
+    value: float
+    rule: Rule
+    by_rule: Threshold
+    false_reject: FalseReject
+    misses: Misses | None
+
+
+def decide(ok_scores: Sequence[float], ng_scores: Sequence[float], wanted: Wanted) -> Decision:
+    """The threshold that is wanted, or the contract's where no number of these good scores can promise what is.
+
+    Raises:
+        ValueError: no OK score, or one that is not finite.
+    """
+    by_rule = choose_threshold(ok_scores, ng_scores, percentile=wanted.percentile, margin=wanted.margin)
+    rule: Rule = "percentile"
+    value, rank = by_rule.value, by_rule.rank
+    asked = wanted.max_false_reject
+    how: dict[str, Any] = {"confidence": wanted.confidence, "at_or_above": wanted.at_or_above}
+    promised = None if asked is None else promised_threshold(ok_scores, asked, **how)
+    if wanted.threshold is not None:
+        value, rank, rule = wanted.threshold, None, "chosen"
+    elif promised is not None:
+        (value, rank), rule = promised, "promised"
+    aim = 1.0 - wanted.percentile / 100.0 if asked is None else asked
+    rejects = false_reject(ok_scores, value, rank=rank, asked=aim, **how)
+    return Decision(value, rule, by_rule, rejects, misses(ng_scores, value, **how) if len(ng_scores) else None)
 
 
 def choose_threshold(
@@ -204,21 +267,38 @@ class GoodScores:
     `values`: ascending; every `step`-th of the `n` scores, counted down from the highest.
     """
 
-    values: NDArray[np.float64]
+    values: Sequence[float]
     n: int
     step: int = 1
 
     @classmethod
     def of(cls, ok_scores: Sequence[float], limit: int = KEPT_SCORES) -> GoodScores:
-        """All the scores, or `limit` of them evenly by rank where there are more."""
-        ordered = np.sort(np.asarray(ok_scores, np.float64))
-        step = max(1, math.ceil(ordered.size / limit))
-        return cls(ordered[::-1][::step][::-1], ordered.size, step)
+        """All the scores, or at most `limit` of them evenly by rank where there are more."""
+        ordered = sorted(ok_scores, reverse=True)
+        step = max(1, math.ceil(len(ordered) / limit))
+        return cls(ordered[::step][::-1], len(ordered), step)
+
+    @classmethod
+    def read(cls, kept: Mapping[str, Any]) -> GoodScores:
+        """What `as_dict` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not that.
+        """
+        values, n, step = kept["values"], kept["n"], kept["step"]
+        if not (isinstance(values, list) and all(map(math.isfinite, values)) and values == sorted(values)):
+            raise ValueError("the good scores are not finite numbers, the lowest first")
+        if not 0 < len(values) <= n <= len(values) * step:
+            raise ValueError(f"{len(values)} good scores, each {step}-th, are not {n}")
+        return cls(values, n, step)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a calibration's file."""
+        return asdict(self)
 
     def as_high(self, score: float) -> int:
         """How many of the good scores are at least `score`; where not all were kept, at most one step too many."""
-        kept = self.values.size - int(np.searchsorted(self.values, score, side="left"))
-        return min(self.n, kept * self.step)
+        return min(self.n, (len(self.values) - bisect_left(self.values, score)) * self.step)
 
     def p_value(self, score: float) -> float:
         """How likely a good part scores at least `score`: (1 + good scores as high) / (n + 1).

@@ -102,6 +102,14 @@ def widths_of(extractor: Extractor) -> tuple[int, ...]:
     return tuple(getattr(extractor, "widths", (extractor.dim,)))
 
 
+def reach_of(extractor: Extractor) -> float:
+    """Side, in cells of the token grid, of what one token sees by design: the neighbourhood it is averaged over, or 1.
+
+    What covers less of the ROI than that is smeared over as much: the anomaly map cannot show it smaller.
+    """
+    return float(getattr(extractor, "reach", 1.0))
+
+
 def prepare(image: NDArray[np.uint8], grid: Grid, patch: int) -> RGB:
     """A (H, W, 3) uint8 BGR ROI as contiguous RGB of exactly grid × patch pixels. No padding, no crop."""
     return np.asarray(cv2.cvtColor(resize(image, grid[0] * patch, grid[1] * patch), cv2.COLOR_BGR2RGB), np.uint8)

@@ -21,6 +21,7 @@ from backend.base.errors import MaskEmpty
 from backend.base.images import encode_grey, encode_png, working_scale
 from backend.base.levels import connected_level, largest_region
 from backend.base.options import filled, option
+from backend.calib import GoodScores
 from backend.roi_mask import Shape, build_mask, nearest_inside, token_mask
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Roi:
         return self.size.height * self.size.width / (self.grid[0] * self.grid[1]) * self.mm_per_px**2
 
     def pixels(self, area_mm2: float) -> int:
-        """The fewest working pixels, at least one, that have `area_mm2`; one more than there are where all have less."""
+        """The fewest working pixels, at least one, that have `area_mm2`; one more than there are if all have less."""
         (height, width), each = self.size.working, self.mm_per_px**2 / self.size.scale**2
         if height * width * each < area_mm2:
             return height * width + 1
@@ -181,11 +182,13 @@ class Criteria:
         threshold: a score; `rejects` says what it means for a part, and what is at or above it in the anomaly map is a
             region. None: there is no verdict, and there are no regions.
         area_mm2_thr: regions smaller than this (mm²) are dropped, unless the scoring has an area of its own.
+        good: the good scores that the threshold was chosen with, if they are known.
     """
 
     scoring: Scoring = field(default_factory=Scoring)
     threshold: float | None = None
     area_mm2_thr: float = 0.0
+    good: GoodScores | None = None
 
     @property
     def smallest_mm2(self) -> float:

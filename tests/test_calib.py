@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from backend.calib import (
     GoodScores,
+    Wanted,
     choose_threshold,
+    decide,
     false_reject,
     good_scores_needed,
     misses,
@@ -149,6 +151,60 @@ def test_where_few_of_the_good_scores_are_kept_a_p_value_is_never_too_small(
     ok: list[float], score: float, limit: int
 ) -> None:
     kept = GoodScores.of(ok, limit)
-    assert kept.values.size <= limit
+    assert len(kept.values) <= limit
     assert 0 <= kept.as_high(score) - sum(good >= score for good in ok) < kept.step
     assert kept.as_high(max(ok)) >= 1
+
+
+def test_kept_scores_are_read_as_they_were_written() -> None:
+    kept = GoodScores.of([0.3, 0.1, 0.2, 0.1], limit=3)
+    assert GoodScores.read(kept.as_dict()) == kept
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        {"values": [0.2, 0.1], "n": 2, "step": 1},
+        {"values": [0.1, float("nan")], "n": 2, "step": 1},
+        {"values": [], "n": 0, "step": 1},
+        {"values": [0.1, 0.2], "n": 9, "step": 1},
+        {"values": "0.1", "n": 3, "step": 1},
+        {"values": [0.1, "0.2"], "n": 2, "step": 1},
+        {"values": [0.1]},
+    ],
+)
+def test_kept_scores_that_were_spoiled_are_refused(spoiled: dict[str, object]) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        GoodScores.read(spoiled)
+
+
+OK = list(np.linspace(0.1, 0.3, 100))
+
+
+def test_a_decision_is_the_contracts_rule_unless_something_else_is_wanted() -> None:
+    decision = decide(OK, [], Wanted(percentile=95))
+    assert decision.rule == "percentile" and decision.value == np.percentile(OK, 95)
+    assert decision.false_reject.n_ok_needed == 59 and decision.misses is None
+
+
+def test_a_promise_settles_the_threshold_whatever_bad_parts_score() -> None:
+    decision = decide(OK, [0.9, 0.15], Wanted(max_false_reject=0.05))
+    assert decision.rule == "promised" and (decision.value, 99) == promised_threshold(OK, 0.05)
+    assert decision.false_reject.estimate == 0.01 < decision.false_reject.upper_bound <= 0.05
+    assert decision.misses is not None and decision.misses.estimate == 0.5
+
+
+@pytest.mark.parametrize(("asked", "needed"), [(0.01, 299), (0.0, None)])
+def test_where_good_scores_are_too_few_for_a_promise_the_contracts_rule_applies(
+    asked: float, needed: int | None
+) -> None:
+    decision = decide(OK, [], Wanted(max_false_reject=asked))
+    assert decision.rule == "percentile" and decision.value == np.percentile(OK, 99)
+    assert decision.false_reject.n_ok_needed == needed
+
+
+def test_a_chosen_threshold_is_kept_and_said_what_it_promises() -> None:
+    decision = decide(OK, [0.5], Wanted(threshold=0.31, confidence=0.9))
+    assert (decision.rule, decision.value) == ("chosen", 0.31)
+    assert decision.false_reject.upper_bound == pytest.approx(1 - 0.1 ** (1 / 100))
+    assert decision.by_rule.p_ok == np.percentile(OK, 99)

@@ -31,6 +31,7 @@ class Wrapped:
         self.streams: int = getattr(inner, "streams", 1)
         self.widths: tuple[int, ...] = tuple(getattr(inner, "widths", (inner.dim,)))
         self.smaller_edge = bool(getattr(inner, "smaller_edge", False))
+        self.reach = float(getattr(inner, "reach", 1.0))
         sealed = hashlib.sha256(f"{inner.fingerprint}|{recipe}".encode()).hexdigest()[:16]
         self.fingerprint = sealed if recipe else inner.fingerprint
 
@@ -68,6 +69,7 @@ class Neighbourhood(Wrapped):
         super().__init__(inner, f"around {size}/{stride}")
         self.size, self.stride = size, stride
         self.patch = inner.patch * stride
+        self.reach = max(1.0, (self.reach + size - 1) / stride)
 
     def extract(self, images: Sequence[RGB]) -> Rows:
         """See Extractor."""

@@ -49,6 +49,7 @@ class OpenVinoFeatures:
         self.precision = precision
         self.name, self.dim, self.patch = reference.name, reference.dim, reference.patch
         self.widths: tuple[int, ...] = getattr(reference, "widths", (reference.dim,))
+        self.reach = float(getattr(reference, "reach", 1.0))
         self.input_size, self.fingerprint = reference.input_size, reference.fingerprint
         cores = threads or available_cores()
         self.streams = min(cores, MOST_STREAMS)

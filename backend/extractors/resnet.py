@@ -66,6 +66,7 @@ class ResNetFeatures:
         self.widths = trunk.widths
         self.dim = sum(trunk.widths)
         self.around, self.offset = around, offset
+        self.reach = max(1.0, around[0] / around[1])
         changed = f"|{around}|{offset}" if (around, offset) != ((1, 1), 0.0) else ""
         self.fingerprint = fingerprint(self.model, f"{model_name}|layer2+layer3|bilinear|l2{changed}")
         self.model.to(memory_format=torch.channels_last)

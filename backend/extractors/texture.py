@@ -137,6 +137,7 @@ class TextureFeatures:
     patch = PATCH
     device = "cpu"
     runtime = "numpy"
+    reach = float(max(NEIGHBOURHOODS))
 
     def __init__(self, input_size: int = 448) -> None:
         self.input_size = input_size
