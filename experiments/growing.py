@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from backend.base.config import load_settings  # noqa: E402
+from backend.base.decoding import ImageOptions  # noqa: E402
 from backend.evaluation.sets import LabelledImage, read_set  # noqa: E402
 from backend.features import Extractor  # noqa: E402
 from backend.infer import Criteria, Roi, RoiSize, inspect  # noqa: E402
@@ -71,7 +72,7 @@ def _embedded(
     tokens, sizes = [], []
     for image in images:
         file = ImageFile(image.path.name, image.path.read_bytes)
-        ready = prepare_image(file, extractor, expected=grid, max_megapixels=100)
+        ready = prepare_image(file, extractor, expected=grid, options=ImageOptions())
         grid = ready.grid
         tokens.append(extractor.extract([ready.pixels])[0])
         sizes.append(ready.size)
@@ -84,13 +85,13 @@ def grown(
 ) -> PatchCoreMemory:
     """The memory of `images` (n, tokens, D) that come `batch` at a time, offered what is in `reserve` or not."""
     image_ids = np.repeat(np.arange(batch, dtype=np.int32), images.shape[1])
-    memory = PatchCoreMemory.build(np.concatenate(images[:batch]), rate, rng=rng, src=image_ids, growing=reserve)
+    memory = PatchCoreMemory.build(np.concatenate(images[:batch]), rate, rng=rng, image_ids=image_ids, growing=reserve)
     for seen in range(batch, len(images), batch):
-        assert memory.src is not None
+        assert memory.image_ids is not None
         old = StoredMemory(
             memory.emb,
             grid,
-            memory.src,
+            memory.image_ids,
             {"n_embeddings": memory.n_embeddings, "images": [{}] * seen, "radius": 0.0},
             reserve=memory.reserve if reserve else None,
         )

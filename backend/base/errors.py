@@ -13,7 +13,7 @@ InspectionError
 │   ├── NoImages
 │   ├── BadImage: name
 │   │   ├── EmptyFile: name
-│   │   ├── UndecodableImage: name
+│   │   ├── UndecodableImage: name, reason
 │   │   ├── ImageTooSmall: name, width, height, limit
 │   │   ├── ImageTooLarge: name, width, height, limit
 │   │   ├── EmptyUpload
@@ -50,6 +50,9 @@ InspectionError
 ├── SampleNotFound: key, label, name
 ├── DatasetNotFound: key
 ├── ProgressNotFound: job
+├── InspectionNotFound: id
+├── ImageNotKept: id, reason
+├── RecordsOff
 ├── MemoryMismatch: key, field, expected, got
 ├── BodyTimeout: seconds
 ├── FileTooLarge: name, limit
@@ -64,6 +67,8 @@ InspectionError
 ├── DiskFull: path
 ├── DatasetsFull: used, limit, wanted
 ├── ReadOnlyStore: path
+├── NotRecorded: reason, retry_after
+├── RecordsUnavailable: reason, retry_after
 ├── BankNotFound: path
 ├── BankMismatch: theirs, ours
 ├── ResNetUnavailable: model, reason
@@ -74,7 +79,8 @@ InspectionError
     ├── WeightsUnavailable: model, reason
     ├── BackendUnavailable: option, value, package
     ├── AddressUnavailable: host, port, reason
-    └── InvalidSettings: reason
+    ├── InvalidSettings: reason
+    └── RecordsRefused: reason
 """
 
 from __future__ import annotations
@@ -277,6 +283,18 @@ class ProgressNotFound(InspectionError):
     code = "progress_not_found"
 
 
+class InspectionNotFound(InspectionError):
+    code = "inspection_not_found"
+
+
+class ImageNotKept(InspectionError):
+    code = "image_not_kept"
+
+
+class RecordsOff(InspectionError):
+    code = "records_off"
+
+
 class MemoryMismatch(InspectionError):
     code = "memory_mismatch"
 
@@ -333,6 +351,14 @@ class ReadOnlyStore(InspectionError):
     code = "store_read_only"
 
 
+class NotRecorded(InspectionError):
+    code = "not_recorded"
+
+
+class RecordsUnavailable(InspectionError):
+    code = "records_unavailable"
+
+
 class BankNotFound(InspectionError):
     code = "bank_not_found"
 
@@ -375,3 +401,7 @@ class AddressUnavailable(StartupError):
 
 class InvalidSettings(StartupError):
     code = "invalid_settings"
+
+
+class RecordsRefused(StartupError):
+    code = "records_refused"

@@ -7,169 +7,43 @@ package `isal` is installed.
 from __future__ import annotations
 
 import base64
-import io
 import math
 import struct
-import zlib
 from collections.abc import Iterator
 from functools import reduce
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
 
-from backend.base.errors import (
-    EmptyFile,
-    ImageTooLarge,
-    ImageTooSmall,
-    UndecodableImage,
-)
+from backend.base.decoding import ImageOptions, decode, deflate, read_header
+from backend.base.errors import BadImage
 
 Pixels = NDArray[np.uint8]
 
-deflate: Any = import_module("isal.isal_zlib") if find_spec("isal") else zlib
-
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp"}
 _PNG = b"\x89PNG\r\n\x1a\n"
-_COLOURS = {0, 2, 6}  # of a PNG's samples: grey, RGB, RGBA
-_UNSURE = {b"acTL", b"CgBI"}  # animations, and what iPhones write under the name of PNG
-MIN_SIDE = 28
 WORKING_PIXELS = 12_000_000
-
-# What Pillow's decoders raise on files that are cut off, corrupt or hostile.
-_DECODER_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
-    NotImplementedError, RuntimeError, AttributeError,
-)  # fmt: skip
 
 
 def decode_image(data: bytes, *, name: str = "image", max_megapixels: float = 100) -> Pixels:
-    """Decode a PNG, JPEG, BMP, TIFF or WebP by its content.
-
-    Grey and palette images become three channels, alpha is dropped, 16-bit samples keep their high byte, and EXIF
-    rotation is ignored: the ROI is canonical as it was sent. The size is read from the header and refused before a
-    pixel is decoded.
-
-    Returns:
-        (H, W, 3) uint8, BGR, C-contiguous.
-
-    Raises:
-        EmptyFile, UndecodableImage, ImageTooSmall, ImageTooLarge: with `name` in their text.
-    """
-    if not data:
-        raise EmptyFile(name=name)
-    try:
-        image = _open(data)
-        _check_size(image, name, max_megapixels)
-        whole = decode_whole(data)
-        if whole is not None:
-            return whole
-        image.load()
-        return _to_bgr(image)
-    except Image.DecompressionBombError as err:  # Pillow's own limit, inside its WebP reader
-        raise ImageTooLarge(name=name, width="?", height="?", limit=f"{max_megapixels:g}") from err
-    except _DECODER_ERRORS as err:
-        raise UndecodableImage(name=name) from err
-
-
-def decode_whole(data: bytes) -> Pixels | None:
-    """(H, W, 3) uint8 BGR of a PNG or JPEG file that is plainly whole; None where a more careful reader must decide.
-
-    Grey becomes three channels, alpha is dropped and EXIF rotation ignored.
-    """
-    if not (_is_plain_png(data) or (data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9"))):
-        return None
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)  # type: ignore[return-value]
-
-
-def _is_plain_png(data: bytes) -> bool:
-    """Whether a PNG has all its chunks, each with the right checksum, 8 bits a sample and no palette or interlacing.
-
-    OpenCV alone would take a file that is cut off or corrupt.
-    """
-    if not data.startswith(_PNG):
-        return False
-    header, kind = b"", b""
-    for kind, body in _chunks(data):
-        if kind in _UNSURE:
-            return False
-        header = body if kind == b"IHDR" else header
-    if kind != b"IEND" or len(header) != 13:
-        return False
-    depth, colour, *_, interlaced = header[8:]
-    return depth == 8 and colour in _COLOURS and not interlaced
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and body of each chunk of a PNG whose length and checksum are right; stops at the first that is wrong."""
-    at, view = len(_PNG), memoryview(data)
-    while at + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        end = at + 8 + length
-        if end + 4 > len(data) or deflate.crc32(view[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            return
-        yield data[at + 4 : at + 8], data[at + 8 : end]
-        at = end + 4
+    """The pixels alone of what `decode` gives: (H, W, 3) uint8, BGR. Raises what `decode` does."""
+    return decode(data, name=name, options=ImageOptions(max_megapixels=max_megapixels)).pixels
 
 
 def is_large(data: bytes) -> bool:
     """Whether a file's header speaks of more than 12 megapixels; false for what is no image."""
     try:
-        width, height = _open(data).size
-    except Image.DecompressionBombError:  # Pillow's own limit, inside its WebP reader
-        return True
-    except _DECODER_ERRORS:
+        header = read_header(data)
+    except BadImage:
         return False
-    return width * height > WORKING_PIXELS
-
-
-def _open(data: bytes) -> ImageFile.ImageFile:
-    """The file with its header read. Unlike Image.open it leaves the limit of the size to the caller."""
-    Image.init()
-    for name in FORMATS:
-        factory, accepts = Image.OPEN[name]
-        if accepts is not None and accepts(data[:16]) is True:
-            return factory(io.BytesIO(data), "")
-    raise ValueError("no format that is read here")
+    return header.width * header.height > WORKING_PIXELS
 
 
 def image_header(data: bytes, *, name: str = "image") -> tuple[str, int, int]:
-    """What the header of an image file says: the suffix of its format (`.png`, `.jpg`, …), width and height in px.
-
-    Raises:
-        EmptyFile, UndecodableImage: with `name` in their text.
-    """
-    if not data:
-        raise EmptyFile(name=name)
-    try:
-        image = _open(data)
-        return SUFFIXES.get(str(image.format), ".jpg"), *image.size
-    except (Image.DecompressionBombError, *_DECODER_ERRORS) as err:
-        raise UndecodableImage(name=name) from err
-
-
-def _check_size(image: ImageFile.ImageFile, name: str, max_megapixels: float) -> None:
-    width, height = image.size
-    if min(width, height) < MIN_SIDE:
-        raise ImageTooSmall(name=name, width=width, height=height, limit=MIN_SIDE)
-    if width * height > max_megapixels * 1e6:
-        raise ImageTooLarge(name=name, width=width, height=height, limit=f"{max_megapixels:g}")
-
-
-def _to_bgr(image: Image.Image) -> Pixels:
-    if image.mode == "F":
-        raise ValueError("floating point samples have no agreed range")
-    if image.mode.startswith("I"):
-        grey = (np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    image.info.pop("transparency", None)
-    return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
+    """The suffix of an image file's format, its width and height in px. Raises what `read_header` does."""
+    header = read_header(data, name=name)
+    return header.suffix, header.width, header.height
 
 
 def encode_png(image: NDArray[Any], *, level: int = 1) -> bytes:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.config import PROJECT_ROOT, Settings
+from backend.base.decoding import ImageOptions, decode
 from backend.base.errors import (
     BankMismatch,
     EmptyFile,
@@ -28,12 +29,12 @@ from backend.base.errors import (
     UndecodableImage,
     UndecodableUpload,
 )
-from backend.base.images import decode_image, resize
+from backend.base.images import resize
 from backend.base.messages import Notice
 from backend.calib import choose_threshold
 from backend.extractors.grey import DOCUMENTED, RECIPES, RECOMMENDED
 from backend.features import RGB, Extractor
-from backend.patchcore import PatchCoreMemory
+from backend.patchcore import NothingLeft, PatchCoreMemory
 from backend.resnet_api.bank import DEFAULT_THRESHOLD, Bank, BankStore, Stamp
 from backend.resnet_api.host import GreyHost
 from backend.resnet_api.pictures import (
@@ -209,7 +210,7 @@ class Predictor:
             version: how patches become vectors, one of the extractor's embedding versions.
 
         Raises:
-            InvalidValue: fewer than two images, or more than FIT_MEMORY_MB can hold.
+            InvalidValue: fewer than two images, more than FIT_MEMORY_MB can hold, or rows of one image alone.
             BadImage, ResNetUnavailable, RoiUnreadable, Cancelled, DiskFull, ReadOnlyStore.
         """
         if len(files) < 2:
@@ -222,10 +223,14 @@ class Predictor:
             coreset_rate / tokens.shape[1],
             limit=self.settings.max_coreset,
             rng=np.random.default_rng(self.settings.seed),
-            src=np.repeat(np.arange(len(files), dtype=np.int32), tokens.shape[1] * tokens.shape[2]),
+            image_ids=np.repeat(np.arange(len(files), dtype=np.int32), tokens.shape[1] * tokens.shape[2]),
             progress=partial(_progress, job, "coreset"),
         )
-        scores = self._own_scores(memory, tokens[:, 0], job)
+        try:
+            scores = self._own_scores(memory, tokens[:, 0], job)
+        except NothingLeft as err:
+            few = "enough for rows of more than one image"
+            raise InvalidValue(field="--coreset-rate", value=coreset_rate, expected=few) from err
         about = {
             "threshold": choose_threshold(scores).value,
             "embedding_version": version,
@@ -278,7 +283,7 @@ class Predictor:
     def _grey(self, file: ImageFile) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """The image as (IMG_SIZE, IMG_SIZE) uint8 grey, and the (height, width) it came with."""
         try:
-            image = decode_image(file.read(), name=file.name, max_megapixels=self.settings.max_image_mp)
+            image = decode(file.read(), name=file.name, options=ImageOptions.of(self.settings)).pixels
         except EmptyFile as err:
             raise EmptyUpload() from err
         except UndecodableImage as err:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
+from backend.base.decoding import ImageOptions, decode
 from backend.base.errors import (
     BadImage,
     BrokenImages,
@@ -17,7 +18,6 @@ from backend.base.errors import (
     MetasNotJson,
     NoImages,
 )
-from backend.base.images import decode_image
 from backend.base.messages import Notice
 from backend.roi_mask import Shape
 from backend.samples.store import Draft, known_shape
@@ -33,7 +33,7 @@ def drafts(
     source: str,
     mm_per_px: float | None = None,
     shape: Shape | None = None,
-    max_megapixels: float = 100,
+    options: ImageOptions | None = None,
 ) -> tuple[list[Draft], list[Notice]]:
     """The images with their metadata, ready to be stored, and what is to be said of them.
 
@@ -49,7 +49,7 @@ def drafts(
     if not files:
         raise NoImages()
     parsed = _parsed(metas, files)
-    _check(files, max_megapixels)
+    _check(files, options)
     notices: list[Notice] = []
     ready = []
     for file, meta in zip(files, parsed, strict=True):
@@ -85,10 +85,10 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _check(files: Sequence[ImageFile], max_megapixels: float) -> None:
+def _check(files: Sequence[ImageFile], options: ImageOptions | None) -> None:
     def broken(file: ImageFile) -> BadImage | None:
         try:
-            decode_image(file.read(), name=file.name, max_megapixels=max_megapixels)
+            decode(file.read(), name=file.name, options=options)
         except BadImage as err:
             return err
         return None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.base.decoding import ImageOptions
 from backend.base.errors import InspectionError, InvalidShape, OnlyImage
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
@@ -90,7 +91,7 @@ class SampleScorer:
         else:
             criteria, of_calibration = inspector.criteria(key, self.model)
             self.notices += of_calibration
-        self.pipeline = Pipeline(inspector.host.queue(), self.model, criteria, settings.max_image_mp)
+        self.pipeline = Pipeline(inspector.host.queue(), self.model, criteria, ImageOptions.of(settings))
         self.mm_per_px = default_mm_per_px or self.model.stored.number("mm_per_px", 1.0)
         self._numbers = self.model.stored.known_images
 

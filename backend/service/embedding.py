@@ -13,8 +13,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.base.decoding import ImageOptions
+from backend.base.errors import InvalidValue
+from backend.base.messages import Notice
 from backend.features import RGB, Extractor, Grid, prepare
-from backend.memory.chunked import Budget, ChunkedCoreset
+from backend.memory.chunked import Budget, BudgetTooSmall, ChunkedCoreset
 from backend.roi_mask import build_mask, token_mask
 from backend.service.images import DECODERS, ImageFile, decoded, fitted_grid
 from backend.service.jobs import Job, ahead
@@ -69,6 +72,7 @@ class Embeddings:
         counts: rows of each image and its view: all tokens, or those that touch the part where a shape says what it is.
         shaped: whether each image came with a shape.
         passes: the choice of `emb` in passes, where there are more embeddings than memory was given for.
+        notices: what is to be said of how the images were read, each code once, of the first image that it concerns.
     """
 
     emb: NDArray[np.float32]
@@ -78,6 +82,7 @@ class Embeddings:
     counts: list[int]
     shaped: list[bool] = field(default_factory=list)
     passes: ChunkedCoreset | None = None
+    notices: tuple[Notice, ...] = ()
 
     @property
     def masked(self) -> bool:
@@ -120,7 +125,7 @@ def embed_images(
     augmentation: Augmentation | None = None,
     seed: int = 0,
     expected: Grid | None = None,
-    max_megapixels: float = 100,
+    images: ImageOptions | None = None,
     budget: Budget | None = None,
 ) -> Embeddings:
     """Embeddings of `files` on the grid of the first one (or `expected`), never held twice.
@@ -133,11 +138,10 @@ def embed_images(
 
     Raises:
         BadImage, TokenGridMismatch, MaskEmpty: for the first file that cannot be used.
+        InvalidValue: the `budget` does not hold what a coreset in passes needs.
         Cancelled: the job was cancelled.
     """
-    views_of = partial(
-        _views, extractor=queue.extractor, augmentation=augmentation, seed=seed, max_megapixels=max_megapixels
-    )
+    views_of = partial(_views, extractor=queue.extractor, augmentation=augmentation, seed=seed, options=images)
     read = _read(files, views_of, expected)
     first = next(read)
     per_file, dim = len(first.pixels), queue.extractor.dim
@@ -145,11 +149,14 @@ def embed_images(
     digests: list[str] = []
     insides: list[NDArray[np.bool_] | None] = []
     counts = [0] * len(files)
+    said: dict[str, Notice] = {}
 
     def submitted() -> Iterator[Future[NDArray[np.float32]]]:
         for views in chain((first,), read):
             digests.append(views.digest)
             insides.append(views.inside)
+            for notice in views.notices:
+                said.setdefault(notice.code, notice)
             while views.pixels:
                 yield queue.submit(views.pixels.pop(0), bulk=True)
 
@@ -166,10 +173,19 @@ def embed_images(
         emb = _gathered(embedded(), most, dim)
         files_of_rows = np.repeat(np.arange(len(files)), counts)
     else:
-        passes = budget.choose(embedded(), most)
+        passes = _in_passes(budget, embedded(), most)
         emb, files_of_rows = passes.rows, passes.chunk // per_file
     shaped = [inside is not None for inside in insides]
-    return Embeddings(emb, _image_ids(emb, files_of_rows, digests), first.grid, digests, counts, shaped, passes)
+    image_ids = _image_ids(emb, files_of_rows, digests)
+    return Embeddings(emb, image_ids, first.grid, digests, counts, shaped, passes, tuple(said.values()))
+
+
+def _in_passes(budget: Budget, chunks: Iterator[NDArray[np.float32]], n_rows: int) -> ChunkedCoreset:
+    try:
+        return budget.choose(chunks, n_rows)
+    except BudgetTooSmall as err:
+        needed = f">= {-(-err.needed >> 20)}"
+        raise InvalidValue(field="FIT_MEMORY_MB", value=f"{budget.megabytes:g}", expected=needed) from err
 
 
 @dataclass(frozen=True)
@@ -177,12 +193,14 @@ class _Views:
     """A file's image and, with augmentation, one view of it, ready for the extractor.
 
     `inside`: (tokens,) bool, whether a token's cell touches the part; None without a shape.
+    `notices`: what is to be said of how the image was read.
     """
 
     pixels: list[RGB]
     grid: Grid
     digest: str
     inside: NDArray[np.bool_] | None
+    notices: tuple[Notice, ...]
 
 
 def _views(
@@ -192,17 +210,18 @@ def _views(
     augmentation: Augmentation | None,
     seed: int,
     expected: Grid | None,
-    max_megapixels: float,
+    options: ImageOptions | None,
 ) -> _Views:
-    with decoded(file, max_megapixels) as (data, image):
-        digest = hashlib.sha256(data)
-        grid, _ = fitted_grid(file.name, image, extractor, expected)
+    with decoded(file, options) as (data, found):
+        image, digest = found.pixels, hashlib.sha256(data)
+        grid, notices = fitted_grid(file.name, image, extractor, expected)
         pixels = [prepare(image, grid, extractor.patch)]
         if augmentation:
             rng = np.random.default_rng([seed, *np.frombuffer(digest.digest(), np.uint32).tolist()])
             pixels.append(prepare(augmentation.view(image, rng), grid, extractor.patch))
         mask = build_mask(file.shape, *image.shape[:2])
-    return _Views(pixels, grid, digest.hexdigest(), None if mask is None else token_mask(mask, grid).ravel())
+    inside = None if mask is None else token_mask(mask, grid).ravel()
+    return _Views(pixels, grid, digest.hexdigest(), inside, (*found.notices, *notices))
 
 
 def _read(files: Sequence[ImageFile], views_of: Callable[..., _Views], expected: Grid | None) -> Iterator[_Views]:

@@ -13,8 +13,9 @@ from pathlib import PurePath
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.base.decoding import Decoded, ImageOptions, decode
 from backend.base.errors import TokenGridMismatch
-from backend.base.images import decode_image, is_large
+from backend.base.images import is_large
 from backend.base.messages import Notice
 from backend.features import RGB, Extractor, Grid, grid_of, prepare
 from backend.infer import RoiSize
@@ -67,7 +68,7 @@ def prepare_image(
     extractor: Extractor,
     *,
     expected: Grid | None = None,
-    max_megapixels: float = 100,
+    options: ImageOptions | None = None,
     digested: bool = False,
 ) -> PreparedImage:
     """Decode and resize one ROI to its own token grid, or to `expected` when that is within one token per side.
@@ -78,27 +79,28 @@ def prepare_image(
         BadImage: it cannot be used.
         TokenGridMismatch: its grid is further from `expected`.
     """
-    with decoded(file, max_megapixels) as (data, image):
+    with decoded(file, options) as (data, found):
+        image = found.pixels
         grid, notices = fitted_grid(file.name, image, extractor, expected)
         return PreparedImage(
             prepare(image, grid, extractor.patch),
             grid,
             RoiSize(*image.shape[:2]),
             hashlib.sha256(data).hexdigest() if digested else "",
-            notices,
+            (*found.notices, *notices),
         )
 
 
 @contextmanager
-def decoded(file: ImageFile, max_megapixels: float) -> Iterator[tuple[bytes, NDArray[np.uint8]]]:
-    """The bytes of `file` and its (H, W, 3) uint8 BGR pixels; no two large images are held at once.
+def decoded(file: ImageFile, options: ImageOptions | None = None) -> Iterator[tuple[bytes, Decoded]]:
+    """The bytes of `file` and its pixels; no two large images are held at once.
 
     Raises:
         BadImage: it cannot be used.
     """
     data = file.read()
     with _LARGE if is_large(data) else nullcontext():
-        yield data, decode_image(data, name=file.name, max_megapixels=max_megapixels)
+        yield data, decode(data, name=file.name, options=options)
 
 
 def fitted_grid(

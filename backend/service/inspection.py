@@ -10,6 +10,7 @@ from typing import Any
 from backend import __version__
 from backend.base.arrays import few_threads_each
 from backend.base.config import Settings
+from backend.base.decoding import ImageOptions
 from backend.base.errors import DamagedFile
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
@@ -17,7 +18,7 @@ from backend.calib import FEW_OK, GoodScores, Wanted, decide
 from backend.features import Extractor, reach_of
 from backend.infer import Criteria, HeatmapScale, Inspection, Roi, Scoring, heatmap_png, heatmap_range
 from backend.service.calibration import Terms, about_promise, apply_calibration, promised_values
-from backend.service.host import ExtractorHost, proposer
+from backend.service.host import ExtractorHost
 from backend.service.images import ImageFile
 from backend.service.jobs import Job
 from backend.service.models import FittedModel, ModelCache, check_extractor
@@ -42,9 +43,7 @@ class Inspector:
         self.settings = settings
         self.journal: Journal = journal or NoJournal()
         self.store = ModelStore(settings.models_dir, read_only=settings.read_only, min_free_mb=settings.min_free_mb)
-        self.cache = ModelCache(
-            self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend, propose=proposer(settings)
-        )
+        self.cache = ModelCache(self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend)
         self.host = ExtractorHost(settings, extractor, lambda queue: rehearse(queue, self.cache))
 
     def start(self) -> None:
@@ -183,7 +182,7 @@ class Inspector:
         with queue.slot():
             model, older = self.fitted(key)
             criteria, of_calibration = self.criteria(key, model)
-            pipeline = Pipeline(queue, model, criteria, self.settings.max_image_mp)
+            pipeline = Pipeline(queue, model, criteria, ImageOptions.of(self.settings))
             image, inspection = pipeline.run(file, mm_per_px=mm_per_px, job=job or Job(), mark=clock.mark)
             scale = heatmap or self.settings.heatmap_scale
             low, high = heatmap_range(inspection, scale, criteria.threshold)

@@ -7,11 +7,12 @@ bench.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.base.decoding import ImageOptions
 from backend.infer import Criteria, Inspection, Roi, inspect, working_mask
 from backend.service.images import ImageFile, PreparedImage, prepare_image
 from backend.service.jobs import Job
@@ -30,7 +31,7 @@ class Pipeline:
     queue: InferenceQueue
     model: FittedModel
     criteria: Criteria
-    max_megapixels: float = 100.0
+    images: ImageOptions = field(default_factory=ImageOptions)
 
     def run(
         self, file: ImageFile, *, mm_per_px: float, job: Job, mark: Callable[[str], None] = lambda _: None
@@ -58,7 +59,7 @@ class Pipeline:
             file,
             self.queue.extractor,
             expected=self.model.stored.grid,
-            max_megapixels=self.max_megapixels,
+            options=self.images,
             digested=digested,
         )
         return image, Roi(image.size, image.grid, working_mask(file.shape, image.size), mm_per_px)

@@ -1,9 +1,10 @@
-import { language, t } from "./i18n.js";
+import { known, language, t } from "./i18n.js";
 
 const KEY = "api-key";
 let asking = null;
 let declined = false;
 let askForKey = async () => null;
+let onTrouble = () => {};
 
 export class ApiError extends Error {
   constructor(message, { status = 0, code = "", requestId = "" } = {}) {
@@ -14,6 +15,11 @@ export class ApiError extends Error {
 
 export function onKeyNeeded(ask) {
   askForKey = ask;
+}
+
+/* `tell` is called whenever the service cannot be reached or fails. */
+export function whenInTrouble(tell) {
+  onTrouble = tell;
 }
 
 export function newId() {
@@ -45,10 +51,12 @@ export async function send(path, { headers, quiet = false, ...options } = {}) {
       response = await fetch(path, { ...options, headers: headersOf(headers) });
     } catch (err) {
       if (err.name === "AbortError") throw err;
+      if (!quiet) onTrouble();
       throw new ApiError(t("offline"), { code: "offline" });
     }
     if (response.ok) return response;
     const problem = await errorOf(response);
+    if (response.status >= 500 && !quiet) onTrouble();
     if (response.status !== 401) throw problem;
     if (used === sessionStorage.getItem(KEY)) {
       sessionStorage.removeItem(KEY);
@@ -59,7 +67,7 @@ export async function send(path, { headers, quiet = false, ...options } = {}) {
 
 async function errorOf(response) {
   const body = await response.json().catch(() => null);
-  const text = body?.error || t("odd", { status: response.status });
+  const text = known(`e_${body?.code}`) ? t(`e_${body.code}`) : body?.error || t("odd", { status: response.status });
   const wait = Number(response.headers.get("Retry-After")) || 0;
   const error = new ApiError(text, { status: response.status, code: body?.code, requestId: body?.request_id });
   error.wait = wait;

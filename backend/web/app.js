@@ -1,4 +1,4 @@
-import { json, onKeyNeeded } from "./api.js";
+import { json, onKeyNeeded, whenInTrouble } from "./api.js";
 import * as calibrate from "./calibrate.js";
 import { $, complain, images } from "./dom.js";
 import * as fit from "./fit.js";
@@ -51,15 +51,19 @@ function showHealth() {
   $("service").title = health.reason ?? [health.model, health.device, health.version].filter(Boolean).join(" · ");
 }
 
+let watching = 0;
+
 async function watchHealth() {
+  clearTimeout(watching);
   try {
     health = await json("/health", { quiet: true });
   } catch (err) {
     health = { status: err.status === 401 ? "key" : "down" };
   }
   showHealth();
-  learn({ degraded: health.status === "degraded" ? health.reason ?? "degraded" : "" });
-  setTimeout(watchHealth, health.status === "ok" || health.status === "degraded" ? 20000 : 2000);
+  const reached = !["down", "key"].includes(health.status);
+  learn({ reached, degraded: health.status === "degraded" ? health.reason ?? "degraded" : "" });
+  watching = setTimeout(watchHealth, health.status === "ok" || health.status === "degraded" ? 20000 : 2000);
 }
 
 function setTheme(theme) {
@@ -118,6 +122,7 @@ function startPaste() {
 
 speak();
 startKey();
+whenInTrouble(watchHealth);
 startTabs();
 startPrefs();
 startPaste();

@@ -7,22 +7,25 @@ import { setThreshold } from "./inspect.js";
 
 const BINS = 32;
 let line = null;
+let dragged = false;
 
 export function startCalibrate(goTo) {
   acceptFiles($("cal-ok"), (files) => addParts(files, "ok"));
   acceptFiles($("cal-ng"), (files) => addParts(files, "ng"));
   $("cal-line").addEventListener("input", () => {
     line = Number($("cal-line").value);
+    dragged = true;
     if (view.calibrated !== null) setThreshold(line);
     else show();
   });
   $("cal-go").addEventListener("click", () => calibrate(goTo));
   onParts(() => {
-    if (view.threshold !== null) line = view.threshold;
+    if (view.threshold !== null && !dragged) line = view.threshold;
     show();
   });
   onModel(() => {
     line = null;
+    dragged = false;
     $("cal-result").replaceChildren();
     show();
   });
@@ -51,6 +54,7 @@ function outcome(ok, ng) {
   const known = line !== null && ok.length + ng.length > 0;
   const part = (n, all) => (known && all ? `${t("outOf", { n, all })} (${number((100 * n) / all, 0)} %)` : "–");
   $("cal-value").textContent = known ? number(line) : "–";
+  $("cal-go").textContent = t(dragged && known ? "calGoLine" : "calGo", { value: known ? number(line) : "" });
   $("cal-reject").textContent = part(ok.filter((score) => score > line).length, ok.length);
   $("cal-miss").textContent = part(ng.filter((score) => score <= line).length, ng.length);
 }
@@ -98,6 +102,7 @@ async function calibrate(goTo) {
       ng_scores: ng,
       area_mm2_thr: Number($("cal-area").value),
       score_percentile: Number($("cal-percentile").value),
+      ...(dragged ? { threshold: line } : {}),
       ...(model.recipe ? { recipe_id: model.recipe } : {}),
     };
     const result = await json("/calibrate_ng", { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
@@ -116,6 +121,7 @@ function done(result, ok, ng, goTo) {
   const words = t("calDone", { value: number(result.threshold), ok, ng });
   $("cal-result").replaceChildren(el("div", { className: "notice", data: { state: "ok", threshold: result.threshold } }, el("p", {}, words), ...warnings, next));
   learn({ calibrated: true, stale: "" });
+  dragged = false;
   line = view.calibrated = view.threshold = result.threshold;
   again();
   refreshState();

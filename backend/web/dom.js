@@ -64,10 +64,49 @@ export function acceptFiles(input, take) {
     zone.classList.add("over");
   });
   for (const kind of ["dragleave", "drop"]) zone.addEventListener(kind, () => zone.classList.remove("over"));
-  zone.addEventListener("drop", (event) => {
+  zone.addEventListener("drop", async (event) => {
     event.preventDefault();
-    take(images(event.dataTransfer.files));
+    take(images(await dropped(event.dataTransfer)));
   });
+}
+
+const HIDDEN = /^(\.|@eaDir$|Thumbs\.db$|desktop\.ini$)/i;
+
+/* The files that were dropped, those of dropped folders included, in the order of their names. */
+export async function dropped(transfer) {
+  const plain = [...transfer.files];
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.some((entry) => entry.isDirectory)) return plain;
+  const found = [];
+  for (const entry of entries) await collect(entry, found);
+  return found;
+}
+
+async function collect(entry, found) {
+  if (HIDDEN.test(entry.name)) return;
+  if (entry.isFile) {
+    found.push(await new Promise((done, failed) => entry.file(done, failed)));
+    return;
+  }
+  const reader = entry.createReader();
+  const inside = [];
+  for (;;) {
+    const some = await new Promise((done, failed) => reader.readEntries(done, failed));
+    if (!some.length) break;
+    inside.push(...some);
+  }
+  inside.sort((a, b) => a.name.localeCompare(b.name));
+  for (const child of inside) await collect(child, found);
+}
+
+/* Asks a question in a dialog; true when the person agrees. */
+export function ask(title, text, yes) {
+  $("ask-title").textContent = title;
+  $("ask-text").textContent = text;
+  $("ask-yes").textContent = yes;
+  $("ask").returnValue = "";
+  $("ask").showModal();
+  return new Promise((done) => $("ask").addEventListener("close", () => done($("ask").returnValue === "yes"), { once: true }));
 }
 
 /* As the server reads it: EXIF rotation ignored. Null for what the browser cannot show, such as TIFF. */

@@ -1,7 +1,7 @@
 import { follow, json, newId } from "./api.js";
-import { $, acceptFiles, calm, complain, el, thumbnail } from "./dom.js";
-import { number, t } from "./i18n.js";
-import { formOf, learn, model, offerModels, onModel, refreshState, remember, requireModel } from "./model.js";
+import { $, acceptFiles, ask, calm, chosen as picked, choose, complain, el, thumbnail } from "./dom.js";
+import { counted, number, t } from "./i18n.js";
+import { formOf, learn, model, offerModels, onModel, onState, refreshState, remember, requireModel } from "./model.js";
 import { again } from "./parts.js";
 
 const chosen = [];
@@ -16,12 +16,21 @@ export function startFit(goTo) {
     $("fit-list").replaceChildren();
     show();
   });
+  for (const input of document.querySelectorAll('input[name="fit-how"]')) input.addEventListener("change", show);
   onModel(() => {
     $("fit-result").replaceChildren();
+    choose("fit-how", "add");
     show();
+  });
+  onState(show);
+  addEventListener("beforeunload", (event) => {
+    if (stop !== null) event.preventDefault();
   });
   show();
 }
+
+/* Whether the images join what is remembered. A memory of another extractor can only be replaced. */
+const adds = () => Boolean(model.fitted && model.usable) && picked("fit-how") !== "replace";
 
 export async function addFiles(files) {
   for (const file of files) {
@@ -43,8 +52,10 @@ export async function addFiles(files) {
 export function show() {
   const n = chosen.length;
   $("fit-count").textContent = n;
+  $("fit-unit").textContent = counted("images", n);
+  $("fit-how").hidden = !(model.fitted && model.usable);
   const hints = n === 0 ? [t("fitHintNone")] : n < 10 ? [t("fitHintFew")] : [];
-  if (n && model.fitted) hints.push(t("fitHintReplaces", { model: model.name }));
+  if (n && model.fitted) hints.push(t(adds() ? "fitHintAdds" : "fitHintReplaces", { model: model.name }));
   $("fit-hint").textContent = hints.join(" ");
   $("fit-go").disabled = !n || stop !== null;
   $("fit-clear").hidden = !n || stop !== null;
@@ -59,6 +70,8 @@ async function fit(goTo) {
     complain(err);
     return;
   }
+  const add = adds();
+  if (model.fitted && !add && !(await ask(t("replaceTitle"), t("replaceText", { model: model.name }), t("fitReplace")))) return;
   const id = newId();
   stop = new AbortController();
   const watch = new AbortController();
@@ -66,7 +79,7 @@ async function fit(goTo) {
   progress({ stage: "send" });
   show();
   follow(`/progress/${id}`, watch.signal, progress);
-  const form = formOf();
+  const form = formOf(add ? { memory_fit: "true" } : {});
   for (const { file } of chosen) form.append("images", file, file.name);
   try {
     done(await json("/fit_ok", { method: "POST", body: form, headers: { "X-Request-Id": id }, signal: stop.signal }), goTo);

@@ -19,7 +19,7 @@ export function startInspect() {
   $("opacity").addEventListener("input", redraw);
   $("threshold").addEventListener("input", () => setThreshold(Number($("threshold").value)));
   for (const input of document.querySelectorAll('input[name="mode"]'))
-    input.addEventListener("change", () => setThreshold(view.calibrated * Number(input.value)));
+    input.addEventListener("change", () => setThreshold(stepped(Number(input.value))));
   for (const input of document.querySelectorAll('input[name="kind"]')) input.addEventListener("change", () => pickKind(input.value));
   for (const input of document.querySelectorAll('input[name="truth"]'))
     input.addEventListener("change", () => {
@@ -54,6 +54,13 @@ function select(part) {
   current = part;
   show();
   $("parts").querySelector("[aria-pressed=true]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+}
+
+/* One step is how far the highest good scores of the calibration lie above their mean. */
+function stepped(steps) {
+  const spread = model.okTop - model.okMean;
+  const step = model.okMean !== null && spread > 0 ? spread : 0.1 * view.calibrated;
+  return Math.max(0, view.calibrated + steps * step);
 }
 
 export function setThreshold(value) {
@@ -102,9 +109,9 @@ function controls() {
   const top = scaleTop();
   Object.assign($("threshold"), { max: top, step: top / 2000 });
   $("threshold").value = view.threshold;
-  const factor = [0.8, 1, 1.2].find((f) => Math.abs(view.threshold - f * view.calibrated) < 1e-9 * top);
-  choose("mode", factor ?? "other");
-  $("changed").hidden = factor === 1;
+  const steps = [-1, 0, 1].find((n) => Math.abs(view.threshold - stepped(n)) < 1e-9 * top);
+  choose("mode", steps ?? "other");
+  $("changed").hidden = steps === 0;
   $("changed").textContent = t("changed", { value: number(view.calibrated) });
 }
 
@@ -136,7 +143,7 @@ async function redraw() {
 async function scene(part) {
   const decision = part ? decisionOf(part) : "none";
   const score = part?.result ? number(part.result.score) : "–";
-  $("stage").setAttribute("aria-label", part ? t("stageLabel", { name: part.name, verdict: t(decision), score }) : t("stageEmpty"));
+  $("stage").setAttribute("aria-label", part ? t("stageLabel", { name: part.name, verdict: decision === "look" ? counted("look", part.regions.length) : t(decision), score }) : t("stageEmpty"));
   if (!part) return stage.show({ width: 0, outlines: [], layers: [] });
   part.image ??= await bitmapOf(part.file);
   if (part !== current) return;
@@ -151,12 +158,12 @@ async function scene(part) {
 }
 
 function panel(part) {
-  const decision = part ? decisionOf(part) : "none";
-  const why = !part ? t("empty") : decision === "none" ? t("noneWhy") : t(decision);
-  showVerdict($("verdict"), decision, why);
-  showGauge($("gauge"), part?.result?.score ?? null, view.threshold, scaleTop());
   const found = part?.result ? regionsNow(part) : [];
   if (part) part.regions = found;
+  const decision = part ? decisionOf(part) : "none";
+  const why = !part ? t("empty") : decision === "none" ? t("noneWhy") : decision === "look" ? counted("look", found.length) : t(decision);
+  showVerdict($("verdict"), decision, why);
+  showGauge($("gauge"), part?.result?.score ?? null, view.threshold, scaleTop());
   const whole = found.reduce((sum, region) => sum + region.area_mm2, 0);
   const some = part?.result && view.threshold !== null;
   $("regions-title").textContent = some ? counted("regions", found.length) + (found.length ? ` · ${t("total", { area: brief(whole) })}` : "") : "";

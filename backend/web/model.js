@@ -4,6 +4,7 @@ import { t } from "./i18n.js";
 
 const kept = (name, other) => localStorage.getItem(name) ?? other;
 const absent = new Set();
+const edited = new Set(); // models whose millimetres per pixel the person has typed
 let listeners = [];
 let asked = 0;
 
@@ -21,6 +22,9 @@ export const model = {
   stale: "",
   degraded: "",
   working: false,
+  reached: true,
+  okMean: null,
+  okTop: null,
 };
 
 export function requireModel() {
@@ -38,6 +42,13 @@ export function formOf(extra = {}) {
 
 export function onModel(listener) {
   listeners.push(listener);
+}
+
+const watchers = [];
+
+/* Called whenever something new is known of the model. */
+export function onState(watcher) {
+  watchers.push(watcher);
 }
 
 /* A route that this service does not have is asked once. */
@@ -62,27 +73,34 @@ export async function refreshState() {
   learn({ fitted: state.memory_fitted, usable, calibrated: state.calib_present, stale: "", working: state.rebuild?.state === "running" });
   if (!state.memory_fitted) return;
   const manifest = await optional("/manifest", query);
-  if (turn !== asked || !manifest?.stale?.calibration) return;
-  learn({ stale: manifest.stale.reasons.join(" ") || t("stale") });
+  if (turn !== asked || !manifest) return;
+  if (manifest.memory?.mm_per_px > 0 && !edited.has(model.key)) $("mm").value = manifest.memory.mm_per_px;
+  learn({ okMean: manifest.calibration?.ok_mean ?? null, okTop: manifest.calibration?.p99_ok ?? null });
+  if (manifest.stale?.calibration) learn({ stale: manifest.stale.reasons.join(" ") || t("stale") });
 }
 
 /* What an answer taught about the model. */
 export function learn(news) {
   Object.assign(model, news);
   showState();
+  for (const watcher of watchers) watcher();
 }
 
 export function showState() {
   const badge = (kind, text, title = "") => el("li", { className: "badge", title, data: { state: kind } }, el("span", { className: "dot", ariaHidden: "true" }), text);
   const list = [];
+  if (!model.reached) {
+    $("state").replaceChildren();
+    return;
+  }
   if (!model.role || !model.roi) list.push(badge("wait", t("noModel")));
   else if (model.fitted === null) list.push(badge("wait", t("unknownState")));
   else if (!model.usable) list.push(badge("bad", t("unusable")));
   else if (!model.fitted) list.push(badge("warn", t("notFitted")));
   else {
     list.push(badge("ok", t("fitted")));
-    if (model.calibrated !== null) list.push(model.calibrated ? badge("ok", t("calibrated")) : badge("warn", t("notCalibrated")));
     if (model.stale) list.push(badge("warn", t("stale"), model.stale));
+    else if (model.calibrated !== null) list.push(model.calibrated ? badge("ok", t("calibrated")) : badge("warn", t("notCalibrated")));
   }
   if (model.working) list.push(badge("wait", t("working")));
   if (model.degraded) list.push(badge("warn", t("degraded"), model.degraded));
@@ -99,7 +117,7 @@ export async function offerModels() {
   fill("roles", all.map((m) => m[0]));
   fill("rois", all.filter((m) => !model.role || m[0] === model.role).map((m) => m[1]));
   fill("recipes", all.map((m) => m[2]));
-  return all;
+  return all.slice(0, known.length);
 }
 
 export function remember() {
@@ -118,26 +136,28 @@ export function recall(name, other) {
 
 export async function startModel() {
   const params = new URLSearchParams(location.search);
-  const last = JSON.parse(kept("recent", "[]"))[0] ?? [];
+  const listed = await offerModels();
+  const there = ([role, roi, recipe]) => listed.some((m) => m[0] === role && m[1] === roi && m[2] === (recipe || "default"));
+  const recent = JSON.parse(kept("recent", "[]"));
+  const last = recent.find(there) ?? listed[0] ?? recent[0] ?? [];
   $("role").value = params.get("role_id") ?? last[0] ?? "";
   $("roi").value = params.get("roi_id") ?? last[1] ?? "";
   $("recipe").value = params.get("recipe_id") ?? (last[2] && last[2] !== "default" ? last[2] : "");
-  $("mm").value = params.get("mm_per_px") ?? kept("mm", "0.2");
+  $("mm").value = params.get("mm_per_px") ?? recall("mm", 0.2);
+  if (params.has("mm_per_px")) edited.add(model.key);
   $("model").addEventListener("submit", (event) => event.preventDefault());
-  $("mm").addEventListener("change", () => localStorage.setItem("mm", $("mm").value));
+  $("mm").addEventListener("change", () => {
+    edited.add(model.key);
+    keep("mm", Number($("mm").value));
+  });
   for (const id of ["role", "roi", "recipe"]) $(id).addEventListener("change", changed);
-  const all = await offerModels();
-  if (!model.role && all.length) {
-    const [role, roi, recipe] = all[0];
-    [$("role").value, $("roi").value] = [role, roi];
-    if (recipe !== "default") $("recipe").value = recipe;
-  }
   changed();
-  return all;
+  return listed.length ? listed : recent;
 }
 
 function changed() {
-  Object.assign(model, { fitted: null, usable: true, calibrated: null, stale: "", working: false });
+  Object.assign(model, { fitted: null, usable: true, calibrated: null, stale: "", working: false, okMean: null, okTop: null });
+  if (!edited.has(model.key)) $("mm").value = recall("mm", $("mm").value || 0.2);
   if (model.role && model.roi) remember();
   offerModels();
   refreshState();

@@ -22,7 +22,9 @@ export function decisionOf(part) {
   if (part.error) return "failed";
   if (!part.result) return "busy";
   if (view.threshold === null) return "none";
-  return part.result.score > view.threshold ? "ng" : "ok";
+  if (part.result.score > view.threshold) return "ng";
+  const found = view.threshold === part.result.threshold ? part.result.regions : part.regions ?? [];
+  return found.length ? "look" : "ok";
 }
 
 export async function addParts(files, truth = "") {

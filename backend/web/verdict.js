@@ -1,8 +1,8 @@
 import { el } from "./dom.js";
 import { brief, number, t } from "./i18n.js";
 
-const MARKS = { ok: "✓", ng: "✕", none: "?", busy: "…", failed: "!" };
-const WORDS = { ok: "OK", ng: "NG", none: "?", busy: "…", failed: "!" };
+const MARKS = { ok: "✓", look: "✓", ng: "✕", none: "?", busy: "…", failed: "!" };
+const WORDS = { ok: "OK", look: "OK", ng: "NG", none: "?", busy: "…", failed: "!" };
 
 /* The big block: a colour, a sign and words. */
 export function showVerdict(box, decision, detail = "") {
@@ -12,7 +12,7 @@ export function showVerdict(box, decision, detail = "") {
   box.dataset.detail = detail;
   const sign = el("span", { className: "sign", textContent: MARKS[decision] });
   sign.setAttribute("aria-hidden", "true");
-  const word = decision === "ok" || decision === "ng" ? el("strong", { textContent: WORDS[decision] }) : null;
+  const word = ["ok", "look", "ng"].includes(decision) ? el("strong", { textContent: WORDS[decision] }) : null;
   box.replaceChildren(sign, el("div", {}, word, el("span", { textContent: detail || t(decision) })));
 }
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from backend.base.decoding import ImageOptions
 from backend.base.errors import (
     BadImage,
     Cancelled,
@@ -173,5 +174,7 @@ def test_it_tells_how_far_it_is_and_stops_when_cancelled(queue: InferenceQueue) 
 
 def test_a_view_is_made_of_pixels_and_a_large_image_has_one_too(queue: InferenceQueue) -> None:
     large = encode_png(np.resize(part(2), (900, 900, 3)))
-    found = embed(queue, [ImageFile("large.png", lambda: large)], augmentation=TURNED, max_megapixels=1)
+    found = embed(
+        queue, [ImageFile("large.png", lambda: large)], augmentation=TURNED, images=ImageOptions(max_megapixels=1)
+    )
     assert found.counts == [128]

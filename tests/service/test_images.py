@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 
+from backend.base.decoding import ImageOptions
 from backend.base.errors import ImageTooLarge, TokenGridMismatch
 from backend.extractors.texture import TextureFeatures
 from backend.infer import RoiSize
@@ -44,7 +45,7 @@ def test_an_roi_that_is_nearly_the_expected_one_is_resized_to_it_and_that_is_sai
 
 def test_an_image_beyond_the_limit_is_refused_by_name() -> None:
     with pytest.raises(ImageTooLarge, match=r"large\.png"):
-        prepare_image(LARGE, EXTRACTOR, max_megapixels=12)
+        prepare_image(LARGE, EXTRACTOR, options=ImageOptions(max_megapixels=12))
 
 
 def test_large_images_are_decoded_one_at_a_time_and_small_ones_do_not_wait() -> None:
@@ -55,8 +56,8 @@ def test_large_images_are_decoded_one_at_a_time_and_small_ones_do_not_wait() -> 
         done.set()
 
     other = threading.Thread(target=prepare)
-    with decoded(LARGE, 100) as (_, image):
-        assert image.shape == (3500, 3500, 3)
+    with decoded(LARGE) as (_, image):
+        assert image.pixels.shape == (3500, 3500, 3)
         other.start()
         prepare_image(image_file(part(1)), EXTRACTOR)
         assert not done.wait(1.0)

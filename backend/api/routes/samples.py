@@ -18,7 +18,8 @@ from backend.api.requests import (
     sentences,
 )
 from backend.api.uploads import UploadRoute, uploads
-from backend.base.images import decode_image, encode_jpeg, resize
+from backend.base.decoding import ImageOptions, decode
+from backend.base.images import encode_jpeg, resize
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.roi_mask import parse_shape
@@ -110,7 +111,7 @@ def get_thumb(
 ) -> Response:
     """A small JPEG of a sample."""
     data = collector.samples.read(key, check_label(label), filename)
-    image = decode_image(data, name=filename, max_megapixels=collector.settings.max_image_mp)
+    image = decode(data, name=filename, options=ImageOptions.of(collector.settings)).pixels
     scale = min(1.0, size / max(image.shape[:2]))
     small = resize(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
     return Response(encode_jpeg(small), media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
@@ -149,14 +150,13 @@ class _Intake:
     def keep(
         self, mm_per_px: float | None, shape: str | None, *, store: bool = True
     ) -> tuple[list[Kept], list[Notice]]:
-        limit = self.collector.settings.max_image_mp
         ready, notices = drafts(
             self.files,
             self.metas,
             source=self.source,
             mm_per_px=mm_per_px,
             shape=parse_shape(shape),
-            max_megapixels=limit,
+            options=ImageOptions.of(self.collector.settings),
         )
         if not store:
             return [], [*notices, Notice("samples_not_kept", {"reason": "STORE_SAMPLES=0"})]

@@ -1,0 +1,542 @@
+"""Pixels out of image files, as the files' headers declare them; what is not understood or not whole is refused.
+
+A header says how many bits a sample has, whether it is signed, what colour it stands for and how many frames there are.
+Decoding follows the header and not what a library happens to return:
+
+- A sample of `bits` bits becomes 8 bits by its high byte, whatever its container: a 12-bit TIFF keeps `v >> 4`.
+- Signed samples are shifted so that their least value is black. WhiteIsZero is inverted.
+- Of several frames the first one of full size is taken, with a notice. A thumbnail is no frame.
+- Orientation and colour profiles are ignored for every format: the ROI is canonical as it was sent. Alpha is dropped.
+- A file that a library can decode in part only is refused: checksums, lengths and a decoder's warnings all count.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import islice
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from backend.base.config import Settings
+from backend.base.errors import (
+    EmptyFile,
+    ImageTooLarge,
+    ImageTooSmall,
+    InspectionError,
+    UndecodableImage,
+)
+from backend.base.messages import Notice, Phrase
+from backend.base.options import filled, option
+
+BGR = NDArray[np.uint8]
+
+MIN_SIDE = 28
+# A 16-bit image none of whose samples reaches 1/16 of the range was most likely not shifted by its camera.
+UNUSED_BITS = 4
+MOST_FRAMES = 256  # looked at; a file may list millions
+
+deflate: Any = import_module("isal.isal_zlib") if find_spec("isal") else zlib
+
+# It logs what it makes the best of; here such a file is refused or the tag does not count.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+_PNG, _JPEG, _BMP, _RIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"RIFF"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+# So many zero bytes in a row do not occur in what WebP's entropy coders write for a picture.
+_ZEROED = bytes(128)
+# What decoders raise on files that are cut off, corrupt or hostile. MemoryError is the machine's and not the file's.
+_DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, NotImplementedError,
+    RuntimeError, AttributeError, AssertionError, struct.error, zlib.error, cv2.error, ZeroDivisionError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """How image files are read.
+
+    Attributes:
+        max_megapixels: of one image at most; its size is read from the header and refused before a pixel is decoded.
+        pixel_bits: significant bits of samples in 16-bit containers whose header does not say it, for a camera that
+            does not shift its values; None: all 16.
+    """
+
+    max_megapixels: float = option(100.0, "max_image_mp")
+    pixel_bits: int | None = option(None, "pixel_bits")
+
+    @classmethod
+    def of(cls, settings: Settings) -> ImageOptions:
+        """As `settings` have it."""
+        return cls(**filled(cls, settings))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The pixels of a file, (H, W, 3) uint8 BGR, C-contiguous, and what is to be said of how they were read."""
+
+    pixels: BGR
+    notices: tuple[Notice, ...] = ()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image file says: the suffix of its format (`.png`, `.jpg`, …), width and height in px."""
+
+    suffix: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Samples as a file holds them: (H, W) or (H, W, C) of `bits` declared bits, colours in BGR order."""
+
+    values: NDArray[Any]
+    bits: int
+    frames: int = 1
+
+
+class _Refusal(Exception):
+    """A reason why the file is not read; `decode` adds the file's name."""
+
+    def __init__(self, code: str, **values: Any) -> None:
+        super().__init__(code)
+        self.reason = Phrase(code, values)
+
+
+def decode(data: bytes, *, name: str = "image", options: ImageOptions | None = None) -> Decoded:
+    """Decode a PNG, JPEG, BMP, TIFF or WebP by its content.
+
+    Args:
+        data: the file.
+        name: what errors call it.
+
+    Raises:
+        EmptyFile, UndecodableImage, ImageTooSmall, ImageTooLarge: with `name` in their text.
+    """
+    options = options or ImageOptions()
+    reader = _reader(data, name)
+    try:
+        header = reader.header()
+        _check_size(header, name, options.max_megapixels)
+        return _eight_bits(reader.samples(), options.pixel_bits)
+    except _Refusal as err:
+        raise UndecodableImage(name=name, reason=err.reason) from err
+    except Image.DecompressionBombError as err:  # Pillow's own limit, inside its WebP reader
+        raise ImageTooLarge(name=name, width="?", height="?", limit=f"{options.max_megapixels:g}") from err
+    except InspectionError:
+        raise
+    except _DECODER_ERRORS as err:
+        raise UndecodableImage(name=name, reason=_corrupt(err)) from err
+
+
+def read_header(data: bytes, *, name: str = "image") -> Header:
+    """What the header of an image file says.
+
+    Raises:
+        EmptyFile, UndecodableImage: with `name` in their text.
+    """
+    reader = _reader(data, name)
+    try:
+        return reader.header()
+    except _Refusal as err:
+        raise UndecodableImage(name=name, reason=err.reason) from err
+    except (Image.DecompressionBombError, *_DECODER_ERRORS) as err:
+        raise UndecodableImage(name=name, reason=_corrupt(err)) from err
+
+
+def _reader(data: bytes, name: str) -> _Reader:
+    if not data:
+        raise EmptyFile(name=name)
+    start = data[:4]
+    kinds: list[tuple[bool, type[_Reader]]] = [
+        (data.startswith(_PNG), _Png),
+        (start.startswith(_JPEG), _Jpeg),
+        (start in _TIFF, _Tiff),
+        (start == _RIFF and data[8:12] == b"WEBP", _WebP),
+        (start.startswith(_BMP), _Bmp),
+    ]
+    for fits, kind in kinds:
+        if fits:
+            return kind(data)
+    raise UndecodableImage(name=name, reason=Phrase("format_not_read"))
+
+
+def _corrupt(err: Exception) -> Phrase:
+    text = " ".join(str(err).split())[:120] or type(err).__name__
+    return Phrase("damaged", {"err": text})
+
+
+def _check_size(header: Header, name: str, max_megapixels: float) -> None:
+    width, height = header.width, header.height
+    if min(width, height) < MIN_SIDE:
+        raise ImageTooSmall(name=name, width=width, height=height, limit=MIN_SIDE)
+    if width * height > max_megapixels * 1e6:
+        raise ImageTooLarge(name=name, width=width, height=height, limit=f"{max_megapixels:g}")
+
+
+def _eight_bits(samples: _Samples, pixel_bits: int | None) -> Decoded:
+    """Samples as 8 bits of three channels, by the bits that were declared, or set for 16-bit containers."""
+    values, bits, notices = samples.values, samples.bits, []
+    if samples.frames > 1:
+        notices.append(Notice("frames_ignored", {"n": samples.frames}))
+    if bits == 16 and pixel_bits is not None:
+        bits = pixel_bits
+        highest = int(values.max())
+        if highest >= 1 << bits:
+            raise _Refusal(
+                "beyond_pixel_bits",
+                highest=highest,
+                bits=bits,
+                most=(1 << bits) - 1,
+            )
+    elif bits >= 16:
+        highest = int(values.max())
+        if highest < 1 << (bits - UNUSED_BITS):
+            notices.append(Notice("few_levels_used", {"highest": highest, "most": (1 << bits) - 1}))
+    if bits > 8:
+        values = (values >> (bits - 8)).astype(np.uint8)
+    elif bits < 8:
+        values = (values.astype(np.uint16) * 255 // ((1 << bits) - 1)).astype(np.uint8)
+    if values.ndim == 2:
+        values = cv2.cvtColor(np.ascontiguousarray(values, np.uint8), cv2.COLOR_GRAY2BGR)
+    return Decoded(np.ascontiguousarray(values, np.uint8), tuple(notices))
+
+
+class _Reader:
+    """One file of one format."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def header(self) -> Header:
+        """What the file's header says."""
+        raise NotImplementedError
+
+    def samples(self) -> _Samples:
+        """The samples of the first frame of full size."""
+        raise NotImplementedError
+
+    def with_pillow(self, plugin: str) -> Image.Image:
+        """The file opened by Pillow, whose own limit of the size does not apply."""
+        Image.init()
+        return Image.OPEN[plugin][0](io.BytesIO(self.data), "")
+
+
+def _rgb_of(image: Image.Image, frames: int = 1) -> _Samples:
+    image.load()
+    image.info.pop("transparency", None)
+    return _Samples(np.asarray(image.convert("RGB"))[:, :, ::-1], 8, frames)
+
+
+class _Png(_Reader):
+    def header(self) -> Header:
+        if self.data[12:16] != b"IHDR" or len(self.data) < 33:
+            raise _Refusal("cut_off")
+        width, height = struct.unpack_from(">II", self.data, 16)
+        return Header(".png", width, height)
+
+    def samples(self) -> _Samples:
+        idat, frames = self._whole()
+        width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", self.data, 16)
+        if colour not in _CHANNELS or depth not in {1, 2, 4, 8, 16}:
+            raise _Refusal("header_not_valid")
+        plain = depth == 8 and colour in {0, 2, 6} and not interlaced and frames == 1
+        raw = self._inflated(idat, _png_bytes(width, height, depth * _CHANNELS[colour], bool(interlaced)))
+        if plain:
+            # OpenCV copies what ISA-L has inflated in half of the time that its own zlib takes.
+            image = cv2.imdecode(np.frombuffer(_stored_png(self.data[8:33], raw), np.uint8), cv2.IMREAD_COLOR)
+            return _Samples(_required(image), 8)
+        if depth == 16:
+            return _Samples(self._sixteen_bits(), 16, frames)
+        return _rgb_of(self.with_pillow("PNG"), frames)
+
+    def _sixteen_bits(self) -> NDArray[Any]:
+        flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+        image = _required(cv2.imdecode(np.frombuffer(self.data, np.uint8), flags))
+        return image[:, :, :3] if image.ndim == 3 else image
+
+    def _whole(self) -> tuple[bytes, int]:
+        """The compressed pixels and the number of frames, once every chunk was found whole."""
+        idat, frames, at, view = [], 1, len(_PNG), memoryview(self.data)
+        while True:
+            if at + 12 > len(self.data):
+                raise _Refusal("cut_off")
+            (length,) = struct.unpack_from(">I", self.data, at)
+            end, kind = at + 8 + length, self.data[at + 4 : at + 8]
+            if end + 4 > len(self.data):
+                raise _Refusal("cut_off")
+            if deflate.crc32(view[at + 4 : end]) != struct.unpack_from(">I", self.data, end)[0]:
+                raise _Refusal(
+                    "checksum_wrong",
+                    kind=kind.decode("latin-1"),
+                )
+            if kind == b"CgBI":
+                raise _Refusal("apples_png")
+            if kind == b"acTL" and length >= 4:
+                (frames,) = struct.unpack_from(">I", self.data, at + 8)
+            if kind == b"IDAT":
+                idat.append(self.data[at + 8 : end])
+            if kind == b"IEND":
+                return b"".join(idat), frames
+            at = end + 4
+
+    @staticmethod
+    def _inflated(idat: bytes, size: int) -> bytes:
+        try:
+            raw: bytes = deflate.decompress(idat, bufsize=size + 1)
+        except (zlib.error, deflate.error) as err:
+            raise _Refusal("pixels_damaged") from err
+        if len(raw) < size:
+            raise _Refusal("pixels_missing")
+        return raw[:size]
+
+
+def _png_bytes(width: int, height: int, bits: int, interlaced: bool) -> int:
+    """Bytes of the rows of a PNG, each with its filter byte, of pixels of so many bits."""
+    passes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in _ADAM7]
+    sizes = passes if interlaced else [(width, height)]
+    return sum(rows * (1 + (cols * bits + 7) // 8) for cols, rows in sizes if cols > 0 and rows > 0)
+
+
+def _stored_png(ihdr: bytes, raw: bytes) -> bytes:
+    """A PNG of the rows `raw` whose zlib stream holds them as they are (RFC 1950 and 1951); `ihdr` is a whole chunk."""
+    view = memoryview(raw)
+    body: list[bytes | memoryview] = [b"\x78\x01"]
+    for at in range(0, len(raw), 65535):
+        block = view[at : at + 65535]
+        body += [struct.pack("<BHH", at + 65535 >= len(raw), len(block), len(block) ^ 0xFFFF), block]
+    body.append(struct.pack(">I", deflate.adler32(raw)))
+    length, crc = 0, deflate.crc32(b"IDAT")
+    for piece in body:
+        length, crc = length + len(piece), deflate.crc32(piece, crc)
+    end = b"\0\0\0\0IEND\xaeB`\x82"
+    return b"".join((_PNG, ihdr, struct.pack(">I", length), b"IDAT", *body, struct.pack(">I", crc), end))
+
+
+def _required(image: NDArray[Any] | None) -> NDArray[Any]:
+    if image is None:
+        raise _Refusal("pixels_not_understood")
+    return image
+
+
+class _Jpeg(_Reader):
+    def header(self) -> Header:
+        height, width, *_ = self._about()
+        return Header(".jpg", width, height)
+
+    def samples(self) -> _Samples:
+        *_, colours, _ = self._about()
+        four = colours in {"CMYK", "YCCK"}
+        pixels = simplejpeg.decode_jpeg(self.data, "CMYK" if four else "BGR")  # a warning of libjpeg's is an error here
+        if four:  # inverted or not as Adobe's marker says, which Pillow reads
+            return _rgb_of(self.with_pillow("JPEG"), self._frames())
+        return _Samples(pixels, 8, self._frames())
+
+    def _about(self) -> tuple[int, int, str, str]:
+        return simplejpeg.decode_jpeg_header(self.data)  # type: ignore[no-any-return]
+
+    def _frames(self) -> int:
+        """Pictures of a multi-picture file (CIPA DC-007) that are no thumbnails."""
+        if b"MPF\0" not in self.data[: 1 << 18]:
+            return 1
+        try:
+            image = Image.open(io.BytesIO(self.data))
+        except (Image.DecompressionBombError, *_DECODER_ERRORS):
+            return 1
+        entries: list[Any] = getattr(image, "mpinfo", {}).get(0xB002, [])
+        return max(1, sum("Thumbnail" not in str(entry["Attribute"]["MPType"]) for entry in entries))
+
+
+class _Bmp(_Reader):
+    def header(self) -> Header:
+        return Header(".bmp", *self.with_pillow("BMP").size)
+
+    def samples(self) -> _Samples:
+        return _rgb_of(self.with_pillow("BMP"))
+
+
+class _WebP(_Reader):
+    def header(self) -> Header:
+        (size,) = struct.unpack_from("<I", self.data, 4)
+        if size + 8 > len(self.data):
+            raise _Refusal("cut_off")
+        kind, body = next(self._chunks())
+        if kind == b"VP8X":
+            width, height = (1 + int.from_bytes(body[at : at + 3], "little") for at in (4, 7))
+        elif kind == b"VP8L":
+            bits = int.from_bytes(body[1:5], "little")
+            width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        else:
+            width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", body, 6))
+        return Header(".webp", width, height)
+
+    def samples(self) -> _Samples:
+        if any(_ZEROED in body for kind, body in self._chunks() if kind in {b"VP8 ", b"VP8L", b"ANMF", b"ALPH"}):
+            raise _Refusal("data_zeroed")
+        image: Any = self.with_pillow("WEBP")
+        return _rgb_of(image, int(getattr(image, "n_frames", 1)))
+
+    def _chunks(self) -> Iterator[tuple[bytes, bytes]]:
+        at = 12
+        while at + 8 <= len(self.data):
+            (length,) = struct.unpack_from("<I", self.data, at + 4)
+            yield self.data[at : at + 4], self.data[at + 8 : at + 8 + length]
+            at += 8 + length + length % 2
+
+
+class _Tiff(_Reader):
+    """A TIFF, read by its tags (TIFF 6.0); tifffile unpacks and decompresses."""
+
+    def header(self) -> Header:
+        page, _ = self._page()
+        return Header(".tif", page.imagewidth, page.imagelength)
+
+    def samples(self) -> _Samples:
+        page, frames = self._page()
+        bits = self._bits(page)
+        self._check_segments(page)
+        colours = _COLOURS.get(int(page.photometric))
+        if colours is None:
+            raise _Refusal("colours_not_read",
+                kind=getattr(page.photometric, "name", page.photometric),
+            )  # fmt: skip
+        values = page.asarray()
+        values = np.moveaxis(values, 0, 2) if int(page.planarconfig) == 2 and values.ndim == 3 else values
+        if values.shape[:2] != (page.imagelength, page.imagewidth) or values.ndim > 3:
+            raise _Refusal("not_flat")
+        if int(page.sampleformat) == 2:
+            values = values.astype(np.int64) + (1 << (bits - 1))
+        values = values.astype(np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32, copy=False)
+        return _Samples(*colours(page, values, bits), frames)
+
+    def _page(self) -> tuple[tifffile.TiffPage, int]:
+        """The first page of full size that is no thumbnail or mask, and how many such pages there are."""
+        tiff = tifffile.TiffFile(io.BytesIO(self.data))
+        pages = [page for page in islice(_pages(tiff), MOST_FRAMES) if not int(page.subfiletype) & 0b101]
+        largest = max((page.imagewidth * page.imagelength for page in pages), default=0)
+        full = [page for page in pages if page.imagewidth * page.imagelength == largest]
+        if largest == 0:
+            raise _Refusal("no_picture")
+        if full[0].imagedepth > 1:
+            raise _Refusal("volume")
+        return full[0], len(full)
+
+    @staticmethod
+    def _bits(page: tifffile.TiffPage) -> int:
+        """Bits of each sample. A float, a complex number or samples of different widths have no range to go by."""
+        tag = page.tags.get(258)
+        declared = {int(b) for b in np.atleast_1d(1 if tag is None else tag.value)}
+        if int(page.sampleformat) not in {1, 2, 4}:
+            raise _Refusal(
+                "samples_not_integers",
+            )
+        if len(declared) != 1 or not 1 <= (bits := declared.pop()) <= 32:
+            raise _Refusal("samples_differ")
+        return bits
+
+    def _check_segments(self, page: tifffile.TiffPage) -> None:
+        """Refuse what tifffile would fill with black: strips or tiles that are absent or end beyond the file."""
+        per_plane = page.samplesperpixel if int(page.planarconfig) == 2 else 1
+        if page.is_tiled:
+            across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
+            expected = across * down * per_plane
+        else:
+            expected = -(-page.imagelength // max(1, min(page.rowsperstrip, page.imagelength))) * per_plane
+        starts, counts = page.dataoffsets, page.databytecounts
+        within = all(n > 0 and at > 0 and at + n <= len(self.data) for at, n in zip(starts, counts, strict=True))
+        if len(starts) < expected or not within:
+            raise _Refusal("cut_off")
+        if int(page.compression) == 7:
+            for at, n in zip(starts, counts, strict=True):
+                self._check_jpeg(page, self.data[at : at + n])
+
+    @staticmethod
+    def _check_jpeg(page: tifffile.TiffPage, segment: bytes) -> None:
+        tables = page.jpegtables
+        whole = segment if tables is None else tables[:-2] + segment[2:]
+        *_, colours, _ = simplejpeg.decode_jpeg_header(whole)
+        simplejpeg.decode_jpeg(whole, colours if colours == "CMYK" else "GRAY")
+
+
+def _pages(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
+    for page in tiff.pages:
+        yield page.aspage()
+
+
+def _grey(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[NDArray[Any], int]:
+    _expect(page, 1)
+    grey = values if values.ndim == 2 else values[:, :, 0]
+    if int(page.photometric) == 0:
+        grey = np.asarray((1 << bits) - 1, values.dtype) - grey
+    return grey, bits
+
+
+def _rgb(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[NDArray[Any], int]:
+    _expect(page, 3)
+    return values[:, :, 2::-1], bits
+
+
+def _palette(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[NDArray[Any], int]:
+    _expect(page, 1)
+    colours = page.colormap
+    if colours is None or colours.shape[0] != 3 or colours.shape[1] < 1 << bits:
+        raise _Refusal("palette_missing")
+    index = values if values.ndim == 2 else values[:, :, 0]
+    return (colours[::-1].T >> 8).astype(np.uint8)[index], 8
+
+
+def _cmyk(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[NDArray[Any], int]:
+    """Cyan, magenta, yellow, black: R = (1 − C) · (1 − K), and so on; no colour profile."""
+    _expect(page, 4)
+    inks = page.tags.get(332)
+    if inks is not None and int(inks.value) != 1:
+        raise _Refusal("inks_not_cmyk")
+    high = values[:, :, :4].astype(np.uint32) if bits <= 8 else (values[:, :, :4] >> (bits - 8)).astype(np.uint32)
+    left = (255 - high) if bits >= 8 else 255 - high * 255 // ((1 << bits) - 1)
+    rgb = (left[:, :, :3] * left[:, :, 3:] + 127) // 255
+    return rgb[:, :, ::-1].astype(np.uint8), 8
+
+
+def _ycbcr(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[NDArray[Any], int]:
+    """JPEG's own colours come out as RGB; of others, unsampled ones of 8 bits with BT.601's weights are read."""
+    _expect(page, 3)
+    if int(page.compression) in {6, 7, 34892, 33007}:
+        return values[:, :, 2::-1], bits
+    weights, subsampling = page.tags.get(529), page.tags.get(530)
+    common = weights is None or np.allclose(np.asarray(weights.value, float).reshape(-1, 2)[:, 0], [299, 587, 114])
+    full = subsampling is not None and tuple(subsampling.value) == (1, 1)
+    if bits != 8 or not full or not common:
+        raise _Refusal("ycbcr_not_read")
+    return cv2.cvtColor(np.ascontiguousarray(values[:, :, [0, 2, 1]]), cv2.COLOR_YCrCb2BGR), 8
+
+
+def _expect(page: tifffile.TiffPage, colours: int) -> None:
+    """Refuse samples that are neither colours nor declared as extra ones."""
+    tag = page.tags.get(338)
+    extra = 0 if tag is None else len(np.atleast_1d(tag.value))
+    if page.samplesperpixel - extra != colours and not (extra == 0 and page.samplesperpixel == colours + 1):
+        raise _Refusal(
+            "channels_unexpected",
+            n=page.samplesperpixel,
+            colours=colours,
+        )
+
+
+_Colours = Callable[[tifffile.TiffPage, NDArray[Any], int], tuple[NDArray[Any], int]]
+_COLOURS: dict[int, _Colours] = {0: _grey, 1: _grey, 2: _rgb, 3: _palette, 5: _cmyk, 6: _ycbcr}

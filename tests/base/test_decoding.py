@@ -1,0 +1,333 @@
+import io
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from backend.base.decoding import Decoded, ImageOptions, decode, read_header
+from backend.base.errors import BadImage, ImageTooLarge, UndecodableImage
+from tests.parts import encoded, part
+from tests.tiffs import COMPRESSIONS, Page, write_tiff
+
+HEIGHT, WIDTH = 30, 41
+CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4}
+
+
+def samples(bits: int, channels: int = 1, seed: int = 0) -> NDArray[np.int64]:
+    """Values that use the whole range of `bits`."""
+    values = np.random.default_rng(seed).integers(0, 1 << bits, (HEIGHT, WIDTH, channels))
+    values[0, 0], values[0, 1] = 0, (1 << bits) - 1
+    return values[:, :, 0] if channels == 1 else values
+
+
+def high_byte(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    return (values >> (bits - 8) if bits >= 8 else values * 255 // ((1 << bits) - 1)).astype(np.uint8)
+
+
+def meant(page: Page) -> NDArray[np.uint8]:
+    """(H, W, 3) BGR: what the header and the values of a page stand for."""
+    values, bits = page.values, page.bits
+    if page.photometric == 3:
+        table = np.array(page.tags[320][1]).reshape(3, -1) >> 8
+        return np.ascontiguousarray(table[::-1, values].transpose(1, 2, 0), np.uint8)
+    eight = high_byte((1 << bits) - 1 - values if page.photometric == 0 else values, bits)
+    if page.photometric == 5:
+        ink = eight.astype(int)
+        rgb = ((255 - ink[:, :, :3]) * (255 - ink[:, :, 3:]) + 127) // 255
+        return np.ascontiguousarray(rgb[:, :, ::-1], np.uint8)
+    if eight.ndim == 2:
+        return np.repeat(eight[:, :, None], 3, axis=2)
+    return np.ascontiguousarray(eight[:, :, ::-1])
+
+
+def page(bits: int, photometric: int, **kind: Any) -> Page:
+    tags = {}
+    if photometric == 3:
+        tags[320] = (3, np.random.default_rng(9).integers(0, 65536, 3 << bits).tolist())
+    return Page(values=samples(bits, CHANNELS[photometric]), bits=bits, photometric=photometric, tags=tags, **kind)
+
+
+def codes(decoded: Decoded) -> set[str]:
+    return {notice.code for notice in decoded.notices}
+
+
+@given(
+    bits=st.sampled_from([1, 2, 4, 8, 10, 12, 14, 16, 32]),
+    photometric=st.sampled_from(sorted(CHANNELS)),
+    planar=st.sampled_from([1, 2]),
+    frames=st.integers(1, 3),
+    order=st.sampled_from(["<", ">"]),
+    compression=st.sampled_from(sorted(COMPRESSIONS)),
+    rows=st.sampled_from([None, 7]),
+)
+def test_a_tiff_is_what_its_header_declares_or_refused(
+    bits: int, photometric: int, planar: int, frames: int, order: str, compression: str, rows: int | None
+) -> None:
+    if photometric == 3 and bits > 8:
+        photometric = 1
+    one = page(bits, photometric, planar=planar, compression=compression, rows_per_strip=rows)
+    data = write_tiff([one] * frames, order)
+    started = perf_counter()
+    try:
+        decoded = decode(data)
+    except UndecodableImage as err:
+        assert len(str(err)) > 40
+        return
+    assert perf_counter() - started < 1
+    np.testing.assert_array_equal(decoded.pixels, meant(one))
+    assert decoded.pixels.flags.c_contiguous
+    assert ("frames_ignored" in codes(decoded)) == (frames > 1)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("photometric", [0, 1, 2])
+def test_the_depths_of_cameras_are_read_in_every_layout(bits: int, photometric: int) -> None:
+    for planar in (1, 2):
+        for order in "<>":
+            one = page(bits, photometric, planar=planar)
+            np.testing.assert_array_equal(decode(write_tiff([one], order)).pixels, meant(one))
+
+
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_orientation_is_ignored_in_a_tiff_as_everywhere(turned: int) -> None:
+    one = page(8, 2)
+    decoded = decode(write_tiff([Page(values=one.values, photometric=2, tags={274: (3, [turned])})]))
+    np.testing.assert_array_equal(decoded.pixels, meant(one))
+
+
+def test_a_thumbnail_before_the_picture_is_no_frame() -> None:
+    one = page(8, 2)
+    small = Page(values=samples(8)[:28, :28], tags={254: (4, [1])})
+    unmarked = Page(values=samples(8)[:28, :28])
+    for first in (small, unmarked):
+        decoded = decode(write_tiff([first, one]))
+        np.testing.assert_array_equal(decoded.pixels, meant(one))
+        assert not decoded.notices
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, "i1"), (16, "i2"), (32, "i4")])
+def test_signed_samples_are_shifted_to_black(bits: int, kind: str) -> None:
+    values = samples(bits)
+    signed = (values - (1 << (bits - 1))).astype(kind)
+    one = Page(values=signed.view(kind.replace("i", "u")), bits=bits, tags={339: (3, [2])})
+    np.testing.assert_array_equal(decode(write_tiff([one])).pixels[:, :, 0], high_byte(values, bits))
+
+
+@pytest.mark.parametrize(
+    ("tags", "photometric", "said"),
+    [
+        ({339: (3, [3])}, 1, "samples_not_integers"),
+        ({}, 8, "CIELAB"),
+        ({}, 32844, "LOGL"),
+        ({259: (3, [9999])}, 1, ""),
+        ({332: (3, [2])}, 5, "inks_not_cmyk"),
+    ],
+)
+def test_what_is_not_understood_is_refused_in_words(tags: dict[int, Any], photometric: int, said: str) -> None:
+    channels = 4 if photometric == 5 else 3 if photometric == 8 else 1
+    values = samples(16 if photometric == 1 else 8, channels)
+    one = Page(values=values, bits=16 if photometric == 1 else 8, photometric=photometric, tags=tags)
+    with pytest.raises(UndecodableImage) as caught:
+        decode(write_tiff([one]))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("compression", sorted(COMPRESSIONS))
+def test_a_tiff_that_ends_early_is_refused(compression: str) -> None:
+    data = write_tiff([page(8, 2, compression=compression, rows_per_strip=5)])
+    moved = bytearray(data)
+    for at in (len(data) // 3, len(data) // 2):
+        with pytest.raises(UndecodableImage):
+            decode(data[:at])
+    start = struct.unpack_from("<I", data, 4)[0]
+    for entry in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12):
+        if struct.unpack_from("<H", data, entry)[0] == 279:  # the last strip's bytes are said to be none
+            (where,) = struct.unpack_from("<I", data, entry + 8)
+            moved[where + 20 : where + 24] = b"\0\0\0\0"
+    with pytest.raises(UndecodableImage):
+        decode(bytes(moved))
+
+
+def jpeg(**kind: Any) -> bytes:
+    return encoded(part(3), "JPEG", **kind)
+
+
+def png(**kind: Any) -> bytes:
+    return encoded(part(3), "PNG", **kind)
+
+
+def webp(**kind: Any) -> bytes:
+    return encoded(part(3), "WEBP", **kind)
+
+
+def halved(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def zeroed(data: bytes) -> bytes:
+    at, n = len(data) // 2, max(200, len(data) // 8)
+    return data[:at] + bytes(n) + data[at + n :]
+
+
+def shortened(data: bytes) -> bytes:
+    return data[: len(data) // 2] + data[len(data) // 2 + len(data) // 8 :]
+
+
+@pytest.mark.parametrize("kind", [{}, {"quality": 95, "subsampling": 0}, {"progressive": True}, {"quality": 30}])
+@pytest.mark.parametrize("damage", [halved, zeroed, shortened, lambda d: halved(d) + b"\xff\xd9", lambda d: d[:-2]])
+def test_a_jpeg_whose_scan_is_damaged_is_refused(kind: dict[str, Any], damage: Any) -> None:
+    decode(jpeg(**kind))
+    with pytest.raises(UndecodableImage):
+        decode(damage(jpeg(**kind)))
+
+
+@pytest.mark.parametrize("kind", [{"quality": 80}, {"lossless": True}])
+@pytest.mark.parametrize("damage", [halved, zeroed])
+def test_a_damaged_webp_is_refused(kind: dict[str, Any], damage: Any) -> None:
+    decode(webp(**kind))
+    with pytest.raises(UndecodableImage):
+        decode(damage(webp(**kind)))
+
+
+@pytest.mark.parametrize("flipped", [40, 400, -40, -6])
+def test_a_png_whose_checksum_fails_is_refused(flipped: int) -> None:
+    data = bytearray(png())
+    data[flipped] ^= 0x40
+    with pytest.raises(UndecodableImage):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize("colour", [0, 2, 4, 6])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_png_with_right_checksums_and_too_few_pixels_is_refused(depth: int, colour: int, interlaced: int) -> None:
+    header = struct.pack(">IIBBBBB", 64, 64, depth, colour, 0, 0, interlaced)
+    body = zlib.compress(bytes(64 * 64 // 2))
+    chunks = [(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks
+    )
+    with pytest.raises(UndecodableImage):
+        decode(data)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("form", ["PNG", "BMP", "WEBP", "TIFF"])
+def test_every_mode_of_eight_bits_is_what_pillow_says(mode: str, form: str) -> None:
+    image = Image.fromarray(part(2)[:, :, ::-1].copy()).convert(mode)
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, form, **({"lossless": True, "exact": True} if form == "WEBP" else {}))
+    except OSError:
+        pytest.skip(f"{form} holds no {mode}")
+    saved = Image.open(io.BytesIO(buffer.getvalue()))
+    saved.info.pop("transparency", None)
+    np.testing.assert_array_equal(decode(buffer.getvalue()).pixels, np.asarray(saved.convert("RGB"))[:, :, ::-1])
+
+
+def test_jpegs_are_decoded_as_opencv_decodes_them(shared_data: Path) -> None:
+    for path in sorted(shared_data.rglob("*.jpg"))[::60]:
+        data = path.read_bytes()
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        np.testing.assert_array_equal(decode(data).pixels, cv2.imdecode(np.frombuffer(data, np.uint8), flags))
+
+
+def test_a_cmyk_jpeg_has_the_colours_that_adobe_means() -> None:
+    image = Image.fromarray(part(2)[:, :, ::-1].copy())
+    buffer = io.BytesIO()
+    image.convert("CMYK").save(buffer, "JPEG", quality=95)
+    difference = np.abs(decode(buffer.getvalue()).pixels.astype(int) - part(2))
+    assert difference.mean() < 6
+
+
+def grey16(values: NDArray[Any], form: str) -> bytes:
+    return encoded(values.astype(np.uint16), form)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_a_camera_that_does_not_shift_is_warned_of_and_understood_once_said(form: str, bits: int) -> None:
+    scene = part(7)[:, :, 0].astype(int)
+    own = scene << (bits - 8)
+    want = decode(grey16(own << (16 - bits), form))
+    told = decode(grey16(own, form), options=ImageOptions(pixel_bits=bits))
+    np.testing.assert_array_equal(told.pixels, want.pixels)
+    assert not want.notices and not told.notices
+    if bits == 12:
+        assert codes(decode(grey16(own, form))) == {"few_levels_used"}
+    with pytest.raises(UndecodableImage, match="beyond_pixel_bits"):
+        decode(grey16(own << (16 - bits), form), options=ImageOptions(pixel_bits=bits))
+
+
+def test_pixel_bits_leave_eight_bit_files_and_declared_depths_alone() -> None:
+    one = page(12, 1)
+    np.testing.assert_array_equal(decode(write_tiff([one]), options=ImageOptions(pixel_bits=10)).pixels, meant(one))
+    np.testing.assert_array_equal(decode(png(), options=ImageOptions(pixel_bits=12)).pixels, part(3))
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_of_several_frames_is_taken_and_that_is_said(form: str) -> None:
+    frames = [Image.fromarray(part(seed)[:, :, ::-1].copy()) for seed in (1, 2, 3)]
+    buffer = io.BytesIO()
+    options = {"lossless": True} if form == "WEBP" else {}
+    frames[0].save(buffer, form, save_all=True, append_images=frames[1:], **options)
+    if form == "GIF":
+        with pytest.raises(UndecodableImage):
+            decode(buffer.getvalue())
+        return
+    decoded = decode(buffer.getvalue())
+    np.testing.assert_array_equal(decoded.pixels, part(1))
+    assert codes(decoded) == {"frames_ignored"}
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "TIFF", "WEBP"])
+def test_the_header_alone_tells_format_and_size(form: str) -> None:
+    header = read_header(encoded(part(0, height=40, width=56), form))
+    assert (header.width, header.height) == (56, 40)
+    with pytest.raises(ImageTooLarge):
+        decode(encoded(part(0), form), options=ImageOptions(max_megapixels=0.001))
+
+
+@given(data=st.data(), form=st.sampled_from(["PNG", "JPEG", "BMP", "TIFF", "WEBP", "TIFF12", "PNG16"]))
+def test_mutated_files_are_decoded_or_refused_and_nothing_else(data: st.DataObject, form: str) -> None:
+    whole = {
+        "TIFF12": lambda: write_tiff([page(12, 1, compression="lzw")]),
+        "PNG16": lambda: grey16(part(1)[:, :, 0].astype(int) << 8, "PNG"),
+    }.get(form, lambda: encoded(part(1), form))()
+    changed = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.one_of(st.integers(0, min(200, len(whole) - 1)), st.integers(0, len(whole) - 1)))
+        changed[at] = data.draw(st.integers(0, 255))
+    started = perf_counter()
+    try:
+        decoded = decode(
+            bytes(changed[: data.draw(st.integers(len(whole) // 2, len(whole)))]),
+            options=ImageOptions(max_megapixels=4),
+        )
+        assert decoded.pixels.dtype == np.uint8 and decoded.pixels.ndim == 3
+    except BadImage:
+        pass
+    assert perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_decoding_takes_no_more_memory_than_twice_the_pixels(form: str) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (1500, 2000)).astype(np.uint16)
+    data = encoded(values, form)
+    tracemalloc.start()
+    try:
+        decode(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 1500 * 2000 * (2 + 3)
