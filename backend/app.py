@@ -38,6 +38,7 @@ from backend.api.requests import (
     run_job,
     run_tracked,
     sentences,
+    terms_of,
 )
 from backend.api.routes import console, models, ops, samples, work
 from backend.api.schemas import (
@@ -206,6 +207,7 @@ async def calibrate_ng(
             mm_per_px=body.mm_per_px,
             area_mm2_thr=body.area_mm2_thr,
             score_percentile=body.score_percentile,
+            terms=terms_of(body),
         ),
     )
     logger.info("calibrate_ng %s: threshold %.6g", key, result.values["threshold"])

@@ -248,6 +248,11 @@ ERRORS: dict[str, Entry] = {
             "require_ng=false."
         ),
     ),
+    "threshold_and_promise": Entry(
+        400,
+        es="Pide threshold o max_false_reject, no los dos: un umbral elegido promete lo que promete.",
+        en="Ask for threshold or max_false_reject, not for both: a chosen threshold promises what it promises.",
+    ),
     "only_image_of_memory": Entry(
         400,
         es="{name} es la única imagen de la memoria: sin ella no queda con qué compararla.",
@@ -561,6 +566,49 @@ NOTICES: dict[str, Words] = {
             "nuevo."
         ),
         en="The scores were made with percentile {former}; {new} is used from now on: inspect and calibrate again.",
+    ),
+    "area_changed": Words(
+        es=(
+            "Las puntuaciones se hicieron con regiones de {former} mm² y ahora se usan de {new} mm²: inspecciona y "
+            "calibra de nuevo."
+        ),
+        en="The scores were made with regions of {former} mm²; {new} mm² are used now: inspect and calibrate again.",
+    ),
+    "promise_needs_more": Words(
+        es=(
+            "Con {n} piezas buenas más se puede prometer que se rechaza como mucho el {rate} % de las buenas: hasta "
+            "entonces el umbral es el del percentil."
+        ),
+        en=(
+            "With {n} more good parts it can be promised that at most {rate} % of good parts are rejected; until then "
+            "the threshold is the percentile's."
+        ),
+    ),
+    "promise_impossible": Words(
+        es=(
+            "Ninguna cantidad de piezas buenas permite prometer un {rate} % de rechazos: el umbral es el del percentil."
+        ),
+        en="No number of good parts lets anyone promise {rate} % of rejects: the threshold is the percentile's.",
+    ),
+    "ng_without_region": Words(
+        es=(
+            "La puntuación supera el umbral y ninguna región de {area} mm² lo alcanza: míralo en el mapa de calor, o "
+            "puntúa con SCORE_METHOD=area."
+        ),
+        en=(
+            "The score is above the threshold and no region of {area} mm² reaches it: look at the heatmap, or score "
+            "with SCORE_METHOD=area."
+        ),
+    ),
+    "ok_with_region": Words(
+        es=(
+            "La puntuación no supera el umbral y una región de {area} mm² sí lo alcanza: míralo en el mapa de calor, o "
+            "puntúa con SCORE_METHOD=area."
+        ),
+        en=(
+            "The score is not above the threshold and a region of {area} mm² reaches it: look at the heatmap, or score "
+            "with SCORE_METHOD=area."
+        ),
     ),
     "scores_overlap": Words(
         es="Las puntuaciones OK y NG se solapan (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): el umbral no puede separarlas.",
@@ -909,6 +957,10 @@ FAULTS: dict[str, Words] = {
     ),
     "rate": Words(es="debe ser como 600/minute", en="must be such as 600/minute"),
     "block_numbers": Words(es="debe ser números de bloque como 9,11", en="must be block numbers such as 9,11"),
+    "not_with_area": Words(
+        es="no se puede cambiar con SCORE_METHOD=area: se puntúa un nivel del mapa de calor del ROI",
+        en="cannot be changed with SCORE_METHOD=area: the score is a level of the ROI's heatmap",
+    ),
     "keep_images": Words(
         es="debe ser all, none o una lista de ng, near y 1/N, como ng,near,1/100",
         en="must be all, none, or a list of ng, near and 1/N, such as ng,near,1/100",

@@ -12,10 +12,12 @@ from fastapi import Depends, Form, Header, Query, Request
 
 from backend.api.catalogue import Said, sentence
 from backend.api.problems import language_of
-from backend.api.schemas import ErrorBody
+from backend.api.schemas import ErrorBody, Promise
 from backend.base.errors import TimedOut
 from backend.base.keys import ModelKey
+from backend.calib import CONFIDENCE
 from backend.samples.collector import Collector
+from backend.service.calibration import Terms
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job, ProgressBoard, TrackedJob
 
@@ -102,6 +104,16 @@ def query_key(
 
 
 QueryKey = Annotated[ModelKey, Depends(query_key)]
+
+
+def terms_of(body: Promise) -> Terms:
+    """What a calibration is asked for. Raises ThresholdAndPromise."""
+    return Terms(
+        max_false_reject=body.max_false_reject,
+        confidence=body.confidence or CONFIDENCE,
+        threshold=body.threshold,
+        note=(body.note or "").strip(),
+    )
 
 
 def sentences(request: Request, said: Sequence[Said]) -> list[str]:

@@ -36,6 +36,7 @@ InspectionError
 │   ├── BrokenImages: total, count, reasons
 │   ├── NotEnoughSamples: key, n, wanted
 │   ├── NgRequired: key
+│   ├── ThresholdAndPromise
 │   └── OnlyImage: name
 ├── InvalidFields: reason
 ├── Unauthorized
@@ -224,6 +225,10 @@ class NotEnoughSamples(BadRequest):
 
 class NgRequired(BadRequest):
     code = "ng_required"
+
+
+class ThresholdAndPromise(BadRequest):
+    code = "threshold_and_promise"
 
 
 class OnlyImage(BadRequest):

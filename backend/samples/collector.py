@@ -19,12 +19,15 @@ from backend.base.errors import (
 )
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
+from backend.calib import Basis
 from backend.extractors.protocol import Extractor
+from backend.infer import Criteria
 from backend.samples.history import FitHistory
 from backend.samples.rebuild import Rebuilder
 from backend.samples.recorder import Recorder
 from backend.samples.scoring import Sample, SampleScorer, Scored
 from backend.samples.store import LABELS, Draft, Kept, SampleStore, usable_shape
+from backend.service.calibration import Terms
 from backend.service.fitting import Fitter
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
@@ -41,7 +44,7 @@ class Scores:
     """A scoring of samples that is under way: iterate `items` once."""
 
     n_total: int
-    threshold: float | None
+    criteria: Criteria
     notices: list[Notice]
     items: Generator[Scored]
 
@@ -116,6 +119,7 @@ class Collector:
         area_mm2_thr: float | None = None,
         default_mm_per_px: float | None = None,
         require_ng: bool = False,
+        terms: Terms | None = None,
         job: Job | None = None,
     ) -> CalibrationResult:
         """Score the stored samples with the current memory and calibrate with the scores.
@@ -127,13 +131,14 @@ class Collector:
             MemoryNotFound, ExtractorMismatch, Cancelled, FitInProgress, DiskFull, ReadOnlyStore.
         """
         percentile = score_percentile or self.settings.score_percentile
+        area = self.settings.area_mm2_thr if area_mm2_thr is None else area_mm2_thr
         scorer = SampleScorer(
             self.inspector,
             self.samples,
             key,
             default_mm_per_px=default_mm_per_px,
             leave_out=True,
-            percentile=percentile,
+            anew=(percentile, area),
         )
         scored = list(scorer.run(self._chosen(key, LABELS), job or Job()))
         ok, ng = ([s.inspection.score for s in scored if s.inspection and s.sample.label == label] for label in LABELS)
@@ -148,9 +153,9 @@ class Collector:
             ok_scores=ok,
             ng_scores=ng,
             mm_per_px=scorer.mm_per_px,
-            area_mm2_thr=area_mm2_thr,
+            area_mm2_thr=area,
             score_percentile=percentile,
-            scored_at=percentile,
+            terms=replace(terms or Terms(), basis=basis_of(scored), scored_with=scorer.criteria),
         )
         return replace(result, warnings=result.warnings + _left_out(scored))
 
@@ -173,7 +178,7 @@ class Collector:
         )
         chosen = self._chosen(key, labels)
         notices = [*self.inspector.warnings(), *scorer.notices]
-        return Scores(len(chosen), scorer.criteria.threshold, notices, scorer.run(chosen, job or Job()))
+        return Scores(len(chosen), scorer.criteria, notices, scorer.run(chosen, job or Job()))
 
     def listing(self, key: ModelKey) -> dict[str, Any]:
         """What is stored: for each label the count, the names, and which have metadata."""
@@ -228,7 +233,7 @@ class Collector:
             "memory_fitted": model is not None,
             "calib_present": calibration is not None,
             **({"memory": _memory(self.inspector.store.manifest(key), model.stored.grid)} if model else {}),
-            **({"calibration": calibration} if calibration else {}),
+            **({"calibration": _calibration(calibration)} if calibration else {}),
             "samples": {
                 "ok": len(stored),
                 "ng": len(self.samples.names(key, "ng")),
@@ -303,6 +308,17 @@ class Collector:
 def _memory(manifest: dict[str, Any], grid: tuple[int, int]) -> dict[str, Any]:
     """The manifest without the list of images, which may be long."""
     return {"token_shape": list(grid), **{name: value for name, value in manifest.items() if name != "images"}}
+
+
+def _calibration(values: dict[str, Any]) -> dict[str, Any]:
+    """A calibration without its good scores, which may be many."""
+    return {name: value for name, value in values.items() if name != "good_scores"}
+
+
+def basis_of(scored: Sequence[Scored]) -> Basis:
+    """What a promise about good parts rests on: one part that the memory has seen makes it leave-one-out."""
+    good = [s for s in scored if s.inspection and s.sample.label == "ok"]
+    return "leave_one_out" if any(s.left_out for s in good) else "held_out"
 
 
 def _left_out(scored: Sequence[Scored]) -> list[Notice]:

@@ -18,7 +18,7 @@ from backend.base.messages import Notice
 from backend.infer import Criteria, Inspection, Roi, Scoring
 from backend.samples.store import known_mm_per_px, known_shape
 from backend.service.images import DECODERS, ImageFile, PreparedImage
-from backend.service.inspection import Inspector
+from backend.service.inspection import Inspector, about_verdict
 from backend.service.jobs import Job, ahead
 from backend.service.pipeline import Pipeline
 
@@ -76,7 +76,8 @@ class SampleScorer:
     Args:
         default_mm_per_px: for samples that do not say; the memory's own when None.
         leave_out: a sample that the memory was fitted on is scored as if the memory did not have its rows.
-        percentile: score for a new calibration with this percentile, whatever calib.json says; it is not read.
+        anew: score for a new calibration with this percentile and smallest region (mm²), whatever calib.json says; it
+            is not read.
 
     Raises:
         MemoryNotFound, ExtractorMismatch, DamagedFile: from the start, before any sample is read.
@@ -90,14 +91,14 @@ class SampleScorer:
         *,
         default_mm_per_px: float | None = None,
         leave_out: bool = False,
-        percentile: float | None = None,
+        anew: tuple[float, float] | None = None,
     ) -> None:
         settings = inspector.settings
         self.samples, self.key, self.leave_out = samples, key, leave_out
         self.model, self.notices = inspector.fitted(key)
-        if percentile:
-            scoring = replace(Scoring.of(settings, self.model.memory.kind), percentile=percentile)
-            criteria = Criteria(scoring, None, settings.area_mm2_thr)
+        if anew:
+            scoring = replace(Scoring.of(settings, self.model.memory.kind), percentile=anew[0])
+            criteria = Criteria(scoring, None, anew[1])
         else:
             criteria, of_calibration = inspector.criteria(key, self.model)
             self.notices += of_calibration
@@ -169,7 +170,8 @@ class SampleScorer:
             raise OnlyImage(name=read.sample.name)
         inspection = self.pipeline.judge(tokens, roi, leave_out=leave_out)
         known = number is not None
-        return Scored(read.sample, read.mm_per_px, inspection, None, known, leave_out is not None, tuple(read.notices))
+        notices = (*read.notices, *about_verdict(inspection, self.criteria))
+        return Scored(read.sample, read.mm_per_px, inspection, None, known, leave_out is not None, notices)
 
     def _is_alone(self, number: int) -> bool:
         """Whether the memory has no row but those of the image `number`."""

@@ -27,8 +27,9 @@ from backend.base.messages import Notice
 from backend.evaluation.pictures import overlay
 from backend.resnet_api.predictor import Predictor
 from backend.roi_mask import Shape
-from backend.samples.collector import Collector
-from backend.samples.scoring import Sample, SampleScorer
+from backend.samples.collector import Collector, basis_of
+from backend.samples.scoring import Sample, SampleScorer, Scored
+from backend.service.calibration import Terms
 from backend.service.fitting import Fitter
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
@@ -251,7 +252,9 @@ def calibrate(
     folders = {"ok": images_in([good]), "ng": images_in([bad]) if bad else []}
     settings = load_settings()
     percentile = score_percentile or settings.score_percentile
+    area = settings.area_mm2_thr if area_mm2_thr is None else area_mm2_thr
     scores: dict[str, list[float]] = {"ok": [], "ng": []}
+    inspected: list[Scored] = []
     with Session(settings) as session:
         scorer = SampleScorer(
             session.inspector,
@@ -259,7 +262,7 @@ def calibrate(
             key,
             default_mm_per_px=mm_per_px,
             leave_out=True,
-            percentile=percentile,
+            anew=(percentile, area),
         )
         chosen = [
             Sample(label, path.as_posix()) for label, paths in folders.items() for path in paths if _readable(path)
@@ -271,6 +274,7 @@ def calibrate(
                 say("error", sentence(scored.error))
             elif scored.inspection:
                 scores[scored.sample.label].append(scored.inspection.score)
+                inspected.append(scored)
         if not scores["ok"]:
             raise typer.BadParameter(f"no image in {good} could be scored")
         if session.inspector.cache.model(key).stored.generation != scorer.model.stored.generation:
@@ -280,9 +284,9 @@ def calibrate(
             ok_scores=scores["ok"],
             ng_scores=scores["ng"],
             mm_per_px=scorer.mm_per_px,
-            area_mm2_thr=area_mm2_thr,
+            area_mm2_thr=area,
             score_percentile=percentile,
-            scored_at=percentile,
+            terms=Terms(basis=basis_of(inspected), scored_with=scorer.criteria),
         )
     return result, failed
 

@@ -27,11 +27,13 @@ from backend.api.requests import (
     identity,
     run_tracked,
     sentences,
+    terms_of,
 )
 from backend.api.schemas import CalibrateDatasetRequest, CalibrateDatasetResponse, InferDatasetRequest
 from backend.api.uploads import UploadRoute
 from backend.base.errors import BadForm, InspectionError, ProgressNotFound
 from backend.base.keys import ModelKey
+from backend.infer import Criteria
 from backend.samples.collector import Scores
 from backend.samples.scoring import Scored
 from backend.samples.store import check_label
@@ -94,6 +96,7 @@ async def calibrate_dataset(
         area_mm2_thr=body.area_mm2_thr,
         default_mm_per_px=body.default_mm_per_px,
         require_ng=body.require_ng,
+        terms=terms_of(body),
     )
     result = await run_tracked(request, lambda job: calibrate(job=job))
     known = {
@@ -183,7 +186,7 @@ class _Items:
         self.n_errors = 0
 
     def whole(self, scores: Scores) -> dict[str, Any]:
-        items = [self.item(scored, scores.threshold) for scored in scores.items]
+        items = [self.item(scored, scores.criteria) for scored in scores.items]
         return {**self.summary(scores), "items": items}
 
     async def lines(self, scores: Scores, job: TrackedJob) -> AsyncIterator[str]:
@@ -191,7 +194,7 @@ class _Items:
         try:
             with job.ending():
                 async for scored in iterate_in_threadpool(scores.items):
-                    yield _line(self.item(scored, scores.threshold))
+                    yield _line(self.item(scored, scores.criteria))
                 yield _line(self.summary(scores))
         except InspectionError as err:
             text = sentence(err, self.language)
@@ -210,9 +213,9 @@ class _Items:
             **identity(self.request, self.key),
         }
 
-    def item(self, scored: Scored, threshold: float | None) -> dict[str, Any]:
+    def item(self, scored: Scored, criteria: Criteria) -> dict[str, Any]:
         self.n_errors += scored.error is not None
-        return scored_fields(scored, threshold, self.language, heatmap=self.include_heatmap)
+        return scored_fields(scored, criteria, self.language, heatmap=self.include_heatmap)
 
 
 def _line(value: dict[str, Any]) -> str:
