@@ -29,7 +29,7 @@ from backend.service.fitting import Fitter
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job
-from backend.service.results import CalibrationResult, FitResult
+from backend.service.results import CalibrationResult, FitResult, Provenance
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class Scores:
     threshold: float | None
     notices: list[Notice]
     items: Generator[Scored]
+    provenance: Provenance
 
 
 class Collector:
@@ -173,7 +174,8 @@ class Collector:
         )
         chosen = self._chosen(key, labels)
         notices = [*self.inspector.warnings(), *scorer.notices]
-        return Scores(len(chosen), scorer.criteria.threshold, notices, scorer.run(chosen, job or Job()))
+        items = scorer.run(chosen, job or Job())
+        return Scores(len(chosen), scorer.criteria.threshold, notices, items, scorer.provenance)
 
     def listing(self, key: ModelKey) -> dict[str, Any]:
         """What is stored: for each label the count, the names, and which have metadata."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.features import Grid
-from backend.infer import Inspection
+from backend.infer import Criteria, Inspection
 from backend.service.images import ImageFile
 
 
@@ -34,6 +34,23 @@ class CalibrationResult:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """What an inspection was made with, so that it can be explained and repeated.
+
+    Attributes:
+        generation, model_version: of the memory; empty where an older file does not say.
+        fingerprint: of the extractor.
+        calibration: what calib.json held, its lists aside; None where no threshold applied.
+    """
+
+    generation: str
+    model_version: str
+    fingerprint: str
+    criteria: Criteria
+    calibration: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
 class InferResult:
     """The verdict on one image.
 
@@ -42,6 +59,7 @@ class InferResult:
         heatmap: a PNG; empty if none was asked for.
         heatmap_range: the distances that 0 and 255 of the heatmap stand for.
         params: how it was inspected, by the names that /infer gives.
+        provenance: what it was inspected with.
     """
 
     inspection: Inspection
@@ -51,6 +69,7 @@ class InferResult:
     heatmap_range: tuple[float, float]
     token_shape: Grid
     params: dict[str, Any]
+    provenance: Provenance
     timings_ms: dict[str, float]
     warnings: list[Notice]
 
