@@ -940,5 +940,13 @@ FAULTS: dict[str, Words] = {
         es="debe ser impar: una vecindad tiene su token en el centro",
         en="must be odd: a neighbourhood has its token in the middle",
     ),
+    "searched_exactly": Words(
+        es="ya no existe, porque las memorias se buscan siempre de forma exacta: quita este ajuste",
+        en="is gone, since memories are always searched exactly: remove this setting",
+    ),
+    "one_memory": Words(
+        es="ya no existe, porque cada modelo tiene una sola memoria de los bloques unidos: quita este ajuste",
+        en="is gone, since every model has one memory of all blocks joined: remove this setting",
+    ),
 }
 _OTHER_FAULT = Words(es="no es válido", en="is not valid")

@@ -35,7 +35,7 @@ from pydantic_settings import (
 )
 
 from backend.base.errors import InvalidSettings
-from backend.base.messages import Phrase, faults_of
+from backend.base.messages import Fault, Phrase, faults_of
 from backend.base.presets import PRESETS, Preset
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent.parent
@@ -47,6 +47,9 @@ OTHER_SPELLINGS = {
     "coreset_rate": ["PATCHCORE_CORESET_RATIO"],
     "max_batch": ["PATCHCORE_BATCH_SIZE"],
 }
+
+# Settings of earlier releases, with the kind of fault that tells whoever still sets one what became of it.
+GONE = {"KNN_INDEX": "searched_exactly", "PATCHCORE_MEMORIES": "one_memory"}
 
 
 def _split(value: Any) -> Any:
@@ -156,20 +159,15 @@ class Settings(BaseSettings):
     coreset_rate: float = Field(0.02, gt=0, le=1, description="Share of the embeddings kept in the memory.")
     max_coreset: int = Field(25_600, ge=1, description="Rows of a memory at most.")
     knn_backend: Literal["auto", "faiss", "sklearn"] = Field("auto", description="Who searches the memory.")
-    knn_index: Literal["auto", "hnsw"] = Field(
-        "auto",
-        description="How large memories are searched: exactly, or (hnsw) by a graph that may miss the nearest row.",
-    )
     patchcore_distance: Literal["l2", "cosine", "mahalanobis"] = Field(
         "l2", description="Distance of a patch to the memory; mahalanobis: whitened by the good parts of the fit."
-    )
-    patchcore_memories: Literal["joint", "separate"] = Field(
-        "joint", description="One memory, or one for each block of the tokens, their distances averaged."
     )
     foreground_mask: Literal["none", "pca"] = Field(
         "none", description="Leave out background tokens, told by the good tokens' first principal component."
     )
-    patchcore_faiss_fp16: bool = Field(False, description="Rows in the graphs of KNN_INDEX=hnsw take half the memory.")
+    patchcore_faiss_fp16: bool = Field(
+        False, description="Accepted and without effect: memories are searched in float32, whatever it says."
+    )
     patchcore_knn_k: int = Field(1, ge=1, le=100, description="Neighbours whose distances are averaged.")
     patchcore_density_k: int = Field(
         0,
@@ -385,12 +383,26 @@ def load_settings(**overrides: Any) -> Settings:
         InvalidSettings: names the settings that are not valid and why.
     """
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except UnicodeDecodeError as err:
         raise InvalidSettings(reason=Phrase("env_not_utf8", {"why": err})) from err
     except ValidationError as err:
         faults = faults_of(err.errors(), lambda loc: _as_written(loc, overrides))
         raise InvalidSettings(reason=faults) from err
+    if gone := _still_set(overrides):
+        raise InvalidSettings(reason=gone)
+    return settings
+
+
+def _still_set(overrides: Mapping[str, Any]) -> list[Fault]:
+    """A fault for each setting of GONE that has a value in code, in the environment or in the files."""
+    named = {
+        name.upper().removeprefix("BDI_"): name
+        for source in (*reversed(_sources()), overrides)  # of several places the nearest names it
+        for name, value in source.items()
+        if value not in ("", None)
+    }
+    return [Fault(named[name], kind) for name, kind in GONE.items() if name in named]
 
 
 def _as_written(loc: Sequence[str | int], overrides: Mapping[str, Any]) -> str:
@@ -398,6 +410,16 @@ def _as_written(loc: Sequence[str | int], overrides: Mapping[str, Any]) -> str:
     field = next(f for f in Settings.model_fields if loc[0] in _names(f))
     if field in overrides:
         return field.upper()
+    for source in _sources():
+        for name in _names(field)[1:]:
+            written = [own for own, value in source.items() if own.upper() == name and value not in ("", None)]
+            if written:
+                return written[0]
+    return field.upper()
+
+
+def _sources() -> list[Mapping[str, Any]]:
+    """The environment, `.env` and `config.yaml`, the nearest first, each with its names as they were written."""
     sources: list[Mapping[str, Any]] = [os.environ]
     env_file, yaml_file = (Settings.model_config.get(f"{kind}_file") for kind in ("env", "yaml"))
     if isinstance(env_file, Path) and env_file.is_file():
@@ -405,12 +427,7 @@ def _as_written(loc: Sequence[str | int], overrides: Mapping[str, Any]) -> str:
     if isinstance(yaml_file, Path) and yaml_file.is_file():
         table = yaml.safe_load(yaml_file.read_text("utf-8")) or {}
         sources.append({str(name): value for name, value in table.items()})
-    for source in sources:
-        for name in _names(field)[1:]:
-            written = [own for own, value in source.items() if own.upper() == name and value not in ("", None)]
-            if written:
-                return written[0]
-    return field.upper()
+    return sources
 
 
 def share_metrics(folder: Path) -> None:
