@@ -783,6 +783,25 @@ PHRASES: dict[str, Words] = {
     "no_such_model": Words(
         es="timm no tiene ningún modelo con ese nombre (MODEL_NAME)", en="timm has no model of that name (MODEL_NAME)"
     ),
+    "plain_text": Words(
+        es="un texto de {limit} caracteres como mucho, sin caracteres de control",
+        en="a text of at most {limit} characters, without control characters",
+    ),
+    "whole_number": Words(es="un número entero de {least} a {most}", en="a whole number from {least} to {most}"),
+    "finite_number": Words(es="un número finito", en="a finite number"),
+    "date_or_time": Words(
+        es="una fecha u hora como 2026-01-31T12:00:00Z", en="a date or time such as 2026-01-31T12:00:00Z"
+    ),
+    "page_cursor": Words(
+        es="el next_cursor de una respuesta con el mismo order", en="the next_cursor of an answer with the same order"
+    ),
+    "not_in_summaries": Words(
+        es="ningún valor: los resúmenes no filtran por ello", en="none: summaries do not filter by it"
+    ),
+    "time_zone": Words(es="una zona horaria como Europe/Madrid", en="a time zone such as Europe/Madrid"),
+    "days_at_most": Words(
+        es="{days} días como mucho con bucket={bucket}", en="at most {days} days with bucket={bucket}"
+    ),
     "records_full": Words(es="no queda espacio en el disco de la base de datos", en="the database's disk is full"),
     "records_locked": Words(
         es="otro programa tiene bloqueada la base de datos", en="another program holds the database locked"
@@ -885,6 +904,10 @@ PHRASES: dict[str, Words] = {
     "why_regions": Words(
         es="Regiones que llegan al umbral: {n}. La mayor mide {area:.2f} mm² ({w}×{h} px en x={x}, y={y}).",
         en="Regions that reach the threshold: {n}. The largest is {area:.2f} mm² ({w}×{h} px at x={x}, y={y}).",
+    ),
+    "why_regions_px": Words(
+        es="Regiones que llegan al umbral: {n}. La mayor mide {area:.0f} px ({w}×{h} px en x={x}, y={y}).",
+        en="Regions that reach the threshold: {n}. The largest is {area:.0f} px ({w}×{h} px at x={x}, y={y}).",
     ),
     "why_no_region": Words(
         es="Ninguna región llega al umbral con el área mínima.", en="No region of the least area reaches the threshold."

@@ -264,6 +264,7 @@ class InferResponse(BaseModel):
             "example": {
                 "role_id": "Master1",
                 "roi_id": "Pattern",
+                "inspection_id": "3f9a1c07-1042",
                 "score": 0.66,
                 "threshold": 0.575,
                 "is_anomaly": True,
@@ -313,6 +314,7 @@ class InferResponse(BaseModel):
 
     role_id: str
     roi_id: str
+    inspection_id: str = Field(default="", description="Name of the recorded verdict; left out where none is kept.")
     score: float = Field(
         description="How unlike good parts: a percentile of the map's distances (0–2; to 4 with PATCHCORE_DENSITY_K)."
     )
@@ -400,6 +402,10 @@ class InferDatasetRequest(DatasetRequest):
         False, description="Score a sample that the memory was fitted on without its own rows, as a calibration does."
     )
     stream: bool = Field(False, description="One JSON object a line; Accept: application/x-ndjson says the same.")
+    part_id: str | None = Field(None, description="Recorded with each verdict; at most 128 characters.")
+    batch_id: str | None = Field(None, description="Recorded with each verdict.")
+    station_id: str | None = Field(None, description="Recorded with each verdict.")
+    operator: str | None = Field(None, description="Recorded with each verdict.")
 
 
 class CalibrateDatasetResponse(Promised):

@@ -32,7 +32,7 @@ from backend.service.fitting import Fitter
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job
-from backend.service.results import CalibrationResult, FitResult
+from backend.service.results import CalibrationResult, FitResult, Provenance
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Scores:
     criteria: Criteria
     notices: list[Notice]
     items: Generator[Scored]
+    provenance: Provenance
 
 
 class Collector:
@@ -178,7 +179,8 @@ class Collector:
         )
         chosen = self._chosen(key, labels)
         notices = [*self.inspector.warnings(), *scorer.notices]
-        return Scores(len(chosen), scorer.criteria, notices, scorer.run(chosen, job or Job()))
+        items = scorer.run(chosen, job or Job())
+        return Scores(len(chosen), scorer.criteria, notices, items, scorer.provenance)
 
     def listing(self, key: ModelKey) -> dict[str, Any]:
         """What is stored: for each label the count, the names, and which have metadata."""

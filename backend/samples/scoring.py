@@ -16,11 +16,13 @@ from backend.base.errors import InspectionError, InvalidShape, OnlyImage
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.infer import Criteria, Inspection, Roi, Scoring
+from backend.roi_mask import Shape
 from backend.samples.store import known_mm_per_px, known_shape
 from backend.service.images import DECODERS, ImageFile, PreparedImage
 from backend.service.inspection import Inspector, about_verdict
 from backend.service.jobs import Job, ahead
 from backend.service.pipeline import Pipeline
+from backend.service.results import Provenance
 
 Tokens = NDArray[np.float32]
 
@@ -37,6 +39,7 @@ class Sample:
 class Scored:
     """What scoring says of one sample: an inspection or an error.
 
+    `file`: the image, and its shape as far as it is understood.
     `in_memory`: the memory was fitted on this very image; `left_out`: and was asked without it.
     """
 
@@ -47,6 +50,7 @@ class Scored:
     in_memory: bool = False
     left_out: bool = False
     notices: tuple[Notice, ...] = ()
+    file: ImageFile | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class _Read:
     ready: tuple[PreparedImage, Roi] | None = None
     error: InspectionError | None = None
     notices: list[Notice] = field(default_factory=list)
+    shape: Shape | None = None
 
 
 class SampleSource(Protocol):
@@ -93,7 +98,7 @@ class SampleScorer:
         leave_out: bool = False,
         anew: tuple[float, float] | None = None,
     ) -> None:
-        settings = inspector.settings
+        settings, self._inspector = inspector.settings, inspector
         self.samples, self.key, self.leave_out = samples, key, leave_out
         self.model, self.notices = inspector.fitted(key)
         if anew:
@@ -105,6 +110,11 @@ class SampleScorer:
         self.pipeline = Pipeline(inspector.host.queue(), self.model, criteria, ImageOptions.of(settings))
         self.mm_per_px = default_mm_per_px or self.model.stored.number("mm_per_px", 1.0)
         self._numbers = self.model.stored.known_images
+
+    @property
+    def provenance(self) -> Provenance:
+        """What samples are inspected with. Raises DamagedFile."""
+        return self._inspector.provenance(self.key, self.model, self.criteria)
 
     @property
     def criteria(self) -> Criteria:
@@ -157,7 +167,7 @@ class SampleScorer:
             ready = self.pipeline.prepare(ImageFile(sample.name, lambda: data, shape), mm_per_px, digested=True)
         except InspectionError as err:
             return _Read(sample, mm_per_px, error=err)
-        return _Read(sample, mm_per_px, ready, notices=[*ready[0].notices, *notices])
+        return _Read(sample, mm_per_px, ready, notices=[*ready[0].notices, *notices], shape=shape)
 
     def _score(self, read: _Read, tokens: Tokens | None) -> Scored:
         if read.ready is None or tokens is None:
@@ -169,9 +179,16 @@ class SampleScorer:
         if leave_out is not None and self._is_alone(leave_out):
             raise OnlyImage(name=read.sample.name)
         inspection = self.pipeline.judge(tokens, roi, leave_out=leave_out)
-        known = number is not None
-        notices = (*read.notices, *about_verdict(inspection, self.criteria))
-        return Scored(read.sample, read.mm_per_px, inspection, None, known, leave_out is not None, notices)
+        sample = read.sample
+        return Scored(
+            sample,
+            read.mm_per_px,
+            inspection,
+            in_memory=number is not None,
+            left_out=leave_out is not None,
+            notices=(*read.notices, *about_verdict(inspection, self.criteria)),
+            file=ImageFile(sample.name, lambda: self.samples.read(self.key, sample.label, sample.name), read.shape),
+        )
 
     def _is_alone(self, number: int) -> bool:
         """Whether the memory has no row but those of the image `number`."""

@@ -23,7 +23,7 @@ from backend.service.images import ImageFile
 from backend.service.jobs import Job
 from backend.service.models import FittedModel, ModelCache, check_extractor
 from backend.service.pipeline import Pipeline
-from backend.service.results import CalibrationResult, Clock, InferResult, Journal, NoJournal
+from backend.service.results import CalibrationResult, Clock, InferResult, Journal, NoJournal, Provenance
 from backend.service.warmup import rehearse
 from backend.storage import ModelStore
 
@@ -91,6 +91,19 @@ class Inspector:
             area_mm2_thr=self.settings.area_mm2_thr,
             generation=model.stored.generation,
             fingerprint=self.host.queue().extractor.fingerprint,
+        )
+
+    def provenance(self, key: ModelKey, model: FittedModel, criteria: Criteria) -> Provenance:
+        """What `model` inspects with under `criteria`. Raises DamagedFile."""
+        found = self.cache.calibration(key) or {}
+        applied = criteria.threshold is not None and found.get("threshold") == criteria.threshold
+        known = {name: value for name, value in found.items() if not isinstance(value, list | dict)}
+        return Provenance(
+            generation=model.stored.generation,
+            model_version=str(model.stored.metadata.get("model_version", "")),
+            fingerprint=self.host.queue().extractor.fingerprint,
+            criteria=criteria,
+            calibration=known if applied else None,
         )
 
     def calibrate(
@@ -197,6 +210,7 @@ class Inspector:
             token_shape=image.grid,
             params=_params(queue.extractor, model, criteria, mm_per_px, self.settings),
             area_resolution_mm2=queue.extractor.reach**2 * inspection.roi.token_mm2,
+            provenance=self.provenance(key, model, criteria),
             timings_ms=clock.report(),
             warnings=[
                 *self.warnings(),

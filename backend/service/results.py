@@ -34,6 +34,23 @@ class CalibrationResult:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """What an inspection was made with, so that it can be explained and repeated.
+
+    Attributes:
+        generation, model_version: of the memory; empty where an older file does not say.
+        fingerprint: of the extractor.
+        calibration: what calib.json held, its lists aside; None where no threshold applied.
+    """
+
+    generation: str
+    model_version: str
+    fingerprint: str
+    criteria: Criteria
+    calibration: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
 class InferResult:
     """The verdict on one image.
 
@@ -43,6 +60,7 @@ class InferResult:
         heatmap_range: the distances that 0 and 255 of the heatmap stand for.
         params: how it was inspected, by the names that /infer gives.
         area_resolution_mm2: what covers less is shown as large as this; see Extractor.reach.
+        provenance: what it was inspected with.
     """
 
     inspection: Inspection
@@ -52,6 +70,7 @@ class InferResult:
     token_shape: Grid
     params: dict[str, Any]
     area_resolution_mm2: float
+    provenance: Provenance
     timings_ms: dict[str, float]
     warnings: list[Notice]
 

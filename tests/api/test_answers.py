@@ -12,7 +12,7 @@ from backend.base.messages import Notice
 from backend.calib import GoodScores
 from backend.infer import Criteria, Inspection, Region, Roi, RoiSize
 from backend.samples.scoring import Sample, Scored
-from backend.service.results import InferResult
+from backend.service.results import InferResult, Provenance
 
 MAP = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
 FOUND = Inspection(
@@ -35,8 +35,18 @@ def judged(threshold: float | None) -> Criteria:
 
 
 def inferred(threshold: float | None) -> InferResult:
-    timings = {"total": 2.0}
-    return InferResult(FOUND, judged(threshold), b"png", (0.0, 1.0), (8, 8), {"k": 1}, 0.04, timings, NOTICES)
+    return InferResult(
+        inspection=FOUND,
+        criteria=judged(threshold),
+        heatmap=b"png",
+        heatmap_range=(0.0, 1.0),
+        token_shape=(8, 8),
+        params={"k": 1},
+        area_resolution_mm2=0.04,
+        provenance=Provenance("g", "2026.1", "f", judged(threshold), None),
+        timings_ms={"total": 2.0},
+        warnings=NOTICES,
+    )
 
 
 def scored(**given: Any) -> Scored:
