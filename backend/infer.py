@@ -6,6 +6,7 @@ token grid, brought to ROI resolution bilinearly and blurred; the score is a per
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -83,6 +84,17 @@ class Scoring:
     def of(cls, settings: Settings, memory: str = "") -> Scoring:
         """The scoring that `settings` ask for, with a memory that measures in the way `memory` names."""
         return cls(**filled(cls, settings), memory=memory)
+
+    def most(self, rows: Float) -> float:
+        """The highest score that can be: the distance from a unit vector to the longest of `rows` (N, D).
+
+        Cosine distances reach 2; density divides a distance by 1/2 at least; whitening leaves no bound.
+        """
+        if self.memory and "mahalanobis" in self.memory:
+            return math.inf
+        longest = float(np.sqrt(np.einsum("nd,nd->n", rows, rows).max()))
+        reach = 2.0 if "cosine" in self.memory else 1.0 + longest
+        return reach * (2.0 if self.density else 1.0)
 
     def remembered(self) -> dict[str, Any]:
         """What calib.json holds as `scoring`: a calibration applies while this stays equal."""

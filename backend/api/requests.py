@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import anyio
 import anyio.to_thread
 from fastapi import Depends, Form, Header, Query, Request
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
 
 from backend.api.catalogue import Said, sentence
 from backend.api.problems import language_of
@@ -38,7 +41,19 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
-MmPerPx = Annotated[float, Form(gt=0, le=1e6, allow_inf_nan=False, description="Millimetres per pixel of the ROI.")]
+
+def _as_a_station_writes(value: object) -> object:
+    """Refuse what Python alone takes for a number: `1_0`, `0x10`, `nan`."""
+    if isinstance(value, str) and not re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value):
+        raise PydanticCustomError("not_a_number", "not a number", {"given": value.strip()[:40]})
+    return value
+
+
+MmPerPx = Annotated[
+    float,
+    BeforeValidator(_as_a_station_writes),
+    Form(gt=0, le=1e6, allow_inf_nan=False, description="Millimetres per pixel of the ROI."),
+]
 RoleId = Annotated[str, Form(description="Role, such as Master1.", examples=["Master1"])]
 RoiId = Annotated[str, Form(description="ROI, such as Pattern.", examples=["Pattern"])]
 ModelKeyField = Annotated[str | None, Form(description="The station's own name of the ROI; roi_id is what counts.")]

@@ -21,6 +21,7 @@ InspectionError
 │   ├── InvalidShape
 │   │   ├── ShapeNotJson
 │   │   ├── ShapeUnknownKind: kind
+│   │   ├── ShapeUnknownKeys: kind, keys, known
 │   │   ├── ShapeBadNumber: kind, field, rule
 │   │   ├── ShapeInverted: r, r_inner
 │   │   └── MaskEmpty: width, height
@@ -50,6 +51,8 @@ InspectionError
 ├── DatasetNotFound: key
 ├── ProgressNotFound: job
 ├── MemoryMismatch: key, field, expected, got
+├── IdTwin: field, value, twin
+├── EncodedBody: encoding
 ├── BodyTimeout: seconds
 ├── FileTooLarge: name, limit
 ├── RequestTooLarge: limit, setting
@@ -158,6 +161,10 @@ class ShapeNotJson(InvalidShape):
 
 class ShapeUnknownKind(InvalidShape):
     code = "shape_unknown_kind"
+
+
+class ShapeUnknownKeys(InvalidShape):
+    code = "shape_unknown_keys"
 
 
 class ShapeBadNumber(InvalidShape):
@@ -270,6 +277,14 @@ class DatasetNotFound(InspectionError):
 
 class ProgressNotFound(InspectionError):
     code = "progress_not_found"
+
+
+class IdTwin(InspectionError):
+    code = "id_twin"
+
+
+class EncodedBody(InspectionError):
+    code = "encoded_body"
 
 
 class MemoryMismatch(InspectionError):

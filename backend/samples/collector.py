@@ -138,7 +138,8 @@ class Collector:
         scored = list(scorer.run(self._chosen(key, LABELS), job or Job()))
         ok, ng = ([s.inspection.score for s in scored if s.inspection and s.sample.label == label] for label in LABELS)
         if not ok:
-            raise NotEnoughSamples(key=key, n=0, wanted=1)
+            alone = next((s.error for s in scored if isinstance(s.error, OnlyImage)), None)
+            raise alone or NotEnoughSamples(key=key, n=0, wanted=1)
         if require_ng and not ng:
             raise NgRequired(key=key)
         if self.inspector.cache.model(key).stored.generation != scorer.model.stored.generation:

@@ -34,7 +34,7 @@ from backend.base.errors import (
 )
 from backend.base.files import one_writer, require_room, utc_now, write_atomic, write_json
 from backend.base.images import image_header
-from backend.base.keys import ModelKey
+from backend.base.keys import ModelKey, folder_of
 from backend.roi_mask import Shape, parse_shape
 from backend.storage import Stamp
 
@@ -137,10 +137,7 @@ class SampleStore:
 
     def folder(self, key: ModelKey, label: str = "") -> Path:
         """datasets/<role>/<roi>[/<label>], or the same under datasets/recipes/<recipe>."""
-        folder = self.root / key.path
-        if not folder.resolve().is_relative_to(self.root.resolve()):
-            raise InvalidId(field="role_id/roi_id", value=str(key))
-        return folder / label
+        return folder_of(self.root, key) / label
 
     def names(self, key: ModelKey, label: str) -> list[str]:
         """Names of the stored images, sorted."""

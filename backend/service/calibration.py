@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from backend.base.messages import Notice
 from backend.infer import Criteria, Scoring
+
+LOW_PERCENTILE = 50.0
 
 
 def apply_calibration(
@@ -39,5 +41,27 @@ def apply_calibration(
         return calibrated, [Notice("older_calibration")]
     if calibration["fingerprint"] != fingerprint or calibration.get("scoring") != scoring.remembered():
         return Criteria(scoring, None, area), [Notice("calibration_stale")]
+    doubts = [Notice(doubt["code"], doubt["values"]) for doubt in calibration.get("doubts", ())]
     same = calibration.get("generation") == generation
-    return calibrated, [] if same else [Notice("calibration_of_former_memory")]
+    return calibrated, [*doubts, *([] if same else [Notice("calibration_of_former_memory")])]
+
+
+def doubts_of(
+    threshold: float, ok_scores: Sequence[float], percentile: float, scoring: Scoring, most: float
+) -> list[Notice]:
+    """What about a calibration can hardly be meant; its answer says it, and each inspection under it.
+
+    Args:
+        most: the highest score that the memory can give.
+    """
+    found = []
+    if threshold > most:
+        found.append(Notice("threshold_out_of_reach", {"threshold": threshold, "most": most}))
+    if threshold <= 0:
+        found.append(Notice("threshold_zero"))
+    if len(ok_scores) > 1 and min(ok_scores) == max(ok_scores):
+        found.append(Notice("scores_alike"))
+    if percentile < LOW_PERCENTILE and scoring.method == "percentile":
+        meant = 100 * percentile if percentile <= 1 else 100 - percentile
+        found.append(Notice("percentile_low", {"percentile": percentile, "meant": meant}))
+    return found

@@ -16,7 +16,7 @@ from backend.base.messages import Notice
 from backend.calib import FEW_OK, choose_threshold
 from backend.features import Extractor
 from backend.infer import Criteria, HeatmapScale, Roi, Scoring, heatmap_png, heatmap_range
-from backend.service.calibration import apply_calibration
+from backend.service.calibration import apply_calibration, doubts_of
 from backend.service.host import ExtractorHost, proposer
 from backend.service.images import ImageFile
 from backend.service.jobs import Job
@@ -27,6 +27,8 @@ from backend.service.warmup import rehearse
 from backend.storage import ModelStore
 
 logger = logging.getLogger(__name__)
+
+SAME_SIZE = 1.25
 
 
 class Inspector:
@@ -115,6 +117,7 @@ class Inspector:
         model, notices = self.fitted(key)
         former = scored_at or self._former_percentile(key, model)
         percentile = score_percentile or self.settings.score_percentile
+        scoring = Scoring.of(self.settings, model.memory.kind)
         chosen = choose_threshold(ok_scores, ng_scores, percentile=percentile, margin=self.settings.threshold_margin)
         values = {
             "threshold": chosen.value,
@@ -129,8 +132,11 @@ class Inspector:
             "n_ng": len(ng_scores),
             "generation": model.stored.generation,
             "fingerprint": self.host.queue().extractor.fingerprint,
-            "scoring": Scoring.of(self.settings, model.memory.kind).remembered(),
+            "scoring": scoring.remembered(),
         }
+        doubts = doubts_of(chosen.value, ok_scores, percentile, scoring, scoring.most(model.memory.emb))
+        if doubts:
+            values["doubts"] = [{"code": doubt.code, "values": dict(doubt.values)} for doubt in doubts]
         with self.store.writing(key, self.settings.fit_wait_s):
             self.store.save_calibration(key, values)
             recorded = self.journal.calibrated(key, values)
@@ -138,9 +144,9 @@ class Inspector:
             notices.append(Notice("scores_overlap", {"p_ok": chosen.p_ok, "p5_ng": chosen.p5_ng}))
         if len(ok_scores) < FEW_OK:
             notices.append(Notice("few_ok_scores", {"n": len(ok_scores)}))
-        if percentile != former:
+        if percentile != former and scoring.method == "percentile":
             notices.append(Notice("percentile_changed", {"former": former, "new": percentile}))
-        return CalibrationResult(values, [*self.warnings(), *notices, *recorded])
+        return CalibrationResult(values, [*self.warnings(), *notices, *doubts, *recorded])
 
     def _former_percentile(self, key: ModelKey, model: FittedModel) -> float:
         try:
@@ -212,12 +218,28 @@ def _about_roi(roi: Roi, model: FittedModel) -> list[Notice]:
     notices = []
     if roi.size.scale < 1:
         notices.append(Notice("image_downscaled", {"megapixels": roi.size.height * roi.size.width / 1e6}))
+    if len(model.stored.images) and len(model.stored.known_images) == 1:
+        notices.append(Notice("one_image"))
+    notices += _about_size(roi, model)
     fitted = model.stored.metadata.get("mm_per_px")
     if isinstance(fitted, float) and abs(roi.mm_per_px - fitted) > 0.01 * fitted:
         notices.append(Notice("mm_per_px_differs", {"got": roi.mm_per_px, "expected": fitted}))
     if model.knows_part_only and roi.mask is None:
         notices.append(Notice("shape_missing"))
     return notices
+
+
+def _about_size(roi: Roi, model: FittedModel) -> list[Notice]:
+    """A notice when the ROI is larger or smaller in mm than that of the fit by more than SAME_SIZE."""
+    fitted = model.stored.metadata.get("roi_px")
+    if not (isinstance(fitted, list) and len(fitted) == 2):
+        return []
+    expected = [float(side) * model.stored.number("mm_per_px", roi.mm_per_px) for side in fitted]
+    got = [side * roi.mm_per_px for side in (roi.size.height, roi.size.width)]
+    if all(1 / SAME_SIZE <= ours / theirs <= SAME_SIZE for ours, theirs in zip(got, expected, strict=True)):
+        return []
+    shown = {"got": f"{got[1]:.4g} × {got[0]:.4g}", "expected": f"{expected[1]:.4g} × {expected[0]:.4g}"}
+    return [Notice("roi_size_differs", shown)]
 
 
 def _params(

@@ -54,7 +54,7 @@ def serve(
 
     from backend.extractors.weights import find_weights
     from backend.service.host import WEIGHTS_DIR
-    from backend.tools.serve import PunctualProtocol, allow_open_files, check_address
+    from backend.tools.serve import IDLE_S, PunctualProtocol, allow_open_files, check_address
 
     given = {"host": host, "port": port}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
@@ -71,6 +71,7 @@ def serve(
             workers=workers,
             http=PunctualProtocol,
             ws="none",
+            timeout_keep_alive=IDLE_S,
             timeout_worker_healthcheck=60,  # a starved worker is not a dead one
             proxy_headers=False,
             server_header=False,

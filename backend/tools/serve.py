@@ -12,6 +12,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from backend.base.errors import AddressUnavailable
 
 HEADER_TIMEOUT_S = 15.0
+# .NET's HttpClient keeps idle connections for 60 s; a server that hangs up first would break its next request.
+IDLE_S = 75
 OPEN_FILES = 16_384
 
 
