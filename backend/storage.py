@@ -1,7 +1,7 @@
 """ModelStore: models/<role>/<roi>/ on disk. The rename of memory.npz is the commit; all else is derived from it.
 
 memory.npz    emb float32 (N, D) unit rows · token_h · token_w · src int32 (N,) · metadata (JSON text)
-              and what variants of a memory need: whiten, widths, part_src, foreground, cosine
+              and how some memories measure: whiten, foreground, cosine
 reserve.npz   emb float32 (R, D) · src int32 (R,) · beyond float64 () · generation: what the next growth may still take
 index.faiss   FAISS flat index of emb, followed by a trailer that names the generation
 calib.json    the threshold and what it was made for
@@ -43,8 +43,7 @@ from backend.base.errors import (
 )
 from backend.base.files import disk_errors, one_writer, patiently, utc_now, write_atomic, write_json
 from backend.base.keys import ModelKey, folder_of
-from backend.memory.variants import checked_extras
-from backend.patchcore import Reserve
+from backend.patchcore import Reserve, checked_extras
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ class StoredMemory:
         grid: token rows and columns of the ROI.
         image_ids: (N,) int32, which of `images` a row came from; −1 where that is not known, or several share the row.
         metadata: a JSON object; files of the older layout say little in it.
-        extras: what a memory stores beside its rows so as to measure the way it was fitted (see memory.variants).
+        extras: what a memory stores beside its rows so as to measure the way it was fitted (see patchcore).
         reserve: what a growth may still take. It has a file of its own, which only a growth reads.
     """
 
@@ -225,7 +224,7 @@ class ModelStore:
         if reserve is None or len(reserve.emb) == 0:
             path.unlink(missing_ok=True)
             return
-        arrays: dict[str, Any] = {"emb": reserve.emb, "src": reserve.src, "beyond": np.float64(reserve.beyond)}
+        arrays: dict[str, Any] = {"emb": reserve.emb, "src": reserve.image_ids, "beyond": np.float64(reserve.beyond)}
         write_atomic(path, lambda file: np.savez(file, generation=np.array(generation), **arrays))
 
     def derived_is_current(self, key: ModelKey, generation: str, *, indexed: bool = True) -> bool:
@@ -393,11 +392,11 @@ def _stored_memory(arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) ->
     image_ids = arrays.get("src", np.full(len(emb), -1))
     if image_ids.shape != (len(emb),) or image_ids.dtype.kind not in "iu":
         raise ValueError(f"src is {image_ids.dtype} {image_ids.shape} for {len(emb)} rows")
-    return StoredMemory(emb, grid, image_ids.astype(np.int32), metadata, checked_extras(arrays, *emb.shape))
+    return StoredMemory(emb, grid, image_ids.astype(np.int32), metadata, checked_extras(arrays, emb.shape[1]))
 
 
 def _checked_reserve(reserve: Reserve, dim: int) -> Reserve:
-    emb, image_ids = reserve.emb, reserve.src
+    emb, image_ids = reserve.emb, reserve.image_ids
     if (
         emb.dtype != np.float32
         or image_ids.dtype != np.int32

@@ -57,7 +57,6 @@ COMMON: dict[str, dict[str, Any]] = {
     "PATCHCORE_DENSITY_K=9": {"patchcore_density_k": 9},
     "PATCHCORE_DISTANCE=mahalanobis": {"patchcore_distance": "mahalanobis"},
     "PATCHCORE_DISTANCE=cosine": {"patchcore_distance": "cosine"},
-    "PATCHCORE_MEMORIES=separate": {"patchcore_memories": "separate"},
     "FOREGROUND_MASK=pca": {"foreground_mask": "pca"},
     "SCORE_METHOD=max": {"score_method": "max"},
     "SCORE_METHOD=top_mean": {"score_method": "top_mean"},

@@ -85,13 +85,13 @@ def grown(
 ) -> PatchCoreMemory:
     """The memory of `images` (n, tokens, D) that come `batch` at a time, offered what is in `reserve` or not."""
     image_ids = np.repeat(np.arange(batch, dtype=np.int32), images.shape[1])
-    memory = PatchCoreMemory.build(np.concatenate(images[:batch]), rate, rng=rng, src=image_ids, growing=reserve)
+    memory = PatchCoreMemory.build(np.concatenate(images[:batch]), rate, rng=rng, image_ids=image_ids, growing=reserve)
     for seen in range(batch, len(images), batch):
-        assert memory.src is not None
+        assert memory.image_ids is not None
         old = StoredMemory(
             memory.emb,
             grid,
-            memory.src,
+            memory.image_ids,
             {"n_embeddings": memory.n_embeddings, "images": [{}] * seen, "radius": 0.0},
             reserve=memory.reserve if reserve else None,
         )

@@ -262,7 +262,7 @@ def test_a_flat_heatmap_still_has_a_range() -> None:
 
 def test_rows_of_an_image_left_out_are_no_neighbours(problem: tuple[Float, Float]) -> None:
     tokens, _ = problem
-    memory = PatchCoreMemory(tokens, src=np.repeat(np.arange(5, dtype=np.int32), 7))
+    memory = PatchCoreMemory(tokens, image_ids=np.repeat(np.arange(5, dtype=np.int32), 7))
     roi = roi_of(50, 70, (5, 7))
     assert inspect(tokens, memory, roi, Criteria()).token_map.max() < 1e-3
     left_out = inspect(tokens, memory, roi, Criteria(), leave_out=2).token_map

@@ -17,7 +17,7 @@ from backend.base.errors import (
     ShapeNotJson,
     ShapeUnknownKind,
 )
-from backend.roi_mask import Shape, build_mask, parse_shape
+from backend.roi_mask import Shape, build_mask, nearest_inside, parse_shape, token_mask
 
 
 def mask_of(shape: dict[str, Any], height: int, width: int) -> Any:
@@ -133,3 +133,17 @@ def test_any_json_value_is_a_shape_or_a_clear_refusal(value: Any) -> None:
     given_shape = value if isinstance(value, dict) else None
     with suppress(InvalidShape):
         assert parse_shape(given_shape) is None or given_shape
+
+
+def test_tokens_beside_the_part_take_on_the_nearest_ones_distance() -> None:
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    inside = np.zeros((3, 4), bool)
+    inside[1, 1:3] = True
+    spread = nearest_inside(values, inside)
+    np.testing.assert_array_equal(spread, [[5, 5, 6, 6]] * 3)
+
+
+def test_a_token_is_of_the_part_when_its_cell_touches_it() -> None:
+    mask = np.zeros((40, 60), bool)
+    mask[19:21, 29] = True
+    np.testing.assert_array_equal(np.argwhere(token_mask(mask, (4, 6))), [[1, 2], [2, 2]])

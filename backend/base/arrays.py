@@ -30,6 +30,30 @@ def l2_normalize(x: Float, eps: float = 1e-12) -> Float:
     return unit
 
 
+def checked_rows(x: NDArray[Any], name: str, width: int | None = None) -> Float:
+    """`x` as contiguous float32 (N, D).
+
+    Args:
+        x: anything that can be made such rows; N >= 1, and D is `width` if that is given.
+        name: what the error calls them.
+
+    Raises:
+        ValueError: the shape is another, or there are values that are not finite.
+    """
+    rows = shaped_rows(x, name, width)
+    if not all(np.isfinite(rows[block]).all() for block in blocks(len(rows), 1024)):
+        raise ValueError(f"{name} hold NaN or infinite values, and have no distances")
+    return rows
+
+
+def shaped_rows(x: NDArray[Any], name: str, width: int | None = None) -> Float:
+    """As `checked_rows`, without a look at the values."""
+    rows = np.ascontiguousarray(x, dtype=np.float32)
+    if rows.ndim != 2 or rows.size == 0 or (width is not None and rows.shape[1] != width):
+        raise ValueError(f"{name} have shape {rows.shape}, where (N, {width or 'D'}) with N >= 1 is needed")
+    return rows
+
+
 def blocks(stop: int, size: int, start: int = 0) -> Iterator[slice]:
     """Slices of at most `size` that cover start … stop, in order."""
     return (slice(at, min(at + size, stop)) for at in range(start, stop, size))

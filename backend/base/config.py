@@ -35,7 +35,7 @@ from pydantic_settings import (
 )
 
 from backend.base.errors import InvalidSettings
-from backend.base.messages import Notice, Phrase, faults_of
+from backend.base.messages import Fault, Notice, Phrase, faults_of
 from backend.base.presets import PRESETS, Preset
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent.parent
@@ -47,6 +47,9 @@ OTHER_SPELLINGS = {
     "coreset_rate": ["PATCHCORE_CORESET_RATIO"],
     "max_batch": ["PATCHCORE_BATCH_SIZE"],
 }
+
+# Settings of earlier releases, with the kind of fault that tells whoever still sets one what became of it.
+GONE = {"KNN_INDEX": "searched_exactly", "PATCHCORE_MEMORIES": "one_memory"}
 
 
 def _split(value: Any) -> Any:
@@ -60,6 +63,10 @@ def _split(value: Any) -> Any:
 
 def _auto_is_none(value: Any) -> Any:
     return None if isinstance(value, str) and value.strip().lower() in {"auto", "none", ""} else value
+
+
+def _none_is_none(value: Any) -> Any:
+    return None if isinstance(value, str) and value.strip().lower() in {"none", ""} else value
 
 
 def _names(field: str) -> list[str]:
@@ -81,6 +88,8 @@ AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
 PixelBits = Annotated[Literal[8, 10, 12, 14, 16] | None, BeforeValidator(_whole), BeforeValidator(_auto_is_none)]
 OptionalFloat = Annotated[float | None, BeforeValidator(_auto_is_none)]
 OptionalText = Annotated[str | None, BeforeValidator(_auto_is_none)]
+OptionalFolder = Annotated[Path | None, BeforeValidator(_auto_is_none)]
+OptionalUrl = Annotated[str | None, BeforeValidator(_none_is_none)]
 Folder = Path
 
 
@@ -150,20 +159,15 @@ class Settings(BaseSettings):
     coreset_rate: float = Field(0.02, gt=0, le=1, description="Share of the embeddings kept in the memory.")
     max_coreset: int = Field(25_600, ge=1, description="Rows of a memory at most.")
     knn_backend: Literal["auto", "faiss", "sklearn"] = Field("auto", description="Who searches the memory.")
-    knn_index: Literal["auto", "hnsw"] = Field(
-        "auto",
-        description="How large memories are searched: exactly, or (hnsw) by a graph that may miss the nearest row.",
-    )
     patchcore_distance: Literal["l2", "cosine", "mahalanobis"] = Field(
         "l2", description="Distance of a patch to the memory; mahalanobis: whitened by the good parts of the fit."
-    )
-    patchcore_memories: Literal["joint", "separate"] = Field(
-        "joint", description="One memory, or one for each block of the tokens, their distances averaged."
     )
     foreground_mask: Literal["none", "pca"] = Field(
         "none", description="Leave out background tokens, told by the good tokens' first principal component."
     )
-    patchcore_faiss_fp16: bool = Field(False, description="Rows in the graphs of KNN_INDEX=hnsw take half the memory.")
+    patchcore_faiss_fp16: bool = Field(
+        False, description="Accepted and without effect: memories are searched in float32, whatever it says."
+    )
     patchcore_knn_k: int = Field(1, ge=1, le=100, description="Neighbours whose distances are averaged.")
     patchcore_density_k: int = Field(
         0,
@@ -211,6 +215,23 @@ class Settings(BaseSettings):
     store_samples: bool = Field(True, description="Keep the images that /fit_ok and /send_ng get as samples.")
     datasets_max_gb: float = Field(50, gt=0, description="Size of all samples at most; more are refused.")
     min_ok_samples: int = Field(3, ge=1, description="OK samples that a fit with use_dataset needs at least.")
+    results_db: OptionalUrl = Field(
+        "sqlite:///data/inspections.db",
+        description="Where every verdict is recorded: sqlite:///FILE, postgresql://USER:PASSWORD@HOST/NAME, or none.",
+    )
+    results_required: bool = Field(False, description="A verdict that cannot be recorded is a 503, not a warning.")
+    results_sync: Literal["normal", "full"] = Field(
+        "normal", description="Whether a recorded verdict outlives the process, or (full) a loss of power too."
+    )
+    results_days: float = Field(0, ge=0, description="Days that recorded verdicts are kept; 0: for ever.")
+    keep_images: str = Field(
+        "ng,near,1/100",
+        description="Recorded images: NG, within 5 % of the threshold, one OK in a hundred; or all, none.",
+    )
+    images_max_gb: float = Field(20, ge=0, description="Size of them; the oldest unreviewed OK go first.")
+    images_dir: OptionalFolder = Field(
+        None, description="Their folder (auto: beside an SQLite file, else data/images)."
+    )
     trash_days: float = Field(30, ge=0, description="Days that a deleted model stays in MODELS_DIR/.trash.")
     rebuild_on_start: bool = Field(False, description="Rebuild lost memories from the samples when starting.")
     augment_rotation_deg: float = Field(0, ge=0, le=45, description="Fit also on a view turned by up to ± this.")
@@ -276,10 +297,22 @@ class Settings(BaseSettings):
         choices = get_args(cls.model_fields[str(info.field_name)].annotation)
         return next((c for c in choices if isinstance(c, str) and c.lower() == value.lower()), value)
 
-    @field_validator("models_dir", "datasets_dir", "artifacts_dir", "static_dir", "debug_dir", mode="after")
+    @field_validator(
+        "models_dir", "datasets_dir", "artifacts_dir", "static_dir", "debug_dir", "images_dir", mode="after"
+    )
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value if value.is_absolute() else PROJECT_ROOT / value
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value if value is None or value.is_absolute() else PROJECT_ROOT / value
+
+    @field_validator("keep_images", mode="after")
+    @classmethod
+    def _policy(cls, value: str) -> str:
+        words = [word.strip().lower() for word in value.split(",") if word.strip()]
+        listed = [word for word in words if word in {"ng", "near"} or re.fullmatch(r"1/[1-9]\d{0,8}", word)]
+        shares = sum(word.startswith("1/") for word in listed)
+        if words not in (["all"], ["none"]) and (not words or listed != words or shares > 1):
+            raise _fault("keep_images")
+        return ",".join(words)
 
     @field_validator("api_keys", "api_keys_read", mode="after")
     @classmethod
@@ -350,12 +383,26 @@ def load_settings(**overrides: Any) -> Settings:
         InvalidSettings: names the settings that are not valid and why.
     """
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except UnicodeDecodeError as err:
         raise InvalidSettings(reason=Phrase("env_not_utf8", {"why": err})) from err
     except ValidationError as err:
         faults = faults_of(err.errors(), lambda loc: _as_written(loc, overrides))
         raise InvalidSettings(reason=faults) from err
+    if gone := _still_set(overrides):
+        raise InvalidSettings(reason=gone)
+    return settings
+
+
+def _still_set(overrides: Mapping[str, Any]) -> list[Fault]:
+    """A fault for each setting of GONE that has a value in code, in the environment or in the files."""
+    named = {
+        name.upper().removeprefix("BDI_"): name
+        for source in (*reversed(_sources()), overrides)  # of several places the nearest names it
+        for name, value in source.items()
+        if value not in ("", None)
+    }
+    return [Fault(named[name], kind) for name, kind in GONE.items() if name in named]
 
 
 def _as_written(loc: Sequence[str | int], overrides: Mapping[str, Any]) -> str:
@@ -363,14 +410,7 @@ def _as_written(loc: Sequence[str | int], overrides: Mapping[str, Any]) -> str:
     field = next(f for f in Settings.model_fields if loc[0] in _names(f))
     if field in overrides:
         return field.upper()
-    sources: list[Mapping[str, Any]] = [os.environ]
-    env_file, yaml_file = (Settings.model_config.get(f"{kind}_file") for kind in ("env", "yaml"))
-    if isinstance(env_file, Path) and env_file.is_file():
-        sources.append(dotenv_values(env_file, encoding="utf-8"))
-    if isinstance(yaml_file, Path) and yaml_file.is_file():
-        table = yaml.safe_load(yaml_file.read_text("utf-8")) or {}
-        sources.append({str(name): value for name, value in table.items()})
-    for source in sources:
+    for source in _sources():
         for name in _names(field)[1:]:
             written = [own for own, value in source.items() if own.upper() == name and value not in ("", None)]
             if written:
@@ -378,9 +418,21 @@ def _as_written(loc: Sequence[str | int], overrides: Mapping[str, Any]) -> str:
     return field.upper()
 
 
+def _sources() -> list[Mapping[str, Any]]:
+    """The environment, `.env` and `config.yaml`, the nearest first, each with its names as they were written."""
+    sources: list[Mapping[str, Any]] = [os.environ]
+    env_file, yaml_file = (Settings.model_config.get(f"{kind}_file") for kind in ("env", "yaml"))
+    if isinstance(env_file, Path) and env_file.is_file():
+        sources.append(dotenv_values(env_file, encoding="utf-8"))
+    if isinstance(yaml_file, Path) and yaml_file.is_file():
+        table = yaml.safe_load(yaml_file.read_text("utf-8")) or {}
+        sources.append({str(name): value for name, value in table.items()})
+    return sources
+
+
 def unknown_settings() -> list[Notice]:
-    """What `.env` and `config.yaml` name that is no setting. The environment may hold anybody's names, and is not asked."""
-    known = {name.upper() for field in Settings.model_fields for name in _names(field)[1:]}
+    """What `.env` and `config.yaml` name that is no setting. The environment is not asked: it holds anybody's names."""
+    known = {name.upper() for field in [*Settings.model_fields, *GONE] for name in _names(field)[1:]}
     return [
         Notice("unknown_settings", {"file": file, "names": ", ".join(strange)})
         for file, names in _written_names()

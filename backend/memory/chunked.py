@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import InvalidValue
-from backend.memory.coreset import Array, Progress, checked, coreset_size, kcenter_greedy
+from backend.base.arrays import Float, checked_rows
+from backend.memory.coreset import Progress, coreset_size, kcenter_greedy
+
+
+class BudgetTooSmall(ValueError):
+    """The memory allowed for a coreset in passes does not hold what they need. `needed`: bytes that would do."""
+
+    def __init__(self, budget: int, needed: int) -> None:
+        self.needed = needed
+        super().__init__(f"a coreset in passes has {budget} bytes and needs {needed}")
 
 
 @dataclass(frozen=True)
 class ChunkedCoreset:
-    """What a traversal in passes chose.
+    """The rows that a traversal in passes chose.
 
     Attributes:
         rows: (n, D) float32, the chosen rows.
-        chunk, row: (n,) int64, the number of the chunk each came from and its row there.
-        radius: upper bound of the covering radius; `covering_radius` over the same chunks gives it exactly.
-        n_seen: rows that went by.
+        chunk, row: (n,) int64, the number of the chunk that each came from, and its row there.
+        radius: an upper bound of the covering radius; `patchcore.covering_radius` of the same chunks gives it exactly.
+        n_seen: rows of all chunks.
     """
 
-    rows: Array
+    rows: Float
     chunk: NDArray[np.int64]
     row: NDArray[np.int64]
     radius: float
@@ -32,12 +40,12 @@ class ChunkedCoreset:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The memory that embeddings may take, and the coreset that is made of them in passes where it does not do.
+    """The memory that a fit may take for its embeddings, and the coreset that it makes of them.
 
     Attributes:
-        megabytes: of 2^20 bytes.
-        rate, limit: see coreset_size.
-        seed: draws the first row.
+        megabytes: of 2^20 bytes, for all embeddings at once, or for what a coreset in passes holds.
+        rate, limit: rows of the coreset, see `coreset_size`.
+        seed: draws its first row.
     """
 
     megabytes: float
@@ -45,56 +53,61 @@ class Budget:
     limit: int
     seed: int
 
-    def holds(self, rows: int, dim: int) -> bool:
-        """Whether (rows, dim) float32 embeddings fit."""
-        return rows * dim * 4 <= self.megabytes * 2**20
+    def holds(self, n_rows: int, width: int) -> bool:
+        """Whether (n_rows, width) float32 embeddings fit."""
+        return n_rows * width * 4 <= self.megabytes * 2**20
 
-    def choose(self, chunks: Iterator[Array], rows: int) -> ChunkedCoreset:
-        """The coreset of about `rows` embeddings that come in chunks.
+    def choose(self, chunks: Iterable[Float], n_rows: int) -> ChunkedCoreset:
+        """The coreset, in passes, of about `n_rows` embeddings that come in chunks (N_i, D).
 
-        A pass keeps twice as many as are left in the end.
+        Each pass keeps twice as many rows as are wanted of it in the end, which covers nearly as well as one pass over
+        all of them would.
 
         Raises:
-            InvalidValue: see kcenter_greedy_chunked.
+            BudgetTooSmall: the memory does not hold the coreset and the rows that passes keep.
+            ValueError: as `kcenter_greedy_chunked`.
         """
-        n = coreset_size(rows, self.rate, self.limit)
+        n = coreset_size(n_rows, self.rate, self.limit)
         rng = np.random.default_rng(self.seed)
         budget = int(self.megabytes * 2**20)
-        return kcenter_greedy_chunked(chunks, n, rate=min(1.0, 2 * n / rows), budget=budget, rng=rng)
+        return kcenter_greedy_chunked(chunks, n, rate=min(1.0, 2 * n / n_rows), budget=budget, rng=rng)
 
 
 def kcenter_greedy_chunked(
-    chunks: Iterable[Array],
+    chunks: Iterable[Float],
     n: int,
     *,
     rate: float = 0.02,
     budget: int = 4096 << 20,
     buffer_rows: int = 65_536,
-    centres: Array | None = None,
+    centres: Float | None = None,
     rng: np.random.Generator | None = None,
     progress: Progress | None = None,
 ) -> ChunkedCoreset:
-    """Farthest-first traversal in passes, for sets beyond the memory: over each bufferful, then over what these left.
+    """Choose `n` rows by farthest-first traversals: one over each bufferful, and a last one over what these kept.
 
-    Every row is within some r₁ of one its own pass kept, and that within r₂ of a final one, so r₁ + r₂ bounds the
-    covering radius (Guha et al., FOCS 2000; Malkomes et al., NeurIPS 2015). Rows that all fit in the buffer are
-    chosen as `kcenter_greedy` would. A pass takes time in proportion to `rate · buffer_rows`.
+    Every row is within some r₁ of a row that its own pass kept, and that one within r₂ of a final one, so r₁ + r₂
+    bounds the covering radius (Guha et al., FOCS 2000; Malkomes et al., NeurIPS 2015). Rows that all fit in the buffer
+    are chosen as `kcenter_greedy` would choose them. The time of a pass grows with `rate · buffer_rows`.
 
     Args:
-        chunks: (N_i, D) float32 arrays, one image's tokens each, say; iterated once, each may be dropped afterwards.
-        n: rows to choose in the end.
-        rate: part of each bufferful that is kept; n over the number of all rows at least, more for a better choice.
-        budget: bytes for the buffer, the rows kept and the result; rows kept beyond it are reduced to `n` on the way.
-        buffer_rows: rows gathered for one pass, if that is no more than half of the budget.
-        centres: (M, D) rows chosen earlier; the last pass continues from them.
-        rng: draws the first row; row 0 without it. Not used with `centres`.
-        progress: called with (chunks seen, 0) while they go by, then with (chosen so far, n).
+        chunks: (N_i, D) float32 arrays, for example the tokens of one image each. They are iterated once, and each
+            may be dropped once the next is asked for.
+        n: rows to choose.
+        rate: share of each bufferful that is kept: at least n over the number of all rows, and more for a better
+            choice.
+        budget: bytes for the buffer, the rows kept and the result. Rows kept beyond it are reduced to `n` on the way.
+        buffer_rows: rows of one pass; fewer where they would take more than half of the budget.
+        centres: (M, D) rows chosen earlier, which the last pass starts from.
+        rng: draws the first row; without it that is row 0. Unused with `centres`.
+        progress: called with (chunks seen, 0) as they go by, then with (rows chosen so far, n).
 
     Raises:
-        InvalidValue: no chunk, rows that are not finite or of another width, n < 1, a budget too small for `n` rows.
+        BudgetTooSmall: `budget` does not hold the buffer and three times `n` rows.
+        ValueError: there is no chunk, rows are not finite or of different widths, or n < 1.
     """
     if n < 1:
-        raise InvalidValue(field="coreset", value=n, expected=">= 1")
+        raise ValueError(f"a coreset of {n} rows is asked for: it has at least one")
     passes = _Passes(n, rate, buffer_rows, budget)
     for number, chunk in enumerate(chunks):
         passes.feed(chunk, number)
@@ -104,24 +117,24 @@ def kcenter_greedy_chunked(
 
 
 class _Bag:
-    """Rows and where they came from, in a block of fixed capacity."""
+    """Rows and where they came from, up to a fixed number of them."""
 
-    def __init__(self, capacity: int, dim: int) -> None:
-        self.x = np.empty((capacity, dim), np.float32)
-        self.origin = np.empty((capacity, 2), np.int64)
+    def __init__(self, capacity: int, width: int) -> None:
+        self.x = np.empty((capacity, width), np.float32)
+        self.origin = np.empty((capacity, 2), np.int64)  # chunk and row
         self.n = 0
 
     @property
     def room(self) -> int:
         return len(self.x) - self.n
 
-    def put(self, x: Array, origin: NDArray[np.int64]) -> None:
+    def put(self, x: Float, origin: NDArray[np.int64]) -> None:
         self.x[self.n : self.n + len(x)] = x
         self.origin[self.n : self.n + len(x)] = origin
         self.n += len(x)
 
     def reduce(self, n: int) -> float:
-        """Keep the `n` rows that the greedy chooses; their covering radius."""
+        """Keep the `n` rows that the greedy chooses, and say how far the farthest of the others is from them."""
         coreset = kcenter_greedy(self.x[: self.n], n)
         chosen, origin = self.x[coreset.indices], self.origin[coreset.indices]
         self.n = 0
@@ -130,7 +143,10 @@ class _Bag:
 
 
 class _Passes:
-    """A traversal in passes: rows not yet looked at, rows kept from earlier passes, and how well these cover."""
+    """The state of a traversal in passes: rows gathered for the next pass, and rows that earlier passes kept.
+
+    `radius` bounds how far any row of an earlier pass is from the nearest one kept.
+    """
 
     def __init__(self, n: int, rate: float, buffer_rows: int, budget: int) -> None:
         self.n, self.rate, self.buffer_rows, self.budget = n, rate, buffer_rows, budget
@@ -139,25 +155,11 @@ class _Passes:
         self.fresh: _Bag | None = None
         self.kept: _Bag | None = None
 
-    def _open(self, dim: int) -> _Bag:
-        affordable = self.budget // (4 * dim)
-        self.fresh = _Bag(min(self.buffer_rows, max(1, affordable // 2)), dim)
-        return self.fresh
-
-    def _shelf(self, fresh: _Bag) -> _Bag:
-        row = 4 * fresh.x.shape[1]
-        rows = self.budget // row - len(fresh.x) - self.n
-        if rows < 2 * self.n:
-            needed = -(-6 * self.n * row >> 20)
-            raise InvalidValue(field="FIT_MEMORY_MB", value=self.budget >> 20, expected=f">= {needed}")
-        self.kept = _Bag(rows, fresh.x.shape[1])
-        return self.kept
-
-    def feed(self, chunk: Array, number: int) -> None:
-        """Gather the rows of chunk `number`; a full buffer is reduced before more is put in."""
+    def feed(self, chunk: Float, number: int) -> None:
+        """Gather the rows of chunk `number`; whenever the buffer is full, a pass reduces it first."""
         fresh = self.fresh
-        chunk = checked(chunk, f"chunk {number}", None if fresh is None else fresh.x.shape[1])
-        fresh = fresh or self._open(chunk.shape[1])
+        chunk = checked_rows(chunk, f"the embeddings of chunk {number}", None if fresh is None else fresh.x.shape[1])
+        fresh = fresh or self._buffer(chunk.shape[1])
         done = 0
         while done < len(chunk):
             if fresh.room == 0:
@@ -167,22 +169,12 @@ class _Passes:
             done += len(rows)
         self.n_seen += len(chunk)
 
-    def _reduce(self, fresh: _Bag) -> None:
-        """Move a selection of the buffer to the rows kept."""
-        kept = self.kept or self._shelf(fresh)
-        covered = fresh.reduce(max(1, round(self.rate * fresh.n)))
-        if kept.room < fresh.n:
-            self.radius += kept.reduce(self.n)
-        kept.put(fresh.x[: fresh.n], fresh.origin[: fresh.n])
-        fresh.n = 0
-        self.radius = max(self.radius, covered)
-
     def finish(
-        self, centres: Array | None, rng: np.random.Generator | None, progress: Progress | None
+        self, centres: Float | None, rng: np.random.Generator | None, progress: Progress | None
     ) -> ChunkedCoreset:
-        """The last pass, over the rows kept, or over the buffer if it never filled."""
+        """The last pass, over the rows kept, or over the buffer if it was never full."""
         if self.fresh is None:
-            raise InvalidValue(field="embeddings", value="nothing", expected="at least one row")
+            raise ValueError("there are no embeddings to choose from")
         last = self.fresh
         if self.kept is not None:
             if last.n:
@@ -191,3 +183,26 @@ class _Passes:
         coreset = kcenter_greedy(last.x[: last.n], self.n, centres=centres, rng=rng, progress=progress)
         chunk, row = last.origin[coreset.indices].T
         return ChunkedCoreset(last.x[coreset.indices], chunk, row, self.radius + coreset.radius, self.n_seen)
+
+    def _reduce(self, fresh: _Bag) -> None:
+        """Move the rows that a pass over the buffer chooses to the rows kept."""
+        kept = self.kept or self._shelf(fresh)
+        covered = fresh.reduce(max(1, round(self.rate * fresh.n)))
+        if kept.room < fresh.n:
+            self.radius += kept.reduce(self.n)
+        kept.put(fresh.x[: fresh.n], fresh.origin[: fresh.n])
+        fresh.n = 0
+        self.radius = max(self.radius, covered)
+
+    def _buffer(self, width: int) -> _Bag:
+        affordable = self.budget // (4 * width)
+        self.fresh = _Bag(min(self.buffer_rows, max(1, affordable // 2)), width)
+        return self.fresh
+
+    def _shelf(self, fresh: _Bag) -> _Bag:
+        width = fresh.x.shape[1]
+        rows = self.budget // (4 * width) - len(fresh.x) - self.n
+        if rows < 2 * self.n:
+            raise BudgetTooSmall(self.budget, 6 * self.n * 4 * width)
+        self.kept = _Bag(rows, width)
+        return self.kept

@@ -1,6 +1,7 @@
-"""Coresets by k-center greedy: the rows of an embedding that leave no other row far from all of them.
+"""Coresets by k-center greedy: few rows of an embedding such that no row is far from all of them.
 
-Exact, in float32 with float64 where it matters, and a matrix product rather than a loop over distances.
+The selection is exact. Distances come from matrix products in float32, and wherever rounding could decide between two
+rows they are computed again from plain differences in float64.
 """
 
 from __future__ import annotations
@@ -16,39 +17,41 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from backend.base.arrays import available_cores, blocks, square_norms
-from backend.base.errors import InvalidValue
-from backend.memory.accelerator import DeviceRows, lend
+from backend.base.arrays import Float, available_cores, blocks, checked_rows, shaped_rows, square_norms
+from backend.memory.products import DeviceRows, device_rows
 
-Array = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 Each = Callable[[Callable[[slice], None], Iterable[slice]], Iterable[None]]
 
-BLOCK = 1024  # rows a product covers: its result stays in cache, and working memory does not grow with N
-_CENTRES = 512  # centres a product covers
-_AHEAD = 32  # of the farthest rows, how many meet the pool in one product although not all will be chosen
-_NEAR = 0.05  # a refresh brings all rows up to date whose squared distance seems within this share of the largest
-_LEND_FROM = 16_384  # rows that are worth the way to a GPU
-_LENT_BLOCK = 1 << 16  # rows a product covers there
-_BLAS = RLock()  # the number of its threads belongs to the whole process: one traversal at a time changes it
+BLOCK = 1024  # rows of a product: its result stays in the cache, and working memory does not grow with N
+_CENTRES = 512  # centres of a product
+_AHEAD = 32  # farthest rows whose distances to the pool are computed together, although not all will be chosen
+_NEAR = 0.05  # a refresh takes all rows whose squared distance seems within this share of the largest
+_DEVICE_FROM = 16_384  # rows; copying fewer to a GPU takes longer than it saves
+_DEVICE_BLOCK = 1 << 16  # rows of a product on the GPU
+_BLAS = RLock()  # BLAS has one number of threads for the whole process, so one traversal at a time changes it
 
 
 def coreset_size(n_rows: int, rate: float, limit: int) -> int:
-    """Rows to keep of `n_rows`: round(n_rows · rate), at least 1 and at most `limit` and `n_rows`."""
+    """Rows to keep of `n_rows`: round(n_rows · rate), at least 1 and at most `limit` and `n_rows`.
+
+    Raises:
+        ValueError: `rate` is not above 0 and at most 1.
+    """
     if not 0 < rate <= 1:
-        raise InvalidValue(field="CORESET_RATE", value=rate, expected="0 < rate <= 1")
+        raise ValueError(f"the coreset rate is {rate}: it must be above 0 and at most 1")
     return min(max(1, round(n_rows * rate)), limit, n_rows)
 
 
 @dataclass(frozen=True)
 class Coreset:
-    """What a farthest-first traversal chose.
+    """The rows that a farthest-first traversal chose. Chosen and given rows are called centres.
 
     Attributes:
-        indices: (n,) int64, rows in the order chosen.
-        radius: covering radius, the largest distance of any row to its nearest centre (Euclidean).
-        radius_before: the same with the centres given, before any row was added; infinite without.
-        left: (l,) int64, the rows not chosen that lie farthest from all centres, the farthest first.
+        indices: (n,) int64, numbers of the chosen rows, in the order of the choice.
+        radius: the covering radius: the largest Euclidean distance of any row to its nearest centre.
+        radius_before: the same before the first choice, with the given centres alone; infinite without any.
+        left: (l,) int64, numbers of the rows not chosen that are farthest from all centres, the farthest first.
         beyond: no row that is neither chosen nor in `left` is farther than this from its nearest centre.
     """
 
@@ -60,40 +63,41 @@ class Coreset:
 
 
 def kcenter_greedy(
-    x: Array,
+    x: Float,
     n: int,
     *,
     first: int | None = None,
-    centres: Array | None = None,
+    centres: Float | None = None,
     rng: np.random.Generator | None = None,
     pool: int | None = None,
     left: int = 0,
     progress: Progress | None = None,
 ) -> Coreset:
-    """The `n` rows of `x` that farthest-first traversal chooses, index for index.
+    """Choose `n` rows of `x` by farthest-first traversal, the very rows that the textbook's loop chooses.
 
-    Each step takes the row farthest from all centres so far, the lowest index among equals (Gonzalez 1985; as a
-    coreset Sener & Savarese, ICLR 2018). Distances to the chosen set only shrink. So the steps among the `pool`
-    farthest rows need no look at the others until the best inside falls to the best outside, and a distance that is
-    out of date still bounds the true one: rows that have fallen below the farthest never meet another centre
-    (lazy evaluation: Minoux 1978).
+    Each step takes the row farthest from all centres so far, and of several the one with the lowest number (Gonzalez
+    1985; as a coreset Sener & Savarese, ICLR 2018). Distances to the nearest centre only shrink, which saves two kinds
+    of work. The next steps are taken among the `pool` farthest rows, and the other rows are not looked at before the
+    farthest inside is as near as the farthest outside. And the distance of a row that was not compared with the newest
+    centres is an upper bound, so a row whose bound is below the farthest is not compared (lazy evaluation: Minoux
+    1978).
 
     Args:
         x: (N, D) float32, finite.
-        n: rows to add; 0 with `centres` alone. Fewer come back when every row already equals a centre.
-        first: the first row, in place of one drawn from `rng`; row 0 without either. Not used with `centres`.
-        centres: (M, D) float32 rows chosen earlier (a memory that grows); selection continues from them.
+        n: rows to choose; 0 only with `centres`. Fewer are chosen where every other row equals a centre.
+        first: the number of the first row, in place of one drawn from `rng`; 0 without either. Unused with `centres`.
+        centres: (M, D) float32, centres to start from, as the rows of a memory that grows.
         rng: draws the first row.
-        pool: rows the greedy works on between two looks at the others; 512 to 2,048 with N where it is not given.
-        left: rows to name of those not chosen, at most.
-        progress: called with (chosen so far, n); what it raises ends the selection.
+        pool: rows of the pool; None: 512 to 2,048, the more the larger N is.
+        left: how many of the rows not chosen `Coreset.left` names at most.
+        progress: called with (rows chosen so far, n); an exception that it raises ends the selection.
 
     Raises:
-        InvalidValue: `x` is empty or not finite, `n` < 1 without `centres`, `first` out of range, widths differ.
+        ValueError: `x` is empty or not finite, `n` is too small, there is no row `first`, or widths differ.
     """
-    x = _shaped(x, "embeddings", None)
+    x = shaped_rows(x, "embeddings")
     if n < (1 if centres is None else 0):
-        raise InvalidValue(field="coreset", value=n, expected=">= 1")
+        raise ValueError(f"a coreset of {n} rows is asked for: it has at least one")
     with _own_threads() as each:
         walk = _Traversal(x, n, pool or min(max(len(x) // 256, 512), 2048), centres, each)
         before = walk.radius() if walk.n_centres else np.inf
@@ -106,15 +110,15 @@ def kcenter_greedy(
 
 
 def coreset_of(
-    x: Array,
+    x: Float,
     n: int,
     *,
-    centres: Array | None = None,
+    centres: Float | None = None,
     left: int = 0,
     rng: np.random.Generator | None = None,
     progress: Progress | None = None,
 ) -> Coreset:
-    """What a memory keeps of `x`: `n` rows by `kcenter_greedy`, or all as they come, where it is to keep them all."""
+    """The rows of `x` that a memory keeps: `n` by `kcenter_greedy`, or all in their order where `n` asks for all."""
     if n < len(x):
         return kcenter_greedy(x, n, centres=centres, left=left, rng=rng, progress=progress)
     before = np.inf if centres is None or n == 0 else kcenter_greedy(x, 0, centres=centres).radius
@@ -123,10 +127,10 @@ def coreset_of(
 
 @contextmanager
 def _own_threads() -> Iterator[Each]:
-    """A `map` over as many threads as there are cores, while BLAS has one.
+    """A `map` that works on as many threads as there are cores, while BLAS keeps to one each.
 
-    BLAS shares out each product and waits for all its threads to finish; with other work on the machine most of the
-    time is that wait. Blocks of rows wait for nobody.
+    BLAS by itself divides every product among its threads and waits for the slowest, which on a busy machine takes most
+    of the time. Here each thread has blocks of rows of its own and waits for none.
     """
     with _BLAS:
         blas = ThreadpoolController().select(user_api="blas")
@@ -139,34 +143,19 @@ def _first_row(n_rows: int, first: int | None, rng: np.random.Generator | None) 
     if first is None:
         return 0 if rng is None else int(rng.integers(n_rows))
     if not 0 <= first < n_rows:
-        raise InvalidValue(field="first", value=first, expected=f"0 … {n_rows - 1}")
+        raise ValueError(f"the first row is number {first}, and rows are numbered from 0 to {n_rows - 1}")
     return first
 
 
-def checked(x: Array, field: str, dim: int | None = None) -> Array:
-    """`x` as contiguous float32 (N, D), N ≥ 1, finite, of width `dim` if given; otherwise InvalidValue on `field`."""
-    x = _shaped(x, field, dim)
-    if not all(np.isfinite(x[rows]).all() for rows in blocks(len(x), BLOCK)):
-        raise InvalidValue(field=field, value="NaN or infinity", expected="finite numbers")
-    return x
-
-
-def _shaped(x: Array, field: str, dim: int | None) -> Array:
-    x = np.ascontiguousarray(x, dtype=np.float32)
-    if x.ndim != 2 or x.size == 0 or (dim is not None and x.shape[1] != dim):
-        raise InvalidValue(field=field, value=f"shape {x.shape}", expected=f"(N, {dim or 'D'}), N >= 1")
-    return x
-
-
 class _Traversal:
-    """Squared distances of all rows to the centres, each up to date with the first `seen` of them.
+    """The state of a traversal: `gap`, the squared distance of each row to the nearest of the first `seen` centres.
 
-    They come from |x|² + |c|² − 2x·c, within `tol` of the truth for the cancellation in it. Rows within `tol` of the
-    farthest are therefore compared by their plain differences, and once the radius nears the rounding of float32 the
-    whole state moves to float64.
+    Gaps come from |x|² + |c|² − 2x·c, which cancellation leaves within `tol` of the truth. So rows within `tol` of the
+    farthest are compared by plain differences, and once the radius comes near the rounding of float32 everything is
+    computed again in float64.
     """
 
-    def __init__(self, x: Array, n: int, pool: int, old: Array | None, each: Each) -> None:
+    def __init__(self, x: Float, n: int, pool: int, old: Float | None, each: Each) -> None:
         self.x, self.pool, self.each = x, pool, each
         n_old = 0 if old is None else len(old)
         self.wanted = min(n, len(x))
@@ -174,14 +163,15 @@ class _Traversal:
         self.n_centres = n_old
         self.centres = np.empty((n_old + self.wanted, x.shape[1]), np.float32)
         if old is not None and n_old:
-            self.centres[:n_old] = checked(old, "centres", x.shape[1])
+            self.centres[:n_old] = checked_rows(old, "centres", x.shape[1])
         self._restart(np.dtype(np.float32))
         if not np.isfinite(self.half).all():
-            checked(x, "embeddings")  # squares may also overflow
+            checked_rows(x, "embeddings")  # finite numbers may pass, whose squares overflow
 
     def _restart(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
-        self.lent: DeviceRows | None = lend(self.x) if dtype == np.float32 and len(self.x) >= _LEND_FROM else None
+        wanted = dtype == np.float32 and len(self.x) >= _DEVICE_FROM
+        self.on_device: DeviceRows | None = device_rows(self.x) if wanted else None
         self.half = self._halves(self.x)
         self.half_c = np.empty(len(self.centres), dtype)
         self.half_c[: self.n_centres] = self._halves(self.centres[: self.n_centres])
@@ -191,7 +181,7 @@ class _Traversal:
         self.gap[self.rows] = 0
         self.seen = np.zeros(len(self.x), np.int64)
 
-    def _halves(self, x: Array) -> NDArray[Any]:
+    def _halves(self, x: Float) -> NDArray[Any]:
         halves = np.empty(len(x), self.dtype)
 
         def halve(rows: slice) -> None:
@@ -213,9 +203,9 @@ class _Traversal:
         return float(np.sqrt(self._plain(self.x[[self._farthest()[0]]])[0]))
 
     def left(self, n: int) -> tuple[NDArray[np.int64], float]:
-        """The `n` rows farthest from all centres, the farthest first, and how far the others may be from theirs.
+        """The `n` rows farthest from all centres, the farthest first, and a bound of how far the others are.
 
-        Fewer where the others equal a centre.
+        Rows that equal a centre are not among them.
         """
         n = min(n, len(self.x) - len(self.rows))
         if n == 0:
@@ -228,11 +218,11 @@ class _Traversal:
         return order[self.gap[order] > self.tol], float(np.sqrt(max(others, self.tol) + self.tol))
 
     def advance(self) -> bool:
-        """One round in the pool of the farthest rows; False when no row is left that is not a centre."""
+        """Choose rows of one pool. False when every row equals a centre."""
         best, gap = self._farthest()
         if gap == 0:
             return False
-        self.gap[best] = np.inf  # in the pool, however many rows tie with it
+        self.gap[best] = np.inf  # so that it is in the pool, however many rows are as far
         pool, outside = self._top(self.pool)
         pool.sort()
         self.gap[best] = gap
@@ -241,7 +231,7 @@ class _Traversal:
         return True
 
     def _farthest(self) -> tuple[int, float]:
-        """The row farthest from all centres, the lowest of equals, and its squared distance."""
+        """The number of the row farthest from all centres, the lowest of equals, and its squared distance."""
         self._surface()
         if self.dtype == np.float32 and float(self.gap.max()) < 256 * self.tol:
             self._restart(np.dtype(np.float64))
@@ -249,7 +239,7 @@ class _Traversal:
         return self._settle(self.gap, np.arange(len(self.gap)))
 
     def _surface(self) -> None:
-        """Bring rows up to date, the seemingly farthest first, until all that could be the farthest are."""
+        """Bring gaps up to date, the largest first, until all that could be the largest are."""
         while True:
             farthest = self.gap.max()
             level = farthest - 2 * self.tol
@@ -259,14 +249,14 @@ class _Traversal:
             self._refresh(near if len(near) >= self.pool else self._top(self.pool)[0])
 
     def _top(self, k: int) -> tuple[NDArray[np.int64], float]:
-        """The `k` rows with the largest gaps, and the largest gap among the others."""
+        """The numbers of the `k` rows with the largest gaps, and the largest gap among the others."""
         if len(self.gap) <= k:
             return np.arange(len(self.gap)), -np.inf
         order = np.argpartition(self.gap, -k - 1)
         return order[-k:], float(self.gap[order[-k - 1]])
 
     def _refresh(self, rows: NDArray[np.int64]) -> None:
-        """Let `rows` meet the centres they have not seen."""
+        """Compare `rows` with the centres that they were not compared with yet."""
         rows = rows[self.seen[rows] < self.n_centres]
         rows = rows[np.argsort(self.seen[rows], kind="stable")]
 
@@ -279,15 +269,15 @@ class _Traversal:
             self.gap[some] = gap
             self.seen[some] = self.n_centres
 
-        each, size = (self.each, BLOCK) if self.lent is None else (map, _LENT_BLOCK)
+        each, size = (self.each, BLOCK) if self.on_device is None else (map, _DEVICE_BLOCK)
         for _ in each(refresh, blocks(len(rows), size)):
             pass
 
     def _nearness(self, some: NDArray[np.int64]) -> Callable[[slice], NDArray[Any]]:
-        """What gives the largest c·x − |c|²/2 of each row of `some` over a slice of the centres."""
-        lent = self.lent
-        if lent is not None:
-            return lambda new: lent.nearness(some, self.centres[new], self.half_c[new])
+        """A function of a slice of the centres c: the largest c·x − |c|²/2 of each row x of `some`."""
+        on_device = self.on_device
+        if on_device is not None:
+            return lambda new: on_device.nearness(some, self.centres[new], self.half_c[new])
         x = self.x[some].astype(self.dtype, copy=False)
 
         def nearness(new: slice) -> NDArray[Any]:
@@ -299,7 +289,7 @@ class _Traversal:
         return nearness
 
     def _greedy(self, pool: NDArray[np.int64], outside: float, best: int) -> None:
-        """Choose in `pool`, from position `best` on, while its farthest is certainly beyond `outside`."""
+        """Choose rows of `pool`, first the one at position `best`, while the farthest is certainly beyond `outside`."""
         x, half, gap = self.x[pool].astype(self.dtype, copy=False), self.half[pool], self.gap[pool]
         ahead: dict[int, NDArray[Any]] = {}
         while True:
@@ -319,7 +309,7 @@ class _Traversal:
         self.seen[pool] = self.n_centres
 
     def _settle(self, gap: NDArray[Any], rows: NDArray[np.int64]) -> tuple[int, float]:
-        """Position and value of the largest of `gap`, the squared distances of `rows`; exact in a close call."""
+        """Position and value of the largest of `gap`, the gaps of `rows`; in a close call from plain differences."""
         top = int(gap.argmax())
         close = np.flatnonzero(gap >= gap[top] - 2 * self.tol)
         if len(close) > 1 or gap[top] < 256 * self.tol:
@@ -328,7 +318,7 @@ class _Traversal:
             top = int(close[gap[close].argmax()])
         return top, float(gap[top])
 
-    def _plain(self, x: Array) -> NDArray[np.float64]:
+    def _plain(self, x: Float) -> NDArray[np.float64]:
         """Squared distances of `x` (R, D) to their nearest centres, from differences in float64."""
         best = np.full(len(x), np.inf)
         y = x.astype(self.dtype, copy=False)

@@ -1,7 +1,7 @@
-"""Which tokens are the part and which its background, told by the good tokens' first principal component.
+"""Which tokens show the part and which its background, told by the first principal component of good tokens.
 
-After AnomalyDINO (Damm et al. 2025, section 3.2), with one component for all good images instead of one for each: what
-a part looks like is learnt once, and a defect cannot move the boundary.
+After AnomalyDINO (Damm et al., WACV 2025, section 3.2), which takes a component for each image. Here one is learnt from
+all good images of a fit, so that a defect in an inspected image cannot move the boundary.
 """
 
 from __future__ import annotations
@@ -12,22 +12,35 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
-SAMPLE = 50_000
+from backend.base.arrays import Float
+
+SAMPLE = 50_000  # tokens that the component is taken from
 
 
 @dataclass(frozen=True)
 class Foreground:
-    """A token x is of the part when x · axis > cut. `axis`: (D,) float32."""
+    """The rule that a token x belongs to the part when x · axis > cut.
 
-    axis: Array
+    Attributes:
+        axis: (D,) float32.
+        cut: along the axis.
+        grid: token rows and columns of an image.
+    """
+
+    axis: Float
     cut: float
+    grid: tuple[int, int]
 
     @classmethod
-    def learnt(cls, emb: Array, grid: tuple[int, int]) -> Foreground:
-        """From all tokens (n · rows · cols, D) of good images, in order.
+    def learnt(cls, emb: Float, grid: tuple[int, int]) -> Foreground:
+        """The rule for good images on this token grid, from all their tokens.
 
-        The cut is Otsu's on the first component; the part is the side of it that the ROI's border has less of.
+        The cut is Otsu's on the first principal component. The part is the side of it that is rarer at the border of
+        the ROI than inside.
+
+        Args:
+            emb: (n · rows · columns, D) float32, image after image, each in rows from the top.
+            grid: token rows and columns of each image.
         """
         step = -(-len(emb) // SAMPLE)
         chosen = emb[::step].astype(np.float64)
@@ -42,29 +55,33 @@ class Foreground:
         border = np.ones(grid, bool)
         border[1:-1, 1:-1] = False
         at_border, inside = float(above[:, border].mean()), float(above[:, ~border].mean() if not border.all() else 1.0)
-        return cls(axis, cut) if at_border <= inside else cls(-axis, -cut)
+        return cls(axis, cut, grid) if at_border <= inside else cls(-axis, -cut, grid)
 
-    def of(self, tokens: Array) -> NDArray[np.bool_]:
-        """(N,) bool: which tokens (N, D) are of the part."""
-        found: NDArray[np.bool_] = tokens @ self.axis > self.cut
-        return found
+    def of(self, tokens: Float) -> NDArray[np.bool_]:
+        """Which of the tokens (N, D) belong to the part: (N,) bool.
 
-    def of_image(self, tokens: Array, grid: tuple[int, int]) -> NDArray[np.bool_]:
-        """(rows · cols,) bool of an image's tokens, holes closed and a token wider: a defect at the edge still counts.
-
-        All of them when none would be left.
+        As many tokens as the grid has are an image. Its part has no holes and is a token wider all round, so that a
+        defect at the edge counts; where no token would be left, all of them are the part. Other tokens are judged one
+        by one.
         """
-        found = self.of(tokens).reshape(grid).astype(np.uint8)
+        found: NDArray[np.bool_] = tokens @ self.axis > self.cut
+        if len(tokens) != self.grid[0] * self.grid[1]:
+            return found
         kernel = np.ones((3, 3), np.uint8)
-        found = cv2.dilate(cv2.morphologyEx(found, cv2.MORPH_CLOSE, kernel), kernel).astype(np.uint8)
-        part: NDArray[np.bool_] = found.ravel().astype(bool)
+        image = cv2.morphologyEx(found.reshape(self.grid).astype(np.uint8), cv2.MORPH_CLOSE, kernel)
+        part: NDArray[np.bool_] = cv2.dilate(image, kernel).astype(np.uint8).ravel().astype(bool)
         return part if part.any() else np.ones_like(part)
 
-    def as_array(self) -> Array:
-        """(D + 1,) float32: axis, then cut."""
+    def of_images(self, tokens: Float) -> NDArray[np.bool_]:
+        """`of` for the tokens (n · rows · columns, D) of several images, in order."""
+        images = np.split(tokens, len(tokens) // (self.grid[0] * self.grid[1]))
+        return np.concatenate([self.of(image) for image in images])
+
+    def as_array(self) -> Float:
+        """The axis, then the cut: (D + 1,) float32, as memory.npz holds them."""
         return np.append(self.axis, np.float32(self.cut)).astype(np.float32)
 
     @classmethod
-    def from_array(cls, array: Array) -> Foreground:
-        """What `as_array` gave."""
-        return cls(np.asarray(array[:-1], np.float32), float(array[-1]))
+    def from_array(cls, array: Float, grid: tuple[int, int]) -> Foreground:
+        """The rule that gave this array, on its token grid."""
+        return cls(np.asarray(array[:-1], np.float32), float(array[-1]), grid)

@@ -92,7 +92,7 @@ class BankStore:
             rows = _rows(arrays)
             own = json.loads(str(arrays["metadata"])) if "metadata" in arrays else {}
             src = arrays["src"].astype(np.int32) if "src" in arrays and own else None
-            memory = PatchCoreMemory(l2_normalize(rows), src=src)
+            memory = PatchCoreMemory(l2_normalize(rows), image_ids=src)
         except (FileNotFoundError, NotADirectoryError) as err:
             raise BankNotFound(path=str(self.path)) from err
         except _UNREADABLE as err:
@@ -107,7 +107,7 @@ class BankStore:
             DiskFull, ReadOnlyStore.
         """
         about = {**about, "generation": uuid.uuid4().hex, "created_utc": utc_now()}
-        src = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
+        src = memory.image_ids if memory.image_ids is not None else np.full(len(memory), -1, np.int32)
         arrays: dict[str, Any] = {
             "memory_bank": memory.emb,
             "src": src,

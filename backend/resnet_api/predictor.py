@@ -34,7 +34,7 @@ from backend.base.messages import Notice
 from backend.calib import choose_threshold
 from backend.extractors.grey import DOCUMENTED, RECIPES, RECOMMENDED
 from backend.features import RGB, Extractor
-from backend.patchcore import PatchCoreMemory
+from backend.patchcore import NothingLeft, PatchCoreMemory
 from backend.resnet_api.bank import DEFAULT_THRESHOLD, Bank, BankStore, Stamp
 from backend.resnet_api.host import GreyHost
 from backend.resnet_api.pictures import (
@@ -210,7 +210,7 @@ class Predictor:
             version: how patches become vectors, one of the extractor's embedding versions.
 
         Raises:
-            InvalidValue: fewer than two images, or more than FIT_MEMORY_MB can hold.
+            InvalidValue: fewer than two images, more than FIT_MEMORY_MB can hold, or rows of one image alone.
             BadImage, ResNetUnavailable, RoiUnreadable, Cancelled, DiskFull, ReadOnlyStore.
         """
         if len(files) < 2:
@@ -223,10 +223,14 @@ class Predictor:
             coreset_rate / tokens.shape[1],
             limit=self.settings.max_coreset,
             rng=np.random.default_rng(self.settings.seed),
-            src=np.repeat(np.arange(len(files), dtype=np.int32), tokens.shape[1] * tokens.shape[2]),
+            image_ids=np.repeat(np.arange(len(files), dtype=np.int32), tokens.shape[1] * tokens.shape[2]),
             progress=partial(_progress, job, "coreset"),
         )
-        scores = self._own_scores(memory, tokens[:, 0], job)
+        try:
+            scores = self._own_scores(memory, tokens[:, 0], job)
+        except NothingLeft as err:
+            few = "enough for rows of more than one image"
+            raise InvalidValue(field="--coreset-rate", value=coreset_rate, expected=few) from err
         about = {
             "threshold": choose_threshold(scores).value,
             "embedding_version": version,

@@ -15,6 +15,7 @@ from backend.base.errors import (
     MemoryNotFound,
     NgRequired,
     NotEnoughSamples,
+    OnlyImage,
     ReadOnlyStore,
 )
 from backend.base.keys import ModelKey

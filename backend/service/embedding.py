@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.decoding import ImageOptions
+from backend.base.errors import InvalidValue
 from backend.base.messages import Notice
 from backend.features import RGB, Extractor, Grid, prepare
-from backend.memory.chunked import Budget, ChunkedCoreset
+from backend.memory.chunked import Budget, BudgetTooSmall, ChunkedCoreset
 from backend.roi_mask import build_mask, token_mask
 from backend.service.images import DECODERS, ImageFile, decoded, fitted_grid
 from backend.service.jobs import Job, ahead
@@ -139,6 +140,7 @@ def embed_images(
 
     Raises:
         BadImage, TokenGridMismatch, MaskEmpty: for the first file that cannot be used.
+        InvalidValue: the `budget` does not hold what a coreset in passes needs.
         Cancelled: the job was cancelled.
     """
     views_of = partial(_views, extractor=queue.extractor, augmentation=augmentation, seed=seed, options=images)
@@ -173,11 +175,19 @@ def embed_images(
         emb = _gathered(embedded(), most, dim)
         files_of_rows = np.repeat(np.arange(len(files)), counts)
     else:
-        passes = budget.choose(embedded(), most)
+        passes = _in_passes(budget, embedded(), most)
         emb, files_of_rows = passes.rows, passes.chunk // per_file
     shaped = [inside is not None for inside in insides]
     image_ids = _image_ids(emb, files_of_rows, digests)
     return Embeddings(emb, image_ids, first.grid, digests, counts, shaped, passes, tuple(said.values()), first.roi_px)
+
+
+def _in_passes(budget: Budget, chunks: Iterator[NDArray[np.float32]], n_rows: int) -> ChunkedCoreset:
+    try:
+        return budget.choose(chunks, n_rows)
+    except BudgetTooSmall as err:
+        needed = f">= {-(-err.needed >> 20)}"
+        raise InvalidValue(field="FIT_MEMORY_MB", value=f"{budget.megabytes:g}", expected=needed) from err
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from backend.base.errors import (
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.base.options import filled, option
-from backend.features import Extractor, Grid, widths_of
+from backend.features import Extractor, Grid
 from backend.memory.chunked import Budget
 from backend.memory.coreset import Progress, coreset_of, coreset_size
-from backend.memory.variants import Distance, Variant, build_memory
-from backend.patchcore import Backend, PatchCoreMemory, Reserve
+from backend.memory.foreground import Foreground
+from backend.patchcore import Backend, Distance, PatchCoreMemory, Reserve
 from backend.service.embedding import Augmentation, Embeddings, embed_images, rows_of_several
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
@@ -53,7 +53,6 @@ class FitOptions:
     max_coreset: int = option(25_600, "max_coreset", recorded=True)
     seed: int = option(0, "seed", recorded=True)
     distance: Distance = option("l2", "patchcore_distance", recorded=True)
-    memories: Literal["joint", "separate"] = option("joint", "patchcore_memories", recorded=True)
     foreground: Literal["none", "pca"] = option("none", "foreground_mask", recorded=True)
     rotation_deg: float = option(0.0, "augment_rotation_deg")
     jitter: float = option(0.0, "augment_jitter")
@@ -92,14 +91,10 @@ class FitOptions:
         """The memory for embeddings, and the coreset of what goes beyond it."""
         return Budget(megabytes=self.memory_mb, rate=self.coreset_rate, limit=self.max_coreset, seed=self.seed)
 
-    def variant(self, extractor: Extractor, embeddings: Embeddings) -> Variant:
-        """How the memory measures. A foreground is learnt of whole images, which shapes and passes do not leave."""
+    def learnt_foreground(self, embeddings: Embeddings) -> Foreground | None:
+        """What tells background tokens. It is learnt from whole images, which shapes and passes do not leave."""
         whole = not any(embeddings.shaped) and embeddings.passes is None
-        return Variant(
-            distance=self.distance,
-            widths=widths_of(extractor) if self.memories == "separate" else (),
-            foreground=self.foreground == "pca" and whole,
-        )
+        return Foreground.learnt(embeddings.emb, embeddings.grid) if whole and self.foreground == "pca" else None
 
 
 def embed(
@@ -146,15 +141,16 @@ class NewMemory:
     ) -> NewMemory:
         """The memory of the coreset of a fit's embeddings, unless passes have chosen it already."""
         passes = embeddings.passes
-        memory = build_memory(
+        memory = PatchCoreMemory.build(
             embeddings.emb,
-            options.variant(extractor, embeddings),
-            embeddings.grid,
-            coreset_rate=1.0 if passes else options.coreset_rate,
+            1.0 if passes else options.coreset_rate,
             limit=options.max_coreset,
             rng=np.random.default_rng(options.seed),
             backend=options.backend,
-            src=embeddings.image_ids,
+            image_ids=embeddings.image_ids,
+            distance=options.distance,
+            foreground=options.learnt_foreground(embeddings),
+            growing=True,
             progress=progress,
         )
         if passes:
@@ -218,7 +214,7 @@ class NewMemory:
     def stored(self) -> StoredMemory:
         """The memory as a store takes it and a growth goes on from."""
         memory = self.memory
-        image_ids = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
+        image_ids = memory.image_ids if memory.image_ids is not None else np.full(len(memory), -1, np.int32)
         return StoredMemory(memory.emb, self.grid, image_ids, self.metadata, memory.extras, memory.reserve)
 
 
@@ -269,7 +265,7 @@ def grown_memory(
     n = max(0, min(_share(int(old.metadata["n_embeddings"]), len(embeddings.emb), rate), limit - n_old))
     coreset = coreset_of(emb[n_old:], n, centres=old.emb, left=n_old + n, progress=progress)
     kept, left = np.concatenate([np.arange(n_old), n_old + coreset.indices]), n_old + coreset.left
-    memory = PatchCoreMemory(emb[kept], backend=backend, src=image_ids[kept])
+    memory = PatchCoreMemory(emb[kept], backend=backend, image_ids=image_ids[kept])
     memory.reserve = Reserve(emb[left], image_ids[left], max(beyond, coreset.beyond))
     memory.n_embeddings = int(old.metadata["n_embeddings"]) + len(embeddings.emb)
     n_reserve = len(old.reserve.emb) if old.reserve else 0
@@ -279,7 +275,7 @@ def grown_memory(
 def _everything(old: StoredMemory, embeddings: Embeddings) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Rows (N, D) of `old`, of its reserve and of new images, in this order, and (N,) the images they came from."""
     new = np.where(embeddings.image_ids < 0, -1, embeddings.image_ids + len(old.images)).astype(np.int32)
-    reserved = [(old.reserve.emb, old.reserve.src)] if old.reserve else []
+    reserved = [(old.reserve.emb, old.reserve.image_ids)] if old.reserve else []
     rows, images = zip((old.emb, old.image_ids), *reserved, (embeddings.emb, new), strict=True)
     emb, image_ids = np.concatenate(rows), np.concatenate(images)
     image_ids[rows_of_several(emb, image_ids)] = -1

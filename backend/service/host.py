@@ -15,10 +15,6 @@ from backend.base.config import PROJECT_ROOT, Settings
 from backend.base.errors import DeviceOutOfMemory, NotReady, WeightsUnavailable
 from backend.base.messages import Notice
 from backend.features import Extractor, build_extractor, grid_of
-from backend.memory.accelerator import lend
-from backend.memory.approximate import graph_rows, require_graphs
-from backend.memory.products import bf16_rows, quick_rows
-from backend.patchcore import Array, CandidateIndex
 from backend.service.queue import InferenceQueue
 
 logger = logging.getLogger(__name__)
@@ -182,16 +178,3 @@ def extractor_for(settings: Settings) -> Extractor:
         tiles=(settings.tiles, settings.tile_overlap),
         smaller_edge=settings.input_edge == "smaller",
     )
-
-
-def proposer(settings: Settings) -> Callable[[Array], CandidateIndex | None]:
-    """Who proposes neighbours in a loaded memory: a graph if one is wanted, where no GPU searches sooner and exactly.
-
-    Raises:
-        BackendUnavailable: KNN_INDEX=hnsw without FAISS.
-    """
-    if settings.knn_index != "hnsw":
-        return quick_rows
-    require_graphs()
-    half, room = settings.patchcore_faiss_fp16, settings.cache_mb * 2**20
-    return lambda rows: lend(rows) or graph_rows(rows, half=half, room=room) or bf16_rows(rows)

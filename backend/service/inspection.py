@@ -17,7 +17,7 @@ from backend.calib import FEW_OK, choose_threshold
 from backend.features import Extractor
 from backend.infer import Criteria, HeatmapScale, Roi, Scoring, heatmap_png, heatmap_range
 from backend.service.calibration import apply_calibration, doubts_of
-from backend.service.host import ExtractorHost, proposer
+from backend.service.host import ExtractorHost
 from backend.service.images import ImageFile
 from backend.service.jobs import Job
 from backend.service.models import FittedModel, ModelCache, check_extractor
@@ -44,9 +44,7 @@ class Inspector:
         self.settings = settings
         self.journal: Journal = journal or NoJournal()
         self.store = ModelStore(settings.models_dir, read_only=settings.read_only, min_free_mb=settings.min_free_mb)
-        self.cache = ModelCache(
-            self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend, propose=proposer(settings)
-        )
+        self.cache = ModelCache(self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend)
         self.host = ExtractorHost(settings, extractor, lambda queue: rehearse(queue, self.cache))
 
     def start(self) -> None:
@@ -119,7 +117,7 @@ class Inspector:
         percentile = score_percentile or self.settings.score_percentile
         scoring = Scoring.of(self.settings, model.memory.kind)
         chosen = choose_threshold(ok_scores, ng_scores, percentile=percentile, margin=self.settings.threshold_margin)
-        values = {
+        values: dict[str, Any] = {
             "threshold": chosen.value,
             "p99_ok": chosen.p_ok,
             "p5_ng": chosen.p5_ng,

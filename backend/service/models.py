@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +20,7 @@ from backend.base.errors import (
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.features import Extractor
-from backend.memory.variants import stored_memory
-from backend.patchcore import Array, CandidateIndex, PatchCoreMemory
+from backend.patchcore import Backend, PatchCoreMemory
 from backend.storage import ModelStore, Stamp, StoredMemory
 
 logger = logging.getLogger(__name__)
@@ -53,7 +51,6 @@ class ModelCache:
     Args:
         cache_mb: bytes that the memories held may take, in units of 2^20.
         knn_backend: the library that searches them.
-        propose: what makes of a memory's rows an index that proposes neighbours, if anything.
     """
 
     def __init__(
@@ -61,11 +58,9 @@ class ModelCache:
         store: ModelStore,
         *,
         cache_mb: float,
-        knn_backend: str,
-        propose: Callable[[Array], CandidateIndex | None] | None = None,
+        knn_backend: Backend,
     ) -> None:
         self.store = store
-        self.propose = propose
         self.knn_backend = knn_backend
         self._models: LRUCache[ModelKey, FittedModel] = LRUCache(cache_mb * 2**20, getsizeof=lambda m: m.nbytes)
         self._calibrations: LRUCache[ModelKey, tuple[Stamp, dict[str, Any]]] = LRUCache(4096)
@@ -98,8 +93,7 @@ class ModelCache:
 
     def put(self, key: ModelKey, memory: PatchCoreMemory, stored: StoredMemory, stamp: Stamp | None) -> FittedModel:
         """Remember a model; one larger than the whole cache is only returned."""
-        if self.propose is not None:
-            memory.attach_index(self.propose)
+        memory.attach_index()
         model = FittedModel(memory, stored, stamp)
         with self._lock:
             self._models.pop(key, None)
@@ -144,9 +138,9 @@ class ModelCache:
             logger.warning("index and manifest of %s are not rebuilt now: %s", key, err)
 
 
-def memory_of(stored: StoredMemory, backend: str) -> PatchCoreMemory:
+def memory_of(stored: StoredMemory, backend: Backend) -> PatchCoreMemory:
     """The memory that measures as `stored` was fitted."""
-    return stored_memory(stored.emb, stored.grid, stored.extras, backend=backend, src=stored.image_ids)  # type: ignore[arg-type]
+    return PatchCoreMemory.stored(stored.emb, stored.grid, stored.extras, backend=backend, image_ids=stored.image_ids)
 
 
 def check_extractor(key: ModelKey, model: FittedModel, extractor: Extractor) -> list[Notice]:

@@ -23,7 +23,6 @@ from backend.base.arrays import available_cores, few_threads_each
 from backend.base.images import decode_image, encode_png, resize, to_base64
 from backend.features import Extractor, grid_of, prepare
 from backend.infer import Criteria, Inspection, Roi, RoiSize, heatmap_png, heatmap_range, inspect
-from backend.memory.products import quick_rows
 from backend.patchcore import PatchCoreMemory
 from backend.tools.scenes import brake_disc
 
@@ -141,7 +140,7 @@ class Bench:
         shown = [prepare(image, grid, extractor.patch) for image in pictures(images, side, rng)]
         emb = np.concatenate([extractor.extract([image])[0] for image in shown])
         memory = PatchCoreMemory.build(emb, min(1.0, rows / len(emb)), limit=rows)
-        memory.attach_index(quick_rows)
+        memory.attach_index()
         return cls(extractor, rng, memory)
 
     def stages(self, side: int, repeats: int, form: str = "png") -> dict[str, Spread]:

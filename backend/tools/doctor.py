@@ -23,7 +23,7 @@ from backend.service.host import WEIGHTS_DIR
 Level = Literal["ok", "note", "bad"]
 PACKAGES = ("fastapi", "starlette", "uvicorn", "torch", "timm", "faiss-cpu", "scikit-learn", "numpy", "openvino")
 OPTIONAL = {
-    "faiss-cpu": "scikit-learn searches instead, and KNN_INDEX=hnsw is refused",
+    "faiss-cpu": "scikit-learn searches instead",
     "openvino": "torch runs the network, several times slower",
 }
 

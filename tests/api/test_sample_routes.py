@@ -338,10 +338,14 @@ def test_a_thumb_is_small(client: TestClient) -> None:
 
 
 class SlowFeatures(TextureFeatures):
-    """Takes its time, as a network would."""
+    """Takes its time, as a network would, and stops while its gate is shut."""
+
+    gate = threading.Event()
+    gate.set()
 
     def extract(self, images: Any) -> NDArray[np.float32]:
         sleep(0.05)
+        assert self.gate.wait(60)
         return super().extract(images)
 
 
@@ -349,6 +353,7 @@ class SlowFeatures(TextureFeatures):
 def slow(tmp_path: Path) -> Iterator[httpx.Client]:
     with served(small_settings(tmp_path), SlowFeatures(112)) as client:
         yield client
+    SlowFeatures.gate.set()
 
 
 def until(condition: Any, seconds: float = 60) -> None:
@@ -406,11 +411,13 @@ def test_progress_is_told_in_events_and_in_a_poll(slow: httpx.Client) -> None:
         sent: dict[str, Any] = {"data": FIT, "files": images(*range(20)), "headers": {"X-Request-Id": "followed"}}
         httpx.post(slow.base_url.join("/fit_ok"), **sent, timeout=120).raise_for_status()
 
+    SlowFeatures.gate.clear()
     fitting = threading.Thread(target=fit_twenty)
     fitting.start()
     until(lambda: slow.get("/progress/followed").status_code == 200, 60)
     with slow.stream("GET", "/progress/followed", headers={"Accept": "text/event-stream"}) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
+        SlowFeatures.gate.set()
         events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
     fitting.join(60)
     assert {"request_id", "state", "stage", "done", "total", "eta_s", "elapsed_s"} == events[-1].keys()

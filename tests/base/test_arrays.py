@@ -4,18 +4,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from backend.base.arrays import Ranked
+from backend.base.arrays import Ranked, blocks, checked_rows, l2_normalize, shaped_rows
 
 
 def slow(values: Any, q: float) -> float:
     return float(np.percentile(values.astype(np.float64), q))
 
 
-@settings(deadline=None, max_examples=200)
 @given(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 40)), elements=st.floats(0, 2, width=32)),
     st.floats(0, 100),
@@ -33,7 +32,6 @@ def test_ranks_equal_numpys(values: Any, q: float, seed: int) -> None:
         assert ranked.top_mean(top) == pytest.approx(np.sort(inside, axis=None)[-top:].mean(dtype=np.float64))
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 40)), elements=st.floats(0, 4, width=32)),
     st.floats(1, 1000),
@@ -67,3 +65,45 @@ def test_percentiles_of_a_heatmap_are_exactly_those_of_sorting_it(rng: np.random
         for q in (1, 50, 95, 99, 99.9, 100):
             assert ranked.percentile(q) == pytest.approx(slow(inside, q), rel=1e-12)
         assert ranked.mean == pytest.approx(inside.mean(dtype=np.float64))
+
+
+def test_rows_become_unit_vectors(rng: np.random.Generator) -> None:
+    x = l2_normalize(100 * rng.normal(size=(50, 7)).astype(np.float32))
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, atol=1e-6)
+
+
+def test_a_row_of_zeros_stays_finite() -> None:
+    assert not l2_normalize(np.zeros((2, 3), np.float32)).any()
+
+
+@pytest.mark.parametrize(("stop", "size", "start"), [(10, 3, 0), (10, 5, 0), (10, 99, 0), (10, 3, 4), (0, 3, 0)])
+def test_blocks_cover_everything_once_and_in_order(stop: int, size: int, start: int) -> None:
+    found = list(blocks(stop, size, start))
+    assert [n for block in found for n in range(block.start, block.stop)] == list(range(start, stop))
+    assert all(block.stop - block.start <= size for block in found)
+
+
+def test_rows_come_back_as_contiguous_float32_and_are_not_copied_without_need(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(3000, 4)).astype(np.float32)
+    assert checked_rows(x, "rows") is x
+    for other in (x.astype(np.float64), x[::2], np.asfortranarray(x)):
+        found = checked_rows(other, "rows", 4)
+        assert found.dtype == np.float32 and found.flags["C_CONTIGUOUS"]
+        np.testing.assert_array_equal(found, other)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 1023, 1024, 2999])
+def test_a_value_that_is_not_finite_is_found_wherever_it_is(value: float, at: int) -> None:
+    x = np.zeros((3000, 2), np.float32)
+    x[at, 1] = value
+    with pytest.raises(ValueError, match="these rows hold NaN or infinite values"):
+        checked_rows(x, "these rows")
+    assert shaped_rows(x, "these rows") is x
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4,), (2, 0), (1, 2, 4), (2, 5)])
+def test_another_shape_is_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"these rows have shape \(.*where \(N, 4\) with N >= 1 is needed"):
+        checked_rows(np.zeros(shape, np.float32), "these rows", 4)

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from backend.api.catalogue import sentence
-from backend.base.config import OTHER_SPELLINGS, PROJECT_ROOT, Settings, load_settings
+from backend.base.config import GONE, OTHER_SPELLINGS, PROJECT_ROOT, Settings, load_settings
 from backend.base.errors import InvalidSettings
 
 Give = Callable[..., Settings]
@@ -209,6 +209,26 @@ def test_what_is_wrong_with_a_setting_is_said_plainly(
         ": una vecindad tiene su token en el centro" if name == "PATCHCORE_PATCH_SIZE" else ""
     )
     assert english in sentence(caught.value, "en") and "Input should" not in sentence(caught.value, "en")
+
+
+@pytest.mark.parametrize("name", GONE)
+@pytest.mark.parametrize("place", ["env", "dotenv", "yaml", "code"])
+def test_a_setting_that_is_gone_is_answered_with_what_became_of_it(give: Give, name: str, place: str) -> None:
+    written = {"env": f"BDI_{name}", "dotenv": name, "yaml": name.lower(), "code": name}[place]
+    sources: dict[str, dict[str, Any]] = {
+        "env": {"env": {written: "x"}},
+        "dotenv": {"dotenv": f"{written}=x"},
+        "yaml": {"yaml": f"{written}: x"},
+        "code": {written: "x"},
+    }
+    with pytest.raises(InvalidSettings) as caught:
+        give(**sources[place])
+    assert f" {written}: ya no existe, porque " in sentence(caught.value, "es")
+    assert f" {written}: is gone, since " in sentence(caught.value, "en")
+
+
+def test_a_name_that_is_gone_does_no_harm_without_a_value(give: Give) -> None:
+    assert give(dict.fromkeys(GONE, ""), yaml="\n".join(f"{name}:" for name in GONE)).port == 8000
 
 
 @pytest.mark.parametrize("yaml", ["coreset_rate: [0.1", "- coreset_rate", "just words", "coreset_rate: 0.1: 0.2"])

@@ -25,9 +25,8 @@ from backend.base.arrays import blocks, l2_normalize
 from backend.extractors.torch_runtime import Agreement
 from backend.extractors.weights import write_random_weights
 from backend.features import build_extractor, prepare
-from backend.memory import accelerator
+from backend.memory import products
 from backend.memory.coreset import kcenter_greedy
-from backend.memory.products import quick_rows
 from backend.patchcore import PatchCoreMemory
 from backend.tools.bench_stages import Bench, Spread, machine, pictures, timed
 
@@ -89,7 +88,7 @@ def neighbours_ms(n_rows: int, repeats: int) -> dict[str, float]:
     q, memory = rows[:1024], PatchCoreMemory(rows[1024:])
     on_cpu = Spread.of(timed(lambda: memory.distances(q), max(3, repeats // 5))).p50
     slow = memory.distances(q)
-    memory.attach_index(quick_rows)
+    memory.attach_index()
     on_gpu = Spread.of(timed(lambda: memory.distances(q), repeats)).p50
     return {"GPU": on_gpu, "CPU": on_cpu, "largest difference": float(np.abs(memory.distances(q) - slow).max())}
 
@@ -112,7 +111,7 @@ def greedy_seconds(n_rows: int, rng: np.random.Generator) -> dict[str, float]:
     chosen = kcenter_greedy(rows, n_rows // 100).indices
     found = {"GPU": perf_counter() - started}
     if n_rows <= 200_000:
-        with patch.object(accelerator, "device", lambda: None):
+        with patch.object(products, "device", lambda: None):
             started = perf_counter()
             slow = kcenter_greedy(rows, n_rows // 100).indices
             found["CPU"] = perf_counter() - started

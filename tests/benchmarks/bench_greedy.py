@@ -15,8 +15,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backend.memory.approximate import GRAPH_FROM, graph_rows
-from backend.memory.products import quick_rows
 from backend.patchcore import Array, PatchCoreMemory, kcenter_greedy, l2_normalize
 
 
@@ -72,31 +70,12 @@ def compare_neighbours(q: Array, memory_rows: Array, repeats: int) -> None:
     (rows, dim), queries = memory_rows.shape, len(q)
     start = perf_counter()
     memory = PatchCoreMemory(memory_rows)
-    memory.attach_index(quick_rows)
+    memory.attach_index()
     load = perf_counter() - start
     ours = seconds(lambda: memory.distances(q), repeats)
     product = seconds(lambda: [q @ memory_rows[at : at + 4096].T for at in range(0, rows, 4096)], repeats)
     print(f"neighbours {queries:,} x {rows:,} x {dim} ({memory.backend}): {1000 * ours:.0f} ms, ", end="")
     print(f"{ours / product:.2f} of the bare product ({1000 * product:.0f} ms); set up in {load:.2f} s")
-    if rows >= GRAPH_FROM:
-        for half in (False, True):
-            compare_graph(q, memory, half, repeats)
-
-
-def compare_graph(q: Array, memory: PatchCoreMemory, half: bool, repeats: int) -> None:
-    """What an approximate search (KNN_INDEX=hnsw) saves beside the exact one, and what it misses."""
-    start = perf_counter()
-    graph = PatchCoreMemory(memory.emb)
-    graph.attach_index(lambda rows: graph_rows(rows, half=half))
-    load = perf_counter() - start
-    ours = seconds(lambda: graph.distances(q), repeats)
-    (exact, nearest), (found, rows) = memory.neighbours(q), graph.neighbours(q)
-    excess = found / np.maximum(exact, 1e-9) - 1
-    print(f"  KNN_INDEX=hnsw{', fp16' if half else ''}: {1000 * ours:.0f} ms, set up in {load:.1f} s, ", end="")
-    print(
-        f"recall {(rows == nearest).mean():.4f}, distances {100 * excess.mean():.3f} % too large on average, ", end=""
-    )
-    print(f"{100 * excess.max():.1f} % at most")
 
 
 def embedded(folder: Path) -> Array:

@@ -12,30 +12,23 @@ from backend.base.config import Settings
 from backend.base.keys import ModelKey
 from backend.extractors.texture import TextureFeatures
 from backend.memory.density import FLOOR, SAMPLE, WINDOW
-from backend.memory.variants import Variant, VariantMemory, build_memory
 from backend.patchcore import Array, Backend, PatchCoreMemory, l2_normalize
 from backend.service.fitting import Fitter
 from backend.service.inspection import Inspector
+from tests.memory.rows import two_clouds
 from tests.station import image_file
 
 KEY = ModelKey.of("Master1", "Pattern")
-
-
-def two_clouds(rng: np.random.Generator, n: int = 320, dim: int = 24) -> Array:
-    """Unit rows: `n` that lie close together, then `n` that vary four times as much."""
-    middles = l2_normalize(rng.standard_normal((2, dim)).astype(np.float32))
-    spread = np.repeat([[0.05], [0.2]], n, axis=0)
-    noise = rng.standard_normal((2 * n, dim)).astype(np.float32)
-    return l2_normalize((np.repeat(middles, n, axis=0) + spread * noise).astype(np.float32))
 
 
 def slow(rows: Array, q: Array, k: int, n: int, src: np.ndarray | None = None) -> np.ndarray:
     """One patch and one row at a time."""
     rows, q = rows.astype(np.float64), q.astype(np.float64)
     images = [-1] * len(rows) if src is None else src.tolist()
+    between = np.linalg.norm(rows[:, None] - rows[None], axis=2).tolist()
 
     def spacing(number: int) -> float:
-        others = sorted((float(np.linalg.norm(rows[number] - row)), i) for i, row in enumerate(rows) if i != number)
+        others = sorted((between[number][i], i) for i in range(len(rows)) if i != number)
         alone = min(images) >= 0 and len(set(images)) == 1
         strange = [d for d, i in others[:WINDOW] if alone or images[i] < 0 or images[i] != images[number]][:n]
         return float(np.mean(strange + (n - len(strange)) * [others[:WINDOW][-1][0]]))
@@ -77,7 +70,7 @@ def test_neighbours_are_those_of_other_images(rng: np.random.Generator, images: 
         "lopsided": np.where(number < 317, 0, number % 5).astype(np.int32),
     }[images]
     q = l2_normalize((rows[::29] + 0.1 * rng.standard_normal(rows[::29].shape)).astype(np.float32))
-    memory = PatchCoreMemory(rows, src=src)
+    memory = PatchCoreMemory(rows, image_ids=src)
     expected = slow(rows, q, 1, n, src)
     for _ in range(2):
         np.testing.assert_allclose(memory.distances(q, density=n), expected, rtol=1e-4)
@@ -89,7 +82,7 @@ def test_what_one_image_alone_shows_many_times_over_is_judged_by_the_others(rng:
     of_many = np.concatenate([close % 10, far % 10]).astype(np.int32)
     of_one = np.concatenate([np.where(close < 300, 99, close % 10), far % 10]).astype(np.int32)
     step = l2_normalize(rows[:40] + 0.2 * l2_normalize(rng.standard_normal((40, 24)).astype(np.float32)))
-    usual, alone = (PatchCoreMemory(rows, src=src).distances(step, density=9).mean() for src in (of_many, of_one))
+    usual, alone = (PatchCoreMemory(rows, image_ids=src).distances(step, density=9).mean() for src in (of_many, of_one))
     assert alone < 0.95 * usual
 
 
@@ -99,7 +92,7 @@ def test_a_row_whose_window_its_own_image_fills_is_no_denser_for_it(rng: np.rand
     found = []
     for own in (WINDOW - 20, WINDOW + 60):
         src = np.where(np.arange(800) < own, 99, np.arange(800) % 10).astype(np.int32)
-        found.append(PatchCoreMemory(rows, src=src).distances(step, density=9).mean())
+        found.append(PatchCoreMemory(rows, image_ids=src).distances(step, density=9).mean())
     assert found[1] < 1.05 * found[0]
 
 
@@ -141,39 +134,9 @@ def test_neighbours_are_no_more_than_a_small_part_of_the_memory(rng: np.random.G
 def test_an_image_left_out_is_left_out_of_the_spacing_too(rng: np.random.Generator) -> None:
     rows = two_clouds(rng)
     src = np.repeat(np.arange(4, dtype=np.int32), 160)
-    without = PatchCoreMemory(rows[src != 3], src=src[src != 3])
-    left_out = PatchCoreMemory(rows, src=src).distances(rows[src == 3], density=9, leave_out=3)
+    without = PatchCoreMemory(rows[src != 3], image_ids=src[src != 3])
+    left_out = PatchCoreMemory(rows, image_ids=src).distances(rows[src == 3], density=9, leave_out=3)
     np.testing.assert_allclose(left_out, without.distances(rows[src == 3], density=9), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "variant",
-    [Variant(distance="mahalanobis"), Variant(distance="cosine"), Variant(widths=(12, 12))],
-)
-def test_other_memories_divide_by_density_in_each_part(rng: np.random.Generator, variant: Variant) -> None:
-    rows = two_clouds(rng)
-    memory = build_memory(rows, variant, (1, 1), coreset_rate=1.0, limit=9999, rng=np.random.default_rng(0))
-    assert isinstance(memory, VariantMemory)
-    q = l2_normalize(rows[::40] + np.float32(0.1))
-    expected = []
-    for number, part in enumerate(memory.parts):
-        near = slow(part.emb, memory.space.view(q, number), 1, 5)
-        expected.append(near**2 / 2 if variant.distance == "cosine" else near)
-    np.testing.assert_allclose(memory.distances(q, density=5), np.mean(expected, axis=0), rtol=1e-3)
-
-
-@pytest.mark.parametrize("n_rows", [640, 9000])
-@pytest.mark.parametrize("leave_out", [None, 3])
-def test_the_numbers_of_neighbours_are_those_of_the_rows_measured(
-    rng: np.random.Generator, n_rows: int, leave_out: int | None
-) -> None:
-    rows = two_clouds(rng, n_rows // 2, 96)
-    src = (np.arange(n_rows) // 100).astype(np.int32)
-    q = l2_normalize((rows[::97] + 0.1 * rng.standard_normal(rows[::97].shape)).astype(np.float32))
-    distances, numbers = PatchCoreMemory(rows, src=src).neighbours(q, 4, leave_out=leave_out)
-    np.testing.assert_allclose(np.linalg.norm(q[:, None] - rows[numbers], axis=2), distances, atol=1e-6)
-    assert (np.diff(distances, axis=1) >= 0).all()
-    assert leave_out not in src[numbers]
 
 
 def test_a_memory_goes_when_nobody_holds_it(rng: np.random.Generator) -> None:

@@ -1,6 +1,5 @@
-"""Searching with rows in bfloat16 or on a device: bounds that hold, and distances that are the plain search's."""
+"""Rows in bfloat16 or on a device: bounds that hold, and distances that are those of the exact search."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,14 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from backend.base.keys import ModelKey
-from backend.memory import accelerator
-from backend.memory.accelerator import DeviceRows
+from backend.memory import products
 from backend.memory.coreset import kcenter_greedy
-from backend.memory.products import Bf16Rows, bf16_rows, quick_rows
-from backend.patchcore import Array, PatchCoreMemory, l2_normalize
-from backend.service.models import ModelCache
-from backend.storage import ModelStore, StoredMemory
+from backend.memory.products import Bf16Rows, DeviceRows, bf16_rows
+from backend.memory.search import ExactSearch, candidate_index
+from backend.patchcore import Array, l2_normalize
+from tests.memory.rows import nearest_by_hand
 
 
 def clustered(rng: np.random.Generator, n: int, dim: int, spread: float) -> Array:
@@ -55,12 +52,12 @@ def test_no_row_is_nearer_than_its_bound(rng: np.random.Generator, way: Any, spr
 def test_distances_stay_what_they_are(rng: np.random.Generator, way: Any, spread: float, k: int) -> None:
     x = clustered(rng, 900, 64, spread)
     q, rows = x[:200], x[200:]
-    plain, quick = PatchCoreMemory(rows), PatchCoreMemory(rows)
+    plain, quick = ExactSearch(rows), ExactSearch(rows)
     quick.attach_index(way)
-    expected = np.sort(np.linalg.norm(q[:, None].astype(np.float64) - rows[None], axis=2), axis=1)[:, :k].mean(axis=1)
-    np.testing.assert_allclose(quick.distances(q, k), expected, atol=2e-6)
-    np.testing.assert_allclose(quick.distances(q, k), plain.distances(q, k), atol=1e-7)
-    assert quick.nbytes > rows.nbytes
+    found, _ = quick.neighbours(q, k)
+    np.testing.assert_allclose(found, nearest_by_hand(q, rows, k), atol=2e-6)
+    np.testing.assert_array_equal(found, plain.neighbours(q, k)[0])
+    assert quick.nbytes > plain.nbytes
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0, 10.0])
@@ -68,7 +65,7 @@ def test_rows_in_bfloat16_leave_no_doubt_whatever_they_all_share(rng: np.random.
     x = l2_normalize(clustered(rng, 2200, 64, 0.3) + np.float32(offset) / 8)
     q, rows = x[:200], x[200:]
     bounds, _ = Bf16Rows(rows).nearest(q, 32)
-    nearest = PatchCoreMemory(rows).distances(q) ** 2
+    nearest = ExactSearch(rows).neighbours(q)[0][:, 0] ** 2
     assert (bounds[:, 0] <= nearest).all() and np.mean(bounds[:, -1] > nearest) > 0.95
 
 
@@ -83,24 +80,16 @@ def test_bounds_in_bfloat16_hold_for_rows_that_all_but_coincide(rng: np.random.G
     assert (bounds <= np.take_along_axis(squares, found, 1)).all()
 
 
-def test_leaving_an_image_out_does_not_ask_the_rough_rows(rng: np.random.Generator) -> None:
-    rows = clustered(rng, 400, 32, 0.1)
-    src = np.repeat(np.arange(4, dtype=np.int32), 100)
-    plain, quick = PatchCoreMemory(rows, src=src), PatchCoreMemory(rows, src=src)
-    quick.attach_index(Bf16Rows)
-    np.testing.assert_array_equal(quick.distances(rows, leave_out=2), plain.distances(rows, leave_out=2))
-
-
 def as_if_there_were_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accelerator, "device", lambda: "cpu")
+    monkeypatch.setattr(products, "device", lambda: "cpu")
 
 
 def test_the_extractors_gpu_is_preferred_at_any_size(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = clustered(rng, 300, 32, 0.1)
-    monkeypatch.setattr(accelerator, "device", lambda: None)
-    assert quick_rows(rows) is None
+    monkeypatch.setattr(products, "device", lambda: None)
+    assert candidate_index(rows) is None
     as_if_there_were_a_gpu(monkeypatch)
-    assert isinstance(quick_rows(rows), DeviceRows)
+    assert isinstance(candidate_index(rows), DeviceRows)
 
 
 def test_a_gpu_that_is_too_small_for_the_rows_is_said(
@@ -110,8 +99,8 @@ def test_a_gpu_that_is_too_small_for_the_rows_is_said(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     as_if_there_were_a_gpu(monkeypatch)
-    monkeypatch.setattr(accelerator, "DeviceRows", full)
-    assert quick_rows(clustered(rng, 300, 32, 0.1)) is None
+    monkeypatch.setattr(products, "DeviceRows", full)
+    assert candidate_index(clustered(rng, 300, 32, 0.1)) is None
     assert "the CPU searches them" in caplog.text
 
 
@@ -120,15 +109,15 @@ def test_a_gpu_that_rounds_products_is_not_asked(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     for rounds in (False, True):
         monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=rounds))
-        assert accelerator.device() == (None if rounds else "cuda")
+        assert products.device() == (None if rounds else "cuda")
 
 
 def test_a_gpu_with_too_little_left_for_the_extractor_is_not_asked(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(accelerator, "device", lambda: "cuda")
+    monkeypatch.setattr(products, "device", lambda: "cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 8 << 30))
-    assert quick_rows(clustered(rng, 300, 32, 0.1)) is None
+    assert candidate_index(clustered(rng, 300, 32, 0.1)) is None
     assert "the CPU searches them" in caplog.text
 
 
@@ -137,7 +126,7 @@ def test_a_search_under_way_ends_with_the_rows_it_began_with(rng: np.random.Gene
     rows, expected = on_the_cpu(x[100:]), on_the_cpu(x[100:]).nearest(x[:100], 4)
 
     def interrupted(held: Any) -> Any:
-        rows._held = accelerator._Held(held.rows.to("meta"), held.squares.to("meta"), None)
+        rows._held = products._Held(held.rows.to("meta"), held.squares.to("meta"), None)
         return rows._nearest(held, x[:100], 4)
 
     np.testing.assert_array_equal(rows._tried(interrupted)[1], expected[1])
@@ -172,7 +161,7 @@ def test_a_coreset_made_on_a_device_is_the_same_index_for_index(
     x[7000:7100] = x[:100]
     old = x[:5] if spread == 0.02 else None
     expected = kcenter_greedy(x, 400, centres=old)
-    monkeypatch.setattr(accelerator, "device", lambda: where)
+    monkeypatch.setattr(products, "device", lambda: where)
     found = kcenter_greedy(x, 400, centres=old)
     np.testing.assert_array_equal(found.indices, expected.indices)
     assert found.radius == expected.radius and found.radius_before == expected.radius_before
@@ -180,19 +169,3 @@ def test_a_coreset_made_on_a_device_is_the_same_index_for_index(
 
 def test_small_memories_are_left_as_they_are(rng: np.random.Generator) -> None:
     assert bf16_rows(clustered(rng, 300, 32, 0.1)) is None
-
-
-def test_a_cached_model_is_searched_through_them(rng: np.random.Generator, tmp_path: Path) -> None:
-    store, key = ModelStore(tmp_path), ModelKey.of("role", "roi")
-    rows, asked = clustered(rng, 300, 32, 0.1), []
-
-    def rough(given: Array) -> Bf16Rows:
-        asked.append(len(given))
-        return Bf16Rows(given)
-
-    metadata = {"model_version": "2026.1", "mm_per_px": 1.0}
-    store.save_memory(key, StoredMemory(rows, (10, 10), np.full(300, -1, np.int32), metadata))
-    cache = ModelCache(store, cache_mb=100, knn_backend="auto", propose=rough)
-    memory = cache.model(key).memory
-    np.testing.assert_allclose(memory.distances(rows), 0, atol=1e-6)
-    assert asked == [300]

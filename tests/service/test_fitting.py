@@ -181,7 +181,7 @@ def stored(memory: PatchCoreMemory, n_images: int, n_rows: int) -> StoredMemory:
         "images": [{"name": f"{n}", "sha256": f"{n}"} for n in range(n_images)],
         "generation": "g",
     }
-    image_ids = memory.src if memory.src is not None else np.full(len(memory), -1, np.int32)
+    image_ids = memory.image_ids if memory.image_ids is not None else np.full(len(memory), -1, np.int32)
     return StoredMemory(memory.emb, (8, 8), image_ids, metadata, reserve=memory.reserve)
 
 
@@ -193,7 +193,7 @@ def embeddings(rows: NDArray[np.float32], per_image: int) -> Embeddings:
 
 def test_growth_is_a_greedy_whose_first_centres_are_the_old_ones(rng: np.random.Generator) -> None:
     x = l2_normalize(rng.standard_normal((900, 16)).astype(np.float32))
-    old = PatchCoreMemory.build(x[:400], 0.1, src=np.repeat(np.arange(4, dtype=np.int32), 100), growing=True)
+    old = PatchCoreMemory.build(x[:400], 0.1, image_ids=np.repeat(np.arange(4, dtype=np.int32), 100), growing=True)
     old.reserve = None
     grown = grown_memory(stored(old, 4, 400), embeddings(x[400:], 100), rate=0.1, limit=25_600)
     centres = [*range(len(old))]
@@ -203,21 +203,21 @@ def test_growth_is_a_greedy_whose_first_centres_are_the_old_ones(rng: np.random.
         centres.append(int(gap.argmax()))
         gap = np.minimum(gap, np.linalg.norm(pool - pool[centres[-1]], axis=1))
     np.testing.assert_array_equal(grown.memory.emb, pool[centres].astype(np.float32))
-    assert grown.memory.src is not None
-    assert set(grown.memory.src[len(old) :].tolist()) <= set(range(4, 9))
+    assert grown.memory.image_ids is not None
+    assert set(grown.memory.image_ids[len(old) :].tolist()) <= set(range(4, 9))
 
 
 def test_a_reserve_makes_growth_one_fit_whose_first_centres_were_the_old_ones(rng: np.random.Generator) -> None:
     x = l2_normalize(rng.standard_normal((900, 16)).astype(np.float32))
     x[400:] = l2_normalize(x[400:] + x[0])  # later images are more alike
     images = np.repeat(np.arange(9, dtype=np.int32), 100)
-    old = PatchCoreMemory.build(x[:400], 0.5, src=images[:400], growing=True)
+    old = PatchCoreMemory.build(x[:400], 0.5, image_ids=images[:400], growing=True)
     assert old.reserve is not None and len(old.reserve.emb) == len(old) == 200  # which is all that was left out
     grown = grown_memory(stored(old, 4, 400), embeddings(x[400:], 100), rate=0.1, limit=25_600)
     at_once = kcenter_greedy(x, 50, centres=old.emb).indices
     np.testing.assert_array_equal(grown.memory.emb[len(old) :], x[at_once])
-    assert grown.memory.src is not None
-    np.testing.assert_array_equal(grown.memory.src[len(old) :], images[at_once])
+    assert grown.memory.image_ids is not None
+    np.testing.assert_array_equal(grown.memory.image_ids[len(old) :], images[at_once])
     assert min(images[at_once]) < 4 <= max(images[at_once]) and grown.n_reserve == len(old)
 
 
@@ -227,7 +227,9 @@ def test_parts_that_come_sorted_by_design_are_covered_better_with_a_reserve(rng:
     x = l2_normalize((centres + spreads * rng.standard_normal((2000, 24))).astype(np.float32))
     radii = {}
     for way in ("with", "without"):
-        memory = PatchCoreMemory.build(x[:400], 0.1, src=np.repeat(np.arange(4, dtype=np.int32), 100), growing=True)
+        memory = PatchCoreMemory.build(
+            x[:400], 0.1, image_ids=np.repeat(np.arange(4, dtype=np.int32), 100), growing=True
+        )
         for n in range(400, 2000, 400):
             memory.reserve = memory.reserve if way == "with" else None
             old = stored(memory, n // 100, n)
@@ -239,7 +241,7 @@ def test_parts_that_come_sorted_by_design_are_covered_better_with_a_reserve(rng:
 def test_a_grown_memory_has_in_reserve_what_lies_farthest_from_it(rng: np.random.Generator) -> None:
     x = l2_normalize(rng.standard_normal((600, 8)).astype(np.float32))
     images = np.repeat(np.arange(6, dtype=np.int32), 100)
-    old = PatchCoreMemory.build(x[:300], 0.1, src=images[:300], growing=True)
+    old = PatchCoreMemory.build(x[:300], 0.1, image_ids=images[:300], growing=True)
     memory = grown_memory(stored(old, 3, 300), embeddings(x[300:], 100), rate=0.1, limit=25_600).memory
     assert memory.reserve is not None and old.reserve is not None and len(memory.reserve.emb) == len(memory) == 60
     offered = np.concatenate([old.reserve.emb, x[300:]])
@@ -249,11 +251,11 @@ def test_a_grown_memory_has_in_reserve_what_lies_farthest_from_it(rng: np.random
 
 def test_rows_that_two_images_share_belong_to_neither_in_reserve_too(rng: np.random.Generator) -> None:
     x = l2_normalize(rng.standard_normal((200, 8)).astype(np.float32))
-    old = PatchCoreMemory.build(x[:100], 0.02, src=np.zeros(100, np.int32), growing=True)
+    old = PatchCoreMemory.build(x[:100], 0.02, image_ids=np.zeros(100, np.int32), growing=True)
     assert old.reserve is not None
     x[100] = old.reserve.emb[0]
     memory = grown_memory(stored(old, 1, 100), embeddings(x[100:], 100), rate=0.02, limit=25_600).memory
-    assert memory.src is not None and memory.src[2] == -1
+    assert memory.image_ids is not None and memory.image_ids[2] == -1
     np.testing.assert_array_equal(memory.emb[2], x[100])
 
 
@@ -281,20 +283,20 @@ def test_rows_taken_from_a_reserve_know_their_images_after_several_growths(rng: 
     x = l2_normalize(rng.standard_normal((1200, 12)).astype(np.float32))
     x[400:] = l2_normalize(x[400:] + x[0])
     images = np.repeat(np.arange(12, dtype=np.int32), 100)
-    memory = PatchCoreMemory.build(x[:400], 0.1, src=images[:400], growing=True)
+    memory = PatchCoreMemory.build(x[:400], 0.1, image_ids=images[:400], growing=True)
     for n in (400, 700, 1000):
         new = x[n : n + 300] if n < 1000 else x[1000:]
         memory = grown_memory(stored(memory, n // 100, n), embeddings(new, 100), rate=0.1, limit=25_600).memory
     number = {row.tobytes(): image for row, image in zip(x, images.tolist(), strict=True)}
-    assert memory.src is not None and memory.reserve is not None
-    assert memory.src.tolist() == [number[row.tobytes()] for row in memory.emb]
-    assert memory.reserve.src.tolist() == [number[row.tobytes()] for row in memory.reserve.emb]
-    assert len(set(memory.src[40:70].tolist()) & {0, 1, 2, 3}) > 0
+    assert memory.image_ids is not None and memory.reserve is not None
+    assert memory.image_ids.tolist() == [number[row.tobytes()] for row in memory.emb]
+    assert memory.reserve.image_ids.tolist() == [number[row.tobytes()] for row in memory.reserve.emb]
+    assert len(set(memory.image_ids[40:70].tolist()) & {0, 1, 2, 3}) > 0
 
 
 def test_a_growth_that_adds_no_row_keeps_what_is_in_reserve(rng: np.random.Generator) -> None:
     x = l2_normalize(rng.standard_normal((500, 8)).astype(np.float32))
-    old = PatchCoreMemory.build(x[:400], 0.1, src=np.repeat(np.arange(4, dtype=np.int32), 100), growing=True)
+    old = PatchCoreMemory.build(x[:400], 0.1, image_ids=np.repeat(np.arange(4, dtype=np.int32), 100), growing=True)
     full = grown_memory(stored(old, 4, 400), embeddings(x[400:], 100), rate=0.1, limit=40)
     assert old.reserve is not None and full.memory.reserve is not None
     assert len(full.memory) == len(full.memory.reserve.emb) == 40
@@ -308,7 +310,7 @@ def test_a_growth_that_adds_no_row_keeps_what_is_in_reserve(rng: np.random.Gener
 def test_the_radius_shrinks_as_earlier_images_get_more_rows(rng: np.random.Generator) -> None:
     x = l2_normalize(rng.standard_normal((900, 8)).astype(np.float32))
     x[400:] = l2_normalize(x[400:] + 3 * x[0])
-    memory = PatchCoreMemory.build(x[:400], 0.1, src=np.repeat(np.arange(4, dtype=np.int32), 100), growing=True)
+    memory = PatchCoreMemory.build(x[:400], 0.1, image_ids=np.repeat(np.arange(4, dtype=np.int32), 100), growing=True)
     grown = grown_memory(stored(memory, 4, 400), embeddings(x[400:], 100), rate=0.1, limit=25_600)
     assert grown.radius < grown.radius_before == pytest.approx(memory.radius, abs=1e-5)
     assert covering_radius([x], grown.memory.emb) <= grown.radius + 1e-5
@@ -388,7 +390,7 @@ def test_a_memory_that_is_full_says_so_when_it_grows(tmp_path: Path) -> None:
 
 def test_a_growth_that_keeps_everything_is_everything(rng: np.random.Generator) -> None:
     x = l2_normalize(rng.standard_normal((30_000, 8)).astype(np.float32))
-    old = PatchCoreMemory.build(x[:6000], 1.0, limit=10**6, src=np.zeros(6000, np.int32), growing=True)
+    old = PatchCoreMemory.build(x[:6000], 1.0, limit=10**6, image_ids=np.zeros(6000, np.int32), growing=True)
     before = PatchCoreMemory(x[:6000]).distances(x[6000:]).max()
     grown = grown_memory(stored(old, 1, 6000), embeddings(x[6000:], 6000), rate=1.0, limit=10**6)
     np.testing.assert_array_equal(grown.memory.emb, x)
@@ -497,7 +499,7 @@ def at_once_and_grown(good: list[Tokens], rng: np.random.Generator) -> tuple[Pat
     src = np.repeat(np.arange(10, dtype=np.int32), per_image)
     batches = np.split(train, len(good) // 10)
     once = PatchCoreMemory.build(train, 0.02)
-    memory = PatchCoreMemory.build(batches[0], 0.02, src=src, growing=True)
+    memory = PatchCoreMemory.build(batches[0], 0.02, image_ids=src, growing=True)
     for n, batch in enumerate(batches[1:], 1):
         old = stored(memory, 10 * n, 10 * n * per_image)
         memory = grown_memory(old, embeddings(batch, per_image), rate=0.02, limit=25_600).memory
@@ -606,7 +608,6 @@ def test_what_a_fit_records_of_its_options_makes_them_again() -> None:
         "max_coreset",
         "seed",
         "patchcore_distance",
-        "patchcore_memories",
         "foreground_mask",
         "augment",
     ]
