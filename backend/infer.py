@@ -85,14 +85,13 @@ class Scoring:
         """The scoring that `settings` ask for, with a memory that measures in the way `memory` names."""
         return cls(**filled(cls, settings), memory=memory)
 
-    def most(self, rows: Float) -> float:
-        """The highest score that can be: the distance from a unit vector to the longest of `rows` (N, D).
+    def most(self, longest: float) -> float:
+        """The highest score that can be: the distance from a unit vector to a memory row of length `longest`.
 
         Cosine distances reach 2; density divides a distance by 1/2 at least; whitening leaves no bound.
         """
         if self.memory and "mahalanobis" in self.memory:
             return math.inf
-        longest = float(np.sqrt(np.einsum("nd,nd->n", rows, rows).max()))
         reach = 2.0 if "cosine" in self.memory else 1.0 + longest
         return reach * (2.0 if self.density else 1.0)
 

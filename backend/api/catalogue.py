@@ -547,12 +547,12 @@ NOTICES: dict[str, Words] = {
         en="All OK scores are equal, as those of one image: calibrate with different parts.",
     ),
     "percentile_low": Words(
-        es="score_percentile es {percentile:g}, muy bajo para un umbral: ¿querías decir {meant:g}?",
-        en="score_percentile is {percentile:g}, which is low for a threshold: did you mean {meant:g}?",
+        es="score_percentile es {percentile:g}, muy bajo para un umbral; lo habitual sería {meant:g}.",
+        en="score_percentile is {percentile:g}, which is low for a threshold; you may mean {meant:g}.",
     ),
     "unknown_settings": Words(
-        es="{file} nombra ajustes que no existen: {names}. ¿Están bien escritos?",
-        en="{file} names settings that do not exist: {names}. Are they spelled right?",
+        es="{file} nombra ajustes que no existen: {names}. Comprueba cómo están escritos.",
+        en="{file} names settings that do not exist: {names}. Check how they are spelled.",
     ),
     "frames_ignored": Words(
         es="La imagen trae varios fotogramas del mismo tamaño y se usa el primero. Fotogramas: {n}.",
@@ -689,6 +689,10 @@ NOTICES: dict[str, Words] = {
     "record_not_written": Words(
         es="No se ha podido anotar lo hecho junto a las muestras: {reason}",
         en="What was done could not be recorded beside the samples: {reason}",
+    ),
+    "scale_not_understood": Words(
+        es="mm_per_px de {name} no se entiende ({given}) y se usa el del modelo: escribe un número, con punto decimal.",
+        en="mm_per_px of {name} is not understood ({given}), so the model's is used: write a number, with a point.",
     ),
     "shape_not_understood": Words(
         es="La forma de {name} no se entiende y se usará el ROI entero: {reason}",

@@ -43,10 +43,15 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def _as_a_station_writes(value: object) -> object:
-    """Refuse what Python alone takes for a number: `1_0`, `0x10`, `nan`."""
-    if isinstance(value, str) and not re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value):
-        raise PydanticCustomError("not_a_number", "not a number", {"given": value.strip()[:40]})
-    return value
+    """Refuse what Python alone takes for a number, as `1_0`, and say of `0,2` what is wrong with it.
+
+    Only what is written in digits is shown again: a text that went astray may be a key.
+    """
+    if not isinstance(value, str) or re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value):
+        return value
+    if re.fullmatch(r"[\d.,'_ +-]{1,20}", value):
+        raise PydanticCustomError("not_a_number", "not a number", {"given": value.strip()})
+    raise PydanticCustomError("float_parsing", "not a number")
 
 
 MmPerPx = Annotated[

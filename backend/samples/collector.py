@@ -25,7 +25,7 @@ from backend.samples.history import FitHistory
 from backend.samples.rebuild import Rebuilder
 from backend.samples.recorder import Recorder
 from backend.samples.scoring import Sample, SampleScorer, Scored
-from backend.samples.store import LABELS, Draft, Kept, SampleStore, usable_shape
+from backend.samples.store import LABELS, Draft, Kept, SampleStore, Sidecar
 from backend.service.fitting import Fitter
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
@@ -102,12 +102,15 @@ class Collector:
             NotEnoughSamples: fewer than MIN_OK_SAMPLES images with `use_dataset`.
             MemoryMismatch, and whatever Fitter.fit does.
         """
+        notices: list[Notice] = []
         if use_dataset:
-            files = [*self._stored(key), *files]
+            stored, notices = self._stored(key)
+            files = [*stored, *files]
             if len(files) < self.settings.min_ok_samples:
                 raise NotEnoughSamples(key=key, n=len(files), wanted=self.settings.min_ok_samples)
         fit = self.fitter.grow if memory_fit else self.fitter.fit
-        return fit(key, files, mm_per_px=mm_per_px, job=job)
+        result = fit(key, files, mm_per_px=mm_per_px, job=job)
+        return replace(result, warnings=[*result.warnings, *notices[:NAMED]])
 
     def calibrate(
         self,
@@ -154,7 +157,7 @@ class Collector:
             score_percentile=percentile,
             scored_at=percentile,
         )
-        return replace(result, warnings=result.warnings + _left_out(scored))
+        return replace(result, warnings=[*result.warnings, *_left_out(scored), *_said(scored)])
 
     def score(
         self,
@@ -269,11 +272,15 @@ class Collector:
         store.empty_trash(self.settings.trash_days)
         return folder.relative_to(store.root).as_posix()
 
-    def _stored(self, key: ModelKey) -> list[ImageFile]:
-        return [
-            ImageFile(name, self._reader(key, name), usable_shape(self.samples.meta(key, "ok", name)))
-            for name in self.samples.names(key, "ok")
-        ]
+    def _stored(self, key: ModelKey) -> tuple[list[ImageFile], list[Notice]]:
+        """The stored OK samples, and what of their metadata is not understood."""
+        files: list[ImageFile] = []
+        notices: list[Notice] = []
+        for name in self.samples.names(key, "ok"):
+            known = Sidecar.read(name, self.samples.meta(key, "ok", name))
+            files.append(ImageFile(name, self._reader(key, name), known.shape))
+            notices += known.notices
+        return files, notices
 
     def _reader(self, key: ModelKey, name: str) -> Callable[[], bytes]:
         return lambda: self.samples.read(key, "ok", name)
@@ -305,6 +312,14 @@ class Collector:
 def _memory(manifest: dict[str, Any], grid: tuple[int, int]) -> dict[str, Any]:
     """The manifest without the list of images, which may be long."""
     return {"token_shape": list(grid), **{name: value for name, value in manifest.items() if name != "images"}}
+
+
+def _said(scored: Sequence[Scored]) -> list[Notice]:
+    """What is to be said of the samples themselves: each code for NAMED of them at most."""
+    found: dict[str, list[Notice]] = {}
+    for notice in (notice for one in scored for notice in one.notices):
+        found.setdefault(notice.code, []).append(notice)
+    return [notice for notices in found.values() for notice in notices[:NAMED]]
 
 
 def _left_out(scored: Sequence[Scored]) -> list[Notice]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ def apply_calibration(
     area_mm2_thr: float,
     generation: str,
     fingerprint: str,
+    most: float = math.inf,
 ) -> tuple[Criteria, list[Notice]]:
     """The criteria that hold now, and what is to be said of them.
 
@@ -31,6 +33,7 @@ def apply_calibration(
         area_mm2_thr: as the settings have it, for a calibration without one.
         generation: of the memory that measures.
         fingerprint: of the extractor that runs.
+        most: the highest score that the memory can give.
     """
     if calibration is None:
         return Criteria(scoring, None, area_mm2_thr), [Notice("not_calibrated")]
@@ -41,27 +44,27 @@ def apply_calibration(
         return calibrated, [Notice("older_calibration")]
     if calibration["fingerprint"] != fingerprint or calibration.get("scoring") != scoring.remembered():
         return Criteria(scoring, None, area), [Notice("calibration_stale")]
-    doubts = [Notice(doubt["code"], doubt["values"]) for doubt in calibration.get("doubts", ())]
+    alike = bool(calibration.get("ok_scores_alike"))
+    doubts = doubts_of(calibrated, most=most, alike=alike)
     same = calibration.get("generation") == generation
     return calibrated, [*doubts, *([] if same else [Notice("calibration_of_former_memory")])]
 
 
-def doubts_of(
-    threshold: float, ok_scores: Sequence[float], percentile: float, scoring: Scoring, most: float
-) -> list[Notice]:
+def doubts_of(criteria: Criteria, *, most: float, alike: bool) -> list[Notice]:
     """What about a calibration can hardly be meant; its answer says it, and each inspection under it.
 
     Args:
         most: the highest score that the memory can give.
+        alike: all scores of good parts were equal.
     """
-    found = []
-    if threshold > most:
+    found, threshold, percentile = [], criteria.threshold, criteria.scoring.percentile
+    if threshold is not None and threshold > most:
         found.append(Notice("threshold_out_of_reach", {"threshold": threshold, "most": most}))
-    if threshold <= 0:
+    if threshold is not None and threshold <= 0:
         found.append(Notice("threshold_zero"))
-    if len(ok_scores) > 1 and min(ok_scores) == max(ok_scores):
+    if alike:
         found.append(Notice("scores_alike"))
-    if percentile < LOW_PERCENTILE and scoring.method == "percentile":
+    if percentile < LOW_PERCENTILE and criteria.scoring.method == "percentile":
         meant = 100 * percentile if percentile <= 1 else 100 - percentile
         found.append(Notice("percentile_low", {"percentile": percentile, "meant": meant}))
     return found

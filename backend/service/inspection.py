@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from backend import __version__
@@ -92,6 +93,7 @@ class Inspector:
             area_mm2_thr=self.settings.area_mm2_thr,
             generation=model.stored.generation,
             fingerprint=self.host.queue().extractor.fingerprint,
+            most=Scoring.of(self.settings, model.memory.kind).most(model.longest_row),
         )
 
     def calibrate(
@@ -132,9 +134,11 @@ class Inspector:
             "fingerprint": self.host.queue().extractor.fingerprint,
             "scoring": scoring.remembered(),
         }
-        doubts = doubts_of(chosen.value, ok_scores, percentile, scoring, scoring.most(model.memory.emb))
-        if doubts:
-            values["doubts"] = [{"code": doubt.code, "values": dict(doubt.values)} for doubt in doubts]
+        alike = len(ok_scores) > 1 and min(ok_scores) == max(ok_scores)
+        if alike:
+            values["ok_scores_alike"] = True
+        criteria = Criteria(replace(scoring, percentile=percentile), chosen.value, values["area_mm2_thr"])
+        doubts = doubts_of(criteria, most=scoring.most(model.longest_row), alike=alike)
         with self.store.writing(key, self.settings.fit_wait_s):
             self.store.save_calibration(key, values)
             recorded = self.journal.calibrated(key, values)
@@ -218,10 +222,11 @@ def _about_roi(roi: Roi, model: FittedModel) -> list[Notice]:
         notices.append(Notice("image_downscaled", {"megapixels": roi.size.height * roi.size.width / 1e6}))
     if len(model.stored.images) and len(model.stored.known_images) == 1:
         notices.append(Notice("one_image"))
-    notices += _about_size(roi, model)
     fitted = model.stored.metadata.get("mm_per_px")
     if isinstance(fitted, float) and abs(roi.mm_per_px - fitted) > 0.01 * fitted:
         notices.append(Notice("mm_per_px_differs", {"got": roi.mm_per_px, "expected": fitted}))
+    else:
+        notices += _about_size(roi, model)
     if model.knows_part_only and roi.mask is None:
         notices.append(Notice("shape_missing"))
     return notices

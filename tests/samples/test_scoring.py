@@ -134,7 +134,7 @@ def test_a_sample_that_cannot_be_read_is_left_out_and_named(collector: Collector
 def test_without_samples_that_help_there_is_no_calibration(collector: Collector) -> None:
     keep(collector, KEY, "ok", [image_file(0)])
     collector.fit(KEY, [image_file(0)], mm_per_px=0.2)
-    with pytest.raises(NotEnoughSamples):
+    with pytest.raises(OnlyImage):
         collector.calibrate(KEY)
     keep(collector, KEY, "ok", [image_file(1)])
     with pytest.raises(NgRequired):
