@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from backend.api.catalogue import sentence
-from backend.base.errors import NgRequired, NotEnoughSamples
+from backend.base.errors import NgRequired, NotEnoughSamples, OnlyImage
 from backend.base.images import decode_image, encode_png
 from backend.base.keys import ModelKey
 from backend.patchcore import covering_radius
