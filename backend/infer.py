@@ -95,6 +95,16 @@ class Scoring:
         """Whether a part whose score is the threshold is bad."""
         return self.method == "area"
 
+    def most(self, longest: float) -> float:
+        """The highest score that can be: the distance from a unit vector to a memory row of length `longest`.
+
+        Cosine distances reach 2; density divides a distance by 1/2 at least; whitening leaves no bound.
+        """
+        if self.memory and "mahalanobis" in self.memory:
+            return math.inf
+        reach = 2.0 if "cosine" in self.memory else 1.0 + longest
+        return reach * (2.0 if self.density else 1.0)
+
     def remembered(self) -> dict[str, Any]:
         """What calib.json holds as `scoring`: a calibration applies while this stays equal."""
         known = {}

@@ -42,7 +42,7 @@ from backend.base.errors import (
     RecipeInvalid,
 )
 from backend.base.files import disk_errors, one_writer, patiently, utc_now, write_atomic, write_json
-from backend.base.keys import ModelKey
+from backend.base.keys import ModelKey, folder_of
 from backend.calib import GoodScores
 from backend.patchcore import Reserve, checked_extras
 
@@ -133,10 +133,7 @@ class ModelStore:
 
     def folder(self, key: ModelKey) -> Path:
         """models/<role>/<roi>, or models/recipes/<recipe>/<role>/<roi>."""
-        folder = self.root / key.path
-        if not folder.resolve().is_relative_to(self.root.resolve()):
-            raise InvalidId(field="role_id/roi_id", value=str(key))
-        return folder
+        return folder_of(self.root, key)
 
     def stamp(self, key: ModelKey, name: str = "memory.npz") -> Stamp | None:
         """What changes whenever the file does (inode, size, mtime), without reading it; None when it is absent."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -35,7 +35,7 @@ from pydantic_settings import (
 )
 
 from backend.base.errors import InvalidSettings
-from backend.base.messages import Fault, Phrase, faults_of
+from backend.base.messages import Fault, Notice, Phrase, faults_of
 from backend.base.presets import PRESETS, Preset
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent.parent
@@ -443,6 +443,26 @@ def _sources() -> list[Mapping[str, Any]]:
         table = yaml.safe_load(yaml_file.read_text("utf-8")) or {}
         sources.append({str(name): value for name, value in table.items()})
     return sources
+
+
+def unknown_settings() -> list[Notice]:
+    """What `.env` and `config.yaml` name that is no setting. The environment is not asked: it holds anybody's names."""
+    known = {name.upper() for field in [*Settings.model_fields, *GONE] for name in _names(field)[1:]}
+    return [
+        Notice("unknown_settings", {"file": file, "names": ", ".join(strange)})
+        for file, names in _written_names()
+        if (strange := [name for name in names if name.upper() not in known])
+    ]
+
+
+def _written_names() -> Iterator[tuple[str, list[str]]]:
+    """The files that settings are read from, and the names that stand in each."""
+    env_file, yaml_file = (Settings.model_config.get(f"{kind}_file") for kind in ("env", "yaml"))
+    if isinstance(env_file, Path) and env_file.is_file():
+        yield env_file.name, list(dotenv_values(env_file, encoding="utf-8"))
+    if isinstance(yaml_file, Path) and yaml_file.is_file():
+        table = yaml.safe_load(yaml_file.read_text("utf-8")) or {}
+        yield yaml_file.name, [str(name) for name in table]
 
 
 def share_metrics(folder: Path) -> None:

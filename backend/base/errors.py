@@ -21,6 +21,7 @@ InspectionError
 │   ├── InvalidShape
 │   │   ├── ShapeNotJson
 │   │   ├── ShapeUnknownKind: kind
+│   │   ├── ShapeUnknownKeys: kind, keys, known
 │   │   ├── ShapeBadNumber: kind, field, rule
 │   │   ├── ShapeInverted: r, r_inner
 │   │   └── MaskEmpty: width, height
@@ -54,6 +55,8 @@ InspectionError
 ├── ImageNotKept: id, reason
 ├── RecordsOff
 ├── MemoryMismatch: key, field, expected, got
+├── IdTwin: field, value, twin
+├── EncodedBody: encoding
 ├── BodyTimeout: seconds
 ├── FileTooLarge: name, limit
 ├── RequestTooLarge: limit, setting
@@ -165,6 +168,10 @@ class ShapeNotJson(InvalidShape):
 
 class ShapeUnknownKind(InvalidShape):
     code = "shape_unknown_kind"
+
+
+class ShapeUnknownKeys(InvalidShape):
+    code = "shape_unknown_keys"
 
 
 class ShapeBadNumber(InvalidShape):
@@ -281,6 +288,14 @@ class DatasetNotFound(InspectionError):
 
 class ProgressNotFound(InspectionError):
     code = "progress_not_found"
+
+
+class IdTwin(InspectionError):
+    code = "id_twin"
+
+
+class EncodedBody(InspectionError):
+    code = "encoded_body"
 
 
 class InspectionNotFound(InspectionError):

@@ -15,6 +15,7 @@ from backend.base.errors import (
     MemoryNotFound,
     NgRequired,
     NotEnoughSamples,
+    OnlyImage,
     ReadOnlyStore,
 )
 from backend.base.keys import ModelKey
@@ -26,7 +27,7 @@ from backend.samples.history import FitHistory
 from backend.samples.rebuild import Rebuilder
 from backend.samples.recorder import Recorder
 from backend.samples.scoring import Sample, SampleScorer, Scored
-from backend.samples.store import LABELS, Draft, Kept, SampleStore, usable_shape
+from backend.samples.store import LABELS, Draft, Kept, SampleStore, Sidecar
 from backend.service.calibration import Terms
 from backend.service.fitting import Fitter
 from backend.service.images import ImageFile
@@ -105,12 +106,15 @@ class Collector:
             NotEnoughSamples: fewer than MIN_OK_SAMPLES images with `use_dataset`.
             MemoryMismatch, and whatever Fitter.fit does.
         """
+        notices: list[Notice] = []
         if use_dataset:
-            files = [*self._stored(key), *files]
+            stored, notices = self._stored(key)
+            files = [*stored, *files]
             if len(files) < self.settings.min_ok_samples:
                 raise NotEnoughSamples(key=key, n=len(files), wanted=self.settings.min_ok_samples)
         fit = self.fitter.grow if memory_fit else self.fitter.fit
-        return fit(key, files, mm_per_px=mm_per_px, job=job)
+        result = fit(key, files, mm_per_px=mm_per_px, job=job)
+        return replace(result, warnings=[*result.warnings, *notices[:NAMED]])
 
     def calibrate(
         self,
@@ -144,7 +148,8 @@ class Collector:
         scored = list(scorer.run(self._chosen(key, LABELS), job or Job()))
         ok, ng = ([s.inspection.score for s in scored if s.inspection and s.sample.label == label] for label in LABELS)
         if not ok:
-            raise NotEnoughSamples(key=key, n=0, wanted=1)
+            alone = next((s.error for s in scored if isinstance(s.error, OnlyImage)), None)
+            raise alone or NotEnoughSamples(key=key, n=0, wanted=1)
         if require_ng and not ng:
             raise NgRequired(key=key)
         if self.inspector.cache.model(key).stored.generation != scorer.model.stored.generation:
@@ -158,7 +163,7 @@ class Collector:
             score_percentile=percentile,
             terms=replace(terms or Terms(), basis=basis_of(scored), scored_with=scorer.criteria),
         )
-        return replace(result, warnings=result.warnings + _left_out(scored))
+        return replace(result, warnings=[*result.warnings, *_left_out(scored), *_said(scored)])
 
     def score(
         self,
@@ -274,11 +279,15 @@ class Collector:
         store.empty_trash(self.settings.trash_days)
         return folder.relative_to(store.root).as_posix()
 
-    def _stored(self, key: ModelKey) -> list[ImageFile]:
-        return [
-            ImageFile(name, self._reader(key, name), usable_shape(self.samples.meta(key, "ok", name)))
-            for name in self.samples.names(key, "ok")
-        ]
+    def _stored(self, key: ModelKey) -> tuple[list[ImageFile], list[Notice]]:
+        """The stored OK samples, and what of their metadata is not understood."""
+        files: list[ImageFile] = []
+        notices: list[Notice] = []
+        for name in self.samples.names(key, "ok"):
+            known = Sidecar.read(name, self.samples.meta(key, "ok", name))
+            files.append(ImageFile(name, self._reader(key, name), known.shape))
+            notices += known.notices
+        return files, notices
 
     def _reader(self, key: ModelKey, name: str) -> Callable[[], bytes]:
         return lambda: self.samples.read(key, "ok", name)
@@ -321,6 +330,14 @@ def basis_of(scored: Sequence[Scored]) -> Basis:
     """What a promise about good parts rests on: one part that the memory has seen makes it leave-one-out."""
     good = [s for s in scored if s.inspection and s.sample.label == "ok"]
     return "leave_one_out" if any(s.left_out for s in good) else "held_out"
+
+
+def _said(scored: Sequence[Scored]) -> list[Notice]:
+    """What is to be said of the samples themselves: each code for NAMED of them at most."""
+    found: dict[str, list[Notice]] = {}
+    for notice in (notice for one in scored for notice in one.notices):
+        found.setdefault(notice.code, []).append(notice)
+    return [notice for notices in found.values() for notice in notices[:NAMED]]
 
 
 def _left_out(scored: Sequence[Scored]) -> list[Notice]:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.decoding import ImageOptions
-from backend.base.errors import InspectionError, InvalidShape, OnlyImage
+from backend.base.errors import InspectionError, OnlyImage
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.infer import Criteria, Inspection, Roi, Scoring
 from backend.roi_mask import Shape
-from backend.samples.store import known_mm_per_px, known_shape
+from backend.samples.store import Sidecar
 from backend.service.images import DECODERS, ImageFile, PreparedImage
 from backend.service.inspection import Inspector, about_verdict
 from backend.service.jobs import Job, ahead
@@ -155,19 +155,15 @@ class SampleScorer:
                         future.cancel()
 
     def _read(self, sample: Sample) -> _Read:
-        mm_per_px, notices, shape = self.mm_per_px, list[Notice](), None
+        mm_per_px = self.mm_per_px
         try:
-            meta = self.samples.meta(self.key, sample.label, sample.name)
-            mm_per_px = known_mm_per_px(meta) or mm_per_px
+            known = Sidecar.read(sample.name, self.samples.meta(self.key, sample.label, sample.name))
+            mm_per_px = known.mm_per_px or mm_per_px
             data = self.samples.read(self.key, sample.label, sample.name)
-            try:
-                shape = known_shape(meta)
-            except InvalidShape as err:
-                notices.append(Notice("shape_not_understood", {"name": sample.name, "reason": err}))
-            ready = self.pipeline.prepare(ImageFile(sample.name, lambda: data, shape), mm_per_px, digested=True)
+            ready = self.pipeline.prepare(ImageFile(sample.name, lambda: data, known.shape), mm_per_px, digested=True)
         except InspectionError as err:
             return _Read(sample, mm_per_px, error=err)
-        return _Read(sample, mm_per_px, ready, notices=[*ready[0].notices, *notices], shape=shape)
+        return _Read(sample, mm_per_px, ready, notices=[*ready[0].notices, *known.notices], shape=known.shape)
 
     def _score(self, read: _Read, tokens: Tokens | None) -> Scored:
         if read.ready is None or tokens is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -10,6 +11,8 @@ from backend.base.errors import ThresholdAndPromise
 from backend.base.messages import Notice
 from backend.calib import CONFIDENCE, Basis, Decision
 from backend.infer import Criteria, Scoring
+
+LOW_PERCENTILE = 50.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,7 @@ def apply_calibration(
     area_mm2_thr: float,
     generation: str,
     fingerprint: str,
+    most: float = math.inf,
 ) -> tuple[Criteria, list[Notice]]:
     """The criteria that hold now, and what is to be said of them.
 
@@ -80,6 +84,7 @@ def apply_calibration(
         area_mm2_thr: as the settings have it, for a calibration without one.
         generation: of the memory that measures.
         fingerprint: of the extractor that runs.
+        most: the highest score that the memory can give.
     """
     if calibration is None:
         return Criteria(scoring, None, area_mm2_thr), [Notice("not_calibrated")]
@@ -90,5 +95,25 @@ def apply_calibration(
         return calibrated, [Notice("older_calibration")]
     if calibration["fingerprint"] != fingerprint or calibration.get("scoring") != scoring.remembered():
         return Criteria(scoring, None, area), [Notice("calibration_stale")]
+    doubts = doubts_of(calibrated, most)
     same = calibration.get("generation") == generation
-    return calibrated, [] if same else [Notice("calibration_of_former_memory")]
+    return calibrated, [*doubts, *([] if same else [Notice("calibration_of_former_memory")])]
+
+
+def doubts_of(criteria: Criteria, most: float) -> list[Notice]:
+    """What about a calibration can hardly be meant; its answer says it, and each inspection under it.
+
+    `most`: the highest score that the memory can give.
+    """
+    found, threshold, percentile = [], criteria.threshold, criteria.scoring.percentile
+    if threshold is not None and threshold > most:
+        found.append(Notice("threshold_out_of_reach", {"threshold": threshold, "most": most}))
+    if threshold is not None and threshold <= 0:
+        found.append(Notice("threshold_zero"))
+    good = criteria.good
+    if good is not None and good.n > 1 and good.values[0] == good.values[-1]:
+        found.append(Notice("scores_alike"))
+    if percentile < LOW_PERCENTILE and criteria.scoring.method == "percentile":
+        meant = 100 * percentile if percentile <= 1 else 100 - percentile
+        found.append(Notice("percentile_low", {"percentile": percentile, "meant": meant}))
+    return found

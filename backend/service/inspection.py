@@ -17,7 +17,7 @@ from backend.base.messages import Notice
 from backend.calib import FEW_OK, GoodScores, Wanted, decide
 from backend.extractors.protocol import Extractor
 from backend.infer import Criteria, HeatmapScale, Inspection, Roi, Scoring, heatmap_png, heatmap_range
-from backend.service.calibration import Terms, about_promise, apply_calibration, promised_values
+from backend.service.calibration import Terms, about_promise, apply_calibration, doubts_of, promised_values
 from backend.service.host import ExtractorHost
 from backend.service.images import ImageFile
 from backend.service.jobs import Job
@@ -28,6 +28,8 @@ from backend.service.warmup import rehearse
 from backend.storage import ModelStore
 
 logger = logging.getLogger(__name__)
+
+SAME_SIZE = 1.25
 
 
 class Inspector:
@@ -91,6 +93,7 @@ class Inspector:
             area_mm2_thr=self.settings.area_mm2_thr,
             generation=model.stored.generation,
             fingerprint=self.host.queue().extractor.fingerprint,
+            most=Scoring.of(self.settings, model.memory.kind).most(model.longest_row),
         )
 
     def provenance(self, key: ModelKey, model: FittedModel, criteria: Criteria) -> Provenance:
@@ -137,7 +140,7 @@ class Inspector:
         )
         decision = decide(ok_scores, ng_scores, wanted)
         chosen = decision.by_rule
-        values = {
+        values: dict[str, Any] = {
             "threshold": decision.value,
             "p99_ok": chosen.p_ok,
             "p5_ng": chosen.p5_ng,
@@ -154,6 +157,8 @@ class Inspector:
             **promised_values(decision, terms),
             "good_scores": GoodScores.of(ok_scores).as_dict(),
         }
+        criteria = Criteria(scoring, decision.value, area, GoodScores.of(ok_scores))
+        doubts = doubts_of(criteria, scoring.most(model.longest_row))
         with self.store.writing(key, self.settings.fit_wait_s):
             self.store.save_calibration(key, values)
             recorded = self.journal.calibrated(key, values)
@@ -162,7 +167,7 @@ class Inspector:
         if len(ok_scores) < FEW_OK:
             notices.append(Notice("few_ok_scores", {"n": len(ok_scores)}))
         notices += [*about_promise(decision, terms), *_about_scoring(former, Criteria(scoring, decision.value, area))]
-        return CalibrationResult(values, [*self.warnings(), *notices, *recorded])
+        return CalibrationResult(values, [*self.warnings(), *notices, *doubts, *recorded])
 
     def _former_criteria(self, key: ModelKey, model: FittedModel) -> Criteria:
         try:
@@ -254,12 +259,29 @@ def _about_roi(roi: Roi, model: FittedModel) -> list[Notice]:
     notices = []
     if roi.size.scale < 1:
         notices.append(Notice("image_downscaled", {"megapixels": roi.size.height * roi.size.width / 1e6}))
+    if len(model.stored.images) and len(model.stored.known_images) == 1:
+        notices.append(Notice("one_image"))
     fitted = model.stored.metadata.get("mm_per_px")
     if isinstance(fitted, float) and abs(roi.mm_per_px - fitted) > 0.01 * fitted:
         notices.append(Notice("mm_per_px_differs", {"got": roi.mm_per_px, "expected": fitted}))
+    else:
+        notices += _about_size(roi, model)
     if model.knows_part_only and roi.mask is None:
         notices.append(Notice("shape_missing"))
     return notices
+
+
+def _about_size(roi: Roi, model: FittedModel) -> list[Notice]:
+    """A notice when the ROI is larger or smaller in mm than that of the fit by more than SAME_SIZE."""
+    fitted = model.stored.metadata.get("roi_px")
+    if not (isinstance(fitted, list) and len(fitted) == 2):
+        return []
+    expected = [float(side) * model.stored.number("mm_per_px", roi.mm_per_px) for side in fitted]
+    got = [side * roi.mm_per_px for side in (roi.size.height, roi.size.width)]
+    if all(1 / SAME_SIZE <= ours / theirs <= SAME_SIZE for ours, theirs in zip(got, expected, strict=True)):
+        return []
+    shown = {"got": f"{got[1]:.4g} × {got[0]:.4g}", "expected": f"{expected[1]:.4g} × {expected[0]:.4g}"}
+    return [Notice("roi_size_differs", shown)]
 
 
 def _params(
