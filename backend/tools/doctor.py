@@ -123,7 +123,7 @@ def _port(settings: Settings) -> Iterator[Finding]:
     try:
         check_address(settings.host, settings.port)
     except AddressUnavailable as err:
-        yield Finding("bad", "port", str(err))
+        yield Finding("bad", "port", sentence(err, "en"))
     else:
         yield Finding("ok", "port", f"{settings.host}:{settings.port} is free")
 
