@@ -24,7 +24,7 @@ from sklearn.metrics import roc_auc_score
 from backend.base.config import load_settings
 from backend.base.decoding import ImageOptions
 from backend.evaluation.sets import LabelledImage, read_set
-from backend.features import Extractor
+from backend.extractors.protocol import Extractor
 from backend.infer import Criteria, Roi, RoiSize, inspect
 from backend.patchcore import PatchCoreMemory
 from backend.service.embedding import Embeddings

@@ -24,7 +24,7 @@ from backend.evaluation.report import side_by_side, worth_showing
 from backend.evaluation.results import Cost, FewShot, Figures, ScoredImage, SetResult, Shown
 from backend.evaluation.sets import GOOD, InspectionSet, LabelledImage
 from backend.extractors.neighbourhood import Wrapped
-from backend.features import RGB, Extractor
+from backend.extractors.protocol import RGB, Extractor
 from backend.infer import Scoring
 from backend.service.fitting import FitOptions, Fitter
 from backend.service.host import extractor_for
@@ -77,7 +77,7 @@ class RememberingExtractor(Wrapped):
         self.folder = folder
 
     def extract(self, images: Sequence[RGB]) -> NDArray[np.float32]:
-        """See features.Extractor."""
+        """See Extractor."""
         return np.stack([self._tokens(image) for image in images])
 
     def _tokens(self, image: RGB) -> NDArray[np.float32]:

@@ -32,8 +32,8 @@ from backend.base.errors import (
 from backend.base.images import resize
 from backend.base.messages import Notice
 from backend.calib import choose_threshold
-from backend.extractors.grey import DOCUMENTED, RECIPES, RECOMMENDED
-from backend.features import RGB, Extractor
+from backend.extractors.protocol import RGB, Extractor
+from backend.extractors.resnet import DOCUMENTED, EMBEDDING_VERSIONS, RECOMMENDED
 from backend.patchcore import NothingLeft, PatchCoreMemory
 from backend.resnet_api.bank import DEFAULT_THRESHOLD, Bank, BankStore, Stamp
 from backend.resnet_api.host import GreyHost
@@ -66,6 +66,8 @@ class Prediction:
         polygons: outlines in pixels of the image resized to IMG_SIZE, x to the right and y down; none without anomaly.
         files: file name of each picture in the overlays folder, by kind.
         size: (height, width) of the image as it was sent.
+        token_map: (rows, columns) float32 distances of the patches to the bank.
+        bank: what is known of the bank, as its metadata has it.
     """
 
     score: float
@@ -74,6 +76,8 @@ class Prediction:
     polygons: list[Polygon]
     files: dict[str, str]
     size: tuple[int, int]
+    token_map: NDArray[np.float32]
+    bank: dict[str, Any]
     timings_ms: dict[str, float]
     warnings: list[Notice]
 
@@ -172,7 +176,8 @@ class Predictor:
         with queue.slot():
             tokens = job.wait(queue.submit(_three(grey)))
             extracted = perf_counter()
-            anomaly_map = self._anomaly_map(bank.memory.distances(tokens, self.settings.knn_k))
+            distances = bank.memory.distances(tokens, self.settings.knn_k)
+            anomaly_map = self._anomaly_map(distances)
         score = _largest(anomaly_map, area)
         threshold = self._threshold(bank.about) * FACTORS[mode or "normal"] if thr is None else thr
         is_anomaly = score > threshold
@@ -192,6 +197,8 @@ class Predictor:
             polygons=outlines,
             files=files,
             size=size,
+            token_map=distances.reshape(round(len(distances) ** 0.5), -1),
+            bank=bank.about,
             timings_ms=_milliseconds(started, extract=extracted, score=scored, pictures=perf_counter()),
             warnings=list(bank.notices),
         )
@@ -257,7 +264,7 @@ class Predictor:
         known = self._known
         if known is None or known[0] != stamp:
             bank = self.store.load()
-            if (given := bank.about.get("embedding_version", DOCUMENTED)) not in RECIPES:
+            if (given := bank.about.get("embedding_version", DOCUMENTED)) not in EMBEDDING_VERSIONS:
                 notice = Notice("bank_of_unknown_make", {"version": given, "assumed": DOCUMENTED})
                 bank = Bank(bank.memory, bank.about, (*bank.notices, notice))
             self._known = known = (stamp, bank)
@@ -283,7 +290,7 @@ class Predictor:
 
     def _version(self, about: dict[str, Any]) -> str:
         given = str(about.get("embedding_version", DOCUMENTED))
-        return given if given in RECIPES else DOCUMENTED
+        return given if given in EMBEDDING_VERSIONS else DOCUMENTED
 
     def _grey(self, file: ImageFile) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """The image as (IMG_SIZE, IMG_SIZE) uint8 grey, and the (height, width) it came with. Raises BadImage."""

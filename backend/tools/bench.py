@@ -22,8 +22,8 @@ import uvicorn
 from backend.app import create_app
 from backend.base.config import Settings, load_settings
 from backend.base.errors import WeightsUnavailable
-from backend.extractors.weights import find_weights, write_random_weights
-from backend.service.host import WEIGHTS_DIR, extractor_for
+from backend.extractors.weights import WEIGHTS_DIR, find_weights, write_random_weights
+from backend.service.host import extractor_for
 from backend.tools.bench_stages import Bench, Spread, encoded, machine, pictures
 from backend.tools.terminal import print_table, say
 

@@ -21,7 +21,7 @@ from backend.app import create_app
 from backend.base.config import Settings, load_settings
 from backend.base.images import encode_png
 from backend.evaluation.pictures import overlay, sheet
-from backend.features import Extractor
+from backend.extractors.protocol import Extractor
 from backend.tools.scenes import MM_PER_PX, Defect, Scene, brake_disc
 from backend.tools.terminal import Bars, print_table, say
 

@@ -16,8 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from backend.base.config import Settings, share_metrics
 from backend.base.errors import AddressUnavailable
-from backend.extractors.weights import find_weights
-from backend.service.host import WEIGHTS_DIR
+from backend.extractors.weights import WEIGHTS_DIR, find_weights
 
 HEADER_TIMEOUT_S = 15.0
 KEEP_ALIVE_S = 90  # longer than clients and load balancers, which give up idle connections after 60 to 75 s
@@ -85,6 +84,14 @@ class HeaderTimeoutProtocol(H11Protocol):
         """Stop the timer once the headers are whole; start it when the next request's have begun."""
         super().data_received(data)
         self._watch()
+
+    def shutdown(self) -> None:
+        """End an answer that would never end by itself, such as a live stream: its client asks again elsewhere."""
+        cycle = getattr(self, "cycle", None)
+        if cycle is not None and cycle.scope.get("state", {}).get("endless"):
+            cycle.disconnected = True
+            cycle.message_event.set()
+        super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timer."""

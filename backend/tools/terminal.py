@@ -20,7 +20,7 @@ from rich.text import Text
 
 from backend.api import catalogue
 from backend.base.errors import InspectionError
-from backend.base.messages import Notice
+from backend.base.messages import Message
 
 T = TypeVar("T")
 ENDLESS = 100_000  # columns of a file or a pipe, where no line needs to be broken
@@ -51,7 +51,7 @@ def plain(text: str) -> str:
     return "".join(shown)
 
 
-def sentence(said: InspectionError | Notice) -> str:
+def sentence(said: InspectionError | Message) -> str:
     """The English words for an error or a warning."""
     return catalogue.sentence(said, "en")
 
