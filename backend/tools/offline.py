@@ -144,7 +144,7 @@ def infer(
                 if as_json:
                     typer.echo(json.dumps(rows[-1]))
     finally:  # what was inspected before somebody stops it is shown
-        if not as_json:
+        if rows and not as_json:
             _print_rows(rows)
         _warn_of(rows)
     return sum("error" in row for row in rows)
