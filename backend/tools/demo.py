@@ -61,7 +61,8 @@ def run_demo(out: Path, *, good: int, console: Console, seed: int = 7) -> dict[s
     unseen = [Part(f"unseen_good_{n:02d}", brake_disc(rng)) for n in range(FRESH_PARTS)]
     unseen += [Part(defect, brake_disc(rng, defect=defect)) for defect in DEFECTS]
     folders = {"models_dir": out.resolve() / "models", "datasets_dir": out.resolve() / "datasets"}
-    settings = load_settings(**folders, port=0, log_level="WARNING")
+    record = f"sqlite:///{out.resolve() / 'inspections.db'}"
+    settings = load_settings(**folders, results_db=record, port=0, log_level="WARNING")
     with served(settings) as client:
         health = client.get("/health").json()
         _say(console, "fit", _fit(client, fitted))
