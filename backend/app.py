@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse
 from backend import __version__
 from backend.api.answers import infer_fields
 from backend.api.catalogue import sentence
-from backend.api.limits import BodyLimit
+from backend.api.limits import BodyLimit, HeadAsGet
 from backend.api.metrics import Measured, Metrics
 from backend.api.problems import language_of, on_http_exception, on_inspection_error, on_invalid_fields
 from backend.api.recording import Recording, trace_form
@@ -39,6 +39,7 @@ from backend.api.requests import (
     run_job,
     run_tracked,
     sentences,
+    terms_of,
 )
 from backend.api.routes import console, models, ops, records, samples, work
 from backend.api.schemas import (
@@ -51,10 +52,10 @@ from backend.api.schemas import (
 from backend.api.security import Guard
 from backend.api.telemetry import RequestIdentity, configure_logging
 from backend.api.uploads import UploadRoute, uploads
-from backend.base.config import Settings, load_settings
+from backend.base.config import Settings, load_settings, unknown_settings
 from backend.base.errors import InspectionError, InvalidValue, StartupError
 from backend.base.keys import ModelKey, check_recipe
-from backend.features import Extractor
+from backend.extractors.protocol import Extractor
 from backend.infer import HeatmapScale
 from backend.records.ledger import Ledger
 from backend.records.verdicts import Trace, Verdict
@@ -109,6 +110,7 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     app.add_exception_handler(InspectionError, on_inspection_error)
     app.add_exception_handler(RequestValidationError, on_invalid_fields)
     app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(Guard, settings=settings)
     if settings.cors_origins:
@@ -136,6 +138,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     configure_logging(settings.log_level, settings.log_format)
     collector: Collector = app.state.collector
     logger.info("version %s, models in %s", __version__, settings.models_dir)
+    for notice in unknown_settings():
+        logger.warning("%s", sentence(notice, "en"))
     predictor: Predictor | None = getattr(app.state, "predictor", None)
     ledger: Ledger | None = app.state.ledger
     if ledger is not None:
@@ -216,6 +220,7 @@ async def calibrate_ng(
             mm_per_px=body.mm_per_px,
             area_mm2_thr=body.area_mm2_thr,
             score_percentile=body.score_percentile,
+            terms=terms_of(body),
         ),
     )
     logger.info("calibrate_ng %s: threshold %.6g", key, result.values["threshold"])

@@ -53,7 +53,7 @@ def test_what_lies_outside_the_image_is_cut_off() -> None:
 
 
 def test_numbers_may_come_as_a_json_text_with_any_case_of_kind() -> None:
-    shape = parse_shape(' {"kind": "Circle", "cx": 1, "cy": 2.5, "r": 3, "angle": 7} ')
+    shape = parse_shape(' {"kind": "Circle", "cx": 1, "cy": 2.5, "r": 3} ')
     assert shape == Shape("circle", {"cx": 1.0, "cy": 2.5, "r": 3.0})
     assert Shape("circle", {"cx": 1.0, "cy": 2.5, "r": 3.0}).as_dict() == {
         "kind": "circle",

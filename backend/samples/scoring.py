@@ -6,19 +6,20 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.decoding import ImageOptions
-from backend.base.errors import InspectionError, InvalidShape, OnlyImage
+from backend.base.errors import InspectionError, OnlyImage
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.infer import Criteria, Inspection, Roi, Scoring
 from backend.roi_mask import Shape
-from backend.samples.store import SampleStore, known_mm_per_px, known_shape
+from backend.samples.store import Sidecar
 from backend.service.images import DECODERS, ImageFile, PreparedImage
-from backend.service.inspection import Inspector
+from backend.service.inspection import Inspector, about_verdict
 from backend.service.jobs import Job, ahead
 from backend.service.pipeline import Pipeline
 from backend.service.results import Provenance
@@ -64,13 +65,24 @@ class _Read:
     shape: Shape | None = None
 
 
+class SampleSource(Protocol):
+    """Where samples are read: a SampleStore, or files that are scored as if they were stored."""
+
+    def meta(self, key: ModelKey, label: str, name: str, /) -> dict[str, Any]:
+        """What is known of a sample."""
+
+    def read(self, key: ModelKey, label: str, name: str, /) -> bytes:
+        """The bytes of its image."""
+
+
 class SampleScorer:
     """Scores samples of one model, all by the same criteria.
 
     Args:
         default_mm_per_px: for samples that do not say; the memory's own when None.
         leave_out: a sample that the memory was fitted on is scored as if the memory did not have its rows.
-        percentile: score for a new calibration with this percentile, whatever calib.json says; it is not read.
+        anew: score for a new calibration with this percentile and smallest region (mm²), whatever calib.json says; it
+            is not read.
 
     Raises:
         MemoryNotFound, ExtractorMismatch, DamagedFile: from the start, before any sample is read.
@@ -79,19 +91,19 @@ class SampleScorer:
     def __init__(
         self,
         inspector: Inspector,
-        samples: SampleStore,
+        samples: SampleSource,
         key: ModelKey,
         *,
         default_mm_per_px: float | None = None,
         leave_out: bool = False,
-        percentile: float | None = None,
+        anew: tuple[float, float] | None = None,
     ) -> None:
         settings, self._inspector = inspector.settings, inspector
         self.samples, self.key, self.leave_out = samples, key, leave_out
         self.model, self.notices = inspector.fitted(key)
-        if percentile:
-            scoring = replace(Scoring.of(settings, self.model.memory.kind), percentile=percentile)
-            criteria = Criteria(scoring, None, settings.area_mm2_thr)
+        if anew:
+            scoring = replace(Scoring.of(settings, self.model.memory.kind), percentile=anew[0])
+            criteria = Criteria(scoring, None, anew[1])
         else:
             criteria, of_calibration = inspector.criteria(key, self.model)
             self.notices += of_calibration
@@ -143,19 +155,15 @@ class SampleScorer:
                         future.cancel()
 
     def _read(self, sample: Sample) -> _Read:
-        mm_per_px, notices, shape = self.mm_per_px, list[Notice](), None
+        mm_per_px = self.mm_per_px
         try:
-            meta = self.samples.meta(self.key, sample.label, sample.name)
-            mm_per_px = known_mm_per_px(meta) or mm_per_px
+            known = Sidecar.read(sample.name, self.samples.meta(self.key, sample.label, sample.name))
+            mm_per_px = known.mm_per_px or mm_per_px
             data = self.samples.read(self.key, sample.label, sample.name)
-            try:
-                shape = known_shape(meta)
-            except InvalidShape as err:
-                notices.append(Notice("shape_not_understood", {"name": sample.name, "reason": err}))
-            ready = self.pipeline.prepare(ImageFile(sample.name, lambda: data, shape), mm_per_px, digested=True)
+            ready = self.pipeline.prepare(ImageFile(sample.name, lambda: data, known.shape), mm_per_px, digested=True)
         except InspectionError as err:
             return _Read(sample, mm_per_px, error=err)
-        return _Read(sample, mm_per_px, ready, notices=[*ready[0].notices, *notices], shape=shape)
+        return _Read(sample, mm_per_px, ready, notices=[*ready[0].notices, *known.notices], shape=known.shape)
 
     def _score(self, read: _Read, tokens: Tokens | None) -> Scored:
         if read.ready is None or tokens is None:
@@ -174,7 +182,7 @@ class SampleScorer:
             inspection,
             in_memory=number is not None,
             left_out=leave_out is not None,
-            notices=tuple(read.notices),
+            notices=(*read.notices, *about_verdict(inspection, self.criteria)),
             file=ImageFile(sample.name, lambda: self.samples.read(self.key, sample.label, sample.name), read.shape),
         )
 

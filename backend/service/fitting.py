@@ -26,7 +26,7 @@ from backend.base.errors import (
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.base.options import filled, option
-from backend.features import Extractor, Grid
+from backend.extractors.protocol import Extractor, Grid
 from backend.memory.chunked import Budget
 from backend.memory.coreset import Progress, coreset_of, coreset_size
 from backend.memory.foreground import Foreground
@@ -168,6 +168,7 @@ class NewMemory:
             **({"in_passes": True} if passes else {}),
             "seed": options.seed,
             "mm_per_px": mm_per_px,
+            "roi_px": list(embeddings.roi_px),
             **({"masked": True} if embeddings.masked else {}),
             "images": _images(files, embeddings),
             **options.metadata(),
@@ -456,6 +457,8 @@ class Fitter:
             notices.append(Notice("fitted_in_passes", limit))
             if options.foreground == "pca" and not any(embeddings.shaped):
                 notices.append(Notice("foreground_not_learnt", limit))
+        if len({*embeddings.digests, *(model.stored.known_images if model else ())}) == 1:
+            notices.append(Notice("one_image"))
         if embeddings.mixed or (model is not None and model.knows_part_only != embeddings.masked):
             notices.append(Notice("shapes_differ"))
         return notices

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from backend.base.config import Settings
-from backend.features import Extractor
+from backend.extractors.protocol import Extractor
 from backend.tools.demo import served
 from tests.web.page import Console, Open
 

@@ -29,6 +29,7 @@ from backend.api.requests import (
     identity,
     run_tracked,
     sentences,
+    terms_of,
 )
 from backend.api.schemas import CalibrateDatasetRequest, CalibrateDatasetResponse, InferDatasetRequest
 from backend.api.uploads import UploadRoute
@@ -100,6 +101,7 @@ async def calibrate_dataset(
         area_mm2_thr=body.area_mm2_thr,
         default_mm_per_px=body.default_mm_per_px,
         require_ng=body.require_ng,
+        terms=terms_of(body),
     )
     result = await run_tracked(request, lambda job: calibrate(job=job))
     known = {
@@ -230,12 +232,11 @@ class _Items:
             verdict = self._verdict(scored.inspection, scored.file, scored, scores)
             named, notices = self.recording.add(verdict, job)
             scored = replace(scored, notices=(*scored.notices, *notices))
-        return {**scored_fields(scored, scores.threshold, self.language, heatmap=self.include_heatmap), **named}
+        return {**scored_fields(scored, scores.criteria, self.language, heatmap=self.include_heatmap), **named}
 
     def _verdict(self, found: Inspection, file: ImageFile, scored: Scored, scores: Scores) -> Verdict:
-        decision: Decision | None = None
-        if scores.threshold is not None:
-            decision = "ng" if found.score > scores.threshold else "ok"
+        rejected = scores.criteria.rejects(found.score)
+        decision: Decision | None = None if rejected is None else "ng" if rejected else "ok"
         notices = [*scores.notices, *scored.notices]
         return Verdict(self.key, file, found, decision, scores.provenance, notices, left_out=scored.left_out)
 
