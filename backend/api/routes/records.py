@@ -163,10 +163,10 @@ async def stream(
     """The verdicts of all workers as they come, as server-sent events: each `data` is an item of /inspections."""
     filters = query.parsed()
     feed = Feed(ledger.database, last_event_id)
-    await anyio.to_thread.run_sync(lambda: _look(ledger, feed))
+    missed = await anyio.to_thread.run_sync(lambda: _look(ledger, feed))
     request.scope["state"]["endless"] = True  # the server ends it when it stops
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_events(ledger, feed, filters), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_events(ledger, feed, filters, missed), media_type="text/event-stream", headers=headers)
 
 
 @router.get("/inspections/{inspection_id}")
@@ -261,22 +261,25 @@ def _told(reason: Message, language: Language) -> str:
         return sentence(Phrase("why_warned", {"code": reason.code}), language)
 
 
-async def _events(ledger: Ledger, feed: Feed, filters: Filters) -> AsyncIterator[str]:
+async def _events(ledger: Ledger, feed: Feed, filters: Filters, items: list[dict[str, Any]]) -> AsyncIterator[str]:
+    """Server-sent events: the items, and whatever comes after them."""
     spoke = monotonic()
     yield "retry: 500\n\n"
     while True:
-        try:
-            items = await anyio.to_thread.run_sync(lambda: _look(ledger, feed))
-        except RecordsUnavailable:
-            items = []
         for item in items:
             if _admits(filters, item):
                 spoke = monotonic()
-                yield f"id: {feed.place}\ndata: {json.dumps(item, ensure_ascii=False)}\n\n"
+                yield f"data: {json.dumps(item, ensure_ascii=False)}\n\n"
+        if items:  # a client that loses its connection before this line is told them again
+            yield f"id: {feed.place}\n\n"
         if monotonic() - spoke > STREAM_KEEPALIVE_S:
             spoke = monotonic()
             yield ": still there\n\n"
         await anyio.sleep(STREAM_PERIOD_S)
+        try:
+            items = await anyio.to_thread.run_sync(lambda: _look(ledger, feed))
+        except RecordsUnavailable:
+            items = []
 
 
 def _look(ledger: Ledger, feed: Feed) -> list[dict[str, Any]]:
