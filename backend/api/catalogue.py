@@ -629,12 +629,12 @@ NOTICES: dict[str, Words] = {
     ),
     "promise_needs_more": Words(
         es=(
-            "Con {n} piezas buenas más se puede prometer que se rechaza como mucho el {rate} % de las buenas: hasta "
-            "entonces el umbral es el del percentil."
+            "Para prometer que se rechaza como mucho el {rate} % de las piezas buenas faltan puntuaciones de piezas "
+            "buenas, y hasta entonces el umbral es el del percentil. Faltan: {n}."
         ),
         en=(
-            "With {n} more good parts it can be promised that at most {rate} % of good parts are rejected; until then "
-            "the threshold is the percentile's."
+            "To promise that at most {rate} % of good parts are rejected, scores of more good parts are needed; until "
+            "then the threshold is the percentile's. Needed: {n}."
         ),
     ),
     "promise_impossible": Words(
@@ -882,7 +882,7 @@ PHRASES: dict[str, Words] = {
         es="lo que las guarda ha terminado por un fallo, descrito en el registro del servicio",
         en="what records them has ended by a fault, told in the service's log",
     ),
-    "records_system": Words(es="{err}", en="{err}"),
+    "records_system": Words(es="error del sistema: {err}", en="system error: {err}"),
     "records_url": Words(
         es="no es una URL como sqlite:///data/inspections.db o postgresql://usuario:clave@servidor/base",
         en="it is no URL such as sqlite:///data/inspections.db or postgresql://user:password@host/database",

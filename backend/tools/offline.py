@@ -36,7 +36,7 @@ from backend.service.inspection import Inspector
 from backend.service.jobs import Job
 from backend.service.results import CalibrationResult, InferResult
 from backend.tools.records import Recorder, recorder
-from backend.tools.terminal import Bars, going_on, print_table, say, sentence
+from backend.tools.terminal import Bars, going_on, plain, print_table, say, sentence
 
 OF_ONE_FILE = (BadImage, TokenGridMismatch, InvalidShape, OSError)  # what one file's fault is, and not the model's
 
@@ -144,7 +144,7 @@ def infer(
                 if as_json:
                     typer.echo(json.dumps(rows[-1]))
     finally:  # what was inspected before somebody stops it is shown
-        if not as_json:
+        if rows and not as_json:
             _print_rows(rows)
         _warn_of(rows)
     return sum("error" in row for row in rows)
@@ -156,7 +156,7 @@ def _inspected(
     """One inspection as a flat JSON object, or the file and its error."""
     try:
         data = path.read_bytes()
-        file = ImageFile(path.as_posix(), lambda: data, shape)
+        file = ImageFile(plain(path.as_posix()), lambda: data, shape)
         result = session.inspector.infer(key, file, mm_per_px=mm_per_px, heatmap="none")
         result, name = record.add(key, file, result)
     except OF_ONE_FILE as err:
