@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from backend.base.config import Settings
 from backend.base.keys import ModelKey
+from backend.base.options import settings_of
 from backend.evaluation.figures import (
     Rates,
     auroc_interval,
@@ -27,7 +28,8 @@ from backend.evaluation.results import Cost, FewShot, Figures, ScoredImage, SetR
 from backend.evaluation.sets import GOOD, InspectionSet, LabelledImage
 from backend.extractors.neighbourhood import Wrapped
 from backend.features import RGB, Extractor
-from backend.service.fitting import Fitter
+from backend.infer import Scoring
+from backend.service.fitting import FitOptions, Fitter
 from backend.service.host import extractor_for
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
@@ -50,23 +52,10 @@ SETTINGS_THAT_COUNT = (
     "patchcore_patch_size",
     "patchcore_stride",
     "resnet_offset",
-    "patchcore_distance",
-    "foreground_mask",
-    "coreset_rate",
-    "max_coreset",
-    "patchcore_knn_k",
-    "patchcore_faiss_fp16",
-    "patchcore_reweight",
-    "patchcore_density_k",
-    "score_method",
-    "score_percentile",
-    "score_top_share",
-    "score_power",
-    "score_map",
-    "token_blur",
-    "blur_sigma",
     "precision",
-    "seed",
+    "patchcore_faiss_fp16",
+    *settings_of(FitOptions),
+    *settings_of(Scoring),
 )
 
 Progress = Callable[[str, int, int], None]
