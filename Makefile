@@ -17,11 +17,12 @@ PY := $(BIN)/python
 # The lock was made on Python 3.11; some of its versions no longer install on 3.10, which takes the ranges instead.
 LOCK = $(shell $(PY) -c "import sys; print('-c requirements.lock' if sys.version_info >= (3, 11) else '')")
 INSTALL = $(PY) -m pip install -qq --disable-pip-version-check $(PIP_FLAGS)
+PYTEST = $(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 INPUTS := pyproject.toml requirements.txt requirements.lock
 
 export PYTHONUTF8 := 1
 
-.PHONY: help run test demo lint format bench lock setup setup-dev clean
+.PHONY: help run test test-all mutants demo lint format bench lock setup setup-dev clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -35,8 +36,14 @@ demo: setup ## set up once, render brake discs, fit, calibrate and inspect them;
 bench: setup ## set up once and time the service on this machine
 	@$(PY) -m backend bench $(ARGS)
 
-test: lint ## set up once, then ruff, mypy and pytest with coverage
-	@$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --cov --cov-report=term $(ARGS)
+test: lint ## set up once, then ruff, mypy and the tests that take minutes
+	@$(PYTEST) $(ARGS)
+
+test-all: lint ## the same with the slow tests, many more examples and coverage
+	@HYPOTHESIS_PROFILE=thorough $(PYTEST) -m "not benchmark" --cov --cov-report=term $(ARGS)
+
+mutants: setup-dev ## change ARGS=backend/calib.py in many small ways and list what its tests do not notice
+	@$(PY) -m tests.mutants $(ARGS)
 
 lint: setup-dev ## ruff check, ruff format --check and mypy --strict
 	@$(BIN)/ruff check

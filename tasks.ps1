@@ -4,7 +4,7 @@
 [CmdletBinding(PositionalBinding = $false)]
 param(
     [Parameter(Position = 0)]
-    [ValidateSet('help', 'run', 'demo', 'bench', 'test', 'lint', 'format', 'lock', 'setup', 'setup-dev', 'clean')]
+    [ValidateSet('help', 'run', 'demo', 'bench', 'test', 'test-all', 'mutants', 'lint', 'format', 'lock', 'setup', 'setup-dev', 'clean')]
     [string] $Verb = 'help',
     [string] $Python = $env:PYTHON,
     [string[]] $PipFlags = @(),
@@ -71,6 +71,10 @@ function Invoke-Lint {
     Invoke-Tool 'mypy' @()
 }
 
+function Invoke-Tests([string[]] $Arguments) {
+    Invoke-Checked $Py (@('-m', 'pytest', '--numprocesses=auto', '--maxprocesses=4', '--dist=worksteal') + $Arguments)
+}
+
 function Clear-Outputs {
     $outputs = 'build', 'dist', '*.egg-info', 'demo', '.coverage', '.coverage.*', 'htmlcov', 'coverage.xml',
         '.mypy_cache', '.ruff_cache', '.pytest_cache', '.hypothesis'
@@ -83,7 +87,9 @@ switch ($Verb) {
         Write-Host '.\tasks.ps1 run      set up once and serve on http://127.0.0.1:8000'
         Write-Host '.\tasks.ps1 demo     set up once, render brake discs, fit, calibrate and inspect them; pictures go to demo\'
         Write-Host '.\tasks.ps1 bench    set up once and time the service on this machine'
-        Write-Host '.\tasks.ps1 test     set up once, then ruff, mypy and pytest with coverage'
+        Write-Host '.\tasks.ps1 test     set up once, then ruff, mypy and the tests that take minutes'
+        Write-Host '.\tasks.ps1 test-all the same with the slow tests, many more examples and coverage'
+        Write-Host '.\tasks.ps1 mutants  change a module in many small ways and list what its tests do not notice'
         Write-Host '.\tasks.ps1 lint     ruff check, ruff format --check and mypy --strict'
         Write-Host '.\tasks.ps1 format   let ruff mend and format the code'
         Write-Host '.\tasks.ps1 lock     write requirements.lock anew'
@@ -92,7 +98,13 @@ switch ($Verb) {
     'run' { Install-Service; Invoke-Checked $Py (@('-m', 'backend', 'serve') + $Rest) }
     'demo' { Install-Service; Invoke-Checked $Py (@('-m', 'backend', 'demo') + $Rest) }
     'bench' { Install-Service; Invoke-Checked $Py (@('-m', 'backend', 'bench') + $Rest) }
-    'test' { Invoke-Lint; Invoke-Checked $Py (@('-m', 'pytest', '--numprocesses=auto', '--maxprocesses=4', '--dist=loadfile', '--cov', '--cov-report=term') + $Rest) }
+    'test' { Invoke-Lint; Invoke-Tests $Rest }
+    'test-all' {
+        Invoke-Lint
+        $env:HYPOTHESIS_PROFILE = 'thorough'
+        Invoke-Tests (@('-m', 'not benchmark', '--cov', '--cov-report=term') + $Rest)
+    }
+    'mutants' { Install-Development; Invoke-Checked $Py (@('-m', 'tests.mutants') + $Rest) }
     'lint' { Invoke-Lint }
     'format' { Install-Development; Invoke-Tool 'ruff' @('check', '--fix'); Invoke-Tool 'ruff' @('format') }
     'lock' {

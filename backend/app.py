@@ -53,7 +53,7 @@ from backend.api.uploads import UploadRoute, uploads
 from backend.base.config import Settings, load_settings
 from backend.base.errors import InspectionError, InvalidValue, StartupError
 from backend.base.keys import ModelKey, check_recipe
-from backend.features import Extractor
+from backend.extractors.protocol import Extractor
 from backend.infer import HeatmapScale
 from backend.resnet_api import routes as predict
 from backend.resnet_api.predictor import Predictor

@@ -219,7 +219,7 @@ def test_a_folder_in_the_files_place_is_damaged(store: ModelStore) -> None:
         store.load_memory(KEY)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.booleans(), st.integers(0, 10**6), st.binary(min_size=1, max_size=6))
 def test_flipped_bytes_are_noticed_or_harmless(store: ModelStore, compressed: bool, place: int, patch: bytes) -> None:
     buffer = io.BytesIO()

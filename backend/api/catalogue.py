@@ -318,6 +318,36 @@ ERRORS: dict[str, Entry] = {
         es="No hay ningún trabajo con el identificador {job}: es el X-Request-Id que envió quien lo pidió.",
         en="There is no work with the identifier {job}: it is the X-Request-Id that its client sent.",
     ),
+    "inspection_not_found": Entry(
+        404,
+        es="No hay ninguna inspección {id}: usa el inspection_id que respondió /infer, o búscala en /inspections.",
+        en="There is no inspection {id}: send the inspection_id that /infer answered, or look for it in /inspections.",
+    ),
+    "image_not_kept": Entry(
+        404,
+        es="No hay imagen de la inspección {id}: {reason}.",
+        en="There is no image of the inspection {id}: {reason}.",
+    ),
+    "records_off": Entry(
+        404,
+        es="Este servicio no guarda las inspecciones (RESULTS_DB=none): indica una base de datos en RESULTS_DB.",
+        en="This service keeps no inspections (RESULTS_DB=none): name a database in RESULTS_DB.",
+    ),
+    "not_recorded": Entry(
+        503,
+        es="No se ha podido guardar: {reason}. Reintenta en {retry_after} s.",
+        en="It could not be recorded: {reason}. Try again in {retry_after} s.",
+    ),
+    "records_unavailable": Entry(
+        503,
+        es="No se pueden consultar las inspecciones guardadas: {reason}. Reintenta en {retry_after} s.",
+        en="The recorded inspections cannot be read: {reason}. Try again in {retry_after} s.",
+    ),
+    "records_refused": Entry(
+        500,
+        es="No se puede usar la base de datos de las inspecciones (RESULTS_DB): {reason}.",
+        en="The database of the inspections (RESULTS_DB) cannot be used: {reason}.",
+    ),
     "memory_mismatch": Entry(
         409,
         es=(
@@ -618,6 +648,13 @@ NOTICES: dict[str, Words] = {
     "samples_left_out": Words(
         es="Muestras que no se han podido usar: {n}. {reasons}", en="Samples that could not be used: {n}. {reasons}"
     ),
+    "not_recorded": Words(
+        es="Este veredicto no se ha guardado: {reason}.", en="This verdict was not recorded: {reason}."
+    ),
+    "image_not_kept": Words(
+        es="El veredicto se ha guardado sin su imagen: {reason}.",
+        en="The verdict was recorded without its image: {reason}.",
+    ),
     "rebuilt_in_part": Words(
         es="Imágenes de la memoria que ya no están: {n}. Se ha rehecho con las demás, calibra de nuevo.",
         en="Images of the memory that are gone: {n}. It was rebuilt from the others, calibrate again.",
@@ -698,6 +735,128 @@ PHRASES: dict[str, Words] = {
     "no_such_model": Words(
         es="timm no tiene ningún modelo con ese nombre (MODEL_NAME)", en="timm has no model of that name (MODEL_NAME)"
     ),
+    "records_full": Words(es="no queda espacio en el disco de la base de datos", en="the database's disk is full"),
+    "records_locked": Words(
+        es="otro programa tiene bloqueada la base de datos", en="another program holds the database locked"
+    ),
+    "records_away": Words(es="no se llega a la base de datos", en="the database cannot be reached"),
+    "records_read_only": Words(es="la base de datos no se puede escribir", en="the database cannot be written"),
+    "records_damaged": Words(
+        es="el fichero de la base de datos está dañado: restáuralo de una copia",
+        en="the database's file is damaged: restore it from a backup",
+    ),
+    "records_moved": Words(
+        es="el fichero de la base de datos se ha movido o sustituido", en="the database's file was moved or replaced"
+    ),
+    "records_astray": Words(es="la cadena no está como se dejó", en="the chain is not as it was left"),
+    "records_fault": Words(
+        es="un fallo interno, descrito en el registro del servicio", en="an internal fault, told in the service's log"
+    ),
+    "records_stopping": Words(es="el servicio se está parando", en="the service is stopping"),
+    "records_crowded": Words(es="hay demasiadas entradas en espera", en="too many entries are waiting"),
+    "records_ended": Words(
+        es="lo que las guarda ha terminado por un fallo, descrito en el registro del servicio",
+        en="what records them has ended by a fault, told in the service's log",
+    ),
+    "records_system": Words(es="{err}", en="{err}"),
+    "records_url": Words(
+        es="no es una URL como sqlite:///data/inspections.db o postgresql://usuario:clave@servidor/base",
+        en="it is no URL such as sqlite:///data/inspections.db or postgresql://user:password@host/database",
+    ),
+    "records_backend": Words(
+        es="puede ser sqlite:///… o postgresql://…, no {backend}",
+        en="it can be sqlite:///… or postgresql://…, not {backend}",
+    ),
+    "records_in_memory": Words(
+        es="sin fichero se perdería al parar: indica uno, como sqlite:///data/inspections.db",
+        en="without a file it would be lost at the stop: name one, such as sqlite:///data/inspections.db",
+    ),
+    "records_psycopg": Words(
+        es='PostgreSQL necesita psycopg: instálalo con pip install "brakedisc-backend[postgres]"',
+        en='PostgreSQL needs psycopg: install it with pip install "brakedisc-backend[postgres]"',
+    ),
+    "records_on_share": Words(
+        es=(
+            "{path} está en una carpeta de red ({kind}), donde los bloqueos de SQLite no protegen los datos. Usa un "
+            "disco de esta máquina, o un servidor PostgreSQL (postgresql://…) si lo comparten varias máquinas"
+        ),
+        en=(
+            "{path} is on a network share ({kind}), where SQLite's locks do not protect the data. Use a disk of this "
+            "machine, or a PostgreSQL server (postgresql://…) where several machines share it"
+        ),
+    ),
+    "records_newer": Words(
+        es=(
+            "las tablas de {name} son de una versión más nueva ({present}) que la de este programa ({newest}): "
+            "actualiza el programa, o indica otra base de datos"
+        ),
+        en=(
+            "the tables of {name} are of a newer version ({present}) than this program's ({newest}): update the "
+            "program, or name another database"
+        ),
+    ),
+    "records_other_machine": Words(
+        es=(
+            "otra máquina ({host}) está escribiendo en {name}, y un fichero SQLite es de una sola. Usa un servidor "
+            "PostgreSQL (postgresql://…) o un fichero de esta máquina; si esta la sustituye, espera un minuto"
+        ),
+        en=(
+            "another machine ({host}) is writing {name}, and an SQLite file belongs to one. Use a PostgreSQL server "
+            "(postgresql://…), or a file of this machine's own; if this one replaces it, wait a minute"
+        ),
+    ),
+    "image_not_wanted": Words(es="no se guardó (KEEP_IMAGES)", en="it was not kept (KEEP_IMAGES)"),
+    "image_elsewhere": Words(es="está en la carpeta de otra máquina", en="it is in another machine's folder"),
+    "image_evicted": Words(
+        es="se borró para hacer sitio (IMAGES_MAX_GB)", en="it was removed to make room (IMAGES_MAX_GB)"
+    ),
+    "images_disk_full": Words(es="no queda espacio en el disco de las imágenes", en="the disk of the images is full"),
+    "images_read_only": Words(
+        es="la carpeta de las imágenes no se puede escribir", en="the folder of the images cannot be written"
+    ),
+    "images_full": Words(
+        es="no caben más imágenes (IMAGES_MAX_GB, MIN_FREE_MB) y las que hay son NG o están revisadas",
+        en="no more images fit (IMAGES_MAX_GB, MIN_FREE_MB), and those there are NG or reviewed",
+    ),
+    "why_ng": Words(
+        es="NG: puntuó {score:.4f}, por encima del umbral {threshold:.4f}.",
+        en="NG: it scored {score:.4f}, above the threshold {threshold:.4f}.",
+    ),
+    "why_ok": Words(
+        es="OK: puntuó {score:.4f}, sin superar el umbral {threshold:.4f}.",
+        en="OK: it scored {score:.4f}, not above the threshold {threshold:.4f}.",
+    ),
+    "why_undecided": Words(
+        es="Sin veredicto: puntuó {score:.4f} y no había calibración, de modo que no había umbral.",
+        en="No verdict: it scored {score:.4f}, and without a calibration there was no threshold.",
+    ),
+    "why_p_value": Words(
+        es="De las piezas buenas de la calibración, el {share:.3g} % puntúa al menos tanto.",
+        en="Of the good parts of the calibration, {share:.3g} % score at least as much.",
+    ),
+    "why_regions": Words(
+        es="Regiones que llegan al umbral: {n}. La mayor mide {area:.2f} mm² ({w}×{h} px en x={x}, y={y}).",
+        en="Regions that reach the threshold: {n}. The largest is {area:.2f} mm² ({w}×{h} px at x={x}, y={y}).",
+    ),
+    "why_no_region": Words(
+        es="Ninguna región llega al umbral con el área mínima.", en="No region of the least area reaches the threshold."
+    ),
+    "why_warned": Words(es="Aviso de entonces: {code}.", en="A warning of that time: {code}."),
+    "why_reviewed": Words(
+        es="Revisiones: {n}. La última dice que la pieza es {verdict}.",
+        en="Reviews: {n}. The last one says that the part is {verdict}.",
+    ),
+    "review_good": Words(es="buena", en="good"),
+    "review_bad": Words(es="defectuosa", en="bad"),
+    "review_unclear": Words(es="dudosa", en="unclear"),
+    "found_changed": Words(es="{where}: se cambió", en="{where}: it was changed"),
+    "found_removed": Words(es="{where}: se quitó", en="{where}: it was removed"),
+    "found_inserted": Words(es="{where}: se insertó", en="{where}: it was inserted"),
+    "found_review": Words(es="{where}: su revisión no es la última", en="{where}: its review is not the last one"),
+    "found_image_removed": Words(es="{where}: se quitó su imagen", en="{where}: its image was removed"),
+    "found_image_missing": Words(es="{where}: falta su imagen {file}", en="{where}: its image {file} is missing"),
+    "found_image_changed": Words(es="{where}: se cambió su imagen {file}", en="{where}: its image {file} was changed"),
+    "found_head": Words(es="{where}: el registro del servicio tiene otra", en="{where}: the service's log has another"),
 }
 
 _NUMBER = Words(es="debe ser un número", en="must be a number")
@@ -750,6 +909,10 @@ FAULTS: dict[str, Words] = {
     ),
     "rate": Words(es="debe ser como 600/minute", en="must be such as 600/minute"),
     "block_numbers": Words(es="debe ser números de bloque como 9,11", en="must be block numbers such as 9,11"),
+    "keep_images": Words(
+        es="debe ser all, none o una lista de ng, near y 1/N, como ng,near,1/100",
+        en="must be all, none, or a list of ng, near and 1/N, such as ng,near,1/100",
+    ),
     "even": Words(
         es="debe ser impar: una vecindad tiene su token en el centro",
         en="must be odd: a neighbourhood has its token in the middle",

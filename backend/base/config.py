@@ -65,6 +65,10 @@ def _auto_is_none(value: Any) -> Any:
     return None if isinstance(value, str) and value.strip().lower() in {"auto", "none", ""} else value
 
 
+def _none_is_none(value: Any) -> Any:
+    return None if isinstance(value, str) and value.strip().lower() in {"none", ""} else value
+
+
 def _names(field: str) -> list[str]:
     plain = [field.upper(), *OTHER_SPELLINGS.get(field, [])]
     return [field, *(f"BDI_{name}" for name in plain), *plain]
@@ -84,6 +88,8 @@ AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
 PixelBits = Annotated[Literal[8, 10, 12, 14, 16] | None, BeforeValidator(_whole), BeforeValidator(_auto_is_none)]
 OptionalFloat = Annotated[float | None, BeforeValidator(_auto_is_none)]
 OptionalText = Annotated[str | None, BeforeValidator(_auto_is_none)]
+OptionalFolder = Annotated[Path | None, BeforeValidator(_auto_is_none)]
+OptionalUrl = Annotated[str | None, BeforeValidator(_none_is_none)]
 Folder = Path
 
 
@@ -209,6 +215,23 @@ class Settings(BaseSettings):
     store_samples: bool = Field(True, description="Keep the images that /fit_ok and /send_ng get as samples.")
     datasets_max_gb: float = Field(50, gt=0, description="Size of all samples at most; more are refused.")
     min_ok_samples: int = Field(3, ge=1, description="OK samples that a fit with use_dataset needs at least.")
+    results_db: OptionalUrl = Field(
+        "sqlite:///data/inspections.db",
+        description="Where every verdict is recorded: sqlite:///FILE, postgresql://USER:PASSWORD@HOST/NAME, or none.",
+    )
+    results_required: bool = Field(False, description="A verdict that cannot be recorded is a 503, not a warning.")
+    results_sync: Literal["normal", "full"] = Field(
+        "normal", description="Whether a recorded verdict outlives the process, or (full) a loss of power too."
+    )
+    results_days: float = Field(0, ge=0, description="Days that recorded verdicts are kept; 0: for ever.")
+    keep_images: str = Field(
+        "ng,near,1/100",
+        description="Recorded images: NG, within 5 % of the threshold, one OK in a hundred; or all, none.",
+    )
+    images_max_gb: float = Field(20, ge=0, description="Size of them; the oldest unreviewed OK go first.")
+    images_dir: OptionalFolder = Field(
+        None, description="Their folder (auto: beside an SQLite file, else data/images)."
+    )
     trash_days: float = Field(30, ge=0, description="Days that a deleted model stays in MODELS_DIR/.trash.")
     rebuild_on_start: bool = Field(False, description="Rebuild lost memories from the samples when starting.")
     augment_rotation_deg: float = Field(0, ge=0, le=45, description="Fit also on a view turned by up to ± this.")
@@ -274,10 +297,22 @@ class Settings(BaseSettings):
         choices = get_args(cls.model_fields[str(info.field_name)].annotation)
         return next((c for c in choices if isinstance(c, str) and c.lower() == value.lower()), value)
 
-    @field_validator("models_dir", "datasets_dir", "artifacts_dir", "static_dir", "debug_dir", mode="after")
+    @field_validator(
+        "models_dir", "datasets_dir", "artifacts_dir", "static_dir", "debug_dir", "images_dir", mode="after"
+    )
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value if value.is_absolute() else PROJECT_ROOT / value
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value if value is None or value.is_absolute() else PROJECT_ROOT / value
+
+    @field_validator("keep_images", mode="after")
+    @classmethod
+    def _policy(cls, value: str) -> str:
+        words = [word.strip().lower() for word in value.split(",") if word.strip()]
+        listed = [word for word in words if word in {"ng", "near"} or re.fullmatch(r"1/[1-9]\d{0,8}", word)]
+        shares = sum(word.startswith("1/") for word in listed)
+        if words not in (["all"], ["none"]) and (not words or listed != words or shares > 1):
+            raise _fault("keep_images")
+        return ",".join(words)
 
     @field_validator("api_keys", "api_keys_read", mode="after")
     @classmethod

@@ -49,6 +49,9 @@ InspectionError
 ├── SampleNotFound: key, label, name
 ├── DatasetNotFound: key
 ├── ProgressNotFound: job
+├── InspectionNotFound: id
+├── ImageNotKept: id, reason
+├── RecordsOff
 ├── MemoryMismatch: key, field, expected, got
 ├── BodyTimeout: seconds
 ├── FileTooLarge: name, limit
@@ -63,6 +66,8 @@ InspectionError
 ├── DiskFull: path
 ├── DatasetsFull: used, limit, wanted
 ├── ReadOnlyStore: path
+├── NotRecorded: reason, retry_after
+├── RecordsUnavailable: reason, retry_after
 ├── BankNotFound: path
 ├── BankMismatch: theirs, ours
 ├── ResNetUnavailable: model, reason
@@ -73,7 +78,8 @@ InspectionError
     ├── WeightsUnavailable: model, reason
     ├── BackendUnavailable: option, value, package
     ├── AddressUnavailable: host, port, reason
-    └── InvalidSettings: reason
+    ├── InvalidSettings: reason
+    └── RecordsRefused: reason
 """
 
 from __future__ import annotations
@@ -272,6 +278,18 @@ class ProgressNotFound(InspectionError):
     code = "progress_not_found"
 
 
+class InspectionNotFound(InspectionError):
+    code = "inspection_not_found"
+
+
+class ImageNotKept(InspectionError):
+    code = "image_not_kept"
+
+
+class RecordsOff(InspectionError):
+    code = "records_off"
+
+
 class MemoryMismatch(InspectionError):
     code = "memory_mismatch"
 
@@ -328,6 +346,14 @@ class ReadOnlyStore(InspectionError):
     code = "store_read_only"
 
 
+class NotRecorded(InspectionError):
+    code = "not_recorded"
+
+
+class RecordsUnavailable(InspectionError):
+    code = "records_unavailable"
+
+
 class BankNotFound(InspectionError):
     code = "bank_not_found"
 
@@ -370,3 +396,7 @@ class AddressUnavailable(StartupError):
 
 class InvalidSettings(StartupError):
     code = "invalid_settings"
+
+
+class RecordsRefused(StartupError):
+    code = "records_refused"

@@ -1,4 +1,4 @@
-"""Runs the service's own code over labelled sets: fit on the good parts, inspect the test images, take the figures."""
+"""Evaluations: the service's own code fits on a set's good parts and inspects its test images; figures are taken."""
 
 from __future__ import annotations
 
@@ -16,18 +16,12 @@ from numpy.typing import NDArray
 from backend.base.config import Settings
 from backend.base.keys import ModelKey
 from backend.base.options import settings_of
-from backend.evaluation.figures import (
-    Rates,
-    auroc_interval,
-    calibration_rates,
-    image_figures,
-    pixel_figures,
-)
-from backend.evaluation.gallery import beside, mask_of, worth_showing
+from backend.evaluation.figures import Rates, auroc_interval, calibration_rates, image_figures, pixel_figures
+from backend.evaluation.report import side_by_side, worth_showing
 from backend.evaluation.results import Cost, FewShot, Figures, ScoredImage, SetResult, Shown
 from backend.evaluation.sets import GOOD, InspectionSet, LabelledImage
 from backend.extractors.neighbourhood import Wrapped
-from backend.features import RGB, Extractor
+from backend.extractors.protocol import RGB, Extractor, ExtractorOptions
 from backend.infer import Scoring
 from backend.service.fitting import FitOptions, Fitter
 from backend.service.host import extractor_for
@@ -42,35 +36,24 @@ CALIBRATION_NG = (0, 1, 2, 3)
 MAP_PIXELS = 1_000_000
 DRAWS_OF_CALIBRATION = 200
 
-SETTINGS_THAT_COUNT = (
-    "model_name",
-    "preset",
-    "input_size",
-    "input_edge",
-    "blocks",
-    "tiles",
-    "patchcore_patch_size",
-    "patchcore_stride",
-    "resnet_offset",
-    "precision",
-    "patchcore_faiss_fp16",
-    *settings_of(FitOptions),
-    *settings_of(Scoring),
-)
+SETTINGS_THAT_COUNT = ("preset", *settings_of(ExtractorOptions), *settings_of(FitOptions), *settings_of(Scoring))
 
 Progress = Callable[[str, int, int], None]
 Map = NDArray[np.float32]
 
 
 class RememberingExtractor(Wrapped):
-    """An Extractor that embeds each image once and keeps its tokens in a folder: draws of few shots share them."""
+    """An Extractor that embeds each image once and keeps its tokens in a folder.
+
+    Draws of few good parts then share the network's work, and so do settings that leave the extractor alone.
+    """
 
     def __init__(self, inner: Extractor, folder: Path) -> None:
         super().__init__(inner, "")
         self.folder = folder
 
     def extract(self, images: Sequence[RGB]) -> NDArray[np.float32]:
-        """See features.Extractor."""
+        """See Extractor."""
         return np.stack([self._tokens(image) for image in images])
 
     def _tokens(self, image: RGB) -> NDArray[np.float32]:
@@ -145,6 +128,7 @@ class Evaluator:
             few=[self._few(given, n, draws) for n in shots],
             scored=scored,
             shown=shown,
+            warnings=given.warnings,
         )
 
     def _fit(self, given: InspectionSet, what: str) -> float:
@@ -155,7 +139,7 @@ class Evaluator:
         return fitted.timings_ms["total"] / 1000
 
     def _inspect(self, given: InspectionSet, what: str) -> tuple[list[ScoredImage], list[Map]]:
-        masked = any(image.mask for image in given.test)
+        masked = any(image.masks for image in given.test)
         scored, maps = [], []
         for number, image in enumerate(given.test, start=1):
             result = self._infer(image)
@@ -193,10 +177,12 @@ class Evaluator:
 
     def _picture(self, why: str, scored: ScoredImage) -> Shown:
         found = self._infer(scored.image).inspection
-        return Shown(why, scored.image, scored.score, beside(scored.image, found))
+        return Shown(why, scored.image, scored.score, side_by_side(scored.image, found))
 
 
 class _Reported(Job):
+    """Tells how many images of a fit are embedded."""
+
     def __init__(self, tell: Callable[[int, int], None]) -> None:
         super().__init__()
         self._tell = tell
@@ -211,8 +197,8 @@ def figures_of(scored: Sequence[ScoredImage], maps: Sequence[Map]) -> Figures:
 
     A defective image without a mask counts for the image figures only: nobody said where its defect is.
     """
-    known = [(s.image, m) for s, m in zip(scored, maps, strict=False) if s.image.mask or not s.image.defective]
-    masks = [mask_of(image, found.shape) for image, found in known]
+    known = [(s.image, m) for s, m in zip(scored, maps, strict=False) if s.image.masks or not s.image.defective]
+    masks = [image.defect(*found.shape) for image, found in known]
     pixels = pixel_figures(masks, [found for _, found in known]) if masks else None
     return Figures(image_figures(*_columns(scored)), pixels)
 
@@ -254,7 +240,7 @@ def _spread(values: list[float]) -> tuple[float, float]:
 
 
 def _small(found: Map) -> Map:
-    """The map, brought down to MAP_PIXELS where it is larger: pixel figures sort every pixel of every image."""
+    """The map, averaged down to MAP_PIXELS where it is larger, since pixel figures sort all pixels of all images."""
     scale = (MAP_PIXELS / found.size) ** 0.5
     if scale >= 1:
         return found
@@ -263,7 +249,8 @@ def _small(found: Map) -> Map:
 
 
 def _file(image: LabelledImage) -> ImageFile:
-    return ImageFile.named(image.path.name, image.path.read_bytes, image.shape)
+    """The image under the last folders of its path, which an error needs: `003.png` is in every class."""
+    return ImageFile("/".join(image.path.parts[-3:]), image.path.read_bytes, image.shape)
 
 
 def _settings_of(settings: Settings) -> dict[str, Any]:

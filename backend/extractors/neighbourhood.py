@@ -1,63 +1,44 @@
-"""Extractors around an extractor: neighbourhoods averaged on the token grid, and an ROI seen in tiles.
+"""What wraps an extractor: averages over neighbourhoods of the token grid, and an ROI that is seen in tiles.
 
-They hold for every backbone and every runtime, and each has a fingerprint of its own.
+Both serve every network and every runtime, and change the fingerprint.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from backend.features import RGB, Extractor
-
-Rows = NDArray[np.float32]
+from backend.extractors.protocol import RGB, Extractor, Rows
 
 
-class Wrapped:
+class Wrapped(Extractor):
     """An extractor that changes what another one gives; a subclass has its own `extract`.
 
-    `recipe` says what it changes; empty: nothing that tells in the embeddings.
+    Args:
+        inner: the other one.
+        change: what the subclass changes in the embeddings, with its numbers: it makes the fingerprint another. Empty:
+            nothing, and the fingerprint stays.
     """
 
-    def __init__(self, inner: Extractor, recipe: str) -> None:
+    def __init__(self, inner: Extractor, change: str) -> None:
         self.inner = inner
-        self.name, self.dim, self.patch = inner.name, inner.dim, inner.patch
-        self.input_size, self.runtime = inner.input_size, inner.runtime
-        self.streams: int = getattr(inner, "streams", 1)
-        self.widths: tuple[int, ...] = tuple(getattr(inner, "widths", (inner.dim,)))
-        self.smaller_edge = bool(getattr(inner, "smaller_edge", False))
-        sealed = hashlib.sha256(f"{inner.fingerprint}|{recipe}".encode()).hexdigest()[:16]
-        self.fingerprint = sealed if recipe else inner.fingerprint
+        self.name, self.runtime, self.streams = inner.name, inner.runtime, inner.streams
+        self.dim, self.patch = inner.dim, inner.patch
+        self.input_size, self.input_edge = inner.input_size, inner.input_edge
+        sealed = hashlib.sha256(f"{inner.fingerprint}|{change}".encode()).hexdigest()[:16]
+        self.fingerprint = sealed if change else inner.fingerprint
 
     @property
     def device(self) -> str:
         """See Extractor."""
         return self.inner.device
 
-    def grid(self, image: RGB) -> tuple[int, int]:
-        """Token rows and columns of the inner extractor for `image`."""
-        return image.shape[0] // self.inner.patch, image.shape[1] // self.inner.patch
-
-
-class SmallerEdge(Wrapped):
-    """The same extractor for ROIs whose smaller edge becomes `input_size` pixels (see features.grid_of)."""
-
-    def __init__(self, inner: Extractor) -> None:
-        super().__init__(inner, "")
-        self.smaller_edge = True
-
-    def extract(self, images: Sequence[RGB]) -> Rows:
-        """See Extractor."""
-        return self.inner.extract(images)
-
 
 class Neighbourhood(Wrapped):
-    """Each token becomes the mean of the tokens around it (Roth et al. 2022, section 3.1, eq. 2), unit again.
+    """Replaces each token by the mean of the tokens around it, of unit length (Roth et al. 2022, section 3.1, eq. 2).
 
     Args:
         size: side of the neighbourhood in tokens; odd. Only tokens inside the image count.
@@ -71,7 +52,7 @@ class Neighbourhood(Wrapped):
 
     def extract(self, images: Sequence[RGB]) -> Rows:
         """See Extractor."""
-        rows, cols = self.grid(images[0])
+        rows, cols = (side // self.inner.patch for side in images[0].shape[:2])
         maps = self.inner.extract(images).reshape(len(images), rows, cols, self.dim)
         summed = windows_summed(windows_summed(maps, self.size, axis=1), self.size, axis=2)
         start = self.stride // 2
@@ -80,12 +61,13 @@ class Neighbourhood(Wrapped):
 
 
 class Tiled(Wrapped):
-    """The ROI in tiles × tiles overlapping tiles, each seen as large as the whole ROI is without: a finer token grid.
+    """Cuts the ROI into tiles × tiles overlapping tiles, and shows each to the inner extractor as large as an ROI.
 
-    Where tiles overlap their tokens are averaged, more heavily towards the middle of a tile, and normalised again.
+    The token grid becomes about `tiles` times as fine. Where tiles overlap their tokens are averaged, those near the
+    middle of a tile with more weight, and normalised again.
 
     Args:
-        tiles: tiles per side; the token grid is about that many times as fine.
+        tiles: tiles per side.
         overlap: share of a tile that its neighbour sees too, 0 … 0.9.
     """
 
@@ -99,7 +81,7 @@ class Tiled(Wrapped):
         return np.stack([self._extract(image) for image in images])
 
     def _extract(self, image: RGB) -> Rows:
-        rows, cols = self.grid(image)
+        rows, cols = (side // self.patch for side in image.shape[:2])
         total = np.zeros((rows, cols, self.dim), np.float32)
         for down in spans(rows, self.tiles, self.overlap):
             for across in spans(cols, self.tiles, self.overlap):

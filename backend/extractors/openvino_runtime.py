@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from backend.base.arrays import available_cores
 from backend.base.errors import BackendUnavailable
+from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Precision, Rows
 
 if TYPE_CHECKING:
-    from backend.extractors.torch_runtime import TorchExtractor
-    from backend.features import RGB, Extractor, Precision
+    from backend.extractors.network import NetworkFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -27,29 +27,29 @@ MOST_STREAMS = 4
 _SIZES = 8
 
 
-class OpenVinoFeatures:
-    """An extractor that has OpenVINO run another one's network, on the CPU. Memories of the two are the same.
+class OpenVinoFeatures(Extractor):
+    """Runs the network of another extractor with OpenVINO on the CPU. Both have one fingerprint and share memories.
 
-    Not for several threads at once: the queue has one. `streams` images at once take less time than one after another,
-    since no core waits for another; one image alone is done soonest by all cores.
+    One thread at a time may call it, as the inference queue does. `streams` images at once take less time than one
+    after another, since no core waits for another; a single image is done soonest when all cores work on it.
 
     Args:
-        reference: whose network it is.
+        reference: the extractor whose network is run.
         precision: `fp32`, `bf16` or `fp16`.
-        threads: cores to use; all when None.
+        threads: cores to use; None: all.
     """
 
     runtime = "openvino"
     device = "cpu"
 
-    def __init__(self, reference: TorchExtractor, precision: str, *, threads: int | None = None) -> None:
+    def __init__(self, reference: NetworkFeatures, precision: str, *, threads: int | None = None) -> None:
         import openvino
 
         self.reference = reference
         self.precision = precision
-        self.name, self.dim, self.patch = reference.name, reference.dim, reference.patch
-        self.widths: tuple[int, ...] = getattr(reference, "widths", (reference.dim,))
-        self.input_size, self.fingerprint = reference.input_size, reference.fingerprint
+        self.name, self.fingerprint = reference.name, reference.fingerprint
+        self.dim, self.patch = reference.dim, reference.patch
+        self.input_size, self.input_edge = reference.input_size, reference.input_edge
         cores = threads or available_cores()
         self.streams = min(cores, MOST_STREAMS)
         self._core = openvino.Core()
@@ -58,8 +58,8 @@ class OpenVinoFeatures:
         self._alone = lru_cache(_SIZES)(self._requests)
         self._together = lru_cache(_SIZES)(self._requests)
 
-    def extract(self, images: Sequence[RGB]) -> NDArray[np.float32]:
-        """See features.Extractor. One image has all cores; of several, each has a stream of its own."""
+    def extract(self, images: Sequence[RGB]) -> Rows:
+        """See Extractor. One image has all cores; of several, each has a stream of its own."""
         height, width = images[0].shape[:2]
         alone = len(images) == 1 or self.streams == 1
         requests = self._alone(height, width, 1) if alone else self._together(height, width, self.streams)
@@ -86,8 +86,8 @@ class OpenVinoFeatures:
         return openvino.Tensor(array, shared_memory=True)
 
 
-def _converted(reference: TorchExtractor, height: int, width: int) -> Any:
-    """The reference's network for one image of (height, width) px as an OpenVINO model: uint8 in, unit rows out."""
+def _converted(reference: NetworkFeatures, height: int, width: int) -> Any:
+    """The reference's network as an OpenVINO model for one (height, width) px image: uint8 in, unit rows out."""
     import openvino
     import torch
 
@@ -99,19 +99,21 @@ def _converted(reference: TorchExtractor, height: int, width: int) -> Any:
         return openvino.convert_model(traced, example_input=pixels, input=[tuple(pixels.shape)])
 
 
-def with_openvino(
-    reference: TorchExtractor, precision: Precision, *, threads: int | None = None, insist: bool = False
-) -> Extractor:
-    """`reference` run by OpenVINO, in the fastest precision asked for in which both agree; else `reference` itself.
+def with_openvino(reference: NetworkFeatures, options: ExtractorOptions) -> Extractor:
+    """`reference` run by OpenVINO, in the fastest allowed precision that agrees with torch; `reference` if none does.
 
-    They agree when the tokens of a picture made for it have a cosine of 0.9999 on average with the reference's, and
-    none of less than 0.999.
+    They agree when the tokens of check_image have a cosine of 0.9999 on average with torch's, and none of less than
+    0.999.
+
+    Args:
+        reference: the same network, run by torch.
+        options: `precision`, `threads` and `runtime` are read.
 
     Raises:
-        BackendUnavailable: `insist`, and OpenVINO is not installed.
+        BackendUnavailable: OpenVINO is not installed, and `runtime` is `openvino`.
     """
     if find_spec("openvino") is None:
-        if insist:
+        if options.runtime == "openvino":
             raise BackendUnavailable(option="RUNTIME", value="openvino", package="openvino")
         return reference
     from backend.extractors.torch_runtime import Agreement, check_image
@@ -119,8 +121,8 @@ def with_openvino(
     side = round(reference.input_size / reference.patch) * reference.patch
     image = check_image(side, side)
     wanted = reference.extract([image])
-    for candidate in _candidates(precision):
-        extractor = OpenVinoFeatures(reference, candidate, threads=threads)
+    for candidate in _candidates(options.precision):
+        extractor = OpenVinoFeatures(reference, candidate, threads=options.threads)
         agreement = Agreement.of(extractor.extract([image]), wanted)
         if agreement:
             logger.info("OpenVINO in %s agrees with torch: %s", candidate, agreement)

@@ -1,7 +1,7 @@
-"""A weight-free extractor: opponent-colour histograms and local DCT energies, in NumPy and OpenCV alone.
+"""An extractor without weights: opponent-colour histograms and local DCT energies, in NumPy and OpenCV alone.
 
-What a station without network weights inspects with. The parts are classical: opponent colour (van de Sande et al.,
-2010), soft binning (Lowe, 2004) and the energies of local DCT filters (Ng, Tan and Kittler, 1992).
+The parts are classical: opponent colour (van de Sande et al., 2010), soft binning (Lowe, 2004) and the energies of
+local DCT filters (Ng, Tan and Kittler, 1992).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-RGB = NDArray[np.uint8]
+from backend.extractors.protocol import RGB, Edge, Extractor
+
 Floats = NDArray[np.float32]
 
 PATCH = 14
@@ -129,8 +130,8 @@ def _unit(rows: Floats) -> Floats:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
-class TextureFeatures:
-    """The weight-free Extractor: `texture_tokens` of each image, on one core, the same on every machine."""
+class TextureFeatures(Extractor):
+    """The extractor without weights: texture_tokens of each image, on one core, the same on every machine."""
 
     name = "texture"
     dim = DIM
@@ -138,11 +139,11 @@ class TextureFeatures:
     device = "cpu"
     runtime = "numpy"
 
-    def __init__(self, input_size: int = 448) -> None:
-        self.input_size = input_size
+    def __init__(self, input_size: int = 448, input_edge: Edge = "area") -> None:
+        self.input_size, self.input_edge = input_size, input_edge
         levels, bins = (BRIGHTNESS, DARK, FLOOR, ENERGY_WEIGHT), (BINS, RANGES, NEIGHBOURHOODS)
-        recipe = (VERSION, PATCH, levels, bins, WINDOW, SCALES)
-        self.fingerprint = hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
+        constants = (VERSION, PATCH, levels, bins, WINDOW, SCALES)
+        self.fingerprint = hashlib.sha256(repr(constants).encode()).hexdigest()[:16]
 
     def extract(self, images: Sequence[RGB]) -> Floats:
         """(B, T, DIM) float32 unit rows of equally large (H, W, 3) uint8 RGB images; sides are multiples of 14."""

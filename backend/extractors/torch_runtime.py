@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from backend.features import RGB, Extractor, Precision
-
-Rows = NDArray[np.float32]
+from backend.base.errors import DeviceOutOfMemory
+from backend.extractors.protocol import RGB, Precision, Rows
+from backend.extractors.tokens import alternating
 
 logger = logging.getLogger(__name__)
 
@@ -27,93 +27,30 @@ _GRAPHS = 8
 _WARM_UPS = 3
 
 
-class TokenNetwork(nn.Module):
-    """From (B, H, W, 3) uint8 RGB to (B, T, D) float32 unit rows: what a runtime takes as a whole.
-
-    Args:
-        body: from a normalised (B, 3, H, W) batch to (B, T, D) tokens.
-        mean, std: of the channels, 0–1, as the weights were trained with.
-    """
-
-    scale: torch.Tensor
-    shift: torch.Tensor
-
-    def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.body = body
-        self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]).view(1, 3, 1, 1))
-        self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1))
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, 3) uint8 -> (B, T, D) float32."""
-        batch = torch.addcmul(self.shift, pixels.permute(0, 3, 1, 2).float(), self.scale)
-        return functional.normalize(self.body(batch).float(), dim=-1)
+def pick_device(device: str) -> str:
+    """`cuda` or `cpu` for a DEVICE setting; a warning says when `cuda` is asked for and not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        logger.warning("DEVICE=cuda, but torch sees no CUDA device: running on the CPU")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-class ViTTokens(nn.Module):
-    """The patch tokens of some blocks of a timm ViT, each through the final norm, concatenated."""
-
-    def __init__(self, model: Any, blocks: Sequence[int]) -> None:
-        super().__init__()
-        self.model = model
-        self.blocks = list(blocks)
-
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) normalised -> (B, T, D)."""
-        taken = self.model.forward_intermediates(
-            batch, indices=self.blocks, norm=True, stop_early=True, intermediates_only=True, output_fmt="NLC"
-        )
-        return torch.cat(taken, dim=-1)
+def gpu_name() -> str | None:
+    """Name of the CUDA device that torch sees, if any."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
-class ResNetTokens(nn.Module):
-    """layer2 joined with layer3 (bilinear to layer2's grid) of a timm ResNet, and shifted by an offset.
-
-    Each level is averaged over neighbourhoods on its own grid, before it is resized (Roth et al. 2022, section 3.1,
-    eq. 2). What lies beyond the border counts as 0, as in the authors' code: a patch at the border weighs less.
-
-    Args:
-        around: side of the neighbourhoods (odd, in tokens of each level) and their stride on layer2's grid.
-        offset: what is added to the channels, up and down by turns, before their tokens are normalised. L2
-            normalisation would lose how strongly a patch responds; beside a vector that no patch has of its own, unit
-            rows keep it, and their distances come near those of the responses themselves.
-    """
-
-    offset: torch.Tensor
-
-    def __init__(self, model: Any, *, dim: int, around: tuple[int, int] = (1, 1), offset: float = 0.0) -> None:
-        super().__init__()
-        self.model = model
-        self.size, self.stride = around
-        self.register_buffer("offset", offset * alternating(dim))
-
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) normalised -> (B, H/8/stride · W/8/stride, D)."""
-        model = self.model
-        stem = model.maxpool(model.act1(model.bn1(model.conv1(batch))))
-        layer2 = model.layer2(model.layer1(stem))
-        layer3 = self._around(model.layer3(layer2), 1)
-        layer2 = self._around(layer2, self.stride)
-        layer3 = functional.interpolate(layer3, layer2.shape[-2:], mode="bilinear", align_corners=False)
-        return torch.cat((layer2, layer3), dim=1).flatten(2).transpose(1, 2) + self.offset
-
-    def _around(self, level: torch.Tensor, stride: int) -> torch.Tensor:
-        if self.size == stride == 1:
-            return level
-        return functional.avg_pool2d(level, self.size, stride, self.size // 2)
+def cpu_features() -> str:
+    """The vector instructions that torch uses here, such as AVX512."""
+    return str(torch.backends.cpu.get_cpu_capability())
 
 
-def alternating(dim: int) -> torch.Tensor:
-    """(dim,) +1, −1, +1, …: a direction that responses, none of them negative, have next to no part in."""
-    return 1.0 - 2.0 * (torch.arange(dim) % 2)
-
-
-class TorchExtractor(Extractor, Protocol):
-    """An extractor whose network another runtime can take over."""
-
-    def network(self, height: int, width: int) -> nn.Module:
-        """The TokenNetwork for images of (height, width) px. It shares the extractor's weights."""
-        ...
+@contextmanager
+def device_memory() -> Iterator[None]:
+    """Turns torch's out of memory into DeviceOutOfMemory, which the queue in front of the extractor answers."""
+    try:
+        yield
+    except torch.OutOfMemoryError as err:
+        raise DeviceOutOfMemory(retry_after=5) from err
 
 
 def check_image(height: int, width: int) -> RGB:
@@ -159,10 +96,11 @@ def _without_offset(rows: Rows) -> Rows:
 
 
 class TorchRunner:
-    """Runs networks on one device in one precision. Not for several threads at once: the queue has one.
+    """Runs networks on one device in one precision. One thread at a time may call it, as the inference queue does.
 
     On CUDA each (batch, height, width) is captured once as a graph and replayed; pixels and rows travel through pinned
-    memory. When the device's memory runs out a batch is halved, and one image goes to the CPU for good, with a warning.
+    memory. When the GPU's memory does not hold a batch, its halves are run one after the other. When it does not hold
+    one image, the CPU does the work from then on. A warning tells of both.
 
     Args:
         model: holds the weights that `network` shares; moved to the device here.

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from backend.base.config import PROJECT_ROOT
 from backend.base.errors import WeightsUnavailable
 from backend.base.messages import Phrase
 
 if TYPE_CHECKING:
     import torch
 
+WEIGHTS_DIR = PROJECT_ROOT / "weights"
 # What torch's reader raises on files that are cut off, corrupt or no checkpoint at all.
 _READ_ERRORS = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
@@ -150,9 +152,9 @@ def _brief(err: Exception) -> str:
     return " ".join(str(err).split())[:300]
 
 
-def fingerprint(model: torch.nn.Module, recipe: str) -> str:
+def fingerprint(model: torch.nn.Module, way: str) -> str:
     """Short hash of what determines embeddings: the weights and the way tokens are taken from them."""
-    digest = hashlib.sha256(recipe.encode())
+    digest = hashlib.sha256(way.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

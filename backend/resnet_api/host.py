@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from backend.base.config import Settings
 from backend.base.errors import NotReady, ResNetUnavailable, WeightsUnavailable
-from backend.extractors.grey import GreyResNet
-from backend.features import RGB, Extractor
-from backend.service.host import READY_WAIT_S, WEIGHTS_DIR
+from backend.extractors.neighbourhood import Wrapped
+from backend.extractors.protocol import RGB, Extractor, ExtractorOptions
+from backend.extractors.resnet import GreyResNet
+from backend.service.host import READY_WAIT_S
 from backend.service.queue import InferenceQueue
 
 PATIENCE_S = 2.0  # how long a forward pass waits at most while inspections are waiting
@@ -73,14 +74,13 @@ class GreyHost:
 
     def _load(self, version: str, future: Future[InferenceQueue]) -> None:
         try:
-            extractor = GreyResNet(
-                version,
-                self.settings.resnet_weights,
+            options = ExtractorOptions(
+                weights=self.settings.resnet_weights,
                 input_size=self.settings.img_size,
                 stride=self.settings.patch_stride,
                 device=self.settings.device,
-                weights_dir=WEIGHTS_DIR,
             )
+            extractor = GreyResNet(options, version)
             queue = InferenceQueue(_Polite(extractor, self._busy), max_queue=self.settings.max_queue)
         except BaseException as err:  # noqa: BLE001 - whoever waits for the queue is told
             future.set_exception(err)
@@ -88,18 +88,15 @@ class GreyHost:
             future.set_result(queue)
 
 
-class _Polite:
+class _Polite(Wrapped):
     """An extractor whose forward pass waits for up to PATIENCE_S while `busy` says that inspections are waiting."""
 
     def __init__(self, extractor: Extractor, busy: Callable[[], bool]) -> None:
-        self.name, self.dim, self.patch = extractor.name, extractor.dim, extractor.patch
-        self.input_size, self.device, self.runtime = extractor.input_size, extractor.device, extractor.runtime
-        self.fingerprint = extractor.fingerprint
-        self._extractor = extractor
+        super().__init__(extractor, "")
         self._busy = busy
 
     def extract(self, images: Sequence[RGB]) -> NDArray[np.float32]:
         until = monotonic() + PATIENCE_S
         while self._busy() and monotonic() < until:
             sleep(0.005)
-        return self._extractor.extract(images)
+        return self.inner.extract(images)

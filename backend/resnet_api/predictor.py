@@ -32,8 +32,8 @@ from backend.base.errors import (
 from backend.base.images import resize
 from backend.base.messages import Notice
 from backend.calib import choose_threshold
-from backend.extractors.grey import DOCUMENTED, RECIPES, RECOMMENDED
-from backend.features import RGB, Extractor
+from backend.extractors.protocol import RGB, Extractor
+from backend.extractors.resnet import DOCUMENTED, EMBEDDING_VERSIONS, RECOMMENDED
 from backend.patchcore import NothingLeft, PatchCoreMemory
 from backend.resnet_api.bank import DEFAULT_THRESHOLD, Bank, BankStore, Stamp
 from backend.resnet_api.host import GreyHost
@@ -160,7 +160,12 @@ class Predictor:
         """
         job, started = job or Job(), perf_counter()
         bank = self.bank()
-        grey, size = self._grey(file)
+        try:
+            grey, size = self._grey(file)
+        except EmptyFile as err:
+            raise EmptyUpload() from err
+        except UndecodableImage as err:
+            raise UndecodableUpload() from err
         area = self._scored_area()
         queue = self.host.queue(self._version(bank.about))
         _check_width(bank, queue.extractor)
@@ -252,7 +257,7 @@ class Predictor:
         known = self._known
         if known is None or known[0] != stamp:
             bank = self.store.load()
-            if (given := bank.about.get("embedding_version", DOCUMENTED)) not in RECIPES:
+            if (given := bank.about.get("embedding_version", DOCUMENTED)) not in EMBEDDING_VERSIONS:
                 notice = Notice("bank_of_unknown_make", {"version": given, "assumed": DOCUMENTED})
                 bank = Bank(bank.memory, bank.about, (*bank.notices, notice))
             self._known = known = (stamp, bank)
@@ -278,16 +283,11 @@ class Predictor:
 
     def _version(self, about: dict[str, Any]) -> str:
         given = str(about.get("embedding_version", DOCUMENTED))
-        return given if given in RECIPES else DOCUMENTED
+        return given if given in EMBEDDING_VERSIONS else DOCUMENTED
 
     def _grey(self, file: ImageFile) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """The image as (IMG_SIZE, IMG_SIZE) uint8 grey, and the (height, width) it came with."""
-        try:
-            image = decode(file.read(), name=file.name, options=ImageOptions.of(self.settings)).pixels
-        except EmptyFile as err:
-            raise EmptyUpload() from err
-        except UndecodableImage as err:
-            raise UndecodableUpload() from err
+        """The image as (IMG_SIZE, IMG_SIZE) uint8 grey, and the (height, width) it came with. Raises BadImage."""
+        image = decode(file.read(), name=file.name, options=ImageOptions.of(self.settings)).pixels
         side = self.settings.img_size
         return resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), side, side), image.shape[:2]
 

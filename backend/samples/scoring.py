@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from backend.base.errors import InspectionError, InvalidShape, OnlyImage
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.infer import Criteria, Inspection, Roi, Scoring
-from backend.samples.store import SampleStore, known_mm_per_px, known_shape
+from backend.samples.store import known_mm_per_px, known_shape
 from backend.service.images import DECODERS, ImageFile, PreparedImage
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job, ahead
@@ -59,6 +60,16 @@ class _Read:
     notices: list[Notice] = field(default_factory=list)
 
 
+class SampleSource(Protocol):
+    """Where samples are read: a SampleStore, or files that are scored as if they were stored."""
+
+    def meta(self, key: ModelKey, label: str, name: str, /) -> dict[str, Any]:
+        """What is known of a sample."""
+
+    def read(self, key: ModelKey, label: str, name: str, /) -> bytes:
+        """The bytes of its image."""
+
+
 class SampleScorer:
     """Scores samples of one model, all by the same criteria.
 
@@ -74,7 +85,7 @@ class SampleScorer:
     def __init__(
         self,
         inspector: Inspector,
-        samples: SampleStore,
+        samples: SampleSource,
         key: ModelKey,
         *,
         default_mm_per_px: float | None = None,

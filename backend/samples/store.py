@@ -33,13 +33,12 @@ from backend.base.errors import (
     SampleNotFound,
 )
 from backend.base.files import one_writer, require_room, utc_now, write_atomic, write_json
-from backend.base.images import image_header
+from backend.base.images import ENDINGS, image_header, is_image_name
 from backend.base.keys import ModelKey
 from backend.roi_mask import Shape, parse_shape
 from backend.storage import Stamp
 
 LABELS = ("ok", "ng")
-ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 WRITERS = 4
 USAGE_AGE_S = 30.0
 LOCK_WAIT_S = 120.0
@@ -147,7 +146,7 @@ class SampleStore:
         """Names of the stored images, sorted."""
         try:
             with os.scandir(self.folder(key, label)) as entries:
-                return sorted(e.name for e in entries if _is_image(e.name) and e.is_file())
+                return sorted(e.name for e in entries if is_image_name(e.name) and e.is_file())
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -319,10 +318,6 @@ def known_shape(meta: dict[str, Any]) -> Shape | None:
 def media_type(name: str) -> str:
     """The media type of an image, by its name."""
     return mimetypes.guess_type(name)[0] or "application/octet-stream"
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in ENDINGS
 
 
 def _meta_path(image: Path) -> Path | None:

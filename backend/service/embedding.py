@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from backend.base.decoding import ImageOptions
 from backend.base.errors import InvalidValue
 from backend.base.messages import Notice
-from backend.features import RGB, Extractor, Grid, prepare
+from backend.extractors.protocol import RGB, Extractor, Grid, prepare
 from backend.memory.chunked import Budget, BudgetTooSmall, ChunkedCoreset
 from backend.roi_mask import build_mask, token_mask
 from backend.service.images import DECODERS, ImageFile, decoded, fitted_grid

@@ -26,7 +26,7 @@ from backend.base.errors import (
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.base.options import filled, option
-from backend.features import Extractor, Grid
+from backend.extractors.protocol import Extractor, Grid
 from backend.memory.chunked import Budget
 from backend.memory.coreset import Progress, coreset_of, coreset_size
 from backend.memory.foreground import Foreground

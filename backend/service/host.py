@@ -7,19 +7,20 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
 
-from backend.base.config import PROJECT_ROOT, Settings
+from backend.base.config import Settings
 from backend.base.errors import DeviceOutOfMemory, NotReady, WeightsUnavailable
 from backend.base.messages import Notice
-from backend.features import Extractor, build_extractor, grid_of
+from backend.extractors.protocol import Extractor, ExtractorOptions
+from backend.features import build_extractor
 from backend.service.queue import InferenceQueue
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_DIR = PROJECT_ROOT / "weights"
 READY_WAIT_S = 300.0
 
 
@@ -103,7 +104,7 @@ class ExtractorHost:
         except WeightsUnavailable as err:
             logger.warning("degraded: %s", err)
             self.degraded = Notice("degraded", err.values)
-            extractor = build_extractor("texture", input_size=self.settings.input_size)
+            extractor = build_extractor(replace(ExtractorOptions.of(self.settings), model_name="texture"))
         except BaseException as err:  # whoever waits for the queue is told
             logger.exception("the extractor could not be built")
             self._queue.set_exception(err)
@@ -111,7 +112,7 @@ class ExtractorHost:
         self._up(extractor)
 
     def _up(self, extractor: Extractor) -> None:
-        several = 32 if extractor.device == "cuda" else getattr(extractor, "streams", 1)
+        several = 32 if extractor.device == "cuda" else extractor.streams
         batch = self.settings.max_batch or several
         fallback = None if extractor.device == "cpu" else lambda: self._on_cpu(extractor)
         self._tell_size(extractor)
@@ -122,14 +123,14 @@ class ExtractorHost:
     def _tell_size(self, extractor: Extractor) -> None:
         side, patch = extractor.input_size, extractor.patch
         if side % patch:
-            height, width = (n * patch for n in grid_of(extractor, side, side))
+            height, width = (n * patch for n in extractor.grid(side, side))
             said = "INPUT_SIZE=%d is no multiple of the extractor's patch of %d px: a square ROI is resized to %d×%d"
             logger.warning(said, side, patch, height, width)
 
     def _on_cpu(self, former: Extractor) -> Extractor:
         """The same network on the CPU, for a device whose memory does not even hold one image."""
         logger.warning("out of device memory with a single image: moving to the CPU until the service is restarted")
-        extractor = extractor_for(self.settings.model_copy(update={"device": "cpu"}))
+        extractor = build_extractor(replace(ExtractorOptions.of(self.settings), device="cpu"))
         if extractor.fingerprint != former.fingerprint:
             raise DeviceOutOfMemory(retry_after=5)
         self.degraded = Notice("device_out_of_memory")
@@ -157,24 +158,10 @@ class ExtractorHost:
 
 def _blank_pass(queue: InferenceQueue) -> None:
     side, patch = queue.extractor.input_size, queue.extractor.patch
-    rows, cols = grid_of(queue.extractor, side, side)
+    rows, cols = queue.extractor.grid(side, side)
     queue.submit(np.zeros((rows * patch, cols * patch, 3), np.uint8)).result()
 
 
 def extractor_for(settings: Settings) -> Extractor:
     """The extractor that the settings name. Raises WeightsUnavailable, BackendUnavailable."""
-    return build_extractor(
-        settings.model_name,
-        weights=settings.weights,
-        input_size=settings.input_size,
-        device=settings.device,
-        blocks=[int(block) for block in settings.blocks],
-        runtime=settings.runtime,
-        precision=settings.precision,
-        threads=settings.threads,
-        weights_dir=WEIGHTS_DIR,
-        around=(settings.patchcore_patch_size, settings.patchcore_stride),
-        offset=settings.resnet_offset,
-        tiles=(settings.tiles, settings.tile_overlap),
-        smaller_edge=settings.input_edge == "smaller",
-    )
+    return build_extractor(ExtractorOptions.of(settings))

@@ -17,7 +17,7 @@ from backend.base.decoding import Decoded, ImageOptions, decode
 from backend.base.errors import TokenGridMismatch
 from backend.base.images import is_large
 from backend.base.messages import Notice
-from backend.features import RGB, Extractor, Grid, grid_of, prepare
+from backend.extractors.protocol import RGB, Extractor, Grid, prepare
 from backend.infer import RoiSize
 from backend.roi_mask import Shape
 
@@ -112,7 +112,7 @@ def fitted_grid(
         TokenGridMismatch: it is further from `expected`; the error says `name`.
     """
     height, width = image.shape[:2]
-    grid = grid_of(extractor, height, width)
+    grid = extractor.grid(height, width)
     if expected is None or grid == expected:
         return grid, ()
     if not _same_roi(height, width, expected, extractor):
@@ -123,5 +123,5 @@ def fitted_grid(
 def _same_roi(height: int, width: int, expected: Grid, extractor: Extractor) -> bool:
     """Whether an ROI of this size, or of one pixel more or less, lies within one token per side of `expected`."""
     sizes = product(range(max(1, height - 1), height + 2), range(max(1, width - 1), width + 2))
-    grids = (grid_of(extractor, h, w) for h, w in sizes)
+    grids = (extractor.grid(h, w) for h, w in sizes)
     return any(max(abs(rows - expected[0]), abs(cols - expected[1])) <= 1 for rows, cols in grids)

@@ -14,7 +14,7 @@ from backend.base.errors import DamagedFile
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.calib import FEW_OK, choose_threshold
-from backend.features import Extractor
+from backend.extractors.protocol import Extractor
 from backend.infer import Criteria, HeatmapScale, Roi, Scoring, heatmap_png, heatmap_range
 from backend.service.calibration import apply_calibration
 from backend.service.host import ExtractorHost

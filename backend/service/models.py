@@ -19,7 +19,7 @@ from backend.base.errors import (
 )
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
-from backend.features import Extractor
+from backend.extractors.protocol import Extractor
 from backend.patchcore import Backend, PatchCoreMemory
 from backend.storage import ModelStore, Stamp, StoredMemory
 

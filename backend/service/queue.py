@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.errors import DeviceOutOfMemory, NotReady, QueueFull
-from backend.features import RGB, Extractor
+from backend.extractors.protocol import RGB, Extractor
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
-from backend.features import Grid
+from backend.extractors.protocol import Grid
 from backend.infer import Inspection
 from backend.service.images import ImageFile
 

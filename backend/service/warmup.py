@@ -8,7 +8,7 @@ import numpy as np
 
 from backend.base.errors import InspectionError
 from backend.base.images import encode_png
-from backend.features import Extractor, Grid, grid_of
+from backend.extractors.protocol import Extractor, Grid
 from backend.infer import Criteria
 from backend.patchcore import PatchCoreMemory
 from backend.service.images import ImageFile
@@ -29,7 +29,7 @@ def rehearse(queue: InferenceQueue, cache: ModelCache) -> None:
     """
     extractor = queue.extractor
     side = extractor.input_size
-    grids = {grid_of(extractor, side, side), *_known_grids(cache, extractor)}
+    grids = {extractor.grid(side, side), *_known_grids(cache, extractor)}
     for grid in grids:
         _inspect_blank(queue, grid)
 

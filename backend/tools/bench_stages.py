@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from backend.base.arrays import available_cores, few_threads_each
 from backend.base.images import decode_image, encode_png, resize, to_base64
-from backend.features import Extractor, grid_of, prepare
+from backend.extractors.protocol import Extractor, prepare
 from backend.infer import Criteria, Inspection, Roi, RoiSize, heatmap_png, heatmap_range, inspect
 from backend.patchcore import PatchCoreMemory
 from backend.tools.scenes import brake_disc
@@ -136,7 +136,7 @@ class Bench:
         """Fit a memory of `rows` rows on a few rendered parts."""
         few_threads_each()
         side = extractor.input_size
-        grid = grid_of(extractor, side, side)
+        grid = extractor.grid(side, side)
         shown = [prepare(image, grid, extractor.patch) for image in pictures(images, side, rng)]
         emb = np.concatenate([extractor.extract([image])[0] for image in shown])
         memory = PatchCoreMemory.build(emb, min(1.0, rows / len(emb)), limit=rows)
@@ -168,7 +168,7 @@ class Bench:
 
     def forward(self, side: int, repeats: int, batch: int = 1) -> Spread:
         """Duration of a bare forward pass of `batch` prepared images of (side, side) px."""
-        grid = grid_of(self.extractor, side, side)
+        grid = self.extractor.grid(side, side)
         images = [prepare(image, grid, self.extractor.patch) for image in pictures(batch, side, self.rng)]
         return Spread.of(timed(lambda: self.extractor.extract(images), repeats))
 
@@ -176,7 +176,7 @@ class Bench:
         """Milliseconds of one bare forward pass of an image of input_size²."""
         if self._pixels is None:
             side = self.extractor.input_size
-            grid = grid_of(self.extractor, side, side)
+            grid = self.extractor.grid(side, side)
             self._pixels = prepare(pictures(1, side, self.rng)[0], grid, self.extractor.patch)
         started = perf_counter()
         self.extractor.extract([self._pixels])
@@ -185,7 +185,7 @@ class Bench:
     def _decode(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         image = decode_image(data)
         height, width = image.shape[:2]
-        return image, grid_of(self.extractor, height, width)
+        return image, self.extractor.grid(height, width)
 
     def _inspect(self, data: bytes, criteria: Criteria) -> str:
         image, grid = self._decode(data)

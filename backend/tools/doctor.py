@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,9 +15,10 @@ import psutil
 
 from backend.api.catalogue import sentence
 from backend.base.config import Settings
-from backend.base.errors import WeightsUnavailable
-from backend.features import cpu_features, find_weights, gpu_name
-from backend.service.host import WEIGHTS_DIR
+from backend.base.errors import AddressUnavailable, WeightsUnavailable
+from backend.extractors.torch_runtime import cpu_features, gpu_name
+from backend.extractors.weights import WEIGHTS_DIR, find_weights
+from backend.tools.serve import check_address
 
 Level = Literal["ok", "note", "bad"]
 PACKAGES = ("fastapi", "starlette", "uvicorn", "torch", "timm", "faiss-cpu", "scikit-learn", "numpy", "openvino")
@@ -115,15 +115,11 @@ def _hardware(settings: Settings) -> Iterator[Finding]:
 
 def _port(settings: Settings) -> Iterator[Finding]:
     try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((settings.host, settings.port))
+        check_address(settings.host, settings.port)
+    except AddressUnavailable as err:
+        yield Finding("bad", "port", str(err))
+    else:
         yield Finding("ok", "port", f"{settings.host}:{settings.port} is free")
-    except OSError as err:
-        yield Finding(
-            "bad", "port", f"{settings.host}:{settings.port} cannot be had ({err.strerror}): change PORT or HOST"
-        )
 
 
 def _access(settings: Settings) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,47 +192,50 @@ def test_a_path_writes_no_lines_of_its_own_into_the_log(client: TestClient, log:
     assert "/a??2026-01-01 INFO forged?[31m -> 404" in log.getvalue()
 
 
-def test_an_inspection_that_takes_too_long_is_given_up(tmp_path: Path, slow: Any) -> None:
-    app = create_app(quick_settings(tmp_path, coreset_rate=0.5, request_timeout_s=0.3), slow)
+def test_an_inspection_that_takes_too_long_is_given_up(tmp_path: Path, held: Any) -> None:
+    app = create_app(quick_settings(tmp_path, coreset_rate=0.5, request_timeout_s=2), held)
     with client_of(app) as client:
         assert fit(client).status_code == 200
-        slow.delay = 1.5
+        held.gate.clear()
         answer = infer(client)
+        held.gate.set()
         assert (answer.status_code, answer.json()["code"]) == (503, "timed_out")
         assert answer.headers["retry-after"] == "1"
-        slow.delay = 0.0
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while app.state.inspector.host.depth and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(0.01)
         assert infer(client).status_code == 200
         assert app.state.inspector.host.depth == 0
 
 
 @pytest.fixture
-def slow() -> Any:
+def held() -> Any:
+    """The weight-free extractor, which waits while its gate is shut."""
     from backend.extractors.texture import TextureFeatures
 
-    class Slow(TextureFeatures):
-        delay = 0.0
+    class Held(TextureFeatures):
+        gate = threading.Event()
 
         def extract(self, images: Any) -> Any:
-            time.sleep(self.delay)
+            assert self.gate.wait(60)
             return super().extract(images)
 
-    return Slow(112)
+    Held.gate.set()
+    return Held(112)
 
 
-def test_readiness_follows_the_extractor(tmp_path: Path, slow: Any) -> None:
-    slow.delay = 0.5
-    with client_of(create_app(quick_settings(tmp_path), slow)) as client:
+def test_readiness_follows_the_extractor(tmp_path: Path, held: Any) -> None:
+    held.gate.clear()
+    with client_of(create_app(quick_settings(tmp_path), held)) as client:
         early = client.get("/readyz")
         assert (early.status_code, early.json()["code"]) == (503, "not_ready")
         assert client.get("/livez").json() == {"status": "alive"}
-        for _ in range(100):
+        held.gate.set()
+        for _ in range(6000):
             late = client.get("/readyz")
             if late.status_code == 200:
                 break
-            time.sleep(0.1)
+            time.sleep(0.01)
         assert late.json() == {"status": "ready", "state": "ok"}
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from backend.app import create_app
 from backend.base.config import Settings
 from backend.base.images import encode_png
+from backend.extractors.protocol import RGB
 from backend.extractors.texture import TextureFeatures
-from backend.features import RGB
 from backend.roi_mask import Shape, build_mask, token_mask
 
 

@@ -4,7 +4,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -15,7 +15,6 @@ def slow(values: Any, q: float) -> float:
     return float(np.percentile(values.astype(np.float64), q))
 
 
-@settings(deadline=None, max_examples=200)
 @given(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 40)), elements=st.floats(0, 2, width=32)),
     st.floats(0, 100),
@@ -33,7 +32,6 @@ def test_ranks_equal_numpys(values: Any, q: float, seed: int) -> None:
         assert ranked.top_mean(top) == pytest.approx(np.sort(inside, axis=None)[-top:].mean(dtype=np.float64))
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 40)), elements=st.floats(0, 4, width=32)),
     st.floats(1, 1000),

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -61,7 +61,6 @@ def codes(decoded: Decoded) -> set[str]:
     return {notice.code for notice in decoded.notices}
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     bits=st.sampled_from([1, 2, 4, 8, 10, 12, 14, 16, 32]),
     photometric=st.sampled_from(sorted(CHANNELS)),
@@ -299,7 +298,6 @@ def test_the_header_alone_tells_format_and_size(form: str) -> None:
         decode(encoded(part(0), form), options=ImageOptions(max_megapixels=0.001))
 
 
-@settings(max_examples=150, deadline=None)
 @given(data=st.data(), form=st.sampled_from(["PNG", "JPEG", "BMP", "TIFF", "WEBP", "TIFF12", "PNG16"]))
 def test_mutated_files_are_decoded_or_refused_and_nothing_else(data: st.DataObject, form: str) -> None:
     whole = {

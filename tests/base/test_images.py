@@ -2,7 +2,6 @@ import base64
 import io
 import struct
 import threading
-import time
 import tracemalloc
 import zlib
 from contextlib import suppress
@@ -12,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -193,12 +192,10 @@ def webp_header(width: int, height: int) -> bytes:
 )
 def test_a_huge_image_is_refused_from_its_header(data: bytes, size: str) -> None:
     tracemalloc.start()
-    started = time.perf_counter()
     with pytest.raises(ImageTooLarge, match=f"{size}.*limit=100"):
         decode_image(data, name="huge")
-    spent, (_, peak) = time.perf_counter() - started, tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert spent < 0.1
     assert peak < 1_000_000
 
 
@@ -226,7 +223,6 @@ def test_decoding_in_many_threads_leaves_warnings_as_they_were(picture: BGR) -> 
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(max_examples=150, deadline=None)
 @given(st.integers(0, 5), st.integers(0, 10_000), st.binary(min_size=1, max_size=12))
 def test_a_corrupted_file_is_decoded_or_refused_and_nothing_else(kind: int, place: int, patch: bytes) -> None:
     form, options = [*LOSSLESS, ("JPEG", {})][kind]
@@ -310,7 +306,6 @@ def test_what_a_png_says_of_its_colours_changes_no_pixel(kind: bytes, body: byte
     assert np.array_equal(decode_image(data[:33] + told + data[33:]), slow(data))
 
 
-@settings(deadline=None, max_examples=150)
 @given(st.integers(1, 5000))
 def test_a_png_that_is_cut_off_is_not_whole(cut: int) -> None:
     data = written("PNG", "RGB")
@@ -318,7 +313,6 @@ def test_a_png_that_is_cut_off_is_not_whole(cut: int) -> None:
         decode_image(data[: -min(cut, len(data) - 1)])
 
 
-@settings(deadline=None, max_examples=150)
 @given(st.integers(8, 100_000), st.integers(1, 255))
 def test_a_png_with_one_byte_changed_is_not_whole(place: int, change: int) -> None:
     data = bytearray(written("PNG", "RGB"))

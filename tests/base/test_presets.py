@@ -13,7 +13,7 @@ from backend.base.errors import InvalidSettings
 from backend.base.images import decode_image, encode_png
 from backend.base.keys import ModelKey
 from backend.base.presets import PRESETS
-from backend.features import RGB
+from backend.extractors.protocol import RGB, Edge, Extractor
 from backend.service.fitting import Fitter
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
@@ -21,7 +21,7 @@ from backend.service.inspection import Inspector
 KEY = ModelKey.of("preset", "part")
 
 
-class Cells:
+class Cells(Extractor):
     """Twelve numbers a token: mean and spread of its colours, and those of its right and lower neighbour's; unit."""
 
     name = "cells"
@@ -31,8 +31,8 @@ class Cells:
     runtime = device = "test"
     fingerprint = "cells"
 
-    def __init__(self, input_size: int) -> None:
-        self.input_size = input_size
+    def __init__(self, input_size: int, input_edge: Edge = "area") -> None:
+        self.input_size, self.input_edge = input_size, input_edge
 
     def extract(self, images: Sequence[RGB]) -> np.ndarray:
         return np.stack([np.stack(self.rows(image)) for image in images])
@@ -70,12 +70,12 @@ def inspect(files: list[ImageFile], folder: Path, data: bytes, **given: Any) -> 
 
 
 def Edged(settings: Settings) -> Any:
-    from backend.extractors.neighbourhood import Neighbourhood, SmallerEdge
+    from backend.extractors.neighbourhood import Neighbourhood
 
-    extractor: Any = Cells(settings.input_size)
+    extractor: Any = Cells(settings.input_size, settings.input_edge)
     if settings.patchcore_patch_size not in {None, 1}:
         extractor = Neighbourhood(extractor, settings.patchcore_patch_size, settings.patchcore_stride)
-    return SmallerEdge(extractor) if settings.input_edge == "smaller" else extractor
+    return extractor
 
 
 def tokens_of(data: bytes, height: int, width: int) -> np.ndarray:

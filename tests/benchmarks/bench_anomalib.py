@@ -19,8 +19,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from backend.base.arrays import few_threads_each
+from backend.extractors.protocol import ExtractorOptions, Runtime, prepare
 from backend.extractors.weights import write_random_weights
-from backend.features import Runtime, build_extractor, grid_of, prepare
+from backend.features import build_extractor
 from backend.infer import Criteria, Roi, RoiSize, inspect
 from backend.patchcore import PatchCoreMemory, kcenter_greedy
 from backend.tools.bench_stages import pictures
@@ -80,8 +81,9 @@ def theirs_of(images: list[Any], rate: float, repeats: int) -> tuple[float, floa
 def ours_of(images: list[Any], rate: float, repeats: int, weights: str, runtime: Runtime) -> tuple[float, float]:
     """Seconds of our fit and of one inspection."""
     side = images[0].shape[0]
-    extractor = build_extractor("resnet18", weights=weights, input_size=side, runtime=runtime)
-    grid = grid_of(extractor, side, side)
+    options = ExtractorOptions(model_name="resnet18", weights=weights, input_size=side, runtime=runtime)
+    extractor = build_extractor(options)
+    grid = extractor.grid(side, side)
     extractor.extract([prepare(images[0], grid, extractor.patch)])
 
     def fit() -> PatchCoreMemory:

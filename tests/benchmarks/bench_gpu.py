@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.arrays import blocks, l2_normalize
+from backend.extractors.protocol import ExtractorOptions, Precision, prepare
 from backend.extractors.torch_runtime import Agreement
 from backend.extractors.weights import write_random_weights
-from backend.features import build_extractor, prepare
+from backend.features import build_extractor
 from backend.memory import products
 from backend.memory.coreset import kcenter_greedy
 from backend.patchcore import PatchCoreMemory
@@ -54,8 +55,9 @@ def main() -> None:
 
     reference = None
     shown = [prepare(image, (32, 32), 14) for image in pictures(2, 448, np.random.default_rng(1))]
-    for precision in ("fp32", "bf16", "fp16"):
-        extractor = build_extractor(MODEL, weights=str(weights), runtime="torch", precision=precision)
+    precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+    for precision in precisions:
+        extractor = build_extractor(ExtractorOptions(weights=str(weights), runtime="torch", precision=precision))
         bench = Bench.of(extractor, rng)
         rows = extractor.extract(shown)
         reference = rows if reference is None else reference

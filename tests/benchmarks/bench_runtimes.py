@@ -6,6 +6,7 @@ also judges what the runtime and the device that this machine takes by itself sa
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from backend.base.images import decode_image
 from backend.evaluation.sets import InspectionSet, read_set
-from backend.features import Extractor, build_extractor, grid_of, prepare
+from backend.extractors.protocol import Extractor, ExtractorOptions, prepare
+from backend.features import build_extractor
 from backend.infer import Criteria, Roi, RoiSize, inspect
 from backend.patchcore import Array, PatchCoreMemory
 
@@ -26,7 +28,7 @@ def tokens_of(extractor: Extractor, paths: list[Path]) -> list[tuple[Array, Roi]
     for path in paths:
         image = decode_image(path.read_bytes(), name=path.name)
         height, width = image.shape[:2]
-        grid = grid_of(extractor, height, width)
+        grid = extractor.grid(height, width)
         rows = extractor.extract([prepare(image, grid, extractor.patch)])[0]
         found.append((rows, Roi(RoiSize(height, width), grid)))
     return found
@@ -64,11 +66,10 @@ def main() -> None:
     given = parser.parse_args()
     for model in given.model:
         name, _, weights = model.partition("=")
+        options = ExtractorOptions(model_name=name, weights=weights, input_size=given.input_size)
         extractors = [
-            build_extractor(
-                name, weights=weights, input_size=given.input_size, runtime="torch", precision="fp32", device="cpu"
-            ),
-            build_extractor(name, weights=weights, input_size=given.input_size, runtime="auto"),
+            build_extractor(replace(options, runtime="torch", precision="fp32", device="cpu")),
+            build_extractor(options),
         ]
         for folder in given.sets:
             compare(read_set(folder), extractors, given.rate)

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,7 @@ from sklearn.metrics import roc_auc_score
 from backend.base.config import Settings
 from backend.base.errors import WeightsUnavailable
 from backend.base.keys import ModelKey
-from backend.evaluation.gallery import worth_showing
-from backend.evaluation.report import html_report
+from backend.evaluation.report import html_report, worth_showing
 from backend.evaluation.results import SetResult
 from backend.evaluation.runner import Evaluator, RememberingExtractor
 from backend.evaluation.sets import InspectionSet, read_set
@@ -150,36 +147,6 @@ def test_the_report_needs_nothing_from_elsewhere(result: SetResult) -> None:
     assert "&lt;b&gt;" in page
     assert f"{result.figures.image.auroc:.4f}" in page
     assert "With few good parts" in page
-
-
-def test_the_command_line_leaves_table_report_and_json(plates: Path, tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "backend", "evaluate", plates, "--model", "texture", "--shots", "1", "2",
-         "--seeds", "1", "--report", tmp_path / "r.html", "--json", tmp_path / "r.json"],
-        env={"INPUT_SIZE": "112", "PATH": "/usr/bin:/bin", "COLUMNS": "200", "PYTHONUTF8": "1"},
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert "plates" in run.stdout
-    for words in ("image AUROC", "what a calibration would do", "with few good parts", "10 OK, 3 NG", "2 (1 draws)"):
-        assert words in run.stdout
-    (figures,) = json.loads((tmp_path / "r.json").read_text("utf-8"))
-    assert [few["shots"] for few in figures["few"]] == [1, 2]
-    assert len(figures["images"]) == 21
-    assert figures["settings"]["INPUT_SIZE"] == 112
-    assert (tmp_path / "r.html").read_text("utf-8").startswith("<!doctype html>")
-
-
-def test_a_folder_that_is_no_set_is_explained(tmp_path: Path) -> None:
-    (tmp_path / "train" / "good").mkdir(parents=True)
-    run = subprocess.run(
-        [sys.executable, "-m", "backend", "evaluate", tmp_path], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert run.returncode == 1
-    assert "train/good and test/<class>" in " ".join(run.stderr.split())
 
 
 def test_sets_are_immutable(plates: Path) -> None:

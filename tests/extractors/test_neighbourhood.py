@@ -1,28 +1,38 @@
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from backend.extractors.neighbourhood import Neighbourhood, SmallerEdge, Tiled, spans
-from backend.extractors.texture import TextureFeatures
-from backend.features import RGB, build_extractor, grid_of, token_grid
-from backend.patchcore import l2_normalize
-
-Array = np.ndarray
+from backend.extractors.neighbourhood import Neighbourhood, Tiled, spans
+from backend.extractors.protocol import RGB, Extractor, Rows
 
 
-class Means:
+def unit(rows: Rows) -> Rows:
+    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), np.float32)
+
+
+class Means(Extractor):
     """The mean colour of each cell and a constant; unit rows."""
 
     name, dim, patch, runtime, device, fingerprint = "means", 4, 8, "test", "cpu", "means"
     input_size = 64
 
-    def extract(self, images: Sequence[RGB]) -> Array:
-        cells = [image.reshape(image.shape[0] // 8, 8, -1, 8, 3).mean((1, 3)).reshape(-1, 3) / 255 for image in images]
-        return np.stack([l2_normalize(np.hstack([c, np.ones((len(c), 1))]).astype(np.float32)) for c in cells])
+    def extract(self, images: Sequence[RGB]) -> Rows:
+        return np.stack([self.tokens(image) for image in images])
+
+    def tokens(self, image: RGB) -> Rows:
+        means = image.reshape(image.shape[0] // 8, 8, -1, 8, 3).mean((1, 3)).reshape(-1, 3) / 255
+        return unit(np.hstack([means, np.ones((len(means), 1))]))
+
+
+class Placed(Means):
+    """Tokens that also say where in the image they lie, as those of a network with a view of its surroundings do."""
+
+    def tokens(self, image: RGB) -> Rows:
+        rows, cols = image.shape[0] // 8, image.shape[1] // 8
+        y, x = (place.ravel() for place in np.mgrid[0:rows, 0:cols])
+        return unit(super().tokens(image) + np.stack([y / rows, x / cols, 0 * x, (x + y) / 9], axis=1))
 
 
 @pytest.fixture
@@ -40,54 +50,29 @@ def test_a_token_is_the_mean_of_its_neighbourhood(image: RGB, size: int, stride:
             h = size // 2
             around = maps[max(0, y - h) : y + h + 1, max(0, x - h) : x + h + 1].reshape(-1, 4).mean(axis=0)
             slow.append(around / np.linalg.norm(around))
-    np.testing.assert_allclose(own.extract([image])[0], slow, atol=1e-6)
+    np.testing.assert_allclose(own.extract([image, image])[1], slow, atol=1e-6)
     assert own.patch == 8 * stride
     assert own.fingerprint not in {"means", Neighbourhood(Means(), 7, stride).fingerprint}
 
 
-def test_resnet_levels_are_averaged_before_they_are_joined(tmp_path: Path, rng: np.random.Generator) -> None:
-    import timm
-    import torch
-    from safetensors.torch import save_file
-    from torch.nn import functional
-
-    torch.manual_seed(1)
-    model: Any = timm.create_model("resnet18.tv_in1k", pretrained=False).eval()
-    save_file(model.state_dict(), tmp_path / "resnet18.safetensors")
-    own = build_extractor("resnet18", weights=str(tmp_path), device="cpu", threads=1, around=(3, 2), offset=0.7)
-    pixels = rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)
-    taken: dict[str, torch.Tensor] = {}
-    for name in ("layer2", "layer3"):
-        getattr(model, name).register_forward_hook(lambda _, __, out, name=name: taken.update({name: out}))
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    with torch.no_grad():
-        model(torch.from_numpy(((pixels / 255 - mean) / std).transpose(2, 0, 1)[None]).float())
-    layer2, layer3 = (_slow_average(taken[name][0].numpy()) for name in ("layer2", "layer3"))
-    layer2 = layer2[:, ::2, ::2]
-    joined = np.concatenate(
-        [layer2, functional.interpolate(torch.from_numpy(layer3)[None], layer2.shape[1:], mode="bilinear")[0].numpy()]
-    )
-    joined = joined.reshape(384, -1).T + np.where(np.arange(384) % 2, -0.7, 0.7)
-    expected = joined / np.linalg.norm(joined, axis=1, keepdims=True)
-    assert own.patch == 16
-    np.testing.assert_allclose(own.extract([pixels])[0], expected, atol=1e-5)
-
-
-def _slow_average(level: Array) -> Array:
-    """3×3 sums over nine, with nothing beyond the border."""
-    out = np.zeros_like(level)
-    for y in range(level.shape[1]):
-        for x in range(level.shape[2]):
-            out[:, y, x] = level[:, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].sum(axis=(1, 2)) / 9
-    return out
-
-
-def test_tiles_see_the_whole_roi_on_a_finer_grid() -> None:
+def test_tiles_see_the_whole_roi_on_a_finer_grid(rng: np.random.Generator) -> None:
     own = Tiled(Means(), 2, 0.25)
-    assert own.input_size == 112
-    rng = np.random.default_rng(2)
+    assert own.input_size == 112 and own.grid(500, 500) == (14, 14)
     image = rng.integers(0, 255, (112, 112, 3), dtype=np.uint8)
     np.testing.assert_allclose(own.extract([image]), Means().extract([image]), atol=1e-6)
+
+
+def test_where_tiles_overlap_the_middle_of_a_tile_counts_more(rng: np.random.Generator) -> None:
+    image = rng.integers(0, 255, (112, 112, 3), dtype=np.uint8)
+    total = np.zeros((14, 14, 4), np.float32)
+    for top in (0, 6):  # two tiles of 8 tokens a side, which share two
+        for left in (0, 6):
+            tokens = Placed().tokens(image[top * 8 : (top + 8) * 8, left * 8 : (left + 8) * 8])
+            for y in range(8):
+                for x in range(8):
+                    to_edge = min(y + 0.5, 7.5 - y) * min(x + 0.5, 7.5 - x)
+                    total[top + y, left + x] += to_edge * tokens[8 * y + x]
+    np.testing.assert_allclose(Tiled(Placed(), 2, 0.25).extract([image])[0], unit(total.reshape(-1, 4)), atol=1e-6)
 
 
 @pytest.mark.parametrize(("length", "tiles", "overlap"), [(14, 2, 0.25), (15, 3, 0.5), (7, 4, 0.0), (3, 3, 0.9)])
@@ -97,9 +82,9 @@ def test_tiles_cover_everything_and_are_of_one_size(length: int, tiles: int, ove
     assert len({span.stop - span.start for span in found}) == 1
 
 
-def test_the_smaller_edge_gets_the_input_size() -> None:
-    own = SmallerEdge(TextureFeatures(448))
-    assert grid_of(own, 300, 600) == (32, 64)
-    assert grid_of(own, 448, 448) == (32, 32)
-    assert grid_of(TextureFeatures(448), 300, 600) == token_grid(300, 600, input_size=448, patch=14)
-    assert own.fingerprint == TextureFeatures(448).fingerprint
+def test_what_is_wrapped_shows_through() -> None:
+    inner = Means()
+    inner.input_edge, inner.streams = "smaller", 3
+    own = Neighbourhood(Tiled(inner, 2), 3)
+    assert (own.name, own.dim, own.runtime, own.device) == ("means", 4, "test", "cpu")
+    assert own.streams == 3 and own.grid(100, 200) == (14, 28)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backend.extractors import texture as features_texture
+from backend.extractors import texture
+from backend.extractors.protocol import Extractor
 from backend.extractors.texture import DIM, PATCH, TextureFeatures, texture_tokens
-from backend.features import Extractor
 
 Picture = NDArray[np.uint8]
 Tokens = NDArray[np.float32]
@@ -137,7 +137,7 @@ def test_the_same_picture_gives_the_same_bits_whatever_its_batch_or_memory_layou
 
 def test_a_fresh_process_gives_the_same_tokens_on_one_thread() -> None:
     script = (
-        "import sys; from tests.test_features_texture import scene, texture_tokens;"
+        "import sys; from tests.extractors.test_texture import scene, texture_tokens;"
         "sys.stdout.buffer.write(texture_tokens(scene((8, 9)), (8, 9)).tobytes())"
     )
     environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -191,7 +191,7 @@ def test_a_foreign_body_on_a_good_cookie_stands_out_above_every_good_one_and_whe
 @pytest.mark.parametrize(
     ("name", "train", "tested", "floor_max", "floor_p99"),
     [
-        ("cookies", 31, {"good": 14, "crack": 30}, 0.93, 0.92),
+        pytest.param("cookies", 31, {"good": 14, "crack": 30}, 0.93, 0.92, marks=pytest.mark.slow),
         ("pills", 25, {"good": 20, "dirt": 15, "chip": 15}, 0.98, 0.98),
         pytest.param("coffee", 120, {"good": 76, "bad": 85}, 0.60, 0.58, marks=pytest.mark.slow),
     ],
@@ -225,8 +225,8 @@ def test_it_is_an_extractor_that_tells_what_it_is() -> None:
 )  # fmt: skip
 def test_the_fingerprint_follows_every_constant(monkeypatch: pytest.MonkeyPatch, constant: str, value: object) -> None:
     before = TextureFeatures().fingerprint
-    assert getattr(features_texture, constant) != value
-    monkeypatch.setattr(features_texture, constant, value)
+    assert getattr(texture, constant) != value
+    monkeypatch.setattr(texture, constant, value)
     assert TextureFeatures().fingerprint != before
 
 

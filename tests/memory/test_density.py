@@ -16,7 +16,7 @@ from backend.patchcore import Array, Backend, PatchCoreMemory, l2_normalize
 from backend.service.fitting import Fitter
 from backend.service.inspection import Inspector
 from tests.memory.rows import two_clouds
-from tests.station import image_file
+from tests.parts import part_file
 
 KEY = ModelKey.of("Master1", "Pattern")
 
@@ -25,9 +25,10 @@ def slow(rows: Array, q: Array, k: int, n: int, src: np.ndarray | None = None) -
     """One patch and one row at a time."""
     rows, q = rows.astype(np.float64), q.astype(np.float64)
     images = [-1] * len(rows) if src is None else src.tolist()
+    between = np.linalg.norm(rows[:, None] - rows[None], axis=2).tolist()
 
     def spacing(number: int) -> float:
-        others = sorted((float(np.linalg.norm(rows[number] - row)), i) for i, row in enumerate(rows) if i != number)
+        others = sorted((between[number][i], i) for i in range(len(rows)) if i != number)
         alone = min(images) >= 0 and len(set(images)) == 1
         strange = [d for d, i in others[:WINDOW] if alone or images[i] < 0 or images[i] != images[number]][:n]
         return float(np.mean(strange + (n - len(strange)) * [others[:WINDOW][-1][0]]))
@@ -166,9 +167,9 @@ def test_density_goes_through_the_service_and_a_threshold_does_not_outlive_its_c
         return Inspector(settings, TextureFeatures(140))
 
     plain, weighed = opened(0), opened(5)
-    Fitter(plain).fit(KEY, [image_file(seed) for seed in range(4)], mm_per_px=0.2)
-    scores = [one.infer(KEY, image_file(9), mm_per_px=0.2).inspection.score for one in (plain, weighed)]
+    Fitter(plain).fit(KEY, [part_file(seed) for seed in range(4)], mm_per_px=0.2)
+    scores = [one.infer(KEY, part_file(9), mm_per_px=0.2).inspection.score for one in (plain, weighed)]
     assert scores[0] != pytest.approx(scores[1], rel=1e-3)
     plain.calibrate(KEY, ok_scores=scores[:1] * 9, mm_per_px=0.2)
-    assert plain.infer(KEY, image_file(9), mm_per_px=0.2).threshold is not None
-    assert weighed.infer(KEY, image_file(9), mm_per_px=0.2).threshold is None
+    assert plain.infer(KEY, part_file(9), mm_per_px=0.2).threshold is not None
+    assert weighed.infer(KEY, part_file(9), mm_per_px=0.2).threshold is None

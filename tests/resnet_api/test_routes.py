@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from backend.app import create_app
 from backend.base.config import Settings
 from backend.base.images import encode_png
-from backend.extractors.grey import DOCUMENTED, RECOMMENDED, GreyResNet
+from backend.extractors.protocol import ExtractorOptions
+from backend.extractors.resnet import DOCUMENTED, RECOMMENDED, GreyResNet
 from backend.extractors.texture import TextureFeatures
 from backend.patchcore import PatchCoreMemory
 from backend.resnet_api.predictor import Predictor
@@ -244,7 +245,7 @@ def test_a_bank_of_the_documents_layout_loads_and_is_read_as_the_document_says(
 ) -> None:
     artifacts = tmp_path / "theirs"
     artifacts.mkdir()
-    theirs = GreyResNet(DOCUMENTED, str(weights), input_size=SIDE, device="cpu")
+    theirs = GreyResNet(ExtractorOptions(weights=str(weights), input_size=SIDE, device="cpu"), DOCUMENTED)
     grey = [cv2.resize(plate(seed)[:, :, 0], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for seed in range(3)]
     rows = theirs.extract([np.repeat(g[:, :, None], 3, axis=2) for g in grey]).reshape(-1, 384)
     np.savez(artifacts / "memory_bank_core.npz", anything=rows * 3)
@@ -321,7 +322,7 @@ def test_the_threshold_is_the_99th_percentile_of_leave_one_out_scores(folder: Pa
     about = json.loads((folder / "bank" / "config.json").read_text())
     with np.load(folder / "bank" / "memory_bank_core.npz") as npz:
         rows, src = npz["memory_bank"], npz["src"]
-    extractor = GreyResNet(RECOMMENDED, str(weights), input_size=SIDE, device="cpu")
+    extractor = GreyResNet(ExtractorOptions(weights=str(weights), input_size=SIDE, device="cpu"), RECOMMENDED)
     scores = []
     for number in range(len(GOOD)):
         grey = cv2.resize(plate(number)[:, :, 0], (SIDE, SIDE), interpolation=cv2.INTER_AREA)

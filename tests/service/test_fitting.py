@@ -24,8 +24,8 @@ from backend.base.errors import (
     TokenGridMismatch,
 )
 from backend.base.keys import ModelKey
+from backend.extractors.protocol import prepare
 from backend.extractors.texture import TextureFeatures
-from backend.features import prepare
 from backend.infer import Criteria, Roi, inspect
 from backend.patchcore import PatchCoreMemory, covering_radius, kcenter_greedy, l2_normalize
 from backend.roi_mask import Shape

@@ -21,7 +21,7 @@ def started(settings: Settings, extractor: Any = None) -> ExtractorHost:
 
 
 def wait_until_warm(host: ExtractorHost) -> None:
-    for _ in range(400):
+    for _ in range(3000):
         if host.status not in {"warming"}:
             return
         threading.Event().wait(0.02)

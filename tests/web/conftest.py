@@ -1,7 +1,6 @@
 """A real Chromium in front of a real service."""
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from backend.base.config import Settings
+from backend.extractors.protocol import Extractor
 from backend.tools.demo import served
 from tests.web.page import Console, Open
 
@@ -25,7 +25,6 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-AXE = "axe-core@4.11"
 
 expect.set_options(timeout=60_000)
 
@@ -40,24 +39,19 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The source of axe-core, fetched from the npm registry into a temporary folder."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("needs npm to fetch axe-core")
-    folder = tmp_path_factory.mktemp("axe")
-    options = ["--no-audit", "--no-fund", "--no-save", "--loglevel=error"]
-    subprocess.run([npm, "install", *options, "--prefix", folder, AXE], check=True, capture_output=True, timeout=120)
-    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text("utf-8")
-
-
 @pytest.fixture
 def console(browser: Browser, tmp_path: Path) -> Iterator[Open]:
-    """Opens consoles on services that differ in their settings: console(locale=…, viewport=…, **settings)."""
+    """Opens consoles on services that differ in their settings: console(locale=…, width=…, **settings)."""
     with ExitStack() as stack:
 
-        def build(*, locale: str = "es-ES", scheme: str = "light", width: int = 1280, **given: Any) -> Console:
+        def build(
+            *,
+            locale: str = "es-ES",
+            scheme: str = "light",
+            width: int = 1280,
+            extractor: Extractor | None = None,
+            **given: Any,
+        ) -> Console:
             own = {
                 "model_name": "texture",
                 "input_size": 112,
@@ -66,7 +60,7 @@ def console(browser: Browser, tmp_path: Path) -> Iterator[Open]:
                 "artifacts_dir": tmp_path / "artifacts",
                 "static_dir": tmp_path / "static",
             }
-            api = stack.enter_context(served(Settings(**{**own, **given})))
+            api = stack.enter_context(served(Settings(**{**own, **given}), extractor))
             context = browser.new_context(
                 locale=locale,
                 color_scheme=scheme,  # type: ignore[arg-type]

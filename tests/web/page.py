@@ -1,6 +1,5 @@
 """A page of the console, as the tests drive it."""
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, Request, expect
 
 
@@ -65,9 +65,7 @@ class Console:
 Open = Callable[..., Console]
 
 
-def serious(page: Page, axe: str) -> list[dict[str, Any]]:
+def serious(page: Page) -> list[dict[str, Any]]:
     """What axe-core finds that is serious or critical."""
-    page.evaluate(axe)
-    found = page.evaluate("() => axe.run(document, {resultTypes: ['violations']}).then((r) => r.violations)")
-    worst = [v for v in found if v["impact"] in {"serious", "critical"}]
-    return json.loads(json.dumps(worst))  # type: ignore[no-any-return]
+    found: list[dict[str, Any]] = Axe().run(page).response["violations"]
+    return [violation for violation in found if violation["impact"] in {"serious", "critical"}]

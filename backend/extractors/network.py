@@ -1,0 +1,74 @@
+"""The extractors around a network have one base, which loads torch when one of them is built and not before."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Rows
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class NetworkFeatures(Extractor):
+    """An extractor whose network torch runs, and another runtime can take over.
+
+    Args:
+        model: timm's model with its weights; it is moved to the device.
+        options: where, at which size and in which precision it runs.
+        name: the model's name, as MODEL_NAME.
+        patch: side in pixels of a token's cell.
+        dim: columns of a token.
+        fingerprint: of the weights and of the way in which tokens are taken; see weights.fingerprint.
+    """
+
+    runtime = "torch"
+
+    def __init__(
+        self,
+        model: Any,
+        options: ExtractorOptions,
+        *,
+        name: str,
+        patch: int,
+        dim: int,
+        fingerprint: str,
+    ) -> None:
+        from backend.extractors.torch_runtime import TorchRunner, pick_device
+
+        self.model = model.eval().requires_grad_(False)
+        self.name = name
+        self.patch = patch
+        self.dim = dim
+        self.fingerprint = fingerprint
+        self.input_size, self.input_edge = options.input_size, options.input_edge
+        rows, cols = self.grid(self.input_size, self.input_size)
+        self.run = TorchRunner(
+            model,
+            self.network,
+            device=pick_device(options.device),
+            precision=options.precision,
+            check_size=(rows * patch, cols * patch),
+        )
+
+    @property
+    def device(self) -> str:
+        """See Extractor."""
+        return self.run.device
+
+    @abstractmethod
+    def network(self, height: int, width: int) -> nn.Module:
+        """The TokenNetwork for images of (height, width) px. It shares the extractor's weights."""
+
+    def extract(self, images: Sequence[RGB]) -> Rows:
+        """See Extractor.
+
+        Raises:
+            DeviceOutOfMemory: neither the GPU nor the CPU holds one image.
+        """
+        from backend.extractors.torch_runtime import device_memory
+
+        with device_memory():
+            return self.run(images)

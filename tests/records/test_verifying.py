@@ -1,0 +1,216 @@
+"""Whatever is changed, removed or inserted behind the program's back is named."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    Boolean,
+    Connection,
+    Double,
+    Executable,
+    Integer,
+    LargeBinary,
+    Row,
+    Table,
+    delete,
+    insert,
+    select,
+    update,
+)
+
+from backend.records.database import Database
+from backend.records.entries import ReviewDraft
+from backend.records.ledger import Ledger
+from backend.records.record import now_us
+from backend.records.tables import chains, events, facets, images, inspections, metadata, reviews, tallies
+from backend.records.tallies import catch_up
+from backend.records.verifying import verify
+from tests.records.made import NOON_US, faults, picture, record
+
+ENTRIES = (inspections, reviews, events)
+
+
+@pytest.fixture
+def written(open_ledger: Callable[..., Ledger]) -> Ledger:
+    """Two chains of inspections, reviews and events, one of them ended, and images of some."""
+    ended = open_ledger()
+    for n in range(3):
+        given = {"part_id": f"P{n}", "batch_id": "L", "operator": "Ana", "request_id": "r", "key_id": "k"}
+        ended.record(record(n, p_value=0.5, station_id="A", time_us=NOON_US + n, image=picture(n), **given), picture(n))
+    ended.writer.close()
+    ledger = open_ledger()
+    names = [
+        str(ledger.record(record(n, score=0.9, time_us=NOON_US + n, image=picture(n)), picture(n)).inspection_id)
+        for n in (3, 4, 5)
+    ]
+    said = {"defect": "scratch", "note": "on the left", "reviewer": "Luis", "key_id": "k", "request_id": "r"}
+    ledger.review(ReviewDraft(inspection_id=names[0], verdict="good", **said))
+    ledger.review(ReviewDraft(inspection_id=names[0], verdict="bad", **said))
+    ledger.tell("note", {"what": "something"})
+    ledger.record(record(6))
+    catch_up(ledger.database)
+    assert faults(ledger.database, ledger.images) == []
+    return ledger
+
+
+def rows(connection: Connection, table: Table) -> Sequence[Row[Any]]:
+    return connection.execute(select(table).order_by(*table.primary_key)).all()
+
+
+@contextmanager
+def tampered(database: Database, change: Callable[[Connection], object]) -> Iterator[list[str]]:
+    """What is found after a change, and everything as it was afterwards."""
+    with database.reading() as connection:
+        before = {table: rows(connection, table) for table in metadata.sorted_tables}
+    with database.writing() as connection:
+        change(connection)
+    yield faults(database)
+    with database.writing() as connection:
+        for table, kept in before.items():
+            connection.execute(delete(table))
+            if kept:
+                connection.execute(insert(table), [row._asdict() for row in kept])
+
+
+def _run(statement: Executable, connection: Connection) -> None:
+    connection.execute(statement)
+
+
+def other(table: Table, name: str, value: Any) -> Any:
+    """A value one byte from this one, or the smallest other one."""
+    kind = table.c[name].type
+    if isinstance(kind, Boolean):
+        return not value
+    if isinstance(kind, LargeBinary):
+        return bytes([value[0] ^ 1]) + value[1:] if value else b"x"
+    if isinstance(kind, Double):
+        return 0.5 if value is None else value + 2**-40
+    if isinstance(kind, Integer):
+        return value + (97 if table.c[name].primary_key else 1)
+    return chr(ord(value[0]) ^ 1) + value[1:] if value else "x"
+
+
+@pytest.mark.parametrize("table", metadata.sorted_tables, ids=lambda table: table.name)
+def test_one_byte_changed_in_any_column_is_named(written: Ledger, database: Database, table: Table) -> None:
+    with database.reading() as connection:
+        victims = rows(connection, table)
+        keys = dict(connection.execute(select(chains.c.id, chains.c.key)).all())
+    victim = victims[-1] if table is images else victims[0]
+    here = [column == getattr(victim, column.name) for column in table.primary_key]
+    for column in table.columns:
+        if (table, column.name) in {(images, "suffix"), (images, "size")}:
+            continue  # what files say, below
+        value = {column.name: other(table, column.name, getattr(victim, column.name))}
+        change = update(table).where(*here).values(value)
+        with tampered(database, partial(_run, change)) as found:
+            assert found, f"{table.name}.{column.name}"
+            if table in ENTRIES and column.name not in {"id", "facet_id"}:
+                name = f"{keys[victim.id >> 40]}-{victim.id & 0xFFFFFF}"
+                assert found[0].startswith(f"{name}: it was changed"), (column.name, found)
+    assert faults(database, written.images) == []
+
+
+@pytest.mark.parametrize("table", ENTRIES, ids=lambda table: table.name)
+def test_a_row_that_is_deleted_is_named(written: Ledger, database: Database, table: Table) -> None:
+    with database.reading() as connection:
+        victims = rows(connection, table)
+        keys = dict(connection.execute(select(chains.c.id, chains.c.key)).all())
+    for victim in (victims[0], victims[-1]):
+        with tampered(database, partial(_run, delete(table).where(table.c.id == victim.id))) as found:
+            name = f"{keys[victim.id >> 40]}-{victim.id & 0xFFFFFF}"
+            assert f"{name}: it was removed" in found
+
+
+@pytest.mark.parametrize("table", [chains, facets, images, tallies], ids=lambda table: table.name)
+def test_a_row_that_is_deleted_of_what_is_derived_is_noticed(written: Ledger, database: Database, table: Table) -> None:
+    with database.reading() as connection:
+        victim = rows(connection, table)[0]
+    here = [column == getattr(victim, column.name) for column in table.primary_key]
+    with tampered(database, partial(_run, delete(table).where(*here))) as found:
+        assert found
+
+
+def test_two_rows_that_are_swapped_are_named(written: Ledger, database: Database) -> None:
+    with database.reading() as connection:
+        first, second = rows(connection, inspections)[:2]
+
+    def swap(connection: Connection) -> None:
+        for victim, contents in ((first, second), (second, first)):
+            values = {**contents._asdict(), "id": victim.id}
+            connection.execute(update(inspections).where(inspections.c.id == victim.id).values(values))
+
+    with tampered(database, swap) as found:
+        assert any("-1: it was changed" in one for one in found)
+
+
+def test_a_row_that_is_inserted_is_named(written: Ledger, database: Database) -> None:
+    with database.reading() as connection:
+        last = rows(connection, inspections)[-1]
+        key = connection.execute(select(chains.c.key).where(chains.c.id == last.id >> 40)).scalar()
+
+    def add(connection: Connection) -> None:
+        connection.execute(insert(inspections), {**last._asdict(), "id": last.id + 1})
+
+    with tampered(database, add) as found:
+        assert f"{key}-{(last.id & 0xFFFFFF) + 1}: it was inserted" in found
+
+
+def test_a_head_of_the_log_tells_of_a_chain_that_was_cut_and_patched(written: Ledger, database: Database) -> None:
+    head = str(written.writer.head)
+    assert faults(database, heads=[head]) == []
+
+    def cut(connection: Connection) -> None:
+        last = rows(connection, inspections)[-1]
+        connection.execute(delete(inspections).where(inspections.c.id == last.id))
+        former = rows(connection, events)[-1]
+        chain = chains.c.id == last.id >> 40
+        patch = {"head_seq": former.id & 0xFFFFFF, "head_hash": former.hash, "tallied_seq": former.id & 0xFFFFFF}
+        connection.execute(update(chains).where(chain).values(patch))
+
+    with tampered(database, cut):
+        assert f"{head.split('=', maxsplit=1)[0]}: the service's log has another" in faults(database, heads=[head])
+    assert faults(database, heads=["nonsense", "0badf00d-1=00"]) != []
+
+
+def test_images_are_held_against_their_names(written: Ledger, database: Database) -> None:
+    with database.reading() as connection:
+        row = rows(connection, images)[0]
+    path = written.images.path(row.sha256, row.suffix)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert "was changed" in faults(database, written.images)[0]
+    path.unlink()
+    assert "is missing" in faults(database, written.images)[0]
+    assert faults(database) == []
+    path.write_bytes(data)
+    for values in ({"suffix": ".jpg"}, {"size": row.size + 1}):
+        with database.writing() as connection:
+            connection.execute(update(images).where(images.c.sha256 == row.sha256).values(values))
+        assert len(faults(database, written.images)) == 1
+
+
+def test_it_reads_one_state_while_others_write(written: Ledger, database: Database) -> None:
+    import threading
+
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            name = str(written.record(record(7, score=0.9, time_us=now_us())).inspection_id)
+            written.review(ReviewDraft(inspection_id=name, verdict="good"))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    found = [verify(database, written.images).found for _ in range(5)]
+    stop.set()
+    thread.join()
+    assert found == [[]] * 5
+
+
+def test_it_counts_what_it_read(written: Ledger, database: Database) -> None:
+    report = verify(database, written.images)
+    assert (report.inspections, report.reviews, report.events, report.chains, report.images) == (7, 2, 2, 2, 6)
+    assert report.found == []
