@@ -189,6 +189,8 @@ class Rebuilder:
         new: NewMemory | None = None
         missing = 0
         for step in steps:
+            if step.get("patchcore_memories") == "separate":
+                logger.warning("%s had a memory for each block, which is no longer made: it gets a joint one", key)
             files = [self._file(key, names[digest]) for digest in step["images"] if digest in names]
             missing += len(step["images"]) - len(files)
             if files:
