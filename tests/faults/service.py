@@ -91,7 +91,7 @@ def environment(root: Path, **given: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Running:
-    """`python -m backend serve` and what is seen of it from outside."""
+    """The service and what is seen of it from outside."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -121,11 +121,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(root: Path, *, workers: int = 1, **given: str) -> Iterator[Running]:
-    """The service, ready to answer."""
+def running(
+    root: Path, *, workers: int = 1, command: tuple[str, ...] = ("backend", "serve"), **given: str
+) -> Iterator[Running]:
+    """The service, started by `python -m command` and ready to answer."""
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "backend", "serve", "--port", str(port), "--workers", str(workers)],
+        [sys.executable, "-m", *command, "--port", str(port), "--workers", str(workers)],
         cwd=ROOT,
         env=environment(root, **given),
         stdout=subprocess.DEVNULL,

@@ -129,7 +129,8 @@ def test_a_broken_cookie_is_learned_calibrated_inspected_and_masked(console: Ope
     expect(page.locator("#changed")).to_be_visible()
     page.check("input[name=mode][value='0']", force=True)
     expect(page.locator("#verdict[data-decision=ng]")).to_be_visible()
-    assert desk.calls[before:] == [], "the threshold moves without asking the server"
+    asked = [call for call in desk.calls[before:] if call != "GET health"]  # which it looks at every 20 s
+    assert asked == [], "the threshold moves without asking the server"
 
     page.check("input[name=kind][value=annulus]", force=True)
     box = page.locator("#stage").bounding_box()
@@ -327,12 +328,12 @@ def test_after_a_new_fit_the_parts_on_the_page_are_scored_again(console: Open, p
     desk.open("fit", **MODEL)
     fit(desk, pieces["learn"])
     calibrate(desk, pieces["good"], pieces["bad"])
-    former = infer(desk, pieces["good"][0])["score"]
+    former = infer(desk, pieces["bad"][0])["score"]
     desk.tab("fit")
     page.click("#fit-clear")
     fit(desk, pieces["bad"])
     scores = {path: infer(desk, path)["score"] for path in (*pieces["good"], *pieces["bad"])}
-    assert scores[pieces["good"][0]] != former
+    assert scores[pieces["bad"][0]] < former
     desk.tab("calibrate")
     with page.expect_request("**/calibrate_ng") as asked:
         page.click("#cal-go")
