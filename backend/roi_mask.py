@@ -16,6 +16,7 @@ from backend.base.errors import (
     ShapeBadNumber,
     ShapeInverted,
     ShapeNotJson,
+    ShapeUnknownKeys,
     ShapeUnknownKind,
 )
 
@@ -48,7 +49,7 @@ def parse_shape(text: str | dict[str, Any] | None) -> Shape | None:
     """The shape that a JSON text (or the object itself) describes; None for None, blank or JSON null.
 
     Raises:
-        ShapeNotJson, ShapeUnknownKind, ShapeBadNumber, ShapeInverted.
+        ShapeNotJson, ShapeUnknownKind, ShapeUnknownKeys, ShapeBadNumber, ShapeInverted.
     """
     given = _load(text) if isinstance(text, str) else text
     if given is None:
@@ -58,6 +59,9 @@ def parse_shape(text: str | dict[str, Any] | None) -> Shape | None:
     kind = str(given.get("kind", "")).strip().lower()
     if kind not in FIELDS:
         raise ShapeUnknownKind(kind=repr(given.get("kind"))[:40])
+    unknown = [str(name)[:40] for name in given if name != "kind" and name not in FIELDS[kind]]
+    if unknown:
+        raise ShapeUnknownKeys(kind=kind, keys=", ".join(unknown[:5]), known=", ".join(FIELDS[kind]))
     shape = Shape(kind, {field: _number(given, kind, field) for field in FIELDS[kind]})
     if kind == "annulus" and shape.numbers["r_inner"] >= shape.numbers["r"]:
         raise ShapeInverted(r=shape.numbers["r"], r_inner=shape.numbers["r_inner"])

@@ -42,7 +42,8 @@ from backend.base.errors import (
     RecipeInvalid,
 )
 from backend.base.files import disk_errors, one_writer, patiently, utc_now, write_atomic, write_json
-from backend.base.keys import ModelKey
+from backend.base.keys import ModelKey, folder_of
+from backend.calib import GoodScores
 from backend.patchcore import Reserve, checked_extras
 
 logger = logging.getLogger(__name__)
@@ -132,10 +133,7 @@ class ModelStore:
 
     def folder(self, key: ModelKey) -> Path:
         """models/<role>/<roi>, or models/recipes/<recipe>/<role>/<roi>."""
-        folder = self.root / key.path
-        if not folder.resolve().is_relative_to(self.root.resolve()):
-            raise InvalidId(field="role_id/roi_id", value=str(key))
-        return folder
+        return folder_of(self.root, key)
 
     def stamp(self, key: ModelKey, name: str = "memory.npz") -> Stamp | None:
         """What changes whenever the file does (inode, size, mtime), without reading it; None when it is absent."""
@@ -292,7 +290,7 @@ class ModelStore:
         write_json(self.folder(key) / "calib.json", {**calibration, "created_utc": utc_now()})
 
     def load_calibration(self, key: ModelKey) -> dict[str, Any] | None:
-        """calib.json, or None when the model was never calibrated.
+        """calib.json, its `good_scores` as GoodScores; None when the model was never calibrated.
 
         Raises:
             DamagedFile: it is no JSON object with a finite `threshold` ≥ 0, or its other numbers cannot be used.
@@ -420,7 +418,8 @@ def _calibration(given: Any) -> dict[str, Any]:
         value = given.get(name)
         if value is not None and not over < float(value) <= most:
             raise ValueError(f"{name} is {str(value)[:40]}")
-    return {name: value for name, value in given.items() if value is not None or name not in _CALIBRATED}
+    known = {name: value for name, value in given.items() if value is not None or name not in _CALIBRATED}
+    return known | ({"good_scores": GoodScores.read(known["good_scores"])} if "good_scores" in known else {})
 
 
 def next_version(former: object) -> str:

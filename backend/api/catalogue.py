@@ -154,6 +154,23 @@ ERRORS: dict[str, Entry] = {
         es="shape: el tipo {kind} no existe; usa rect, circle o annulus.",
         en="shape: there is no kind {kind}; use rect, circle or annulus.",
     ),
+    "shape_unknown_keys": Entry(
+        400,
+        es="shape: {kind} no tiene {keys}. Sus números son {known}: quita lo demás o usa otra forma.",
+        en="shape: {kind} has no {keys}. Its numbers are {known}: leave out the rest, or use another shape.",
+    ),
+    "id_twin": Entry(
+        409,
+        es="{field}: {value} y {twin}, que ya existe, son el mismo nombre de carpeta en otros sistemas. Escribe "
+        "{twin}, o elige un nombre que no se distinga solo en mayúsculas.",
+        en="{field}: {value} and {twin}, which exists, are one folder name on other systems. Write {twin}, or "
+        "choose a name that differs in more than upper and lower case.",
+    ),
+    "encoded_body": Entry(
+        415,
+        es="El cuerpo llega comprimido (Content-Encoding: {encoding}): envíalo sin comprimir.",
+        en="The body is compressed (Content-Encoding: {encoding}): send it as it is.",
+    ),
     "shape_bad_number": Entry(
         400,
         es="shape ({kind}): {field} debe ser un número finito{rule}.",
@@ -247,6 +264,11 @@ ERRORS: dict[str, Entry] = {
             "{key} has no NG samples and calibrating with them was asked for: send some to /send_ng, or "
             "require_ng=false."
         ),
+    ),
+    "threshold_and_promise": Entry(
+        400,
+        es="Pide threshold o max_false_reject, no los dos: un umbral elegido promete lo que promete.",
+        en="Ask for threshold or max_false_reject, not for both: a chosen threshold promises what it promises.",
     ),
     "only_image_of_memory": Entry(
         400,
@@ -501,6 +523,42 @@ ERRORS: dict[str, Entry] = {
 }
 
 NOTICES: dict[str, Words] = {
+    "id_twin_exists": Words(
+        es="Hay otra carpeta, {twin}, cuyo nombre solo se distingue en mayúsculas de {own}: junta las dos en una.",
+        en="There is another folder, {twin}, whose name differs from {own} only in case: bring the two together.",
+    ),
+    "one_image": Words(
+        es="La memoria se hizo con una sola imagen y no sabe cómo varían las piezas buenas: añade más.",
+        en="The memory was made from a single image and does not know how good parts vary: add more.",
+    ),
+    "roi_size_differs": Words(
+        es="El ROI mide {got} mm y la memoria se hizo con {expected} mm: comprueba mm_per_px o la resolución de la "
+        "cámara.",
+        en="The ROI measures {got} mm and the memory was made with {expected} mm: check mm_per_px or the camera's "
+        "resolution.",
+    ),
+    "threshold_out_of_reach": Words(
+        es="El umbral {threshold:g} no lo alcanza ninguna puntuación (llegan a {most:g}): toda pieza pasará. Calibra "
+        "con puntuaciones de este servicio; en JSON los decimales llevan punto.",
+        en="No score reaches the threshold {threshold:g} (they go up to {most:g}): every part will pass. Calibrate "
+        "with scores of this service; in JSON decimals take a point.",
+    ),
+    "threshold_zero": Words(
+        es="El umbral es 0 y ninguna pieza pasará: calibra con puntuaciones de piezas buenas de este servicio.",
+        en="The threshold is 0, and no part will pass: calibrate with this service's scores of good parts.",
+    ),
+    "scores_alike": Words(
+        es="Todas las puntuaciones OK son iguales, como de una misma imagen: calibra con piezas distintas.",
+        en="All OK scores are equal, as those of one image: calibrate with different parts.",
+    ),
+    "percentile_low": Words(
+        es="score_percentile es {percentile:g}, muy bajo para un umbral; lo habitual sería {meant:g}.",
+        en="score_percentile is {percentile:g}, which is low for a threshold; you may mean {meant:g}.",
+    ),
+    "unknown_settings": Words(
+        es="{file} nombra ajustes que no existen: {names}. Comprueba cómo están escritos.",
+        en="{file} names settings that do not exist: {names}. Check how they are spelled.",
+    ),
     "frames_ignored": Words(
         es="La imagen trae varios fotogramas del mismo tamaño y se usa el primero. Fotogramas: {n}.",
         en="The image has several frames of the same size; the first one is used. Frames: {n}.",
@@ -561,6 +619,49 @@ NOTICES: dict[str, Words] = {
             "nuevo."
         ),
         en="The scores were made with percentile {former}; {new} is used from now on: inspect and calibrate again.",
+    ),
+    "area_changed": Words(
+        es=(
+            "Las puntuaciones se hicieron con regiones de {former} mm² y ahora se usan de {new} mm²: inspecciona y "
+            "calibra de nuevo."
+        ),
+        en="The scores were made with regions of {former} mm²; {new} mm² are used now: inspect and calibrate again.",
+    ),
+    "promise_needs_more": Words(
+        es=(
+            "Con {n} piezas buenas más se puede prometer que se rechaza como mucho el {rate} % de las buenas: hasta "
+            "entonces el umbral es el del percentil."
+        ),
+        en=(
+            "With {n} more good parts it can be promised that at most {rate} % of good parts are rejected; until then "
+            "the threshold is the percentile's."
+        ),
+    ),
+    "promise_impossible": Words(
+        es=(
+            "Ninguna cantidad de piezas buenas permite prometer un {rate} % de rechazos: el umbral es el del percentil."
+        ),
+        en="No number of good parts lets anyone promise {rate} % of rejects: the threshold is the percentile's.",
+    ),
+    "ng_without_region": Words(
+        es=(
+            "La puntuación supera el umbral y ninguna región de {area} mm² lo alcanza: míralo en el mapa de calor, o "
+            "puntúa con SCORE_METHOD=area."
+        ),
+        en=(
+            "The score is above the threshold and no region of {area} mm² reaches it: look at the heatmap, or score "
+            "with SCORE_METHOD=area."
+        ),
+    ),
+    "ok_with_region": Words(
+        es=(
+            "La puntuación no supera el umbral y una región de {area} mm² sí lo alcanza: míralo en el mapa de calor, o "
+            "puntúa con SCORE_METHOD=area."
+        ),
+        en=(
+            "The score is not above the threshold and a region of {area} mm² reaches it: look at the heatmap, or score "
+            "with SCORE_METHOD=area."
+        ),
     ),
     "scores_overlap": Words(
         es="Las puntuaciones OK y NG se solapan (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): el umbral no puede separarlas.",
@@ -636,6 +737,10 @@ NOTICES: dict[str, Words] = {
     "record_not_written": Words(
         es="No se ha podido anotar lo hecho junto a las muestras: {reason}",
         en="What was done could not be recorded beside the samples: {reason}",
+    ),
+    "scale_not_understood": Words(
+        es="mm_per_px de {name} no se entiende ({given}) y se usa el del modelo: escribe un número, con punto decimal.",
+        en="mm_per_px of {name} is not understood ({given}), so the model's is used: write a number, with a point.",
     ),
     "shape_not_understood": Words(
         es="La forma de {name} no se entiende y se usará el ROI entero: {reason}",
@@ -734,6 +839,25 @@ PHRASES: dict[str, Words] = {
     "weights_misfit": Words(es="{file} no corresponde al modelo: {err}", en="{file} does not fit the model: {err}"),
     "no_such_model": Words(
         es="timm no tiene ningún modelo con ese nombre (MODEL_NAME)", en="timm has no model of that name (MODEL_NAME)"
+    ),
+    "plain_text": Words(
+        es="un texto de {limit} caracteres como mucho, sin caracteres de control",
+        en="a text of at most {limit} characters, without control characters",
+    ),
+    "whole_number": Words(es="un número entero de {least} a {most}", en="a whole number from {least} to {most}"),
+    "finite_number": Words(es="un número finito", en="a finite number"),
+    "date_or_time": Words(
+        es="una fecha u hora como 2026-01-31T12:00:00Z", en="a date or time such as 2026-01-31T12:00:00Z"
+    ),
+    "page_cursor": Words(
+        es="el next_cursor de una respuesta con el mismo order", en="the next_cursor of an answer with the same order"
+    ),
+    "not_in_summaries": Words(
+        es="ningún valor: los resúmenes no filtran por ello", en="none: summaries do not filter by it"
+    ),
+    "time_zone": Words(es="una zona horaria como Europe/Madrid", en="a time zone such as Europe/Madrid"),
+    "days_at_most": Words(
+        es="{days} días como mucho con bucket={bucket}", en="at most {days} days with bucket={bucket}"
     ),
     "records_full": Words(es="no queda espacio en el disco de la base de datos", en="the database's disk is full"),
     "records_locked": Words(
@@ -838,6 +962,10 @@ PHRASES: dict[str, Words] = {
         es="Regiones que llegan al umbral: {n}. La mayor mide {area:.2f} mm² ({w}×{h} px en x={x}, y={y}).",
         en="Regions that reach the threshold: {n}. The largest is {area:.2f} mm² ({w}×{h} px at x={x}, y={y}).",
     ),
+    "why_regions_px": Words(
+        es="Regiones que llegan al umbral: {n}. La mayor mide {area:.0f} px ({w}×{h} px en x={x}, y={y}).",
+        en="Regions that reach the threshold: {n}. The largest is {area:.0f} px ({w}×{h} px at x={x}, y={y}).",
+    ),
     "why_no_region": Words(
         es="Ninguna región llega al umbral con el área mínima.", en="No region of the least area reaches the threshold."
     ),
@@ -909,6 +1037,14 @@ FAULTS: dict[str, Words] = {
     ),
     "rate": Words(es="debe ser como 600/minute", en="must be such as 600/minute"),
     "block_numbers": Words(es="debe ser números de bloque como 9,11", en="must be block numbers such as 9,11"),
+    "not_with_area": Words(
+        es="no se puede cambiar con SCORE_METHOD=area: se puntúa un nivel del mapa de calor del ROI",
+        en="cannot be changed with SCORE_METHOD=area: the score is a level of the ROI's heatmap",
+    ),
+    "not_a_number": Words(
+        es="{given} no es un número: los decimales llevan punto, como 0.2",
+        en="{given} is not a number: decimals take a point, as in 0.2",
+    ),
     "keep_images": Words(
         es="debe ser all, none o una lista de ng, near y 1/N, como ng,near,1/100",
         en="must be all, none, or a list of ng, near and 1/N, such as ng,near,1/100",

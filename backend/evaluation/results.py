@@ -65,7 +65,7 @@ class SetResult:
     """What one model does on one set.
 
     `classes`: the figures of each class of defect against the good parts. `rates`: what calibrations would do.
-    `warnings`: sentences on what looks wrong with the set.
+    `warnings`: sentences on what looks wrong with the set, and what the service said of its images.
     """
 
     set_name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import psutil
 from numpy.typing import NDArray
 
 from backend.base.config import Settings
+from backend.base.decoding import ImageOptions
 from backend.base.keys import ModelKey
+from backend.base.messages import Notice
 from backend.base.options import settings_of
 from backend.evaluation.figures import Rates, auroc_interval, calibration_rates, image_figures, pixel_figures
 from backend.evaluation.report import side_by_side, worth_showing
@@ -28,7 +31,7 @@ from backend.service.host import extractor_for
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job
-from backend.service.results import InferResult
+from backend.service.results import FitResult, InferResult
 
 KEY = ModelKey.of("evaluation", "set")
 CALIBRATION_OK = (10, 20, 50)
@@ -36,7 +39,16 @@ CALIBRATION_NG = (0, 1, 2, 3)
 MAP_PIXELS = 1_000_000
 DRAWS_OF_CALIBRATION = 200
 
-SETTINGS_THAT_COUNT = ("preset", *settings_of(ExtractorOptions), *settings_of(FitOptions), *settings_of(Scoring))
+# The settings that figures depend on, as a report lists them.
+SETTINGS_THAT_COUNT = (
+    "preset",
+    *settings_of(ExtractorOptions),
+    *settings_of(ImageOptions),
+    *settings_of(FitOptions),
+    "patchcore_faiss_fp16",
+    *settings_of(Scoring),
+    "threshold_margin",
+)
 
 Progress = Callable[[str, int, int], None]
 Map = NDArray[np.float32]
@@ -73,6 +85,7 @@ class Evaluator:
         extractor: used instead of the one that the settings name.
         remember: keep the tokens of each image (for few-shot figures).
         progress: called with (what, done, total).
+        words: puts what the service says of fits and inspections into a sentence of the results' warnings.
 
     Raises:
         WeightsUnavailable: nothing falls back to another extractor.
@@ -85,11 +98,12 @@ class Evaluator:
         *,
         remember: bool = False,
         progress: Progress = lambda *_: None,
+        words: Callable[[Notice], str] = str,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="evaluate-", ignore_cleanup_errors=True)
         root = Path(self._folder.name)
         self.settings = settings.model_copy(update={"models_dir": root / "models", "datasets_dir": root / "datasets"})
-        self.progress = progress
+        self.progress, self.words = progress, words
         try:
             given = extractor or extractor_for(settings)
             self.inspector = Inspector(self.settings, RememberingExtractor(given, root) if remember else given)
@@ -108,10 +122,13 @@ class Evaluator:
 
     def run(self, given: InspectionSet, *, shots: Sequence[int] = (), draws: int = 3) -> SetResult:
         """Everything about one set, fitted on all its good parts, and the figures with few of them."""
-        fit_s = self._fit(given, "fit")
-        scored, maps = self._inspect(given, "inspect")
+        fitted = self._fit(given, "fit")
+        of_images: Counter[str] = Counter()
+        scored, maps = self._inspect(given, "inspect", of_images)
         shown = [self._picture(why, s) for why, s in worth_showing(scored)]
-        cost = self._cost(fit_s, scored)
+        cost = self._cost(fitted.timings_ms["total"] / 1000, scored)
+        said = [self.words(notice) for notice in fitted.warnings]
+        said += [f"{text} ({n} of {len(scored)} test images)" for text, n in of_images.items()]
         rng = np.random.default_rng(self.settings.seed)
         defective, scores = _columns(scored)
         return SetResult(
@@ -128,17 +145,19 @@ class Evaluator:
             few=[self._few(given, n, draws) for n in shots],
             scored=scored,
             shown=shown,
-            warnings=given.warnings,
+            warnings=(*given.warnings, *said),
         )
 
-    def _fit(self, given: InspectionSet, what: str) -> float:
+    def _fit(self, given: InspectionSet, what: str) -> FitResult:
         job = _Reported(lambda done, total: self.progress(f"{given.name}: {what}", done, total))
         files = [_file(image) for image in given.train]
         mm_per_px = next((image.mm_per_px for image in given.train if image.mm_per_px), 1.0)
-        fitted = self.fitter.fit(KEY, files, mm_per_px=mm_per_px, job=job)
-        return fitted.timings_ms["total"] / 1000
+        return self.fitter.fit(KEY, files, mm_per_px=mm_per_px, job=job)
 
-    def _inspect(self, given: InspectionSet, what: str) -> tuple[list[ScoredImage], list[Map]]:
+    def _inspect(
+        self, given: InspectionSet, what: str, said: Counter[str] | None = None
+    ) -> tuple[list[ScoredImage], list[Map]]:
+        """Scores of the test images, and anomaly maps if there are masks; `said` counts what the service says."""
         masked = any(image.masks for image in given.test)
         scored, maps = [], []
         for number, image in enumerate(given.test, start=1):
@@ -146,6 +165,8 @@ class Evaluator:
             scored.append(ScoredImage(image, result.inspection.score, result.timings_ms["total"]))
             if masked:
                 maps.append(_small(result.inspection.anomaly_map))
+            if said is not None:
+                said.update(self.words(notice) for notice in result.warnings if notice.code != "not_calibrated")
             self.progress(f"{given.name}: {what}", number, len(given.test))
         return scored, maps
 

@@ -51,6 +51,8 @@ def _verdict(item: Mapping[str, Any]) -> Phrase:
 def _largest(regions: Sequence[Mapping[str, Any]]) -> Phrase:
     largest = max(regions, key=lambda region: region["area_px"])
     box = dict(zip("xywh", largest["bbox"], strict=True))
+    if "area_mm2" not in largest:  # nobody said how large a pixel is
+        return Phrase("why_regions_px", {"n": len(regions), "area": largest["area_px"], **box})
     return Phrase("why_regions", {"n": len(regions), "area": largest["area_mm2"], **box})
 
 

@@ -162,14 +162,12 @@ class Ledger:
 
     def image(self, found: Whole) -> tuple[bytes, str]:
         """The image of an inspection byte for byte, and the suffix of its format. Raises ImageNotKept."""
-        name = found.item["inspection_id"]
-        if found.image_store is None:
-            raise ImageNotKept(id=name, reason=Phrase("image_not_wanted"))
         read = self.images.read(found.image_sha256)
-        if read is not None:
+        if read is not None:  # kept with this inspection, or with another one of the same image
             return read
-        gone = Phrase("image_elsewhere" if found.item["image"]["kept"] else "image_evicted")
-        raise ImageNotKept(id=name, reason=gone)
+        kept = "image_elsewhere" if found.item["image"]["kept"] else "image_evicted"
+        reason = Phrase("image_not_wanted" if found.image_store is None else kept)
+        raise ImageNotKept(id=found.item["inspection_id"], reason=reason)
 
     def prune(self, *, before_us: int, by: str, dry_run: bool = False) -> Pruned:
         """Delete what is older. Raises NotRecorded, Unavailable."""

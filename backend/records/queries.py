@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import ColumnElement, Connection, Row, Select, select, tuple_, union_all
 
 from backend.base.errors import InspectionNotFound, InvalidValue
+from backend.base.messages import Phrase
 from backend.records.chain import Facet
 from backend.records.entries import number_of
 from backend.records.record import public_id, split_id
@@ -100,7 +101,7 @@ class Place:
         except (ValueError, binascii.Error, TypeError, RecursionError):
             valid = False
         if not valid or isinstance(key, bool) or abs(number) >= 1 << 63 or abs(key) >= 1 << 63:
-            raise InvalidValue(field="cursor", value=repr(cursor[:60]), expected=f"next_cursor, order={order}")
+            raise InvalidValue(field="cursor", value=repr(cursor[:60]), expected=Phrase("page_cursor"))
         return cls(order, key, number)
 
 
@@ -129,7 +130,7 @@ def parse_time(text: str | None, field: str) -> int | None:
             moment = moment.replace(tzinfo=timezone.utc)
         return round((moment - _EPOCH).total_seconds() * 1e6)
     except (ValueError, OverflowError) as err:
-        raise InvalidValue(field=field, value=repr(text[:40]), expected="2026-01-31T12:00:00Z") from err
+        raise InvalidValue(field=field, value=repr(text[:40]), expected=Phrase("date_or_time")) from err
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, func, select
 
 from backend.base.errors import InvalidValue
+from backend.base.messages import Phrase
 from backend.records.chain import Facet
 from backend.records.queries import Filters, time_text
 from backend.records.record import now_us
@@ -88,7 +89,8 @@ def span_of(connection: Connection, bucket: str, filters: Filters, zone: str | N
     least = max(until - 24 * days, oldest if oldest is not None else now)
     since = filters.since_us // HOUR_US if filters.since_us is not None else least
     if until - since > 24 * days:
-        raise InvalidValue(field="since", value=time_text(since * HOUR_US), expected=f"≤ {days} d, bucket={bucket}")
+        most = Phrase("days_at_most", {"days": days, "bucket": bucket})
+        raise InvalidValue(field="since", value=time_text(since * HOUR_US), expected=most)
     return Span(bucket, since, max(since, until), where)  # type: ignore[arg-type]
 
 
@@ -98,7 +100,7 @@ def _zone(name: str | None) -> tzinfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as err:
-        raise InvalidValue(field="tz", value=repr(name[:40]), expected="UTC, Europe/Madrid") from err
+        raise InvalidValue(field="tz", value=repr(name[:40]), expected=Phrase("time_zone")) from err
 
 
 def summary(connection: Connection, span: Span, filters: Filters) -> dict[str, Any]:

@@ -66,6 +66,8 @@ class Prediction:
         polygons: outlines in pixels of the image resized to IMG_SIZE, x to the right and y down; none without anomaly.
         files: file name of each picture in the overlays folder, by kind.
         size: (height, width) of the image as it was sent.
+        token_map: (rows, columns) float32 distances of the patches to the bank.
+        bank: what is known of the bank, as its metadata has it.
     """
 
     score: float
@@ -74,6 +76,8 @@ class Prediction:
     polygons: list[Polygon]
     files: dict[str, str]
     size: tuple[int, int]
+    token_map: NDArray[np.float32]
+    bank: dict[str, Any]
     timings_ms: dict[str, float]
     warnings: list[Notice]
 
@@ -172,7 +176,8 @@ class Predictor:
         with queue.slot():
             tokens = job.wait(queue.submit(_three(grey)))
             extracted = perf_counter()
-            anomaly_map = self._anomaly_map(bank.memory.distances(tokens, self.settings.knn_k))
+            distances = bank.memory.distances(tokens, self.settings.knn_k)
+            anomaly_map = self._anomaly_map(distances)
         score = _largest(anomaly_map, area)
         threshold = self._threshold(bank.about) * FACTORS[mode or "normal"] if thr is None else thr
         is_anomaly = score > threshold
@@ -192,6 +197,8 @@ class Predictor:
             polygons=outlines,
             files=files,
             size=size,
+            token_map=distances.reshape(round(len(distances) ** 0.5), -1),
+            bank=bank.about,
             timings_ms=_milliseconds(started, extract=extracted, score=scored, pictures=perf_counter()),
             warnings=list(bank.notices),
         )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.base.files import disk_errors, utc_now
-from backend.base.keys import ModelKey
+from backend.base.keys import ModelKey, folder_of
 from backend.service.fitting import FitOptions
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class FitHistory:
 
     def path(self, key: ModelKey) -> Path:
         """Where the history of `key` lies."""
-        return self.root / key.path / NAME
+        return folder_of(self.root, key) / NAME
 
     def append(self, key: ModelKey, event: str, values: Mapping[str, Any]) -> None:
         """Add one line and fsync it. Raises DiskFull, ReadOnlyStore."""

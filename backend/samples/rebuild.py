@@ -15,7 +15,7 @@ from backend.base.errors import InspectionError, MemoryNotFound, NotEnoughSample
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.samples.history import FitHistory, Plan
-from backend.samples.store import SampleStore, known_mm_per_px, usable_shape
+from backend.samples.store import SampleStore, Sidecar, known_mm_per_px
 from backend.service.fitting import FitOptions, Fitter, NewMemory, embed
 from backend.service.images import ImageFile
 from backend.service.jobs import Job, TrackedJob
@@ -201,7 +201,9 @@ class Rebuilder:
 
     def _file(self, key: ModelKey, name: str) -> ImageFile:
         return ImageFile(
-            name, lambda: self.samples.read(key, "ok", name), usable_shape(self.samples.meta(key, "ok", name))
+            name,
+            lambda: self.samples.read(key, "ok", name),
+            Sidecar.read(name, self.samples.meta(key, "ok", name)).shape,
         )
 
     def _step(self, step: Mapping[str, Any], files: list[ImageFile], before: NewMemory | None, job: Job) -> NewMemory:

@@ -12,15 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.decoding import ImageOptions
-from backend.base.errors import InspectionError, InvalidShape, OnlyImage
+from backend.base.errors import InspectionError, OnlyImage
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.infer import Criteria, Inspection, Roi, Scoring
-from backend.samples.store import known_mm_per_px, known_shape
+from backend.roi_mask import Shape
+from backend.samples.store import Sidecar
 from backend.service.images import DECODERS, ImageFile, PreparedImage
-from backend.service.inspection import Inspector
+from backend.service.inspection import Inspector, about_verdict
 from backend.service.jobs import Job, ahead
 from backend.service.pipeline import Pipeline
+from backend.service.results import Provenance
 
 Tokens = NDArray[np.float32]
 
@@ -37,6 +39,7 @@ class Sample:
 class Scored:
     """One sample's inspection, or why there is none.
 
+    `file`: the image, and its shape as far as it is understood.
     `in_memory`: the memory was fitted on this very image; `left_out`: its own rows were no neighbours.
     """
 
@@ -47,6 +50,7 @@ class Scored:
     in_memory: bool = False
     left_out: bool = False
     notices: tuple[Notice, ...] = ()
+    file: ImageFile | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class _Read:
     ready: tuple[PreparedImage, Roi] | None = None
     error: InspectionError | None = None
     notices: list[Notice] = field(default_factory=list)
+    shape: Shape | None = None
 
 
 class SampleSource(Protocol):
@@ -76,7 +81,8 @@ class SampleScorer:
     Args:
         default_mm_per_px: for samples that do not say; the memory's own when None.
         leave_out: a sample that the memory was fitted on is scored as if the memory did not have its rows.
-        percentile: score for a new calibration with this percentile, whatever calib.json says; it is not read.
+        anew: score for a new calibration with this percentile and smallest region (mm²), whatever calib.json says; it
+            is not read.
 
     Raises:
         MemoryNotFound, ExtractorMismatch, DamagedFile: from the start, before any sample is read.
@@ -90,20 +96,25 @@ class SampleScorer:
         *,
         default_mm_per_px: float | None = None,
         leave_out: bool = False,
-        percentile: float | None = None,
+        anew: tuple[float, float] | None = None,
     ) -> None:
-        settings = inspector.settings
+        settings, self._inspector = inspector.settings, inspector
         self.samples, self.key, self.leave_out = samples, key, leave_out
         self.model, self.notices = inspector.fitted(key)
-        if percentile:
-            scoring = replace(Scoring.of(settings, self.model.memory.kind), percentile=percentile)
-            criteria = Criteria(scoring, None, settings.area_mm2_thr)
+        if anew:
+            scoring = replace(Scoring.of(settings, self.model.memory.kind), percentile=anew[0])
+            criteria = Criteria(scoring, None, anew[1])
         else:
             criteria, of_calibration = inspector.criteria(key, self.model)
             self.notices += of_calibration
         self.pipeline = Pipeline(inspector.host.queue(), self.model, criteria, ImageOptions.of(settings))
         self.mm_per_px = default_mm_per_px or self.model.stored.number("mm_per_px", 1.0)
         self._numbers = self.model.stored.known_images
+
+    @property
+    def provenance(self) -> Provenance:
+        """What samples are inspected with. Raises DamagedFile."""
+        return self._inspector.provenance(self.key, self.model, self.criteria)
 
     @property
     def criteria(self) -> Criteria:
@@ -144,19 +155,15 @@ class SampleScorer:
                         future.cancel()
 
     def _read(self, sample: Sample) -> _Read:
-        mm_per_px, notices, shape = self.mm_per_px, list[Notice](), None
+        mm_per_px = self.mm_per_px
         try:
-            meta = self.samples.meta(self.key, sample.label, sample.name)
-            mm_per_px = known_mm_per_px(meta) or mm_per_px
+            known = Sidecar.read(sample.name, self.samples.meta(self.key, sample.label, sample.name))
+            mm_per_px = known.mm_per_px or mm_per_px
             data = self.samples.read(self.key, sample.label, sample.name)
-            try:
-                shape = known_shape(meta)
-            except InvalidShape as err:
-                notices.append(Notice("shape_not_understood", {"name": sample.name, "reason": err}))
-            ready = self.pipeline.prepare(ImageFile(sample.name, lambda: data, shape), mm_per_px, digested=True)
+            ready = self.pipeline.prepare(ImageFile(sample.name, lambda: data, known.shape), mm_per_px, digested=True)
         except InspectionError as err:
             return _Read(sample, mm_per_px, error=err)
-        return _Read(sample, mm_per_px, ready, notices=[*ready[0].notices, *notices])
+        return _Read(sample, mm_per_px, ready, notices=[*ready[0].notices, *known.notices], shape=known.shape)
 
     def _score(self, read: _Read, tokens: Tokens | None) -> Scored:
         if read.ready is None or tokens is None:
@@ -168,8 +175,16 @@ class SampleScorer:
         if leave_out is not None and self._is_alone(leave_out):
             raise OnlyImage(name=read.sample.name)
         inspection = self.pipeline.judge(tokens, roi, leave_out=leave_out)
-        known = number is not None
-        return Scored(read.sample, read.mm_per_px, inspection, None, known, leave_out is not None, tuple(read.notices))
+        sample = read.sample
+        return Scored(
+            sample,
+            read.mm_per_px,
+            inspection,
+            in_memory=number is not None,
+            left_out=leave_out is not None,
+            notices=(*read.notices, *about_verdict(inspection, self.criteria)),
+            file=ImageFile(sample.name, lambda: self.samples.read(self.key, sample.label, sample.name), read.shape),
+        )
 
     def _is_alone(self, number: int) -> bool:
         """Whether the memory has no row but those of the image `number`."""

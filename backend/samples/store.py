@@ -11,8 +11,9 @@ import json
 import math
 import mimetypes
 import os
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ from backend.base.errors import (
 )
 from backend.base.files import one_writer, require_room, utc_now, write_atomic, write_json
 from backend.base.images import ENDINGS, image_header, is_image_name
-from backend.base.keys import ModelKey
+from backend.base.keys import ModelKey, folder_of
+from backend.base.messages import Notice
 from backend.roi_mask import Shape, parse_shape
 from backend.storage import Stamp
 
@@ -137,10 +139,7 @@ class SampleStore:
 
     def folder(self, key: ModelKey, label: str = "") -> Path:
         """datasets/<role>/<roi>[/<label>], or the same under datasets/recipes/<recipe>."""
-        folder = self.root / key.path
-        if not folder.resolve().is_relative_to(self.root.resolve()):
-            raise InvalidId(field="role_id/roi_id", value=str(key))
-        return folder / label
+        return folder_of(self.root, key) / label
 
     def names(self, key: ModelKey, label: str) -> list[str]:
         """Names of the stored images, sorted."""
@@ -294,22 +293,41 @@ class SampleStore:
         return one_writer(self.folder(key), key, timeout=LOCK_WAIT_S, left_overs="*/.*.tmp")
 
 
-def known_mm_per_px(meta: dict[str, Any]) -> float | None:
-    """The sample's millimetres per pixel, if its metadata has a usable number."""
+@dataclass(frozen=True)
+class Sidecar:
+    """What the metadata beside an image say of it, and what of them is not understood.
+
+    `mm_per_px`, `shape`: None where they are not said, or said in a way that is not understood.
+    """
+
+    mm_per_px: float | None
+    shape: Shape | None
+    notices: tuple[Notice, ...]
+
+    @classmethod
+    def read(cls, name: str, meta: Mapping[str, Any]) -> Sidecar:
+        """The metadata `meta` of the image `name`; a number may come as text, as stations write it."""
+        notices, mm_per_px, shape = [], known_mm_per_px(meta), None
+        if mm_per_px is None and meta.get("mm_per_px") not in (None, ""):
+            given = str(meta["mm_per_px"])[:40]
+            notices.append(Notice("scale_not_understood", {"name": name, "given": given}))
+        try:
+            shape = known_shape(meta)
+        except InvalidShape as err:
+            notices.append(Notice("shape_not_understood", {"name": name, "reason": err}))
+        return cls(mm_per_px, shape, tuple(notices))
+
+
+def known_mm_per_px(meta: Mapping[str, Any]) -> float | None:
+    """The sample's millimetres per pixel, if its metadata has a usable number, or one as text."""
     value = meta.get("mm_per_px")
+    if isinstance(value, str) and re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value):
+        value = float(value)
     usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
     return float(value) if usable else None  # type: ignore[arg-type]
 
 
-def usable_shape(meta: dict[str, Any]) -> Shape | None:
-    """The sample's shape, or None when it has none or one that is not understood."""
-    try:
-        return known_shape(meta)
-    except InvalidShape:
-        return None
-
-
-def known_shape(meta: dict[str, Any]) -> Shape | None:
+def known_shape(meta: Mapping[str, Any]) -> Shape | None:
     """The sample's shape: `shape`, or `shape_json` as text or object. Raises InvalidShape."""
     given = meta.get("shape") or meta.get("shape_json")
     return parse_shape(given if isinstance(given, str | dict) else None)

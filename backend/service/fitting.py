@@ -167,6 +167,7 @@ class NewMemory:
             "radius": memory.radius or 0.0,
             **({"in_passes": True} if passes else {}),
             "mm_per_px": mm_per_px,
+            "roi_px": list(embeddings.roi_px),
             **({"masked": True} if embeddings.masked else {}),
             "images": _images(files, embeddings),
         }
@@ -454,6 +455,8 @@ class Fitter:
             notices.append(Notice("fitted_in_passes", limit))
             if options.foreground == "pca" and not any(embeddings.shaped):
                 notices.append(Notice("foreground_not_learnt", limit))
+        if len({*embeddings.digests, *(model.stored.known_images if model else ())}) == 1:
+            notices.append(Notice("one_image"))
         if embeddings.mixed or (model is not None and model.knows_part_only != embeddings.masked):
             notices.append(Notice("shapes_differ"))
         return notices

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from cachetools import LRUCache
 
+from backend.base.arrays import square_norms
 from backend.base.errors import (
     DiskFull,
     ExtractorMismatch,
@@ -38,6 +41,11 @@ class FittedModel:
     def nbytes(self) -> int:
         """Bytes that the cache counts for it."""
         return self.memory.nbytes
+
+    @cached_property
+    def longest_row(self) -> float:
+        """Length of the memory's longest row; 1 but for files of the older layout."""
+        return float(np.sqrt(square_norms(self.memory.emb).max()))
 
     @property
     def knows_part_only(self) -> bool:

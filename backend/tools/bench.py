@@ -80,7 +80,12 @@ def run_bench(plan: Plan, *, out: Path | None) -> Report:
 
 def own_settings(scratch: Path, rng: np.random.Generator) -> tuple[Settings, str]:
     """The service's settings with a folder of models of its own, and with random weights where it has none."""
-    settings = load_settings(models_dir=scratch / "models", datasets_dir=scratch / "datasets", log_level="ERROR")
+    settings = load_settings(
+        models_dir=scratch / "models",
+        datasets_dir=scratch / "datasets",
+        results_db=None,  # what is timed is not what a plant inspected
+        log_level="ERROR",
+    )
     if settings.model_name == "texture":
         return settings, "none"
     try:

@@ -1,4 +1,4 @@
-"""python -m backend: serve, fit, calibrate, infer, rebuild, evaluate, bank, demo, bench, doctor, settings."""
+"""python -m backend: serve, fit, calibrate, infer, rebuild, evaluate, bank, demo, bench, doctor, records, settings."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ Role = Annotated[str, typer.Option(help="role_id of the model.")]
 Roi = Annotated[str, typer.Option(help="roi_id of the model.")]
 Recipe = Annotated[str, typer.Option(help="Recipe of the model.")]
 MmPerPx = Annotated[float | None, typer.Option(min=1e-6, help="Millimetres per pixel; the model's own without.")]
+Recorded = Annotated[str | None, typer.Option(help="Recorded with each verdict; at most 128 characters.")]
 ShapeJson = Annotated[str | None, typer.Option("--shape", help="JSON of the part's shape inside the ROI.")]
 
 
@@ -137,8 +138,12 @@ def infer(
     shape: ShapeJson = None,
     out: Annotated[Path, typer.Option(help="Folder for the overlay pictures.")] = Path("overlays"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")] = False,
+    part_id: Recorded = None,
+    batch_id: Recorded = None,
+    station_id: Recorded = None,
+    operator: Recorded = None,
 ) -> None:
-    """Inspect images and write an overlay picture of each.
+    """Inspect images, record the verdicts (RESULTS_DB), and write an overlay picture of each.
 
     An image that cannot be inspected has a row with its error, and the exit code is 1.
     """
@@ -146,8 +151,9 @@ def infer(
     from backend.roi_mask import parse_shape
     from backend.tools import offline
 
+    said = {"part_id": part_id, "batch_id": batch_id, "station_id": station_id, "operator": operator}
     key, mask = ModelKey.of(role, roi, recipe), parse_shape(shape)
-    if offline.infer(key, files, mm_per_px=mm_per_px, shape=mask, out=out, as_json=as_json):
+    if offline.infer(key, files, mm_per_px=mm_per_px, shape=mask, out=out, as_json=as_json, said=said):
         raise typer.Exit(1)
 
 
@@ -218,6 +224,72 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"{text!r} must be whole numbers with commas between them, as in 1,2,4")
     return tuple(int(part) for part in parts)
+
+
+records = typer.Typer(help="Verify, export and prune the recorded inspections (RESULTS_DB).", no_args_is_help=True)
+app.add_typer(records, name="records")
+
+
+@records.command()
+def verify(
+    images: Annotated[bool, typer.Option(help="Also read the images that are kept.")] = True,
+    head: Annotated[
+        list[str] | None, typer.Option(help="A head of a chain from the log, 3f9a1c07-1042=<hash>; may be repeated.")
+    ] = None,
+) -> None:
+    """Hold every record against its chain of hashes. What was changed, removed or inserted is named; exit code 1."""
+    from backend.tools.records import verify as verify_all
+
+    report = verify_all(head or (), images=images)
+    typer.echo(
+        f"{report.inspections} inspections, {report.reviews} reviews and {report.events} events in {report.chains} "
+        f"chains, {report.images} images; {report.pruned} entries pruned"
+    )
+    for found in report.found:
+        say("error", sentence(found))
+    if report.found:
+        raise typer.Exit(1)
+    typer.echo("whole: every record is what was written")
+
+
+@records.command()
+def export(
+    out: Annotated[Path | None, typer.Option(help="The CSV file; standard output without it.")] = None,
+    role: Annotated[str | None, typer.Option(help="Only of this role_id.")] = None,
+    roi: Annotated[str | None, typer.Option(help="Only of this roi_id.")] = None,
+    decision: Annotated[str | None, typer.Option(help="Only ok or ng.")] = None,
+    since: Annotated[str, typer.Option(help="From this date or time on (ISO 8601, UTC).")] = "",
+    until: Annotated[str, typer.Option(help="Before this date or time.")] = "",
+) -> None:
+    """Write the recorded inspections as CSV, oldest first."""
+    from backend.records.queries import Filters, parse_time
+    from backend.tools.records import export as export_all
+
+    first, last = parse_time(since, "--since"), parse_time(until, "--until")
+    export_all(out, Filters(role_id=role, roi_id=roi, decision=decision, since_us=first, until_us=last))
+
+
+@records.command()
+def prune(
+    days: Annotated[float | None, typer.Option(min=0, help="Delete what is older than so many days.")] = None,
+    before: Annotated[str, typer.Option(help="Delete what is from before this date or time.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+) -> None:
+    """Delete old inspections with their images. What is left can still be verified."""
+    from backend.records.queries import parse_time, time_text
+    from backend.records.record import now_us
+    from backend.tools.records import prune as prune_all
+
+    moment = parse_time(before, "--before")
+    if (moment is None) == (days is None):
+        raise typer.BadParameter("give --days or --before")
+    if moment is None:
+        moment = now_us() - round((days or 0) * 86_400e6)
+    done = prune_all(moment, dry_run=dry_run)
+    typer.echo(
+        f"{done.inspections} inspections and {done.others} other entries of {done.chains} chains, from before "
+        f"{time_text(moment)}, {'would go' if dry_run else 'are gone'}"
+    )
 
 
 @app.command()

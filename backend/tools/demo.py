@@ -55,7 +55,8 @@ def run_demo(out: Path, *, good: int, seed: int = 7) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     out.mkdir(parents=True, exist_ok=True)
     folders = {"models_dir": out.resolve() / "models", "datasets_dir": out.resolve() / "datasets"}
-    settings = load_settings(**folders, port=0, log_level="WARNING")
+    record = f"sqlite:///{out.resolve() / 'inspections.db'}"
+    settings = load_settings(**folders, results_db=record, port=0, log_level="WARNING")
     with Bars() as bars:
         learnt = [Part(f"good_{n:02d}", brake_disc(rng)) for n in bars.track("render", range(good))]
         spare = [Part(f"calibration_{n:02d}", brake_disc(rng)) for n in range(CALIBRATION_PARTS)]

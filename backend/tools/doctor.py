@@ -14,7 +14,7 @@ from typing import Literal
 import psutil
 
 from backend.api.catalogue import sentence
-from backend.base.config import Settings
+from backend.base.config import Settings, unknown_settings
 from backend.base.errors import AddressUnavailable, WeightsUnavailable
 from backend.extractors.torch_runtime import cpu_features, gpu_name
 from backend.extractors.weights import WEIGHTS_DIR, find_weights
@@ -41,6 +41,7 @@ def examine(settings: Settings) -> list[Finding]:
     """Everything worth knowing about this machine, in the order in which one would mend it."""
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _python,
+        _files,
         _packages,
         _weights,
         _folders,
@@ -66,6 +67,11 @@ def _packages(_: Settings) -> Iterator[Finding]:
             yield Finding("note", name, f"not installed: {OPTIONAL[name]}")
         else:
             yield Finding("bad", name, "not installed: pip install -r requirements.txt")
+
+
+def _files(_: Settings) -> Iterator[Finding]:
+    for notice in unknown_settings():
+        yield Finding("bad", str(notice.values["file"]), sentence(notice, "en"))
 
 
 def _weights(settings: Settings) -> Iterator[Finding]:
@@ -117,7 +123,7 @@ def _port(settings: Settings) -> Iterator[Finding]:
     try:
         check_address(settings.host, settings.port)
     except AddressUnavailable as err:
-        yield Finding("bad", "port", str(err))
+        yield Finding("bad", "port", sentence(err, "en"))
     else:
         yield Finding("ok", "port", f"{settings.host}:{settings.port} is free")
 

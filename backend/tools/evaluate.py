@@ -13,7 +13,7 @@ from backend.evaluation.report import SUMMARY, html_report, listings, summary_ro
 from backend.evaluation.results import SetResult
 from backend.evaluation.runner import Evaluator
 from backend.evaluation.sets import read_set
-from backend.tools.terminal import Bars, going_on, print_table, say
+from backend.tools.terminal import Bars, going_on, print_table, say, sentence
 
 STDOUT = Path("-")
 
@@ -43,8 +43,8 @@ def run_evaluation(
         SetNotUnderstood, UndecodableImage: before anything is measured.
     """
     sets = [read_set(folder) for folder in folders]
-    for warning in (f"{one.name}: {warning}" for one in sets for warning in one.warnings):
-        say("warning", warning)
+    for one in sets:
+        _warn(one.name, one.warnings)
     for file in (report, as_json):
         if file is not None and file != STDOUT:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -55,17 +55,23 @@ def run_evaluation(
             with (
                 going_on(settings.model_name, failed),
                 Bars() as bars,
-                Evaluator(settings, remember=bool(shots), progress=bars.show) as evaluator,
+                Evaluator(settings, remember=bool(shots), progress=bars.show, words=sentence) as evaluator,
             ):
                 for one in sets:
                     with going_on(one.name, failed):
                         results.append(evaluator.run(one, shots=shots, draws=draws))
+                        _warn(one.name, results[-1].warnings[len(one.warnings) :])
     finally:
         if results:
             _write_report(results, report)
             _write_json(results, as_json)
             _print_tables(results, stderr=as_json == STDOUT)
     return failed
+
+
+def _warn(name: str, warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        say("warning", f"{name}: {warning}")
 
 
 def _write_report(results: Sequence[SetResult], path: Path) -> None:

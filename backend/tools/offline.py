@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple
 from itertools import count
@@ -27,13 +27,15 @@ from backend.base.messages import Notice
 from backend.evaluation.pictures import overlay
 from backend.resnet_api.predictor import Predictor
 from backend.roi_mask import Shape
-from backend.samples.collector import Collector
-from backend.samples.scoring import Sample, SampleScorer
+from backend.samples.collector import Collector, basis_of
+from backend.samples.scoring import Sample, SampleScorer, Scored
+from backend.service.calibration import Terms
 from backend.service.fitting import Fitter
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job
 from backend.service.results import CalibrationResult, InferResult
+from backend.tools.records import Recorder, recorder
 from backend.tools.terminal import Bars, going_on, print_table, say, sentence
 
 OF_ONE_FILE = (BadImage, TokenGridMismatch, InvalidShape, OSError)  # what one file's fault is, and not the model's
@@ -113,9 +115,18 @@ def fit(key: ModelKey, folder: Path, *, mm_per_px: float, shape: Shape | None) -
 
 
 def infer(
-    key: ModelKey, paths: Sequence[Path], *, mm_per_px: float | None, shape: Shape | None, out: Path, as_json: bool
+    key: ModelKey,
+    paths: Sequence[Path],
+    *,
+    mm_per_px: float | None,
+    shape: Shape | None,
+    out: Path,
+    as_json: bool,
+    said: Mapping[str, str | None],
 ) -> int:
-    """Inspect images, write an overlay picture of each into `out`, and print a row for each; how many failed.
+    """Inspect images, record the verdicts, write an overlay of each into `out`, print a row for each; how many failed.
+
+    `said`: what is recorded with each verdict: part_id, batch_id, station_id, operator.
 
     As JSON a row is printed as soon as it is known. Raises what Inspector.infer does, unless it is one file's fault.
     """
@@ -124,27 +135,30 @@ def infer(
         out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     try:
-        with Session(load_settings(), quiet=as_json and sys.stdout.isatty()) as session:
+        settings = load_settings()
+        quiet = as_json and sys.stdout.isatty()
+        with recorder(settings, said) as record, Session(settings, quiet=quiet) as session:
             scale = mm_per_px or session.mm_per_px(key)
             for path in session.bars.track("inspect", files):
-                rows.append(_inspected(session, key, path, scale, shape, out))
+                rows.append(_inspected(session, record, key, path, scale, shape, out))
                 if as_json:
                     typer.echo(json.dumps(rows[-1]))
     finally:  # what was inspected before somebody stops it is shown
-        if not as_json:
+        if rows and not as_json:
             _print_rows(rows)
         _warn_of(rows)
     return sum("error" in row for row in rows)
 
 
 def _inspected(
-    session: Session, key: ModelKey, path: Path, mm_per_px: float, shape: Shape | None, out: Path
+    session: Session, record: Recorder, key: ModelKey, path: Path, mm_per_px: float, shape: Shape | None, out: Path
 ) -> dict[str, Any]:
     """One inspection as a flat JSON object, or the file and its error."""
     try:
         data = path.read_bytes()
         file = ImageFile(path.as_posix(), lambda: data, shape)
         result = session.inspector.infer(key, file, mm_per_px=mm_per_px, heatmap="none")
+        result, name = record.add(key, file, result)
     except OF_ONE_FILE as err:
         reason = f"{path.as_posix()}: {err.strerror}" if isinstance(err, OSError) else sentence(err)
         say("error", reason)
@@ -159,6 +173,7 @@ def _inspected(
         "area_mm2": sum(region.area_mm2 for region in result.inspection.regions),
         "overlay": picture.as_posix(),
         "warnings": [sentence(notice) for notice in result.warnings],
+        **({"inspection_id": name} if name else {}),
     }
 
 
@@ -251,7 +266,9 @@ def calibrate(
     folders = {"ok": images_in([good]), "ng": images_in([bad]) if bad else []}
     settings = load_settings()
     percentile = score_percentile or settings.score_percentile
+    area = settings.area_mm2_thr if area_mm2_thr is None else area_mm2_thr
     scores: dict[str, list[float]] = {"ok": [], "ng": []}
+    inspected: list[Scored] = []
     with Session(settings) as session:
         scorer = SampleScorer(
             session.inspector,
@@ -259,7 +276,7 @@ def calibrate(
             key,
             default_mm_per_px=mm_per_px,
             leave_out=True,
-            percentile=percentile,
+            anew=(percentile, area),
         )
         chosen = [
             Sample(label, path.as_posix()) for label, paths in folders.items() for path in paths if _readable(path)
@@ -271,6 +288,7 @@ def calibrate(
                 say("error", sentence(scored.error))
             elif scored.inspection:
                 scores[scored.sample.label].append(scored.inspection.score)
+                inspected.append(scored)
         if not scores["ok"]:
             raise typer.BadParameter(f"no image in {good} could be scored")
         if session.inspector.cache.model(key).stored.generation != scorer.model.stored.generation:
@@ -280,9 +298,9 @@ def calibrate(
             ok_scores=scores["ok"],
             ng_scores=scores["ng"],
             mm_per_px=scorer.mm_per_px,
-            area_mm2_thr=area_mm2_thr,
+            area_mm2_thr=area,
             score_percentile=percentile,
-            scored_at=percentile,
+            terms=Terms(basis=basis_of(inspected), scored_with=scorer.criteria),
         )
     return result, failed
 

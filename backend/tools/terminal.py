@@ -20,10 +20,11 @@ from rich.text import Text
 
 from backend.api import catalogue
 from backend.base.errors import InspectionError
-from backend.base.messages import Notice
+from backend.base.messages import Message
 
 T = TypeVar("T")
 ENDLESS = 100_000  # columns of a file or a pipe, where no line needs to be broken
+SHORT = 12  # letters of a cell that is not worth breaking
 _UNSHOWN = frozenset({"Cc", "Cs", "Zl", "Zp"})  # Unicode's controls, bytes that were no text, and line breaks
 
 
@@ -50,7 +51,7 @@ def plain(text: str) -> str:
     return "".join(shown)
 
 
-def sentence(said: InspectionError | Notice) -> str:
+def sentence(said: InspectionError | Message) -> str:
     """The English words for an error or a warning."""
     return catalogue.sentence(said, "en")
 
@@ -74,12 +75,17 @@ def going_on(what: str, failed: list[str]) -> Iterator[None]:
 def print_table(
     header: Sequence[str], rows: Sequence[Sequence[str | Text]], *, title: str = "", stderr: bool = False
 ) -> None:
-    """A table on standard output (or error) that leaves out no letter: a long cell goes on in the next line."""
+    """A table on standard output (or error) that leaves out no letter.
+
+    Where a terminal is too narrow, the columns of long cells go on in the next line; those of numbers stay whole.
+    """
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), title=title or None, title_justify="left")
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(plain(cell) if isinstance(cell, str) else cell for cell in row))
+    shown = [[plain(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    for number, name in enumerate(header):
+        short = max((len(row[number]) for row in shown), default=0) <= SHORT
+        table.add_column(name, overflow="fold", no_wrap=short)
+    for row in shown:
+        table.add_row(*row)
     console(sys.stderr if stderr else sys.stdout).print(table, soft_wrap=False)
 
 

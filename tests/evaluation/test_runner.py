@@ -17,10 +17,12 @@ from backend.base.errors import WeightsUnavailable
 from backend.base.keys import ModelKey
 from backend.evaluation.report import html_report, worth_showing
 from backend.evaluation.results import SetResult
-from backend.evaluation.runner import Evaluator, RememberingExtractor
+from backend.evaluation.runner import SETTINGS_THAT_COUNT, Evaluator, RememberingExtractor
 from backend.evaluation.sets import InspectionSet, read_set
 from backend.extractors.texture import TextureFeatures
-from backend.service.fitting import Fitter
+from backend.infer import Scoring
+from backend.service.fitting import FitOptions, Fitter
+from backend.service.host import extractor_for
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 
@@ -152,3 +154,32 @@ def test_the_report_needs_nothing_from_elsewhere(result: SetResult) -> None:
 def test_sets_are_immutable(plates: Path) -> None:
     assert isinstance(hash(read_set(plates)), int)
     assert isinstance(read_set(plates), InspectionSet)
+
+
+def test_what_the_service_says_of_a_fit_and_of_images_is_kept(plates: Path, tmp_path: Path) -> None:
+    given = tmp_path / "plates"
+    shutil.copytree(plates, given)
+    plate = cv2.imread(str(given / "test/good/00.png"))
+    assert plate is not None
+    cv2.imwrite(str(given / "test/good/00.png"), cv2.copyMakeBorder(plate, 0, 0, 0, 14, cv2.BORDER_REPLICATE))
+    with Evaluator(Settings(**SETTINGS, max_coreset=5), words=lambda notice: f"<{notice.code}>") as evaluator:
+        found = evaluator.run(read_set(given))
+    assert found.warnings == ("<coreset_capped>", "<roi_resized> (1 of 21 test images)")
+    assert found.as_dict()["warnings"] == found.warnings
+
+
+def test_every_setting_that_reaches_an_extractor_or_a_memory_is_reported() -> None:
+    class Watched:
+        def __init__(self) -> None:
+            self.asked: set[str] = set()
+
+        def __getattr__(self, name: str) -> Any:
+            self.asked.add(name)
+            return getattr(Settings(**SETTINGS), name)
+
+    watched = Watched()
+    extractor_for(watched)  # type: ignore[arg-type]
+    FitOptions.of(watched)  # type: ignore[arg-type]
+    Scoring.of(watched)  # type: ignore[arg-type]
+    assert {"model_name", "coreset_rate", "score_method"} < watched.asked
+    assert watched.asked - {"threads"} <= set(SETTINGS_THAT_COUNT)

@@ -80,6 +80,7 @@ def environment(root: Path, **given: str) -> dict[str, str]:
         "CORESET_RATE": str(CORESET),
         "MODELS_DIR": str(root / "models"),
         "DATASETS_DIR": str(root / "datasets"),
+        "BDI_RESULTS_DB": f"sqlite:///{root / 'inspections.db'}",
         "MIN_FREE_MB": "0",
         "LOG_LEVEL": "WARNING",
         "OMP_NUM_THREADS": "1",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from backend.api.catalogue import sentence
-from backend.base.errors import NgRequired, NotEnoughSamples
+from backend.base.errors import NgRequired, NotEnoughSamples, OnlyImage
 from backend.base.images import decode_image, encode_png
 from backend.base.keys import ModelKey
 from backend.patchcore import covering_radius
@@ -134,7 +134,7 @@ def test_a_sample_that_cannot_be_read_is_left_out_and_named(collector: Collector
 def test_without_samples_that_help_there_is_no_calibration(collector: Collector) -> None:
     keep(collector, KEY, "ok", [part_file(0)])
     collector.fit(KEY, [part_file(0)], mm_per_px=0.2)
-    with pytest.raises(NotEnoughSamples):
+    with pytest.raises(OnlyImage):
         collector.calibrate(KEY)
     keep(collector, KEY, "ok", [part_file(1)])
     with pytest.raises(NgRequired):

@@ -72,10 +72,11 @@ def test_a_table_leaves_out_no_letter(terminal: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setenv("COLUMNS", "60")
     name = "lot_2024-03-01/station_7/" + "part_" * 20 + ".png"
-    print_table(["file", "score", "overlay"], [(name, "0.1234", name)])
+    print_table(["file", "threshold", "overlay"], [(name, "0.1234", name)])
     shown = re.sub(r"\x1b\[\d*m", "", out.written())
     assert "…" not in shown
     assert shown.count("p") == 2 * name.count("p")
+    assert "threshold" in shown
     assert (name in shown) is not terminal
     assert max(map(len, shown.splitlines())) <= 60 or not terminal
 

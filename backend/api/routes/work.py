@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import Annotated, Any, TypeVar
@@ -19,6 +20,7 @@ from starlette.concurrency import iterate_in_threadpool
 from backend.api.answers import scored_fields
 from backend.api.catalogue import sentence
 from backend.api.problems import language_of
+from backend.api.recording import Recording, trace_of
 from backend.api.requests import (
     ERRORS,
     CollectorDep,
@@ -27,15 +29,20 @@ from backend.api.requests import (
     identity,
     run_tracked,
     sentences,
+    terms_of,
 )
 from backend.api.schemas import CalibrateDatasetRequest, CalibrateDatasetResponse, InferDatasetRequest
 from backend.api.uploads import UploadRoute
 from backend.base.errors import BadForm, InspectionError, ProgressNotFound
 from backend.base.keys import ModelKey
+from backend.infer import Inspection
+from backend.records.record import Decision
+from backend.records.verdicts import Verdict
 from backend.samples.collector import Scores
 from backend.samples.scoring import Scored
 from backend.samples.store import check_label
-from backend.service.jobs import TrackedJob
+from backend.service.images import ImageFile
+from backend.service.jobs import Job, TrackedJob
 
 router = APIRouter(route_class=UploadRoute, tags=["samples"])
 
@@ -94,6 +101,7 @@ async def calibrate_dataset(
         area_mm2_thr=body.area_mm2_thr,
         default_mm_per_px=body.default_mm_per_px,
         require_ng=body.require_ng,
+        terms=terms_of(body),
     )
     result = await run_tracked(request, lambda job: calibrate(job=job))
     known = {
@@ -125,7 +133,14 @@ async def infer_dataset(
     """
     key = ModelKey.of(body.role_id, body.roi_id, body.recipe_id or x_recipe_id)
     labels = list(dict.fromkeys(check_label(label) for label in body.labels))
-    answer = _Items(request, key, include_heatmap=body.include_heatmap)
+    said = {
+        "part_id": body.part_id,
+        "batch_id": body.batch_id,
+        "station_id": body.station_id,
+        "operator": body.operator,
+    }
+    recording = Recording(request, trace_of(request, "infer_dataset", said))
+    answer = _Items(request, key, recording, include_heatmap=body.include_heatmap)
     score = partial(
         collector.score, key, labels, default_mm_per_px=body.default_mm_per_px, leave_out=body.leave_one_out
     )
@@ -134,7 +149,7 @@ async def infer_dataset(
         with job.failing():
             scores = await anyio.to_thread.run_sync(lambda: score(job=job), limiter=request.app.state.limiter)
         return StreamingResponse(answer.lines(scores, job), media_type=NDJSON)
-    return await run_tracked(request, lambda job: answer.whole(score(job=job)))
+    return await run_tracked(request, lambda job: answer.whole(score(job=job), job))
 
 
 @router.get("/progress/{request_id:path}", response_model=None, responses=ERRORS)
@@ -177,21 +192,21 @@ async def _events(job: TrackedJob, request_id: str) -> AsyncIterator[str]:
 class _Items:
     """The answer of /infer_dataset, whole or line by line."""
 
-    def __init__(self, request: Request, key: ModelKey, *, include_heatmap: bool) -> None:
-        self.request, self.key, self.include_heatmap = request, key, include_heatmap
+    def __init__(self, request: Request, key: ModelKey, recording: Recording, *, include_heatmap: bool) -> None:
+        self.request, self.key, self.recording, self.include_heatmap = request, key, recording, include_heatmap
         self.language = language_of(request.headers)
         self.n_errors = 0
 
-    def whole(self, scores: Scores) -> dict[str, Any]:
-        items = [self.item(scored, scores.threshold) for scored in scores.items]
+    def whole(self, scores: Scores, job: Job) -> dict[str, Any]:
+        items = [self.item(scored, scores, job) for scored in scores.items]
         return {**self.summary(scores), "items": items}
 
     async def lines(self, scores: Scores, job: TrackedJob) -> AsyncIterator[str]:
         """One JSON object a line; a client that goes away stops the scoring."""
         try:
             with job.ending():
-                async for scored in iterate_in_threadpool(scores.items):
-                    yield _line(self.item(scored, scores.threshold))
+                async for item in iterate_in_threadpool(self.item(scored, scores, job) for scored in scores.items):
+                    yield _line(item)
                 yield _line(self.summary(scores))
         except InspectionError as err:
             text = sentence(err, self.language)
@@ -210,9 +225,20 @@ class _Items:
             **identity(self.request, self.key),
         }
 
-    def item(self, scored: Scored, threshold: float | None) -> dict[str, Any]:
+    def item(self, scored: Scored, scores: Scores, job: Job) -> dict[str, Any]:
         self.n_errors += scored.error is not None
-        return scored_fields(scored, threshold, self.language, heatmap=self.include_heatmap)
+        named: dict[str, Any] = {}
+        if scored.inspection is not None and scored.file is not None:
+            verdict = self._verdict(scored.inspection, scored.file, scored, scores)
+            named, notices = self.recording.add(verdict, job)
+            scored = replace(scored, notices=(*scored.notices, *notices))
+        return {**scored_fields(scored, scores.criteria, self.language, heatmap=self.include_heatmap), **named}
+
+    def _verdict(self, found: Inspection, file: ImageFile, scored: Scored, scores: Scores) -> Verdict:
+        rejected = scores.criteria.rejects(found.score)
+        decision: Decision | None = None if rejected is None else "ng" if rejected else "ok"
+        notices = [*scores.notices, *scored.notices]
+        return Verdict(self.key, file, found, decision, scores.provenance, notices, left_out=scored.left_out)
 
 
 def _line(value: dict[str, Any]) -> str:
