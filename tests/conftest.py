@@ -29,7 +29,7 @@ def _reaches_settings(name: str) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Defaults mean defaults: no setting leaks in from the shell, no hub is asked, nothing stays in the project."""
+    """Defaults mean defaults: no setting leaks in from the shell, no hub is asked, nothing is kept here."""
     with pytest.MonkeyPatch.context() as patch:
         for name in filter(_reaches_settings, list(os.environ)):
             patch.delenv(name)

@@ -302,6 +302,100 @@ def test_regions_are_the_connected_components(rng: np.random.Generator, share: f
     assert [r.area_px for r in found] == sorted((r.area_px for r in found), reverse=True)
 
 
+def random_map(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Float, Roi]:
+    """A token map and an ROI of a random grid, mask and scale."""
+    grid = int(rng.integers(1, 12)), int(rng.integers(1, 12))
+    mask = rng.random(size) < rng.choice([0.5, 0.8, 1.0])
+    mask[size[0] // 2, size[1] // 2] = True
+    roi = Roi(RoiSize(*size), grid, mask if rng.random() < 0.6 else None, float(rng.choice([0.01, 0.2, 1.0])))
+    return rng.random(grid, np.float32), roi
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_scored_by_area_a_part_is_bad_exactly_when_a_region_of_that_area_is_there(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    distances, roi = random_map(rng, (int(rng.integers(1, 90)), int(rng.integers(1, 90))))
+    area = float(rng.choice([0.0, 1e-4, 0.3, 5.0, 1e5]))
+    scoring = Scoring(method="area", area_mm2=area if rng.random() < 0.5 else None)
+    found = inspect_map(distances, roi, Criteria(scoring, None, area))
+    at = np.float32(found.score)
+    around = [float(np.nextafter(at, np.float32(way))) for way in (-np.inf, np.inf)]
+    inside = found.anomaly_map if roi.mask is None else found.anomaly_map[roi.mask]
+    thresholds = [found.score, *around, np.nextafter(found.score, 2), np.nextafter(found.score, 0)]
+    for threshold in [*thresholds, 0.0, 2.0, *rng.choice(inside.ravel(), 5).astype(float), *rng.random(5)]:
+        criteria = Criteria(scoring, float(threshold), area)
+        again = inspect_map(distances, roi, criteria)
+        assert again.score == found.score
+        assert bool(again.regions) == (again.score >= threshold) == criteria.rejects(again.score)
+
+
+def test_scored_by_area_the_score_is_the_level_that_a_region_of_that_area_reaches() -> None:
+    distances = np.zeros((16, 16), np.float32)
+    distances[2, 2], distances[8:12, 8:12] = 1.0, 0.6
+    roi = roi_of(128, 128, (16, 16), mm_per_px=0.5)
+
+    def score(area: float) -> float:
+        return inspect_map(distances, roi, Criteria(Scoring(method="area", area_mm2=area))).score
+
+    assert score(0.1) > 0.7  # the one token
+    assert score(100) == pytest.approx(0.6, abs=0.01)  # 400 px: what the token lights up is not that large
+    assert score(5000) == 0.0
+
+
+def test_a_part_without_a_region_of_that_area_is_a_region_as_a_whole() -> None:
+    distances = np.full((8, 8), 0.3, np.float32)
+    mask = np.zeros((64, 64), bool)
+    mask[10:20, 10:20] = True
+    criteria = Criteria(Scoring(method="area"), 0.25, area_mm2_thr=1e6)
+    found = inspect_map(distances, roi_of(64, 64, mask=mask), criteria)
+    assert found.score == pytest.approx(0.3) and criteria.rejects(found.score)
+    assert [region.area_px for region in found.regions] == [100]
+
+
+@pytest.mark.parametrize("method", ["percentile", "max", "top_mean", "power_mean"])
+def test_by_the_other_scores_a_part_is_bad_above_the_threshold(method: Any) -> None:
+    criteria = Criteria(Scoring(method=method), 0.5)
+    assert criteria.rejects(0.5) is False and criteria.rejects(0.5000001) is True
+    assert Criteria(Scoring(method=method)).rejects(0.5) is None
+
+
+@pytest.mark.parametrize("mm_per_px", [1e-200, 1e-6, 0.07, 0.1, 0.3, 1.0, 1e6])
+@pytest.mark.parametrize("area", [0.0, 1e-9, 0.01, 0.3, 1.0, 7.29, 1e12])
+@pytest.mark.parametrize("height", [50, 5000])
+def test_the_pixels_of_an_area_are_the_fewest_that_have_it(mm_per_px: float, area: float, height: int) -> None:
+    roi = Roi(RoiSize(height, 4000), (8, 8), mm_per_px=mm_per_px)
+    n, each = roi.pixels(area), mm_per_px**2 / roi.size.scale**2
+    whole = roi.size.working[0] * roi.size.working[1]
+    assert 1 <= n <= whole + 1
+    assert n * each >= area or n == whole + 1
+    assert n == 1 or (n - 1) * each < area
+
+
+def blurred_disc(radius: float, height: float, ground: float) -> Float:
+    """A disc on even ground, as its edge looks through tokens of 8 px."""
+    rows, columns = np.ogrid[:200, :200]
+    disc = (np.hypot(rows - 100, columns - 100) <= radius).astype(np.float32)
+    return np.asarray(ground + height * cv2.GaussianBlur(disc, (0, 0), 6), np.float32)
+
+
+@pytest.mark.parametrize("radius", [12, 25, 50])
+def test_the_estimate_of_an_area_depends_little_on_the_threshold(radius: float) -> None:
+    heat, true = blurred_disc(radius, 0.8, 0.2), 0.25 * math.pi * radius**2
+    found = [regions(heat, roi_of(200, 200, (25, 25), mm_per_px=0.5), threshold)[0] for threshold in (0.25, 0.4, 0.55)]
+    assert [region.area_mm2 for region in found] == [region.area_px * 0.25 for region in found]
+    counted, estimated = ([region.area_mm2 for region in found], [region.area_mm2_estimate for region in found])
+    assert estimated == pytest.approx([true] * 3, rel=0.35)
+    assert max(estimated) / min(estimated) < 0.8 * max(counted) / min(counted)
+
+
+def test_another_region_nearby_does_not_count_as_the_surroundings() -> None:
+    heat = np.full((60, 60), 0.1, np.float32)
+    heat[20:24, 20:24] = 0.5
+    heat[:, 26:] = 2.0
+    found = regions(heat, roi_of(60, 60, (12, 12)), 0.4)
+    assert [region.area_mm2_estimate for region in found] == [60 * 34, 16]
+
+
 def test_by_default_a_calibration_remembers_what_it_always_did() -> None:
     assert json.dumps(Scoring().remembered()) == '{"method": "percentile", "blur_sigma": 1.0, "k": 1}'
 
@@ -457,97 +551,3 @@ def test_a_mask_at_working_size_speaks_of_sent_pixels() -> None:
     assert large[500:800, 1000:3000].all() and large.sum() == 300 * 2000
     with pytest.raises(MaskEmpty, match="width=8000, height=6000"):
         working_mask(Shape("rect", {"x": 9000, "y": 0, "w": 5, "h": 5}), RoiSize(6000, 8000))
-
-
-def random_map(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Float, Roi]:
-    """A token map and an ROI of a random grid, mask and scale."""
-    grid = int(rng.integers(1, 12)), int(rng.integers(1, 12))
-    mask = rng.random(size) < rng.choice([0.5, 0.8, 1.0])
-    mask[size[0] // 2, size[1] // 2] = True
-    roi = Roi(RoiSize(*size), grid, mask if rng.random() < 0.6 else None, float(rng.choice([0.01, 0.2, 1.0])))
-    return rng.random(grid, np.float32), roi
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_scored_by_area_a_part_is_bad_exactly_when_a_region_of_that_area_is_there(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    distances, roi = random_map(rng, (int(rng.integers(1, 90)), int(rng.integers(1, 90))))
-    area = float(rng.choice([0.0, 1e-4, 0.3, 5.0, 1e5]))
-    scoring = Scoring(method="area", area_mm2=area if rng.random() < 0.5 else None)
-    found = inspect_map(distances, roi, Criteria(scoring, None, area))
-    at = np.float32(found.score)
-    around = [float(np.nextafter(at, np.float32(way))) for way in (-np.inf, np.inf)]
-    inside = found.anomaly_map if roi.mask is None else found.anomaly_map[roi.mask]
-    thresholds = [found.score, *around, np.nextafter(found.score, 2), np.nextafter(found.score, 0)]
-    for threshold in [*thresholds, 0.0, 2.0, *rng.choice(inside.ravel(), 5).astype(float), *rng.random(5)]:
-        criteria = Criteria(scoring, float(threshold), area)
-        again = inspect_map(distances, roi, criteria)
-        assert again.score == found.score
-        assert bool(again.regions) == (again.score >= threshold) == criteria.rejects(again.score)
-
-
-def test_scored_by_area_the_score_is_the_level_that_a_region_of_that_area_reaches() -> None:
-    distances = np.zeros((16, 16), np.float32)
-    distances[2, 2], distances[8:12, 8:12] = 1.0, 0.6
-    roi = roi_of(128, 128, (16, 16), mm_per_px=0.5)
-
-    def score(area: float) -> float:
-        return inspect_map(distances, roi, Criteria(Scoring(method="area", area_mm2=area))).score
-
-    assert score(0.1) > 0.7  # the one token
-    assert score(100) == pytest.approx(0.6, abs=0.01)  # 400 px: what the token lights up is not that large
-    assert score(5000) == 0.0
-
-
-def test_a_part_without_a_region_of_that_area_is_a_region_as_a_whole() -> None:
-    distances = np.full((8, 8), 0.3, np.float32)
-    mask = np.zeros((64, 64), bool)
-    mask[10:20, 10:20] = True
-    criteria = Criteria(Scoring(method="area"), 0.25, area_mm2_thr=1e6)
-    found = inspect_map(distances, roi_of(64, 64, mask=mask), criteria)
-    assert found.score == pytest.approx(0.3) and criteria.rejects(found.score)
-    assert [region.area_px for region in found.regions] == [100]
-
-
-@pytest.mark.parametrize("method", ["percentile", "max", "top_mean", "power_mean"])
-def test_by_the_other_scores_a_part_is_bad_above_the_threshold(method: Any) -> None:
-    criteria = Criteria(Scoring(method=method), 0.5)
-    assert criteria.rejects(0.5) is False and criteria.rejects(0.5000001) is True
-    assert Criteria(Scoring(method=method)).rejects(0.5) is None
-
-
-@pytest.mark.parametrize("mm_per_px", [1e-200, 1e-6, 0.07, 0.1, 0.3, 1.0, 1e6])
-@pytest.mark.parametrize("area", [0.0, 1e-9, 0.01, 0.3, 1.0, 7.29, 1e12])
-@pytest.mark.parametrize("height", [50, 5000])
-def test_the_pixels_of_an_area_are_the_fewest_that_have_it(mm_per_px: float, area: float, height: int) -> None:
-    roi = Roi(RoiSize(height, 4000), (8, 8), mm_per_px=mm_per_px)
-    n, each = roi.pixels(area), mm_per_px**2 / roi.size.scale**2
-    whole = roi.size.working[0] * roi.size.working[1]
-    assert 1 <= n <= whole + 1
-    assert n * each >= area or n == whole + 1
-    assert n == 1 or (n - 1) * each < area
-
-
-def blurred_disc(radius: float, height: float, ground: float) -> Float:
-    """A disc on even ground, as its edge looks through tokens of 8 px."""
-    rows, columns = np.ogrid[:200, :200]
-    disc = (np.hypot(rows - 100, columns - 100) <= radius).astype(np.float32)
-    return np.asarray(ground + height * cv2.GaussianBlur(disc, (0, 0), 6), np.float32)
-
-
-@pytest.mark.parametrize("radius", [12, 25, 50])
-def test_the_estimate_of_an_area_depends_little_on_the_threshold(radius: float) -> None:
-    heat, true = blurred_disc(radius, 0.8, 0.2), 0.25 * math.pi * radius**2
-    found = [regions(heat, roi_of(200, 200, (25, 25), mm_per_px=0.5), threshold)[0] for threshold in (0.25, 0.4, 0.55)]
-    assert [region.area_mm2 for region in found] == [region.area_px * 0.25 for region in found]
-    counted, estimated = ([region.area_mm2 for region in found], [region.area_mm2_estimate for region in found])
-    assert estimated == pytest.approx([true] * 3, rel=0.35)
-    assert max(estimated) / min(estimated) < 0.8 * max(counted) / min(counted)
-
-
-def test_another_region_nearby_does_not_count_as_the_surroundings() -> None:
-    heat = np.full((60, 60), 0.1, np.float32)
-    heat[20:24, 20:24] = 0.5
-    heat[:, 26:] = 2.0
-    found = regions(heat, roi_of(60, 60, (12, 12)), 0.4)
-    assert [region.area_mm2_estimate for region in found] == [60 * 34, 16]

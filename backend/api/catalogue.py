@@ -629,12 +629,12 @@ NOTICES: dict[str, Words] = {
     ),
     "promise_needs_more": Words(
         es=(
-            "Con {n} piezas buenas más se puede prometer que se rechaza como mucho el {rate} % de las buenas: hasta "
-            "entonces el umbral es el del percentil."
+            "Para prometer que se rechaza como mucho el {rate} % de las piezas buenas faltan puntuaciones de piezas "
+            "buenas, y hasta entonces el umbral es el del percentil. Faltan: {n}."
         ),
         en=(
-            "With {n} more good parts it can be promised that at most {rate} % of good parts are rejected; until then "
-            "the threshold is the percentile's."
+            "To promise that at most {rate} % of good parts are rejected, scores of more good parts are needed; until "
+            "then the threshold is the percentile's. Needed: {n}."
         ),
     ),
     "promise_impossible": Words(
@@ -662,6 +662,10 @@ NOTICES: dict[str, Words] = {
             "The score is not above the threshold and a region of {area} mm² reaches it: look at the heatmap, or score "
             "with SCORE_METHOD=area."
         ),
+    ),
+    "suspects_found": Words(
+        es="Imágenes que se apartan de las demás: {n} ({names}). Míralas y deja fuera las que no sean buenas.",
+        en="Images that stand out from the others: {n} ({names}). Look at them, and leave out what is not good.",
     ),
     "scores_overlap": Words(
         es="Las puntuaciones OK y NG se solapan (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): el umbral no puede separarlas.",
@@ -882,7 +886,7 @@ PHRASES: dict[str, Words] = {
         es="lo que las guarda ha terminado por un fallo, descrito en el registro del servicio",
         en="what records them has ended by a fault, told in the service's log",
     ),
-    "records_system": Words(es="{err}", en="{err}"),
+    "records_system": Words(es="error del sistema: {err}", en="system error: {err}"),
     "records_url": Words(
         es="no es una URL como sqlite:///data/inspections.db o postgresql://usuario:clave@servidor/base",
         en="it is no URL such as sqlite:///data/inspections.db or postgresql://user:password@host/database",
@@ -955,8 +959,23 @@ PHRASES: dict[str, Words] = {
         en="No verdict: it scored {score:.4f}, and without a calibration there was no threshold.",
     ),
     "why_p_value": Words(
-        es="De las piezas buenas de la calibración, el {share:.3g} % puntúa al menos tanto.",
-        en="Of the good parts of the calibration, {share:.3g} % score at least as much.",
+        es="Una pieza buena puntúa al menos tanto con una probabilidad del {share:.3g} %.",
+        en="A good part scores at least as much with a probability of {share:.3g} %.",
+    ),
+    "suspect_alone": Words(
+        es="Sus zonas más raras están {times:.1f} veces más lejos de las demás imágenes de lo habitual.",
+        en="Its strangest places are {times:.1f} times as far from the other images as is usual.",
+    ),
+    "suspect_in_a_group": Words(
+        es=(
+            "Ella y unas pocas parecidas ({n} o menos) están {times:.1f} veces más lejos de todas las demás de lo "
+            "habitual."
+        ),
+        en="It and a few like it ({n} or fewer) are {times:.1f} times as far from all other images as is usual.",
+    ),
+    "why_as_high": Words(
+        es="De las {n} piezas buenas de la calibración, {as_high} puntúan al menos tanto.",
+        en="{as_high} of {n} good parts of the calibration score at least as high.",
     ),
     "why_regions": Words(
         es="Regiones que llegan al umbral: {n}. La mayor mide {area:.2f} mm² ({w}×{h} px en x={x}, y={y}).",

@@ -39,14 +39,13 @@ CALIBRATION_NG = (0, 1, 2, 3)
 MAP_PIXELS = 1_000_000
 DRAWS_OF_CALIBRATION = 200
 
-# The settings that figures depend on, as a report lists them.
 SETTINGS_THAT_COUNT = (
     "preset",
     *settings_of(ExtractorOptions),
     *settings_of(ImageOptions),
     *settings_of(FitOptions),
-    "patchcore_faiss_fp16",
     *settings_of(Scoring),
+    "patchcore_faiss_fp16",
     "threshold_margin",
 )
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from backend.base.errors import SetNotUnderstood, UndecodableImage
 from backend.base.images import list_folders, list_images
+from backend.base.messages import Phrase
 from backend.roi_mask import Shape, parse_shape
 
 GOOD = "good"
@@ -125,7 +126,8 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     except cv2.error:
         picture = None
     if picture is None:
-        raise UndecodableImage(name=f"{path.parent.name}/{path.name}")
+        reason = Phrase("pixels_not_understood")
+        raise UndecodableImage(name=f"{path.parent.name}/{path.name}", reason=reason)
     values = picture if picture.ndim == 2 else picture[:, :, :3].max(axis=2)
     if picture.ndim == 3 and picture.shape[2] == 4:
         values = np.where(picture[:, :, 3] > 0, values, 0)

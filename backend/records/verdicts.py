@@ -110,6 +110,7 @@ class Verdict:
             **asdict(trace),
             score=found.score,
             threshold=made.criteria.threshold,
+            p_value=made.criteria.good.p_value(found.score) if made.criteria.good else None,
             decision=self.decision,
             image_name=self.file.name,
             image_sha256=hashlib.sha256(data).digest(),

@@ -30,11 +30,13 @@ from backend.extractors.protocol import Extractor, Grid
 from backend.memory.chunked import Budget
 from backend.memory.coreset import Progress, coreset_of, coreset_size
 from backend.memory.foreground import Foreground
+from backend.memory.left_out import LeftOut
 from backend.patchcore import Backend, Distance, PatchCoreMemory, Reserve
 from backend.service.embedding import Augmentation, Embeddings, embed_images, rows_of_several
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job
+from backend.service.leaving_out import images_left_out
 from backend.service.models import FittedModel, index_bytes
 from backend.service.queue import InferenceQueue
 from backend.service.results import Clock, FitResult
@@ -327,7 +329,9 @@ class Fitter:
             with self.inspector.store.writing(key, self.inspector.settings.fit_wait_s):
                 stored, recorded = self.commit(key, new, files if keep else ())
             clock.mark("store")
-        return self._result(stored, clock, 0, [*self._about(new.memory, embeddings), *recorded])
+            left_out = images_left_out(new.memory, embeddings, progress=job.stage("suspects"))
+            clock.mark("suspects")
+        return self._result(stored, clock, 0, [*self._about(new.memory, embeddings), *recorded], left_out)
 
     def grow(
         self,
@@ -377,14 +381,23 @@ class Fitter:
                 job.check()
                 stored, recorded = self.commit(key, new, fresh if keep else ())
             clock.mark("store")
-        return self._result(
-            stored, clock, len(files) - len(fresh), [*self._about(new.memory, embeddings, model), *recorded]
-        )
+            first = len(model.stored.images) if model else 0
+            left_out = images_left_out(new.memory, embeddings, first=first, progress=job.stage("suspects"))
+            clock.mark("suspects")
+        notices = [*self._about(new.memory, embeddings, model), *recorded]
+        return self._result(stored, clock, len(files) - len(fresh), notices, left_out)
 
-    def _result(self, stored: StoredMemory, clock: Clock, n_duplicates: int, notices: Sequence[Notice]) -> FitResult:
+    def _result(
+        self,
+        stored: StoredMemory,
+        clock: Clock,
+        n_duplicates: int,
+        notices: Sequence[Notice],
+        left_out: LeftOut | None = None,
+    ) -> FitResult:
         duplicates = [Notice("duplicates_left_out", {"n": n_duplicates})] if n_duplicates else []
         warnings = [*self.inspector.warnings(), *duplicates, *notices]
-        return FitResult(len(stored.emb), stored.grid, stored.metadata, clock.report(), warnings)
+        return FitResult(len(stored.emb), stored.grid, stored.metadata, clock.report(), warnings, left_out)
 
     @contextmanager
     def turn(self, key: ModelKey, job: Job) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from backend import __version__
@@ -12,7 +13,7 @@ from backend.base.arrays import few_threads_each
 from backend.base.config import Settings
 from backend.base.decoding import ImageOptions
 from backend.base.errors import DamagedFile
-from backend.base.keys import ModelKey
+from backend.base.keys import ModelKey, twins
 from backend.base.messages import Notice
 from backend.calib import FEW_OK, GoodScores, Wanted, decide
 from backend.extractors.protocol import Extractor
@@ -100,7 +101,7 @@ class Inspector:
         """What `model` inspects with under `criteria`. Raises DamagedFile."""
         found = self.cache.calibration(key) or {}
         applied = criteria.threshold is not None and found.get("threshold") == criteria.threshold
-        known = {name: value for name, value in found.items() if not isinstance(value, list | dict)}
+        known = {name: value for name, value in found.items() if not isinstance(value, list | dict | GoodScores)}
         return Provenance(
             generation=model.stored.generation,
             model_version=str(model.stored.metadata.get("model_version", "")),
@@ -221,6 +222,7 @@ class Inspector:
                 *self.warnings(),
                 *older,
                 *_about_origin(key, model),
+                *_about_twins(self.store.root, key),
                 *image.notices,
                 *of_calibration,
                 *_about_roi(inspection.roi, model),
@@ -252,6 +254,11 @@ def _about_origin(key: ModelKey, model: FittedModel) -> list[Notice]:
     """A notice when the memory's file was made for another model and copied here."""
     theirs = model.stored.metadata.get("model", str(key))
     return [] if theirs == str(key) else [Notice("memory_of_other_model", {"theirs": theirs, "key": key})]
+
+
+def _about_twins(root: Path, key: ModelKey) -> list[Notice]:
+    """A notice for each folder beside the model's own whose name differs from it in case alone."""
+    return [Notice("id_twin_exists", {"twin": twin, "own": str(key)}) for twin in twins(root, key)]
 
 
 def _about_roi(roi: Roi, model: FittedModel) -> list[Notice]:

@@ -36,7 +36,7 @@ from backend.service.inspection import Inspector
 from backend.service.jobs import Job
 from backend.service.results import CalibrationResult, InferResult
 from backend.tools.records import Recorder, recorder
-from backend.tools.terminal import Bars, going_on, print_table, say, sentence
+from backend.tools.terminal import Bars, going_on, plain, print_table, say, sentence
 
 OF_ONE_FILE = (BadImage, TokenGridMismatch, InvalidShape, OSError)  # what one file's fault is, and not the model's
 
@@ -156,7 +156,7 @@ def _inspected(
     """One inspection as a flat JSON object, or the file and its error."""
     try:
         data = path.read_bytes()
-        file = ImageFile(path.as_posix(), lambda: data, shape)
+        file = ImageFile(plain(path.as_posix()), lambda: data, shape)
         result = session.inspector.infer(key, file, mm_per_px=mm_per_px, heatmap="none")
         result, name = record.add(key, file, result)
     except OF_ONE_FILE as err:

@@ -124,6 +124,22 @@ def test_a_score_that_is_no_number_is_refused_before_it_reaches_the_writer() -> 
         InspectionDraft.of(record(score=float("nan")))
 
 
+def test_what_the_database_cannot_hold_keeps_no_other_out(database: Database) -> None:
+    writer = Writer(database)
+    drafts = [InspectionDraft.of(record(n, part_id="\udce9" if n == 2 else "P")) for n in range(5)]
+    futures = [writer.submit(draft) for draft in drafts]
+    with raises(NotRecorded, "internal fault"):
+        futures[2].result()
+    assert [futures[n].result().split("-")[1] for n in (0, 1, 3, 4)] == ["1", "2", "3", "4"]
+    writer.close()
+    assert faults(database) == []
+
+
+def test_a_file_name_that_is_no_text_is_kept_as_one(ledger: Ledger) -> None:
+    name = ledger.record(record(image_name="caf\udce9\0.png")).inspection_id
+    assert ledger.inspection(str(name)).item["image"]["filename"] == "caf\\udce9\ufffd.png"
+
+
 def test_whoever_waits_for_a_writer_that_dies_is_told(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def enter(self, batch: object) -> None:
