@@ -121,13 +121,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(
-    root: Path, *, workers: int = 1, command: tuple[str, ...] = ("backend", "serve"), **given: str
-) -> Iterator[Running]:
+def running(root: Path, *, workers: int = 1, command: str = "backend serve", **given: str) -> Iterator[Running]:
     """The service, started by `python -m command` and ready to answer."""
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", *command, "--port", str(port), "--workers", str(workers)],
+        [sys.executable, "-m", *command.split(), "--port", str(port), "--workers", str(workers)],
         cwd=ROOT,
         env=environment(root, **given),
         stdout=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ from tests.faults.service import ROOT, environment, free_port, running
 
 
 def test_uvicorn_finds_the_app_by_name(tmp_path: Path) -> None:
-    started = running(tmp_path, command=("uvicorn", "backend.app:app"))
+    started = running(tmp_path, command="uvicorn backend.app:app")
     with started as service, httpx.Client(base_url=service.url, timeout=60) as client:
         assert fit(client).status_code == 200
         assert infer(client).json()["threshold"] is None
