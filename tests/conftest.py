@@ -16,7 +16,7 @@ SHARED_DATA = PROJECT_ROOT.parent / "shared" / "data"
 
 # Few examples, and the same ones each time, unless HYPOTHESIS_PROFILE=thorough (as `make test-all` has it).
 settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
-settings.register_profile("thorough", max_examples=500, deadline=None)
+settings.register_profile("thorough", max_examples=200, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
