@@ -4,7 +4,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
@@ -24,7 +24,6 @@ def slow_level(values: Any, pixels: int) -> float:
     return -math.inf if low < 0 else float(ordered[low])
 
 
-@settings(deadline=None, max_examples=200)
 @given(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 40)), elements=st.floats(0, 2, width=32)),
     st.integers(1, 60),
