@@ -943,20 +943,20 @@ PHRASES: dict[str, Words] = {
         en="no more images fit (IMAGES_MAX_GB, MIN_FREE_MB), and those there are NG or reviewed",
     ),
     "why_ng": Words(
-        es="NG: puntuó {score:.4f}, por encima del umbral {threshold:.4f}.",
-        en="NG: it scored {score:.4f}, above the threshold {threshold:.4f}.",
+        es="NG: puntuó {score:.4f} y el umbral es {threshold:.4f}.",
+        en="NG: it scored {score:.4f}, and the threshold is {threshold:.4f}.",
     ),
     "why_ok": Words(
-        es="OK: puntuó {score:.4f}, sin superar el umbral {threshold:.4f}.",
-        en="OK: it scored {score:.4f}, not above the threshold {threshold:.4f}.",
+        es="OK: puntuó {score:.4f} y el umbral es {threshold:.4f}.",
+        en="OK: it scored {score:.4f}, and the threshold is {threshold:.4f}.",
     ),
     "why_undecided": Words(
         es="Sin veredicto: puntuó {score:.4f} y no había calibración, de modo que no había umbral.",
         en="No verdict: it scored {score:.4f}, and without a calibration there was no threshold.",
     ),
     "why_p_value": Words(
-        es="De las piezas buenas de la calibración, el {share:.3g} % puntúa al menos tanto.",
-        en="Of the good parts of the calibration, {share:.3g} % score at least as much.",
+        es="Según las piezas buenas de la calibración, en torno al {share:.3g} % de las buenas puntúa al menos tanto.",
+        en="By the good parts of the calibration, about {share:.3g} % of good ones score at least as much.",
     ),
     "why_regions": Words(
         es="Regiones que llegan al umbral: {n}. La mayor mide {area:.2f} mm² ({w}×{h} px en x={x}, y={y}).",

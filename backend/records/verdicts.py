@@ -16,7 +16,7 @@ from backend.base.keys import ModelKey
 from backend.base.messages import Notice, Phrase
 from backend.infer import Inspection, Region
 from backend.records.ledger import Ledger, Recorded
-from backend.records.record import Decision, Record, plain
+from backend.records.record import Record, plain
 from backend.service.images import ImageFile
 from backend.service.results import InferResult, Provenance
 
@@ -81,7 +81,6 @@ class Verdict:
     key: ModelKey
     file: ImageFile
     inspection: Inspection
-    decision: Decision | None
     provenance: Provenance
     notices: Sequence[Notice] = ()
     timings_ms: Mapping[str, float] | None = None
@@ -90,8 +89,7 @@ class Verdict:
     @classmethod
     def of(cls, key: ModelKey, file: ImageFile, result: InferResult) -> Verdict:
         """What /infer found."""
-        decision: Decision | None = None if result.is_anomaly is None else "ng" if result.is_anomaly else "ok"
-        return cls(key, file, result.inspection, decision, result.provenance, result.warnings, result.timings_ms)
+        return cls(key, file, result.inspection, result.provenance, result.warnings, result.timings_ms)
 
     def record(self, ledger: Ledger, trace: Trace) -> Recorded:
         """Record it, with its image if the policy wants it.
@@ -102,6 +100,7 @@ class Verdict:
         """
         data = self.file.read()
         found, made = self.inspection, self.provenance
+        rejected = made.criteria.rejects(found.score)
         size, shape = found.roi.size, self.file.shape
         record = Record(
             role_id=self.key.role_id,
@@ -109,8 +108,9 @@ class Verdict:
             recipe_id=self.key.recipe_id,
             **asdict(trace),
             score=found.score,
+            p_value=None if made.criteria.good is None else made.criteria.good.p_value(found.score),
             threshold=made.criteria.threshold,
-            decision=self.decision,
+            decision=None if rejected is None else "ng" if rejected else "ok",
             image_name=self.file.name,
             image_sha256=hashlib.sha256(data).digest(),
             image_size=len(data),
@@ -153,5 +153,6 @@ def _region(region: Region) -> dict[str, Any]:
         "bbox": list(region.bbox),
         "area_px": region.area_px,
         "area_mm2": region.area_mm2,
+        "area_mm2_estimate": region.area_mm2_estimate,
         "contour": region.contour,
     }
