@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from backend import __version__
-from backend.api.answers import infer_fields
+from backend.api.answers import infer_fields, suspect_fields
 from backend.api.catalogue import sentence
 from backend.api.limits import BodyLimit, HeadAsGet
 from backend.api.metrics import Measured, Metrics
@@ -52,6 +52,7 @@ from backend.api.schemas import (
 from backend.api.security import Guard
 from backend.api.telemetry import RequestIdentity, configure_logging
 from backend.api.uploads import UploadRoute, uploads
+from backend.assurance.suspects import about_suspects, suspects_of
 from backend.base.config import Settings, load_settings, unknown_settings
 from backend.base.errors import InspectionError, InvalidValue, StartupError
 from backend.base.keys import ModelKey, check_recipe
@@ -189,6 +190,7 @@ async def fit_ok(
     metadata = result.metadata
     n_images, n_rows = metadata["n_images"], result.coreset_size
     logger.info("fit_ok %s: %d images, %d rows in %s ms", key, n_images, n_rows, result.timings_ms)
+    named, names = suspects_of(result)
     return {
         "n_embeddings": metadata["n_embeddings"],
         "coreset_size": result.coreset_size,
@@ -199,8 +201,9 @@ async def fit_ok(
         "radius": metadata["radius"],
         "model_version": metadata["model_version"],
         "generation": metadata["generation"],
+        "suspects": [suspect_fields(one, names, language_of(request.headers)) for one in named],
         "timings_ms": result.timings_ms,
-        "warnings": sentences(request, result.warnings),
+        "warnings": sentences(request, [*result.warnings, *about_suspects(named, names)]),
         **identity(request, key),
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from backend.api.catalogue import Language, sentence
+from backend.assurance.suspects import Suspect, why
 from backend.base.images import to_base64
 from backend.base.messages import Notice
 from backend.calib import GoodScores
@@ -76,6 +77,16 @@ def inspection_fields(
 def rarity_fields(good: GoodScores, score: float) -> dict[str, Any]:
     """How unusual a score is among the good ones of the calibration."""
     return {"p_value": good.p_value(score), "ok_as_high": good.as_high(score), "n_ok": good.n}
+
+
+def suspect_fields(suspect: Suspect, names: Sequence[str], language: Language) -> dict[str, Any]:
+    """A suspect among images of these names."""
+    return {
+        "filename": names[suspect.place],
+        "score": suspect.score,
+        "p_value": suspect.p_value,
+        "why": sentence(why(suspect), language),
+    }
 
 
 def heatmap_fields(png: bytes, limits: tuple[float, float]) -> dict[str, Any]:

@@ -663,6 +663,10 @@ NOTICES: dict[str, Words] = {
             "with SCORE_METHOD=area."
         ),
     ),
+    "suspects_found": Words(
+        es="Imágenes que se apartan de las demás: {n} ({names}). Míralas y deja fuera las que no sean buenas.",
+        en="Images that stand out from the others: {n} ({names}). Look at them, and leave out what is not good.",
+    ),
     "scores_overlap": Words(
         es="Las puntuaciones OK y NG se solapan (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): el umbral no puede separarlas.",
         en="The OK and NG scores overlap (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): no threshold can separate them.",
@@ -955,8 +959,23 @@ PHRASES: dict[str, Words] = {
         en="No verdict: it scored {score:.4f}, and without a calibration there was no threshold.",
     ),
     "why_p_value": Words(
-        es="Según las piezas buenas de la calibración, en torno al {share:.3g} % de las buenas puntúa al menos tanto.",
-        en="By the good parts of the calibration, about {share:.3g} % of good ones score at least as much.",
+        es="Una pieza buena puntúa al menos tanto con una probabilidad del {share:.3g} %.",
+        en="A good part scores at least as much with a probability of {share:.3g} %.",
+    ),
+    "suspect_alone": Words(
+        es="Sus zonas más raras están {times:.1f} veces más lejos de las demás imágenes de lo habitual.",
+        en="Its strangest places are {times:.1f} times as far from the other images as is usual.",
+    ),
+    "suspect_in_a_group": Words(
+        es=(
+            "Ella y unas pocas parecidas ({n} o menos) están {times:.1f} veces más lejos de todas las demás de lo "
+            "habitual."
+        ),
+        en="It and a few like it ({n} or fewer) are {times:.1f} times as far from all other images as is usual.",
+    ),
+    "why_as_high": Words(
+        es="De las {n} piezas buenas de la calibración, {as_high} puntúan al menos tanto.",
+        en="{as_high} of {n} good parts of the calibration score at least as high.",
     ),
     "why_regions": Words(
         es="Regiones que llegan al umbral: {n}. La mayor mide {area:.2f} mm² ({w}×{h} px en x={x}, y={y}).",

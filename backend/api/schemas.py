@@ -50,6 +50,15 @@ class Health(BaseModel):
     recipe_id: str = "default"
 
 
+class SuspectOut(BaseModel):
+    """An image of a fit that stands out from the others, as a bad part among good ones does."""
+
+    filename: str = Field(description="As it was sent, or the name of the stored sample.")
+    score: float = Field(description="Distance of its farthest places from the images that are not like it.")
+    p_value: float = Field(description="How likely an image stands out as much by chance.")
+    why: str
+
+
 class FitOkResponse(BaseModel):
     """The memory that was built."""
 
@@ -65,7 +74,15 @@ class FitOkResponse(BaseModel):
                 "radius": 0.41,
                 "model_version": "2026.1",
                 "generation": "0b7c",
-                "timings_ms": {"extract": 900.0, "coreset": 40.0, "store": 12.0, "total": 952.0},
+                "suspects": [
+                    {
+                        "filename": "part_07.png",
+                        "score": 0.52,
+                        "p_value": 0.0004,
+                        "why": "Its strangest places are 1.9 times as far from the other images as is usual.",
+                    }
+                ],
+                "timings_ms": {"extract": 900.0, "coreset": 40.0, "store": 12.0, "suspects": 30.0, "total": 982.0},
                 "warnings": [],
                 "role_id": "Master1",
                 "roi_id": "Pattern",
@@ -84,6 +101,9 @@ class FitOkResponse(BaseModel):
     radius: float = Field(description="Covering radius: the farthest embedding is this far from the memory (0–2).")
     model_version: str = Field(description="`<year>.<n>`, one more with each fit.")
     generation: str
+    suspects: list[SuspectOut] = Field(
+        description="Images of this fit that stand out from the others, at most 20, the most suspect first."
+    )
     timings_ms: dict[str, float]
     warnings: list[str]
     role_id: str

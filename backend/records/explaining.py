@@ -31,7 +31,7 @@ def reasons(found: Whole) -> list[Message]:
     """
     told: list[Message] = [_verdict(found.item)]
     if (p_value := found.item.get("p_value")) is not None:
-        told.append(Phrase("why_p_value", {"share": 100 * p_value}))
+        told.append(_rarity(p_value, (found.details.get("calibration") or {}).get("n_ok")))
     if regions := found.details.get("regions"):
         told.append(_largest(regions))
     elif "threshold" in found.item:
@@ -51,6 +51,13 @@ def _verdict(item: Mapping[str, Any]) -> Phrase:
     if item["decision"] == "ng":
         return Phrase("why_ng", {"score": item["score"], "threshold": item["threshold"]})
     return Phrase("why_ok", {"score": item["score"], "threshold": item["threshold"]})
+
+
+def _rarity(p_value: float, n_ok: int | None) -> Phrase:
+    """How many of the calibration's `n_ok` good parts score as high: a p-value is one more of one part more."""
+    if n_ok is None:
+        return Phrase("why_p_value", {"share": 100 * p_value})
+    return Phrase("why_as_high", {"as_high": round(p_value * (n_ok + 1)) - 1, "n": n_ok})
 
 
 def _largest(regions: Sequence[Mapping[str, Any]]) -> Phrase:

@@ -101,7 +101,7 @@ class Inspector:
         """What `model` inspects with under `criteria`. Raises DamagedFile."""
         found = self.cache.calibration(key) or {}
         applied = criteria.threshold is not None and found.get("threshold") == criteria.threshold
-        known = {name: value for name, value in found.items() if not isinstance(value, list | dict)}
+        known = {name: value for name, value in found.items() if not isinstance(value, list | dict | GoodScores)}
         return Provenance(
             generation=model.stored.generation,
             model_version=str(model.stored.metadata.get("model_version", "")),

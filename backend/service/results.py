@@ -1,4 +1,4 @@
-"""What the use cases answer with, how long their stages took, and who is told of what they did."""
+"""The answers of the use cases, the clock of their stages, and the Journal that is told of what they did."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.extractors.protocol import Grid
 from backend.infer import Criteria, Inspection
+from backend.memory.left_out import LeftOut
 from backend.service.images import ImageFile
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a fit or a growth made: rows of the memory, token rows and columns, and the memory's metadata."""
+    """What a fit or a growth made: rows of the memory, token rows and columns, and the memory's metadata.
+
+    `left_out`: what the images that are new, the last ones of the metadata, are like without themselves; None where
+    that says nothing.
+    """
 
     coreset_size: int
     token_shape: Grid
     metadata: dict[str, Any]
     timings_ms: dict[str, float]
     warnings: list[Notice]
+    left_out: LeftOut | None = None
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,7 @@ def test_fit_ok_has_its_fields(client: TestClient) -> None:
             "radius": number,
             "model_version": string,
             "generation": string,
+            "suspects": lambda v: v == [],
             "timings_ms": numbers,
             "warnings": texts,
         },
@@ -156,6 +157,8 @@ CALIBRATION = {
     "score_percentile": integer,
     "n_ok": integer,
     "n_ng": integer,
+    "rule": string,
+    "false_reject": lambda v: isinstance(v, dict),
     "warnings": texts,
 }
 
@@ -169,17 +172,19 @@ def test_calibrate_ng_without_bad_parts_leaves_their_mean_out(client: TestClient
 def test_calibrate_ng_with_bad_parts_has_all_its_fields(client: TestClient) -> None:
     fit(client)
     body = calibrate(client, ok_scores=[0.1, 0.2], ng_scores=[0.5], area_mm2_thr=3, score_percentile=95).json()
-    has_types(body, {**CALIBRATION, "p5_ng": number, "ng_mean": number})
+    has_types(body, {**CALIBRATION, "p5_ng": number, "ng_mean": number, "misses": numbers})
     assert (body["area_mm2_thr"], body["score_percentile"], body["p5_ng"], body["n_ng"]) == (3, 95, 0.5, 1)
     assert body["threshold"] == pytest.approx((0.195 + 0.5) / 2)
 
 
 INFERENCE = {
     **WHOSE,
+    "inspection_id": string,
     "score": number,
     "heatmap_png_base64": string,
     "heatmap_range": lambda v: len(v) == 2 and all(map(number, v)),
     "regions": lambda v: isinstance(v, list),
+    "area_resolution_mm2": number,
     "token_shape": pair,
     "stats": numbers,
     "inference_ms": number,
@@ -187,6 +192,8 @@ INFERENCE = {
     "params": lambda v: isinstance(v, dict),
     "warnings": texts,
 }
+AREAS = ["area_px", "area_mm2", "area_mm2_estimate"]
+RARITY = {"p_value": number, "ok_as_high": integer, "n_ok": integer}
 PARAMS = {
     **dict.fromkeys(["extractor", "score_method", "model_version", "device", "runtime"], string),
     **dict.fromkeys(["input_size", "patch_size", "k"], integer),
@@ -206,9 +213,9 @@ def test_infer_before_calibration_has_a_null_threshold_and_no_decision(client: T
 def test_infer_after_calibration_has_a_verdict_and_regions(fitted: TestClient) -> None:
     body = infer(fitted, BAD).json()
     is_bool = lambda value: isinstance(value, bool)  # noqa: E731
-    has_types(body, {**INFERENCE, "threshold": number, "is_anomaly": is_bool, "decision": string})
+    has_types(body, {**INFERENCE, "threshold": number, "is_anomaly": is_bool, "decision": string, **RARITY})
     assert (body["is_anomaly"], body["decision"]) == (True, "ng")
-    outline = {**dict.fromkeys(["x", "y", "w", "h"], integer), "area_px": number, "area_mm2": number}
+    outline = {**dict.fromkeys(["x", "y", "w", "h"], integer), **dict.fromkeys(AREAS, number)}
     for region in body["regions"]:
         has_types(
             region,

@@ -33,11 +33,20 @@ def test_a_bad_part_is_explained_by_its_score_its_rank_and_its_largest_region(le
     whole = found(ledger, score=0.75, p_value=0.02, warnings=warnings)
     assert told(whole) == (
         "NG: it scored 0.7500, and the threshold is 0.5000. "
-        "By the good parts of the calibration, about 2 % of good ones score at least as much. "
+        "A good part scores at least as much with a probability of 2 %. "
         "Regions that reach the threshold: 1. The largest is 0.36 mm² (3×4 px at x=1, y=2). "
         "OK scores: 7. With fewer than 20 the threshold is not reliable."
     )
-    assert told(whole, "es").startswith("NG: puntuó 0.7500 y el umbral es 0.5000. Según las piezas buenas")
+    assert told(whole, "es").startswith("NG: puntuó 0.7500 y el umbral es 0.5000. Una pieza buena")
+
+
+@pytest.mark.parametrize(("as_high", "n"), [(0, 20), (3, 200), (200, 200)])
+def test_the_good_parts_that_score_as_high_are_counted_where_it_is_known_how_many_there_are(
+    ledger: Ledger, as_high: int, n: int
+) -> None:
+    whole = found(ledger, score=0.75, p_value=(1 + as_high) / (n + 1), calibration={"n_ok": n})
+    assert f"{as_high} of {n} good parts of the calibration score at least as high." in told(whole)
+    assert f"De las {n} piezas buenas de la calibración, {as_high} puntúan al menos tanto." in told(whole, "es")
 
 
 def test_a_good_part_is_explained(ledger: Ledger) -> None:

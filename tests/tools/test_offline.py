@@ -35,6 +35,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     own = {"MODEL_NAME": "texture", "INPUT_SIZE": "112", "MODELS_DIR": "models", "DATASETS_DIR": "datasets"}
     for name, value in own.items():
         monkeypatch.setenv(name, str(tmp_path / value) if name.endswith("_DIR") else value)
+    monkeypatch.setenv("RESULTS_DB", f"sqlite:///{tmp_path / 'inspections.db'}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
