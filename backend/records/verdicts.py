@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from backend import __version__
-from backend.base.errors import InvalidValue
+from backend.base.errors import InspectionError, InvalidValue, NotRecorded
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice, Phrase
 from backend.infer import Inspection, Region
@@ -96,9 +96,13 @@ class Verdict:
 
         Raises:
             NotRecorded: only if the record is required.
-            InspectionError: the image cannot be read any more.
         """
-        data = self.file.read()
+        try:
+            data = self.file.read()
+        except InspectionError as err:  # a sample that was deleted meanwhile
+            if ledger.required:
+                raise NotRecorded(reason=err, retry_after=5) from err
+            return Recorded(None, [Notice("not_recorded", {"reason": err})])
         found, made = self.inspection, self.provenance
         rejected = made.criteria.rejects(found.score)
         size, shape = found.roi.size, self.file.shape
