@@ -664,8 +664,8 @@ NOTICES: dict[str, Words] = {
         ),
     ),
     "suspects_found": Words(
-        es="Imágenes que se apartan de las demás: {n} ({names}). Míralas y deja fuera las que no sean buenas.",
-        en="Images that stand out from the others: {n} ({names}). Look at them, and leave out what is not good.",
+        es="Imágenes que se apartan de las demás: {n}. Son {names}: míralas y deja fuera las que no sean buenas.",
+        en="Images that stand out from the others: {n}. They are {names}: look at them, leave out the bad ones.",
     ),
     "scores_overlap": Words(
         es="Las puntuaciones OK y NG se solapan (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): el umbral no puede separarlas.",
