@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from backend.api.security import key_id
 from backend.app import create_app
 from backend.records.database import Database
 from tests.api.service import BAD, FORM, GOOD, IDS, calibrate, client_of, fit, infer, served
+from tests.faults.service import running
 from tests.parts import quick_settings
 from tests.records.made import faults
 
@@ -297,6 +299,19 @@ def test_the_stream_carries_the_verdicts_of_other_workers_within_a_second(tmp_pa
         with httpx.stream("GET", f"http://127.0.0.1:{here}/inspections/stream", headers=headers, timeout=30) as events:
             data = next(line for line in events.iter_lines() if line.startswith("data: "))
         assert json.loads(data[6:])["inspection_id"] == missed
+
+
+def test_a_stream_that_somebody_reads_does_not_keep_the_service_from_stopping(tmp_path: Path) -> None:
+    with running(tmp_path) as service:
+        with httpx.stream("GET", f"{service.url}/inspections/stream", timeout=30) as events:
+            lines = events.iter_lines()
+            assert next(lines) == "retry: 500"
+            started = time.monotonic()
+            service.process.terminate()
+            with suppress(httpx.TransportError):
+                list(lines)
+        service.process.wait(20)
+        assert time.monotonic() - started < 10  # and not the thirty seconds that a fit is given
 
 
 def test_without_a_record_an_answer_is_as_it_was(tmp_path: Path) -> None:
