@@ -947,12 +947,12 @@ PHRASES: dict[str, Words] = {
         en="no more images fit (IMAGES_MAX_GB, MIN_FREE_MB), and those there are NG or reviewed",
     ),
     "why_ng": Words(
-        es="NG: puntuó {score:.4f}, por encima del umbral {threshold:.4f}.",
-        en="NG: it scored {score:.4f}, above the threshold {threshold:.4f}.",
+        es="NG: puntuó {score:.4f} y el umbral es {threshold:.4f}.",
+        en="NG: it scored {score:.4f}, and the threshold is {threshold:.4f}.",
     ),
     "why_ok": Words(
-        es="OK: puntuó {score:.4f}, sin superar el umbral {threshold:.4f}.",
-        en="OK: it scored {score:.4f}, not above the threshold {threshold:.4f}.",
+        es="OK: puntuó {score:.4f} y el umbral es {threshold:.4f}.",
+        en="OK: it scored {score:.4f}, and the threshold is {threshold:.4f}.",
     ),
     "why_undecided": Words(
         es="Sin veredicto: puntuó {score:.4f} y no había calibración, de modo que no había umbral.",

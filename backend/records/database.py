@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from sqlalchemy import URL, Connection, Engine, Insert, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
@@ -24,7 +24,7 @@ from sqlalchemy.exc import (
 )
 
 from backend.base.config import PROJECT_ROOT
-from backend.base.errors import InspectionError, RecordsRefused
+from backend.base.errors import DiskFull, InspectionError, ReadOnlyStore, RecordsRefused
 from backend.base.files import disk_errors
 from backend.base.messages import Phrase
 
@@ -111,10 +111,8 @@ class Database:
     def alone(self) -> Iterator[None]:
         """No other process is in here meanwhile. Raises Unavailable."""
         if self.path:
-            with disk_errors(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=START_WAIT_S):
-                    yield
+            with _held(self.path):
+                yield
             return
         with translated(), self.engine.connect() as connection:
             self.wait_for(connection, ONE_AT_START, seconds=START_WAIT_S)
@@ -153,6 +151,26 @@ class Database:
             self.moves += 1
             self.engine.dispose()
             raise Unavailable(Phrase("records_moved"), passing=True)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """No other process holds `path`, whose folder is made if need be. Raises Unavailable."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=START_WAIT_S)
+    try:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+    except Timeout as err:
+        raise Unavailable(Phrase("records_locked"), passing=True) from err
+    except DiskFull as err:
+        raise Unavailable(Phrase("records_full"), passing=False) from err
+    except ReadOnlyStore as err:
+        raise Unavailable(Phrase("records_read_only"), passing=False) from err
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

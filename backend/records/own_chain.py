@@ -14,7 +14,7 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from backend import __version__
-from backend.base.errors import DiskFull, InspectionError, NotRecorded, ReadOnlyStore, RecordsRefused
+from backend.base.errors import InspectionError, NotRecorded, RecordsRefused
 from backend.base.messages import Phrase
 from backend.records.chain import START, chain_hash
 from backend.records.database import ONE_OPENING, Database, Unavailable
@@ -66,10 +66,6 @@ class OwnChain:
                 head = self._found(connection)
                 begun = head is None
                 head = head or self._begun(connection)
-        except DiskFull as err:
-            raise Unavailable(Phrase("records_full"), passing=False) from err
-        except ReadOnlyStore as err:
-            raise Unavailable(Phrase("records_read_only"), passing=False) from err
         except OSError as err:
             raise Unavailable(Phrase("records_system", {"err": err}), passing=False) from err
         except SQLAlchemyError as err:

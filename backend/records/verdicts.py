@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from backend import __version__
-from backend.base.errors import InvalidValue
+from backend.base.errors import InspectionError, InvalidValue, NotRecorded
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice, Phrase
 from backend.infer import Inspection, Region
 from backend.records.ledger import Ledger, Recorded
-from backend.records.record import Decision, Record, plain
+from backend.records.record import Record, plain
 from backend.service.images import ImageFile
 from backend.service.results import InferResult, Provenance
 
@@ -81,7 +81,6 @@ class Verdict:
     key: ModelKey
     file: ImageFile
     inspection: Inspection
-    decision: Decision | None
     provenance: Provenance
     notices: Sequence[Notice] = ()
     timings_ms: Mapping[str, float] | None = None
@@ -90,18 +89,22 @@ class Verdict:
     @classmethod
     def of(cls, key: ModelKey, file: ImageFile, result: InferResult) -> Verdict:
         """What /infer found."""
-        decision: Decision | None = None if result.is_anomaly is None else "ng" if result.is_anomaly else "ok"
-        return cls(key, file, result.inspection, decision, result.provenance, result.warnings, result.timings_ms)
+        return cls(key, file, result.inspection, result.provenance, result.warnings, result.timings_ms)
 
     def record(self, ledger: Ledger, trace: Trace) -> Recorded:
         """Record it, with its image if the policy wants it.
 
         Raises:
             NotRecorded: only if the record is required.
-            InspectionError: the image cannot be read any more.
         """
-        data = self.file.read()
+        try:
+            data = self.file.read()
+        except InspectionError as err:  # a sample that was deleted meanwhile
+            if ledger.required:
+                raise NotRecorded(reason=err, retry_after=5) from err
+            return Recorded(None, [Notice("not_recorded", {"reason": err})])
         found, made = self.inspection, self.provenance
+        rejected = made.criteria.rejects(found.score)
         size, shape = found.roi.size, self.file.shape
         record = Record(
             role_id=self.key.role_id,
@@ -109,9 +112,9 @@ class Verdict:
             recipe_id=self.key.recipe_id,
             **asdict(trace),
             score=found.score,
+            p_value=None if made.criteria.good is None else made.criteria.good.p_value(found.score),
             threshold=made.criteria.threshold,
-            p_value=made.criteria.good.p_value(found.score) if made.criteria.good else None,
-            decision=self.decision,
+            decision=None if rejected is None else "ng" if rejected else "ok",
             image_name=self.file.name,
             image_sha256=hashlib.sha256(data).digest(),
             image_size=len(data),

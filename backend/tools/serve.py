@@ -89,9 +89,9 @@ class HeaderTimeoutProtocol(H11Protocol):
         """End an answer that would never end by itself, such as a live stream: its client asks again elsewhere."""
         cycle = getattr(self, "cycle", None)
         if cycle is not None and cycle.scope.get("state", {}).get("endless"):
-            cycle.disconnected = True
-            cycle.message_event.set()
-        super().shutdown()
+            self.transport.close()
+        else:
+            super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timer."""

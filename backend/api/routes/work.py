@@ -35,13 +35,10 @@ from backend.api.schemas import CalibrateDatasetRequest, CalibrateDatasetRespons
 from backend.api.uploads import UploadRoute
 from backend.base.errors import BadForm, InspectionError, ProgressNotFound
 from backend.base.keys import ModelKey
-from backend.infer import Inspection
-from backend.records.record import Decision
 from backend.records.verdicts import Verdict
 from backend.samples.collector import Scores
 from backend.samples.scoring import Scored
 from backend.samples.store import check_label
-from backend.service.images import ImageFile
 from backend.service.jobs import Job, TrackedJob
 
 router = APIRouter(route_class=UploadRoute, tags=["samples"])
@@ -229,16 +226,13 @@ class _Items:
         self.n_errors += scored.error is not None
         named: dict[str, Any] = {}
         if scored.inspection is not None and scored.file is not None:
-            verdict = self._verdict(scored.inspection, scored.file, scored, scores)
+            told = [*scores.notices, *scored.notices]
+            verdict = Verdict(
+                self.key, scored.file, scored.inspection, scores.provenance, told, left_out=scored.left_out
+            )
             named, notices = self.recording.add(verdict, job)
             scored = replace(scored, notices=(*scored.notices, *notices))
         return {**scored_fields(scored, scores.criteria, self.language, heatmap=self.include_heatmap), **named}
-
-    def _verdict(self, found: Inspection, file: ImageFile, scored: Scored, scores: Scores) -> Verdict:
-        rejected = scores.criteria.rejects(found.score)
-        decision: Decision | None = None if rejected is None else "ng" if rejected else "ok"
-        notices = [*scores.notices, *scored.notices]
-        return Verdict(self.key, file, found, decision, scores.provenance, notices, left_out=scored.left_out)
 
 
 def _line(value: dict[str, Any]) -> str:
