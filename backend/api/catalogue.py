@@ -664,8 +664,8 @@ NOTICES: dict[str, Words] = {
         ),
     ),
     "suspects_found": Words(
-        es="Imágenes que se apartan de las demás: {n} ({names}). Míralas y deja fuera las que no sean buenas.",
-        en="Images that stand out from the others: {n} ({names}). Look at them, and leave out what is not good.",
+        es="Se apartan de las demás: {names}. Mira esas imágenes y deja fuera las que no sean de piezas buenas.",
+        en="These stand out from the others: {names}. Look at them, and leave out those that are not of good parts.",
     ),
     "scores_overlap": Words(
         es="Las puntuaciones OK y NG se solapan (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): el umbral no puede separarlas.",
@@ -974,8 +974,8 @@ PHRASES: dict[str, Words] = {
         en="It and a few like it ({n} or fewer) are {times:.1f} times as far from all other images as is usual.",
     ),
     "why_as_high": Words(
-        es="De las {n} piezas buenas de la calibración, {as_high} puntúan al menos tanto.",
-        en="{as_high} of {n} good parts of the calibration score at least as high.",
+        es="Piezas buenas de la calibración que puntúan al menos tanto: {as_high} de {n}.",
+        en="Good parts of the calibration that score at least as high: {as_high} of {n}.",
     ),
     "why_regions": Words(
         es="Regiones que llegan al umbral: {n}. La mayor mide {area:.2f} mm² ({w}×{h} px en x={x}, y={y}).",
