@@ -50,10 +50,10 @@ class Memory(Protocol):
 class Scoring:
     """How an anomaly map becomes a number. A calibration holds only for the scoring it was made with.
 
-    An option is declared in its field and nowhere else. The field names the setting that fills it (the first argument
-    of `option` is its default), and says what a calibration remembers: `always`; `changed`, a value that is not the
-    default, so that a calibration outlives the options that are added after it; `never`. `of_method`: only under this
-    method. `reported` is the option's name in the `params` of /infer. A default can therefore never change.
+    An option is declared in its field and nowhere else: its default, the setting that fills it, whether a calibration
+    remembers it (`always`, never, or only a value that was `changed` from the default, and `of_method` under that
+    method alone), and the name under which /infer reports it in `params`. A calibration does not hold the options
+    that are added after it, so what is `changed` must keep its default.
 
     Attributes:
         method: percentile, max, top_mean (of the largest values), power_mean (Ranked.power_mean) or area: the highest

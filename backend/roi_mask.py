@@ -1,4 +1,4 @@
-"""The shape of the part inside the ROI: rectangle, circle or annulus, and its mask."""
+"""Where the part is inside the ROI: a rectangle, circle or annulus, and the mask that it makes."""
 
 from __future__ import annotations
 
@@ -97,14 +97,17 @@ def build_mask(shape: Shape | None, height: int, width: int) -> NDArray[np.bool_
 
 
 def token_mask(mask: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.bool_]:
-    """(rows, cols) bool: whether the cell of a token grid touches the mask (h, w) of the part."""
+    """(rows, columns) bool: whether a cell of the token grid touches the part, of which `mask` is (h, w)."""
     share = cv2.resize(mask.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA)
     touched: NDArray[np.bool_] = share > 0
     return touched
 
 
 def nearest_inside(values: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """`values` (h, w) with those outside replaced by that of the nearest one inside; there must be one."""
+    """`values` (h, w) float32, each one outside replaced by that of the nearest place inside.
+
+    `inside`: (h, w) bool, with at least one True.
+    """
     _, labels = cv2.distanceTransformWithLabels(
         (~inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE, labelType=cv2.DIST_LABEL_PIXEL
     )

@@ -48,7 +48,7 @@ from backend.patchcore import Reserve, checked_extras
 
 logger = logging.getLogger(__name__)
 
-# What the numbers of a calibration lie above, and are at most. A distance or an area may be 0, a percentile not.
+# Each number of a calibration lies above the first and is at most the second: only a percentile may not be 0.
 _CALIBRATED = {
     "threshold": (-np.nextafter(0, 1), np.finfo(np.float64).max),
     "area_mm2_thr": (-np.nextafter(0, 1), np.finfo(np.float64).max),
@@ -57,7 +57,7 @@ _CALIBRATED = {
 _TRAILER = b"BDI-GENERATION:"
 _TRASH = ".trash"
 _TRASHED = "%Y%m%dT%H%M%S%fZ"
-# In the order in which a deletion moves them: without memory.npz the model is gone.
+# A deletion moves them in this order: without memory.npz the model is gone.
 _FILES = ("memory.npz", "calib.json", "manifest.json", "index.faiss", "reserve.npz")
 # What zipfile and NumPy raise on files that are cut off, corrupt or no npz at all.
 _NPZ_ERRORS = (
@@ -123,7 +123,7 @@ Stamp = tuple[int, int, int]
 class ModelStore:
     """The models folder.
 
-    Writers of one model exclude each other across processes with a lock file whose owner may die; readers never wait.
+    A writer locks its model's folder against other threads and processes, until it is done or dies. Readers never wait.
     """
 
     def __init__(self, root: Path, *, read_only: bool = False, min_free_mb: float = 0) -> None:
@@ -374,7 +374,7 @@ def _metadata(npz: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     try:
         text = npz["metadata"]
     except ValueError as err:
-        if "allow_pickle" in str(err):  # an older file's dict, pickled: never opened
+        if "allow_pickle" in str(err):  # a dict that an older file holds as a pickle, which is never opened
             return {}
         raise
     metadata = json.loads(text.tobytes().rstrip(b"\0") if text.dtype.kind in "Sui" else str(text))
@@ -423,7 +423,10 @@ def _calibration(given: Any) -> dict[str, Any]:
 
 
 def next_version(former: object) -> str:
-    """`<year>.<n>`: one more than the former version of this year, else <year>.1. A clock set back takes none back."""
+    """`<year>.<n>`: one more than the former version of this year, else <year>.1.
+
+    When the clock says an earlier year than the former version, that year's numbers go on.
+    """
     year = datetime.now(timezone.utc).year
     match = re.fullmatch(r"(\d{4})\.(\d+)", str(former or ""))
     if match and int(match[1]) >= year:

@@ -106,7 +106,7 @@ def _chunk(kind: bytes, *body: bytes | memoryview) -> Iterator[bytes | memoryvie
 
 
 def encode_grey(image: Pixels) -> bytes:
-    """PNG bytes of a (H, W) uint8 image, each row as differences of neighbours: what suits a smooth one."""
+    """PNG bytes of a (H, W) uint8 image. Rows are stored as differences of neighbours, which suits smooth images."""
     height, width = image.shape
     rows = np.empty((height, width + 1), np.uint8)
     rows[:, 0] = 1  # PNG's filter "Sub"
@@ -133,7 +133,7 @@ def to_base64(data: bytes) -> str:
 def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     """`image` at (height, width): area average when it shrinks, bilinear when it grows; dtype and channels stay.
 
-    What a cubic kernel sharpens in an image that grows is its noise, and anomaly maps show it.
+    A cubic kernel would sharpen the noise of an image that grows, and anomaly maps would show it.
     """
     if image.shape[:2] == (height, width):
         return image

@@ -1,4 +1,4 @@
-"""Whose model it is: the ids of a role, an ROI and a recipe, and the folder that they name."""
+"""The ids of a role, an ROI and a recipe, which together name a model and its folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _DEVICE_NAMES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
 
 
 def check_id(value: str, field: str) -> str:
-    """`value`, if it can name a folder on every system.
+    """`value` in its composed Unicode form, if it can name a folder on every system.
 
     Raises:
-        InvalidId: it says what is allowed.
+        InvalidId: it cannot.
     """
     text = unicodedata.normalize("NFC", value)
     allowed = all(c.isalnum() or unicodedata.category(c).startswith("M") or c in " _-." for c in text)
@@ -48,7 +48,7 @@ def check_recipe(value: str | None) -> str:
 
 @dataclass(frozen=True)
 class ModelKey:
-    """Whose model it is: a role, an ROI and a recipe. Build it with `ModelKey.of`, which checks the ids."""
+    """A model's name: a role, an ROI and a recipe. `ModelKey.of` checks the ids."""
 
     role_id: str
     roi_id: str

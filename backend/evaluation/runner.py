@@ -24,7 +24,7 @@ from backend.evaluation.report import side_by_side, worth_showing
 from backend.evaluation.results import Cost, FewShot, Figures, ScoredImage, SetResult, Shown
 from backend.evaluation.sets import GOOD, InspectionSet, LabelledImage
 from backend.extractors.neighbourhood import Wrapped
-from backend.extractors.protocol import RGB, Extractor
+from backend.extractors.protocol import RGB, Extractor, ExtractorOptions
 from backend.infer import Scoring
 from backend.service.fitting import FitOptions, Fitter
 from backend.service.host import extractor_for
@@ -39,26 +39,13 @@ CALIBRATION_NG = (0, 1, 2, 3)
 MAP_PIXELS = 1_000_000
 DRAWS_OF_CALIBRATION = 200
 
-# The settings that figures depend on, as a report lists them.
 SETTINGS_THAT_COUNT = (
-    "model_name",
-    "weights",
     "preset",
-    "input_size",
-    "input_edge",
-    "blocks",
-    "tiles",
-    "tile_overlap",
-    "patchcore_patch_size",
-    "patchcore_stride",
-    "resnet_offset",
-    "device",
-    "runtime",
-    "precision",
+    *settings_of(ExtractorOptions),
     *settings_of(ImageOptions),
     *settings_of(FitOptions),
-    "patchcore_faiss_fp16",
     *settings_of(Scoring),
+    "patchcore_faiss_fp16",
     "threshold_margin",
 )
 

@@ -14,7 +14,14 @@ import psutil
 from filelock import FileLock
 from sqlalchemy import URL, Connection, Engine, Insert, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, TimeoutError  # noqa: A004
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    NoSuchModuleError,
+    ProgrammingError,
+    TimeoutError,  # noqa: A004
+)
 
 from backend.base.config import PROJECT_ROOT
 from backend.base.errors import InspectionError, RecordsRefused
@@ -168,8 +175,10 @@ def trouble_of(err: DBAPIError | sqlite3.Error) -> Unavailable | None:
     if isinstance(original, sqlite3.Error):
         code = getattr(original, "sqlite_errorcode", None) or _guessed_code(original) or 0
         known = _SQLITE_TROUBLES.get(code & 0xFF)
-    else:  # psycopg has no state where the server did not answer
-        state = getattr(original, "sqlstate", None) or "08"
+    else:
+        state = getattr(original, "sqlstate", None) or ""
+        if not state and not isinstance(err, DataError | ProgrammingError):  # the server did not answer
+            state = "08"
         known = next((known for prefix, known in _POSTGRES_TROUBLES.items() if state.startswith(prefix)), None)
     return Unavailable(Phrase(known[0]), passing=known[1]) if known else None
 

@@ -129,7 +129,8 @@ class Collector:
     ) -> CalibrationResult:
         """Score the stored samples with the current memory and calibrate with the scores.
 
-        An OK sample that the memory was fitted on is scored without its own rows, or the answer would flatter itself.
+        An OK sample that the memory was fitted on is scored without its own rows: with them it would score lower than a
+        new part does.
 
         Raises:
             NotEnoughSamples: no OK sample could be scored. NgRequired: there is no NG sample although there must be.

@@ -1,4 +1,4 @@
-"""Scoring what is stored: many samples against one memory, each on its own, errors and all."""
+"""Scores of stored samples: many against one memory, each on its own, with an error where one cannot be scored."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Scored:
-    """What scoring says of one sample: an inspection or an error.
+    """One sample's inspection, or why there is none.
 
     `file`: the image, and its shape as far as it is understood.
-    `in_memory`: the memory was fitted on this very image; `left_out`: and was asked without it.
+    `in_memory`: the memory was fitted on this very image; `left_out`: its own rows were no neighbours.
     """
 
     sample: Sample

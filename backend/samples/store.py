@@ -67,7 +67,8 @@ def check_filename(value: str) -> str:
 class Draft:
     """An image to be stored, and what is known of it.
 
-    `read` gives the bytes and may be called more than once. `meta` is kept as it is, below what the store knows itself.
+    `read` gives the bytes and may be called more than once. `meta` is kept as it came, except for the fields that the
+    store knows itself.
     """
 
     name: str
@@ -125,7 +126,7 @@ class _Measured:
 class SampleStore:
     """The datasets folder. Writers of one (role, roi) exclude each other across processes; readers never wait.
 
-    Files that others put there count too: an image is a sample, a .json of the same stem beside it its metadata.
+    Every image in a folder `ok` or `ng` is a sample, whoever put it there; a .json of the same stem is its metadata.
     """
 
     def __init__(self, root: Path, *, max_gb: float, min_free_mb: float = 0) -> None:
@@ -188,7 +189,7 @@ class SampleStore:
         return {name: self._digest(self.folder(key, label) / name) for name in self.names(key, label)}
 
     def add(self, key: ModelKey, label: str, drafts: Sequence[Draft]) -> list[Kept]:
-        """Store images, all of them or none; one that is stored under `label` already is only pointed at.
+        """Store images, all of them or none. One that is stored under `label` already is not stored again.
 
         Raises:
             DatasetsFull, DiskFull, ReadOnlyStore, FitInProgress, UndecodableImage: nothing was stored.
@@ -242,7 +243,7 @@ class SampleStore:
         return cleared
 
     def all_keys(self) -> list[ModelKey]:
-        """Every (role, roi, recipe) that has a folder of OK or NG samples, or a record."""
+        """Every (role, roi, recipe) that has a folder of OK or NG samples, or a history."""
         found: dict[ModelKey, None] = {}
         for pattern in ("*/*/*", "recipes/*/*/*/*"):
             for path in sorted(self.root.glob(pattern)):
@@ -256,7 +257,7 @@ class SampleStore:
         return list(found)
 
     def used_bytes(self) -> int:
-        """Bytes of all files in the datasets folder, at most USAGE_AGE_S old but for what this process added."""
+        """Bytes of all files in the datasets folder, counted every USAGE_AGE_S seconds; this process's own at once."""
         used, when = self._usage
         if monotonic() - when > USAGE_AGE_S:
             used = sum(_size(Path(folder) / name) for folder, _, names in os.walk(self.root) for name in names)

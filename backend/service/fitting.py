@@ -70,13 +70,13 @@ class FitOptions:
     @classmethod
     def of_step(cls, recorded: Mapping[str, Any], settings: Settings) -> FitOptions:
         """As `recorded`, the metadata of an earlier fit or growth, has it; what that does not say, as `settings` do."""
-        known = {field: recorded[name] for field, name in cls._recorded().items() if name in recorded}
+        known = {own: recorded[name] for own, name in cls._recorded().items() if name in recorded}
         return replace(cls.of(settings), **known, **recorded.get("augment", {}))
 
     def metadata(self) -> dict[str, Any]:
         """What the metadata of a memory holds of it."""
-        own = {name: getattr(self, field) for field, name in self._recorded().items()}
-        return {**own, "augment": asdict(self.augmentation)}
+        recorded = {name: getattr(self, own) for own, name in self._recorded().items()}
+        return {**recorded, "augment": asdict(self.augmentation)}
 
     @classmethod
     def _recorded(cls) -> dict[str, str]:
@@ -164,16 +164,14 @@ class NewMemory:
             "patch_size": extractor.patch,
             "n_images": len(files),
             "n_embeddings": embeddings.n_embeddings,
-            "coreset_rate": options.coreset_rate,
+            **options.metadata(),
             "coreset_rate_applied": len(memory) / embeddings.n_embeddings,
             "radius": memory.radius or 0.0,
             **({"in_passes": True} if passes else {}),
-            "seed": options.seed,
             "mm_per_px": mm_per_px,
             "roi_px": list(embeddings.roi_px),
             **({"masked": True} if embeddings.masked else {}),
             "images": _images(files, embeddings),
-            **options.metadata(),
         }
         return cls(memory, embeddings.grid, metadata)
 

@@ -1,4 +1,4 @@
-"""Loaded models: the least recently used leave, their bytes are bounded, and a change on disk is seen by a stamp."""
+"""ModelCache: models in memory, as many as CACHE_MB holds, read again when their files change."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class FittedModel:
 
 
 class ModelCache:
-    """Gives the newest memory and calibration of a key, reading the disk only when a file changed.
+    """The newest memory and calibration of a key; a file is read only when its stamp changed.
+
+    Models leave, the least recently used first, when they take more bytes than `cache_mb` together.
 
     Args:
         cache_mb: bytes that the memories held may take, in units of 2^20.

@@ -1,4 +1,4 @@
-"""What the use cases answer with, how long their stages took, and who is told of what they did."""
+"""The answers of the use cases, the clock of their stages, and the Journal that is told of what they did."""
 
 from __future__ import annotations
 

@@ -15,9 +15,11 @@ import psutil
 
 from backend.api.catalogue import sentence
 from backend.base.config import Settings, unknown_settings
-from backend.base.errors import AddressUnavailable, WeightsUnavailable
+from backend.base.errors import AddressUnavailable, RecordsRefused, WeightsUnavailable
 from backend.extractors.torch_runtime import cpu_features, gpu_name
 from backend.extractors.weights import WEIGHTS_DIR, find_weights
+from backend.records.database import Database, Unavailable
+from backend.records.upgrading import version_of
 from backend.tools.serve import check_address
 
 Level = Literal["ok", "note", "bad"]
@@ -45,6 +47,7 @@ def examine(settings: Settings) -> list[Finding]:
         _packages,
         _weights,
         _folders,
+        _records,
         _hardware,
         _port,
         _access,
@@ -102,6 +105,32 @@ def _folders(settings: Settings) -> Iterator[Finding]:
         enough = free > settings.min_free_mb
         advice = "" if enough else f", and {settings.min_free_mb:.0f} MB must stay free (MIN_FREE_MB): make room"
         yield Finding("ok" if enough else "bad", name, f"{folder}, {free:,.0f} MB free{advice}")
+
+
+def _records(settings: Settings) -> Iterator[Finding]:
+    if settings.results_db is None:
+        yield Finding("note", "RESULTS_DB", "none: verdicts are not recorded")
+        return
+    try:
+        database = Database(settings.results_db)
+        if database.path is not None:
+            database.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=database.path.parent):
+                pass
+        if database.path is None or database.path.exists():
+            with database.reading() as connection:
+                version_of(connection)
+        database.close()
+    except RecordsRefused as err:
+        yield Finding("bad", "RESULTS_DB", sentence(err, "en"))
+    except Unavailable as trouble:
+        yield Finding("bad", "RESULTS_DB", f"{database.name}: {sentence(trouble.reason, 'en')}")
+    except OSError as err:
+        yield Finding(
+            "bad", "RESULTS_DB", f"{database.name} cannot be written ({err.strerror}): change its owner, or it"
+        )
+    else:
+        yield Finding("ok", "RESULTS_DB", database.name)
 
 
 def _hardware(settings: Settings) -> Iterator[Finding]:

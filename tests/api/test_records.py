@@ -128,6 +128,8 @@ def test_lists_are_filtered_ordered_and_turned(recorded: TestClient) -> None:
         ("/inspections", {"decision": "maybe"}, "decision"),
         ("/inspections", {"reviewed": "perhaps"}, "reviewed"),
         ("/inspections", {"min_score": "high"}, "min_score"),
+        ("/inspections", {"part_id": "nul\0"}, "part_id"),
+        ("/inspections", {"station_id": "x" * 129}, "station_id"),
         ("/inspections", {"max_score": "nan"}, "max_score"),
         ("/inspections/summary", {"bucket": "week"}, "bucket"),
         ("/inspections/summary", {"tz": "Europe/Atlantis"}, "tz"),

@@ -192,9 +192,9 @@ def look_ups(database: Database, rows: int) -> Timed:
     timed.pages("high scores of the first day", min_score=0.4, until_us=last - (DAYS - 1) * DAY_US)
     timed.summary("summary by day", "day")
     timed.summary("summary by day of a model and station", "day", station_id="station 1", **model)
-    timed.summary("summary by shift, three months", "shift")
+    timed.summary("summary by shift, two months", "shift")
     timed.summary("summary by hour, a month", "hour")
-    timed.summary("summary by day in Madrid, three months", "day", "Europe/Madrid")
+    timed.summary("summary by day in Madrid, two months", "day", "Europe/Madrid")
     return timed
 
 

@@ -188,6 +188,20 @@ def test_images_that_are_gone_are_done_without_and_the_calibration_says_so(
     assert codes == ["calibration_of_former_memory"]
 
 
+def test_a_model_that_had_a_memory_for_each_block_comes_back_with_a_joint_one(
+    running: Callable[..., Collector], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector = running()
+    collector.fit(KEY, [part_file(n) for n in range(3)], mm_per_px=0.2)
+    before = scores(collector)
+    history = collector.history.path(KEY)
+    line = json.loads(history.read_text("utf-8"))
+    history.write_text(json.dumps({**line, "patchcore_memories": "separate"}) + "\n", "utf-8")
+    lose_models(tmp_path)
+    assert scores(rebuilt(running(rebuild_on_start=True))) == before
+    assert "Master1/Pattern had a memory for each block" in caplog.text
+
+
 def test_without_any_of_its_images_a_model_cannot_come_back(running: Callable[..., Collector], tmp_path: Path) -> None:
     collector = running()
     collector.fit(KEY, [part_file(n) for n in range(3)], mm_per_px=0.2)

@@ -63,12 +63,12 @@ class FilterQuery(BaseModel):
     def parsed(self) -> Filters:
         """The filters. Raises InvalidValue: it names the parameter."""
         return Filters(
-            role_id=self.role_id or None,
-            roi_id=self.roi_id or None,
-            recipe_id=(self.recipe_id or "").lower() or None,
-            station_id=self.station_id or None,
-            part_id=self.part_id or None,
-            batch_id=self.batch_id or None,
+            role_id=checked_text(self.role_id, "role_id"),
+            roi_id=checked_text(self.roi_id, "roi_id"),
+            recipe_id=checked_text((self.recipe_id or "").lower(), "recipe_id"),
+            station_id=checked_text(self.station_id, "station_id"),
+            part_id=checked_text(self.part_id, "part_id"),
+            batch_id=checked_text(self.batch_id, "batch_id"),
             decision=_one_of("decision", self.decision, {"ok": "ok", "ng": "ng"}),
             reviewed=_one_of("reviewed", self.reviewed, {"true": True, "1": True, "false": False, "0": False}),
             since_us=parse_time(self.since, "since"),
