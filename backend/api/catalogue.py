@@ -663,6 +663,16 @@ NOTICES: dict[str, Words] = {
             "with SCORE_METHOD=area."
         ),
     ),
+    "images_of_rows_unknown": Words(
+        es=(
+            "La memoria no sabe de qué imagen viene cada vector, o todos vienen de una: repite /fit_ok para comparar "
+            "las imágenes entre sí."
+        ),
+        en=(
+            "The memory does not know which image each row came from, or all came from one: run /fit_ok again to "
+            "compare the images with each other."
+        ),
+    ),
     "suspects_found": Words(
         es="Se apartan de las demás: {names}. Mira esas imágenes y deja fuera las que no sean de piezas buenas.",
         en="These stand out from the others: {names}. Look at them, and leave out those that are not of good parts.",
