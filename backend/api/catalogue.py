@@ -265,6 +265,11 @@ ERRORS: dict[str, Entry] = {
             "require_ng=false."
         ),
     ),
+    "calibration_needed": Entry(
+        400,
+        es="{key} no tiene un umbral que se aplique: calibra con /calibrate_ng o /calibrate_dataset y repite.",
+        en="{key} has no threshold that applies: calibrate with /calibrate_ng or /calibrate_dataset and try again.",
+    ),
     "threshold_and_promise": Entry(
         400,
         es="Pide threshold o max_false_reject, no los dos: un umbral elegido promete lo que promete.",

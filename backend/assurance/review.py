@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.assurance.suspects import Suspect, suspects
+from backend.base.images import decode_image
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
-from backend.infer import Inspection, inspect_map
+from backend.infer import Inspection, heatmap_png, heatmap_range, inspect_map
 from backend.memory.left_out import Alone, LeftOut, RowsByImage
 from backend.roi_mask import token_mask
 from backend.samples.collector import Collector, about_left_out
@@ -28,12 +29,19 @@ class Reviewed:
     Attributes:
         in_memory: the memory was fitted on it.
         inspection: what it looks like without its own rows, and without those of the images that it stands out with.
+        picture: (h, w, 3) uint8 BGR, as the extractor sees it.
     """
 
     name: str
     suspect: Suspect
     in_memory: bool
     inspection: Inspection
+    picture: NDArray[np.uint8]
+
+    def heatmap(self) -> NDArray[np.uint8]:
+        """What sets it apart, (h, w, 3) uint8 BGR in colours, of the ROI's size."""
+        low, high = heatmap_range(self.inspection, "relative", None)
+        return decode_image(heatmap_png(self.inspection, "color", low, high))
 
 
 @dataclass(frozen=True)
@@ -82,12 +90,13 @@ class Reviewer:
         for read, tokens in self._embedded(list(ranked), job):
             if read.ready is None or tokens is None:  # it went away in the meantime
                 continue
-            _, roi = read.ready
+            image, roi = read.ready
             suspect = ranked[read.sample.name]
             distances = np.zeros(len(tokens), np.float32)
             distances[self._inside(read, tokens)] = self._alone(read, tokens).distances[suspect.n_companions]
             inspection = inspect_map(distances.reshape(roi.grid), roi, self.scorer.criteria)
-            shown.append(Reviewed(read.sample.name, suspect, self.scorer.number_of(read) is not None, inspection))
+            known, picture = self.scorer.number_of(read) is not None, np.ascontiguousarray(image.pixels[:, :, ::-1])
+            shown.append(Reviewed(read.sample.name, suspect, known, inspection, picture))
         return shown
 
     def _embedded(self, names: Sequence[str], job: Job) -> Iterator[tuple[Read, NDArray[np.float32] | None]]:

@@ -38,6 +38,7 @@ InspectionError
 │   ├── NotEnoughSamples: key, n, wanted
 │   ├── NgRequired: key
 │   ├── ThresholdAndPromise
+│   ├── CalibrationNeeded: key
 │   └── OnlyImage: name
 ├── InvalidFields: reason
 ├── Unauthorized
@@ -236,6 +237,10 @@ class NgRequired(BadRequest):
 
 class ThresholdAndPromise(BadRequest):
     code = "threshold_and_promise"
+
+
+class CalibrationNeeded(BadRequest):
+    code = "calibration_needed"
 
 
 class OnlyImage(BadRequest):
