@@ -345,6 +345,11 @@ ERRORS: dict[str, Entry] = {
         es="No hay ningún trabajo con el identificador {job}: es el X-Request-Id que envió quien lo pidió.",
         en="There is no work with the identifier {job}: it is the X-Request-Id that its client sent.",
     ),
+    "certificate_not_found": Entry(
+        404,
+        es="{key} no tiene certificado: hazlo con POST /certify.",
+        en="{key} has no certificate: make one with POST /certify.",
+    ),
     "inspection_not_found": Entry(
         404,
         es="No hay ninguna inspección {id}: usa el inspection_id que respondió /infer, o búscala en /inspections.",

@@ -46,13 +46,18 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+
+
 def _as_a_station_writes(value: object) -> object:
     """Refuse what Python alone takes for a number, as `1_0`, and say of `0,2` what is wrong with it.
 
     Only what is written in digits is shown again: a text that went astray may be a key.
     """
-    if not isinstance(value, str) or re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value):
+    if not isinstance(value, str) or _NUMBER.fullmatch(value):
         return value
+    if value.strip(" +-").lower() in {"nan", "inf", "infinity"}:
+        raise PydanticCustomError("finite_number", "not finite")
     if re.fullmatch(r"[\d.,'_ +-]{1,20}", value):
         raise PydanticCustomError("not_a_number", "not a number", {"given": value.strip()})
     raise PydanticCustomError("float_parsing", "not a number")

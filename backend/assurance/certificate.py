@@ -11,15 +11,17 @@ from backend import __version__
 from backend.assurance.defects import GRADES, KINDS, Kind
 from backend.assurance.detection import Curve, Detection
 from backend.assurance.parts import FEWEST, Parts, PartScorer, Picture
-from backend.assurance.review import Review, Reviewed
+from backend.assurance.review import Review, Reviewed, Reviewer
 from backend.assurance.stability import Stability, stability
-from backend.base.errors import NotEnoughSamples
+from backend.assurance.suspects import SHOWN
+from backend.base.errors import NotEnoughSamples, ReadOnlyReplica
 from backend.base.files import utc_now
 from backend.base.images import encode_jpeg, resize, to_base64
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.calib import upper_bound
 from backend.records.record import plain
+from backend.samples.collector import Collector
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job
 
@@ -44,6 +46,25 @@ class CertificateOptions:
     most_parts: int = 50
     trials: int = 60
     seed: int = 0
+
+
+def certify_stored(collector: Collector, key: ModelKey, options: CertificateOptions, job: Job) -> dict[str, Any]:
+    """Certify a model on its stored good parts, look for suspects among them, and keep the certificate with it.
+
+    Raises:
+        MemoryNotFound, ExtractorMismatch, DamagedFile, CalibrationNeeded, NotEnoughSamples, Cancelled.
+        ReadOnlyReplica, DiskFull, ReadOnlyStore, FitInProgress: it cannot be kept.
+    """
+    inspector = collector.inspector
+    if inspector.store.read_only:
+        raise ReadOnlyReplica()
+    PartScorer(inspector, key)  # what is missing is said before anything is tried
+    parts = Parts.stored(collector, key, most=options.most_parts, seed=options.seed)
+    review = Reviewer(collector, key).review(SHOWN, job)
+    made = certify(inspector, key, parts, review=review, options=options, job=job)
+    with inspector.store.writing(key, inspector.settings.fit_wait_s):
+        inspector.store.save_certificate(key, made)
+    return made
 
 
 def certify(

@@ -15,10 +15,9 @@ PAGE: dict[str, tuple[str, str]] = {
     ),
     "in_short": ("En pocas palabras", "In short"),
     "short_reject": (
-        "De cada 100 piezas buenas como las que se puntuaron, rechaza {bound} o menos, con una confianza del "
-        "{confidence} %.",
-        "Of 100 good parts like those that were scored it rejects {bound} or fewer, with a confidence of "
-        "{confidence} %.",
+        "De las piezas buenas como las que se puntuaron rechaza como mucho el {bound} %, con una confianza "
+        "del {confidence} %.",
+        "Of good parts like those that were scored it rejects {bound} % at most, with a confidence of {confidence} %.",
     ),
     "short_finds": (
         "Encuentra al menos nueve de cada diez defectos claros como estos, en cualquier zona, desde este tamaño:",

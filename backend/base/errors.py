@@ -52,6 +52,7 @@ InspectionError
 ├── SampleNotFound: key, label, name
 ├── DatasetNotFound: key
 ├── ProgressNotFound: job
+├── CertificateNotFound: key
 ├── InspectionNotFound: id
 ├── ImageNotKept: id, reason
 ├── RecordsOff
@@ -293,6 +294,10 @@ class DatasetNotFound(InspectionError):
 
 class ProgressNotFound(InspectionError):
     code = "progress_not_found"
+
+
+class CertificateNotFound(InspectionError):
+    code = "certificate_not_found"
 
 
 class IdTwin(InspectionError):

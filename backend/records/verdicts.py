@@ -154,5 +154,6 @@ def _region(region: Region) -> dict[str, Any]:
         "bbox": list(region.bbox),
         "area_px": region.area_px,
         "area_mm2": region.area_mm2,
+        "area_mm2_estimate": region.area_mm2_estimate,
         "contour": region.contour,
     }
