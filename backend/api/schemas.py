@@ -441,7 +441,9 @@ class CertifyRequest(BaseModel):
     model_key: str | None = Field(None, description="The station's own name of the ROI; roi_id is what counts.")
     recipe_id: str | None = None
     parts: int = Field(50, ge=5, le=1000, description="Good parts at most that it is tried on.")
-    trials: int = Field(60, ge=30, le=1000, description="Defects of each kind, zone and contrast.")
+    trials: int = Field(
+        60, ge=3, le=1000, description="Defects of each kind, zone and contrast; fewer than 30 assure no size."
+    )
     seed: int = Field(0, ge=0, le=2**31, description="Of what is drawn.")
 
 

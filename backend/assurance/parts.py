@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -60,6 +61,24 @@ class Parts:
     notices: list[Notice]
 
     @classmethod
+    def of(
+        cls, inspector: Inspector, key: ModelKey, files: Sequence[ImageFile], *, mm_per_px: float, most: int
+    ) -> Parts:
+        """Up to `most` of `files`, evenly spread over them; those that the memory was fitted on are known by content.
+
+        Raises:
+            MemoryNotFound, ExtractorMismatch, DamagedFile.
+            NotEnoughSamples: there are fewer than five.
+        """
+        model, notices = inspector.fitted(key)
+        if len(files) < FEWEST:
+            raise NotEnoughSamples(key=key, n=len(files), wanted=FEWEST)
+        known = model.stored.known_images
+        places = np.unique(np.linspace(0, len(files) - 1, most).round().astype(int)).tolist()
+        chosen = [GoodPart(files[n], mm_per_px, known.get(hashlib.sha256(files[n].read()).hexdigest())) for n in places]
+        return cls(chosen, _basis(chosen), notices)
+
+    @classmethod
     def stored(cls, collector: Collector, key: ModelKey, *, most: int, seed: int) -> Parts:
         """Up to `most` of the stored OK samples: those that the memory was not fitted on, if there are ten of them.
 
@@ -81,8 +100,11 @@ class Parts:
             notices += about.notices
             file = ImageFile(name, lambda name=name: samples.read(key, "ok", name), about.shape)  # type: ignore[misc]
             chosen.append(GoodPart(file, about.mm_per_px or default, numbers[name]))
-        seen = any(part.number is not None for part in chosen)
-        return cls(chosen, "leave_one_out" if seen else "held_out", notices)
+        return cls(chosen, _basis(chosen), notices)
+
+
+def _basis(parts: Sequence[GoodPart]) -> Basis:
+    return "leave_one_out" if any(part.number is not None for part in parts) else "held_out"
 
 
 @dataclass(frozen=True)
