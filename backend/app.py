@@ -41,7 +41,7 @@ from backend.api.requests import (
     sentences,
     terms_of,
 )
-from backend.api.routes import console, models, ops, records, samples, work
+from backend.api.routes import certificates, console, models, ops, records, samples, work
 from backend.api.schemas import (
     CalibrateRequest,
     CalibrateResponse,
@@ -104,7 +104,14 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     app.state.metrics = Metrics(settings.prometheus_multiproc_dir)
     app.include_router(contract)
     if not settings.contract_only:
-        for router in (samples.router, work.router, models.router, ops.router, records.router):
+        for router in (
+            samples.router,
+            work.router,
+            models.router,
+            certificates.router,
+            ops.router,
+            records.router,
+        ):
             app.include_router(router)
         _include_predict(app, settings)
         console.mount_console(app)

@@ -5,6 +5,7 @@ memory.npz    emb float32 (N, D) unit rows · token_h · token_w · src int32 (N
 reserve.npz   emb float32 (R, D) · src int32 (R,) · beyond float64 () · generation: what the next growth may still take
 index.faiss   FAISS flat index of emb, followed by a trailer that names the generation
 calib.json    the threshold and what it was made for
+certificate.json  what was found of the model the last time it was certified
 manifest.json the metadata again, for people
 
 A deleted model stays for a while in .trash/<utc>/<role>/<roi>/, from where its files can be moved back.
@@ -58,7 +59,7 @@ _TRAILER = b"BDI-GENERATION:"
 _TRASH = ".trash"
 _TRASHED = "%Y%m%dT%H%M%S%fZ"
 # A deletion moves them in this order: without memory.npz the model is gone.
-_FILES = ("memory.npz", "calib.json", "manifest.json", "index.faiss", "reserve.npz")
+_FILES = ("memory.npz", "calib.json", "certificate.json", "manifest.json", "index.faiss", "reserve.npz")
 # What zipfile and NumPy raise on files that are cut off, corrupt or no npz at all.
 _NPZ_ERRORS = (
     OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, MemoryError, OverflowError, SyntaxError,
@@ -302,6 +303,27 @@ class ModelStore:
             return None
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
             raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/calibrate_ng") from err
+
+    def save_certificate(self, key: ModelKey, certificate: dict[str, Any]) -> None:
+        """Replace certificate.json in one step. Raises DiskFull, ReadOnlyStore."""
+        write_json(self.folder(key) / "certificate.json", certificate)
+
+    def load_certificate(self, key: ModelKey) -> dict[str, Any] | None:
+        """certificate.json, or None when the model was never certified.
+
+        Raises:
+            DamagedFile: it is no JSON object.
+        """
+        path = self.folder(key) / "certificate.json"
+        try:
+            found = json.loads(patiently(lambda: path.read_text("utf-8")))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, RecursionError) as err:
+            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/certify") from err
+        if not isinstance(found, dict):
+            raise DamagedFile(path=self._relative(path), reason="it is no JSON object", remedy="/certify")
+        return found
 
     def keys(self) -> list[ModelKey]:
         """Every (role, roi, recipe) that has a memory."""

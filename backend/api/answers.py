@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from backend.api.catalogue import Language, sentence
+from backend.assurance.review import Reviewed
 from backend.assurance.suspects import Suspect, why
 from backend.base.images import to_base64
 from backend.base.messages import Notice
@@ -86,6 +87,23 @@ def suspect_fields(suspect: Suspect, names: Sequence[str], language: Language) -
         "score": suspect.score,
         "p_value": suspect.p_value,
         "why": sentence(why(suspect), language),
+    }
+
+
+def reviewed_fields(part: Reviewed, language: Language, *, heatmap: bool) -> dict[str, Any]:
+    """One item of /datasets/suspects."""
+    picture = {}
+    if heatmap:
+        low, high = heatmap_range(part.inspection, "relative", None)
+        picture = heatmap_fields(heatmap_png(part.inspection, "relative", low, high), (low, high))
+    return {
+        "filename": part.name,
+        "score": part.suspect.score,
+        "p_value": part.suspect.p_value,
+        "stands_out": part.suspect.stands_out,
+        "in_memory": part.in_memory,
+        "why": sentence(why(part.suspect), language),
+        **picture,
     }
 
 

@@ -265,6 +265,11 @@ ERRORS: dict[str, Entry] = {
             "require_ng=false."
         ),
     ),
+    "calibration_needed": Entry(
+        400,
+        es="{key} no tiene un umbral que se aplique: calibra con /calibrate_ng o /calibrate_dataset y repite.",
+        en="{key} has no threshold that applies: calibrate with /calibrate_ng or /calibrate_dataset and try again.",
+    ),
     "threshold_and_promise": Entry(
         400,
         es="Pide threshold o max_false_reject, no los dos: un umbral elegido promete lo que promete.",
@@ -339,6 +344,11 @@ ERRORS: dict[str, Entry] = {
         404,
         es="No hay ningún trabajo con el identificador {job}: es el X-Request-Id que envió quien lo pidió.",
         en="There is no work with the identifier {job}: it is the X-Request-Id that its client sent.",
+    ),
+    "certificate_not_found": Entry(
+        404,
+        es="{key} no tiene certificado: hazlo con POST /certify.",
+        en="{key} has no certificate: make one with POST /certify.",
     ),
     "inspection_not_found": Entry(
         404,
@@ -663,9 +673,19 @@ NOTICES: dict[str, Words] = {
             "with SCORE_METHOD=area."
         ),
     ),
+    "images_of_rows_unknown": Words(
+        es=(
+            "La memoria no sabe de qué imagen viene cada vector, o todos vienen de una: repite /fit_ok para comparar "
+            "las imágenes entre sí."
+        ),
+        en=(
+            "The memory does not know which image each row came from, or all came from one: run /fit_ok again to "
+            "compare the images with each other."
+        ),
+    ),
     "suspects_found": Words(
-        es="Imágenes que se apartan de las demás: {n}. Son {names}: míralas y deja fuera las que no sean buenas.",
-        en="Images that stand out from the others: {n}. They are {names}: look at them, leave out the bad ones.",
+        es="Se apartan de las demás: {names}. Mira esas imágenes y deja fuera las que no sean de piezas buenas.",
+        en="These stand out from the others: {names}. Look at them, and leave out those that are not of good parts.",
     ),
     "scores_overlap": Words(
         es="Las puntuaciones OK y NG se solapan (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): el umbral no puede separarlas.",
@@ -974,8 +994,8 @@ PHRASES: dict[str, Words] = {
         en="It and a few like it ({n} or fewer) are {times:.1f} times as far from all other images as is usual.",
     ),
     "why_as_high": Words(
-        es="De las {n} piezas buenas de la calibración, {as_high} puntúan al menos tanto.",
-        en="{as_high} of {n} good parts of the calibration score at least as high.",
+        es="Piezas buenas de la calibración que puntúan al menos tanto: {as_high} de {n}.",
+        en="Good parts of the calibration that score at least as high: {as_high} of {n}.",
     ),
     "why_regions": Words(
         es="Regiones que llegan al umbral: {n}. La mayor mide {area:.2f} mm² ({w}×{h} px en x={x}, y={y}).",

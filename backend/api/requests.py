@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import anyio
 import anyio.to_thread
 from fastapi import Depends, Form, Header, Query, Request
-from pydantic import BeforeValidator
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
 from backend.api.catalogue import Said, sentence
 from backend.api.problems import language_of
 from backend.api.schemas import ErrorBody, Promise
-from backend.base.errors import TimedOut
+from backend.base.errors import BadForm, TimedOut
 from backend.base.keys import ModelKey
 from backend.calib import CONFIDENCE
 from backend.samples.collector import Collector
@@ -25,6 +26,7 @@ from backend.service.inspection import Inspector
 from backend.service.jobs import Job, ProgressBoard, TrackedJob
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": meaning}
@@ -139,6 +141,32 @@ def terms_of(body: Promise) -> Terms:
         threshold=body.threshold,
         note=(body.note or "").strip(),
     )
+
+
+def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
+    """A dependency that reads `model` from a JSON body or from a form."""
+
+    async def read(request: Request) -> M:
+        try:
+            if request.headers.get("content-type", "").lower().startswith(("multipart/", "application/x-www-form")):
+                form = await request.form()
+                given: Any = {name: form.getlist(name) if name == "labels" else form[name] for name in form}
+            else:
+                given = await request.json()
+            return model.model_validate(given)
+        except ValidationError as err:
+            raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in err.errors()]) from err
+        except (ValueError, RecursionError) as err:
+            raise BadForm() from err
+
+    return read
+
+
+def described(model: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI says of a body that `body_of` reads."""
+    schema = model.model_json_schema()
+    forms = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
+    return {"requestBody": {"required": True, "content": {form: {"schema": schema} for form in forms}}}
 
 
 def sentences(request: Request, said: Sequence[Said]) -> list[str]:

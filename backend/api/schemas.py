@@ -428,6 +428,51 @@ class InferDatasetRequest(DatasetRequest):
     operator: str | None = Field(None, description="Recorded with each verdict.")
 
 
+class CertifyRequest(BaseModel):
+    """The model to certify, and how much is tried."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"role_id": "Master1", "roi_id": "Pattern", "parts": 50, "trials": 60}},
+        protected_namespaces=(),
+    )
+
+    role_id: str
+    roi_id: str
+    model_key: str | None = Field(None, description="The station's own name of the ROI; roi_id is what counts.")
+    recipe_id: str | None = None
+    parts: int = Field(50, ge=5, le=1000, description="Good parts at most that it is tried on.")
+    trials: int = Field(
+        60, ge=3, le=1000, description="Defects of each kind, zone and contrast; fewer than 30 assure no size."
+    )
+    seed: int = Field(0, ge=0, le=2**31, description="Of what is drawn.")
+
+
+class RelabelRequest(BaseModel):
+    """Which sample goes where."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "role_id": "Master1",
+                "roi_id": "Pattern",
+                "filename": "SAMPLE_20260101T000000000000Z_0001.png",
+                "from": "ok",
+                "to": "ng",
+            }
+        },
+        populate_by_name=True,
+        protected_namespaces=(),
+    )
+
+    role_id: str
+    roi_id: str
+    model_key: str | None = Field(None, description="The station's own name of the ROI; roi_id is what counts.")
+    recipe_id: str | None = None
+    filename: str = Field(description="Name of the stored image.")
+    label: str = Field(alias="from", description="Its label: ok or ng.")
+    to: str = Field(description="The label that it gets: ok or ng.")
+
+
 class CalibrateDatasetResponse(Promised):
     """The threshold that the stored samples gave. `ng_mean` and `p5_ng` are left out without NG samples."""
 

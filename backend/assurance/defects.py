@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Picture = NDArray[np.uint8]
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Away = NDArray[np.int64]
 
 Kind = Literal["dark", "bright", "colour", "scratch", "dent", "patch", "missing"]
 Zone = Literal["centre", "middle", "edge"]
@@ -84,15 +85,16 @@ def make_defect(
     """
     places = np.flatnonzero(zone)
     for _ in range(attempts):
-        y, x = divmod(int(rng.choice(places)), picture.shape[1])
-        cover = _scratch(picture, (y, x), area_px, rng) if kind == "scratch" else _disc(picture, (y, x), area_px)
-        box = _box(cover)
-        if box is None:
-            continue
-        part, hidden = picture[box].astype(np.float32), cover[box][:, :, None]
-        shown = _SHOWN[kind](part, cover[box], donor, rng)
-        made = np.clip(np.rint(part + strength * hidden * (shown - part)), 0, 255).astype(np.uint8)
-        change = np.abs(made.astype(np.float32) - part).mean(axis=2)[cover[box] > 0.5]
+        y, x = divmod(int(places[rng.integers(len(places))]), picture.shape[1])
+        reach = int(extent_of(kind, area_px) / 2) + 2
+        box = slice(max(0, y - reach), y + reach + 1), slice(max(0, x - reach), x + reach + 1)
+        part = picture[box].astype(np.float32)
+        rows, columns = np.ogrid[: part.shape[0], : part.shape[1]]
+        away = rows - (y - box[0].start), columns - (x - box[1].start)
+        cover = _scratch(*away, area_px, rng) if kind == "scratch" else _disc(*away, area_px)
+        shown = _SHOWN[kind](part, cover, donor, rng)
+        made = np.clip(np.rint(part + strength * cover[:, :, None] * (shown - part)), 0, 255).astype(np.uint8)
+        change = np.abs(made.astype(np.float32) - part).mean(axis=2)[cover > 0.5]
         if change.size and change.mean() >= _LEAST_CHANGE:
             whole = picture.copy()
             whole[box] = made
@@ -100,30 +102,20 @@ def make_defect(
     return None
 
 
-def _disc(picture: Picture, at: tuple[int, int], area: float) -> Float:
-    """(H, W) cover of a disc whose edge is a pixel soft."""
-    height, width = picture.shape[:2]
-    rows, columns = np.ogrid[:height, :width]
-    away = np.hypot(rows - at[0], columns - at[1])
-    return np.asarray(np.clip((area / np.pi) ** 0.5 + 0.5 - away, 0, 1), np.float32)
+def _disc(down: Away, across: Away, area: float) -> Float:
+    """(h, w) cover of a disc whose edge is a pixel soft, at these distances from its middle."""
+    return np.asarray(np.clip((area / np.pi) ** 0.5 + 0.5 - np.hypot(down, across), 0, 1), np.float32)
 
 
-def _scratch(picture: Picture, at: tuple[int, int], area: float, rng: np.random.Generator) -> Float:
-    """(H, W) cover of a straight line, a twelfth as wide as long, at a random angle."""
-    height, width = picture.shape[:2]
-    rows, columns = np.ogrid[:height, :width]
+def _scratch(down: Away, across: Away, area: float, rng: np.random.Generator) -> Float:
+    """(h, w) cover of a straight line, a twelfth as wide as long, at a random angle."""
     angle = rng.uniform(0, np.pi)
-    along = (rows - at[0]) * np.sin(angle) + (columns - at[1]) * np.cos(angle)
-    across = (columns - at[1]) * np.sin(angle) - (rows - at[0]) * np.cos(angle)
+    along = down * np.sin(angle) + across * np.cos(angle)
+    beside = np.abs(across * np.sin(angle) - down * np.cos(angle))
     length = extent_of("scratch", area)
     thickness = length / LENGTH_OF_SCRATCH
-    soft = np.clip(thickness / 2 + 0.5 - np.abs(across), 0, min(1.0, thickness))
+    soft = np.clip(thickness / 2 + 0.5 - beside, 0, min(1.0, thickness))
     return np.asarray(soft * np.clip(length / 2 + 0.5 - np.abs(along), 0, 1), np.float32)
-
-
-def _box(cover: Float) -> tuple[slice, slice] | None:
-    x, y, w, h = cv2.boundingRect((cover > 0).view(np.uint8))
-    return (slice(y, y + h), slice(x, x + w)) if w else None
 
 
 def _grey(level: float) -> Callable[..., Float]:

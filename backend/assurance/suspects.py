@@ -100,8 +100,8 @@ def why(suspect: Suspect) -> Phrase:
 
 def about_suspects(named: Sequence[Suspect], names: Sequence[str]) -> list[Notice]:
     """A notice that names the first suspects, if there are any."""
-    first = ", ".join(names[one.place] for one in named[:NAMED])
-    return [Notice("suspects_found", {"n": len(named), "names": first})] if named else []
+    first = ", ".join(names[one.place] for one in named[:NAMED]) + (", …" if len(named) > NAMED else "")
+    return [Notice("suspects_found", {"names": first})] if named else []
 
 
 def _spread(logs: NDArray[np.float64]) -> NDArray[np.float64]:

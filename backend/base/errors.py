@@ -38,6 +38,7 @@ InspectionError
 │   ├── NotEnoughSamples: key, n, wanted
 │   ├── NgRequired: key
 │   ├── ThresholdAndPromise
+│   ├── CalibrationNeeded: key
 │   └── OnlyImage: name
 ├── InvalidFields: reason
 ├── Unauthorized
@@ -51,6 +52,7 @@ InspectionError
 ├── SampleNotFound: key, label, name
 ├── DatasetNotFound: key
 ├── ProgressNotFound: job
+├── CertificateNotFound: key
 ├── InspectionNotFound: id
 ├── ImageNotKept: id, reason
 ├── RecordsOff
@@ -238,6 +240,10 @@ class ThresholdAndPromise(BadRequest):
     code = "threshold_and_promise"
 
 
+class CalibrationNeeded(BadRequest):
+    code = "calibration_needed"
+
+
 class OnlyImage(BadRequest):
     code = "only_image_of_memory"
 
@@ -288,6 +294,10 @@ class DatasetNotFound(InspectionError):
 
 class ProgressNotFound(InspectionError):
     code = "progress_not_found"
+
+
+class CertificateNotFound(InspectionError):
+    code = "certificate_not_found"
 
 
 class IdTwin(InspectionError):

@@ -164,7 +164,7 @@ class Collector:
             score_percentile=percentile,
             terms=replace(terms or Terms(), basis=basis_of(scored), scored_with=scorer.criteria),
         )
-        return replace(result, warnings=[*result.warnings, *_left_out(scored), *_said(scored)])
+        return replace(result, warnings=[*result.warnings, *about_left_out(scored), *_said(scored)])
 
     def score(
         self,
@@ -341,6 +341,7 @@ def _said(scored: Sequence[Scored]) -> list[Notice]:
     return [notice for notices in found.values() for notice in notices[:NAMED]]
 
 
-def _left_out(scored: Sequence[Scored]) -> list[Notice]:
+def about_left_out(scored: Sequence[Scored]) -> list[Notice]:
+    """A notice that names the samples that could not be used, if there are any."""
     errors = [s.error for s in scored if s.error]
     return [Notice("samples_left_out", {"n": len(errors), "reasons": errors[:NAMED]})] if errors else []

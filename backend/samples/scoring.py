@@ -54,7 +54,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class _Read:
+class Read:
     """A sample that was read: ready to be inspected, or why it cannot be."""
 
     sample: Sample
@@ -123,7 +123,7 @@ class SampleScorer:
 
     def run(self, chosen: Sequence[Sample], job: Job) -> Generator[Scored]:
         """Score `chosen` in order; the next ones are read and embedded meanwhile. Raises Cancelled."""
-        for number, (read, tokens) in enumerate(self._embedded(chosen, job)):
+        for number, (read, tokens) in enumerate(self.embedded(chosen, job)):
             job.check()
             try:
                 scored = self._score(read, tokens)
@@ -132,12 +132,12 @@ class SampleScorer:
             job.report("score", number + 1, len(chosen))
             yield scored
 
-    def _embedded(self, chosen: Sequence[Sample], job: Job) -> Iterator[tuple[_Read, Tokens | None]]:
-        """Each sample with its tokens, in order, while later ones are read and wait in the queue."""
+    def embedded(self, chosen: Sequence[Sample], job: Job) -> Iterator[tuple[Read, Tokens | None]]:
+        """Each sample with its tokens, in order, while later ones are read and wait in the queue. Raises Cancelled."""
         queue = self.pipeline.queue
-        waiting: deque[tuple[_Read, Future[Tokens] | None]] = deque()
+        waiting: deque[tuple[Read, Future[Tokens] | None]] = deque()
 
-        def oldest() -> tuple[_Read, Tokens | None]:
+        def oldest() -> tuple[Read, Tokens | None]:
             read, future = waiting.popleft()
             return read, job.wait(future) if future else None
 
@@ -154,7 +154,7 @@ class SampleScorer:
                     if future:
                         future.cancel()
 
-    def _read(self, sample: Sample) -> _Read:
+    def _read(self, sample: Sample) -> Read:
         mm_per_px = self.mm_per_px
         try:
             known = Sidecar.read(sample.name, self.samples.meta(self.key, sample.label, sample.name))
@@ -162,15 +162,15 @@ class SampleScorer:
             data = self.samples.read(self.key, sample.label, sample.name)
             ready = self.pipeline.prepare(ImageFile(sample.name, lambda: data, known.shape), mm_per_px, digested=True)
         except InspectionError as err:
-            return _Read(sample, mm_per_px, error=err)
-        return _Read(sample, mm_per_px, ready, notices=[*ready[0].notices, *known.notices], shape=known.shape)
+            return Read(sample, mm_per_px, error=err)
+        return Read(sample, mm_per_px, ready, notices=[*ready[0].notices, *known.notices], shape=known.shape)
 
-    def _score(self, read: _Read, tokens: Tokens | None) -> Scored:
+    def _score(self, read: Read, tokens: Tokens | None) -> Scored:
         if read.ready is None or tokens is None:
             assert read.error
             raise read.error
-        image, roi = read.ready
-        number = self._numbers.get(image.digest)
+        _, roi = read.ready
+        number = self.number_of(read)
         leave_out = number if self.leave_out else None
         if leave_out is not None and self._is_alone(leave_out):
             raise OnlyImage(name=read.sample.name)
@@ -185,6 +185,10 @@ class SampleScorer:
             notices=(*read.notices, *about_verdict(inspection, self.criteria)),
             file=ImageFile(sample.name, lambda: self.samples.read(self.key, sample.label, sample.name), read.shape),
         )
+
+    def number_of(self, read: Read) -> int | None:
+        """The number in the memory of a sample that the memory was fitted on."""
+        return self._numbers.get(read.ready[0].digest) if read.ready else None
 
     def _is_alone(self, number: int) -> bool:
         """Whether the memory has no row but those of the image `number`."""

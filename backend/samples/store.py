@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from glob import escape
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -33,7 +35,7 @@ from backend.base.errors import (
     RecipeInvalid,
     SampleNotFound,
 )
-from backend.base.files import one_writer, require_room, utc_now, write_atomic, write_json
+from backend.base.files import disk_errors, one_writer, require_room, utc_now, write_atomic, write_json
 from backend.base.images import ENDINGS, image_header, is_image_name
 from backend.base.keys import ModelKey, folder_of
 from backend.base.messages import Notice
@@ -220,6 +222,31 @@ class SampleStore:
             Kept(stored[m.sha256], m.sha256, m.sha256 in fresh and first[m.sha256] == i) for i, m in enumerate(measured)
         ]
 
+    def move(self, key: ModelKey, name: str, label: str, to: str) -> str:
+        """Put a sample under another label; the name that it has there. The same image may be there already.
+
+        The image's rename is what moves it: until then it is under `label`, from then on under `to`.
+
+        Raises:
+            InvalidFilename, SampleNotFound, DamagedFile, FitInProgress, DiskFull, ReadOnlyStore: nothing was moved.
+        """
+        with self._writing(key):
+            path, meta = self.path(key, label, name), self.meta(key, label, name)
+            digest = self._digest(path)
+            there = next((other for other, known in self.digests(key, to).items() if known == digest), None)
+            if there is None:
+                there = _free_name(self.folder(key, to), name)
+                target = self.folder(key, to) / there
+                write_json(target.with_suffix(".json"), {**meta, "label": to, "relabelled_utc": utc_now()})
+                try:
+                    with disk_errors(target):
+                        path.replace(target)
+                except BaseException:
+                    target.with_suffix(".json").unlink(missing_ok=True)
+                    raise
+            _remove(path)
+        return there
+
     def delete(self, key: ModelKey, label: str, name: str) -> None:
         """Remove one sample. Raises InvalidFilename, SampleNotFound."""
         self.path(key, label, name)
@@ -373,6 +400,13 @@ def _free_names(folder: Path, measured: Sequence[_Measured]) -> dict[str, _Measu
     taken = {path.stem for path in folder.glob(f"SAMPLE_{moment}_*")}
     start = 1 + len(taken)
     return {f"SAMPLE_{moment}_{start + i:04d}{m.suffix}": m for i, m in enumerate(measured)}
+
+
+def _free_name(folder: Path, name: str) -> str:
+    """`name`, or with a number before its ending where an image or its metadata has that name."""
+    stem, suffix = Path(name).stem, Path(name).suffix
+    numbered = (name if n == 0 else f"{stem}_{n}{suffix}" for n in count())
+    return next(free for free in numbered if not {*folder.glob(f"{escape(Path(free).stem)}.*")})
 
 
 def _remove(image: Path) -> None:

@@ -1,4 +1,4 @@
-"""python -m backend: serve, fit, calibrate, infer, rebuild, evaluate, bank, demo, bench, doctor, records, settings."""
+"""python -m backend: serve, fit, calibrate, infer, certify, rebuild, evaluate, bank, demo, bench, doctor, records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -88,6 +88,13 @@ def calibrate(
         float | None, typer.Option(min=1, max=100, help="Percentile of scores and threshold (SCORE_PERCENTILE).")
     ] = None,
     area_mm2_thr: Annotated[float | None, typer.Option(min=0, help="Smallest region (AREA_MM2_THR).")] = None,
+    max_false_reject: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.5, help="The lowest threshold that promises to reject no more good parts."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Of what is promised.")] = 0.95,
+    threshold: Annotated[float | None, typer.Option(min=0, help="This threshold, kept as chosen.")] = None,
+    note: Annotated[str, typer.Option(help="Kept with the calibration.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="The calibration as JSON on standard output.")] = False,
 ) -> None:
     """Choose a model's threshold from images of good parts and, if there are any, of bad ones; or from their scores.
@@ -96,13 +103,15 @@ def calibrate(
     """
     from backend.base.keys import ModelKey
     from backend.roi_mask import parse_shape
+    from backend.service.calibration import Terms
     from backend.tools import offline
 
     key, mask = ModelKey.of(role, roi, recipe), parse_shape(shape)
     from_scores = bool(ok_scores.strip())
     if from_scores == (good is not None) or (ng_scores.strip() and not from_scores) or (bad and from_scores):
         raise typer.BadParameter("give a folder of good parts (and --ng), or --ok-scores (and --ng-scores)")
-    chosen = {"score_percentile": score_percentile, "area_mm2_thr": area_mm2_thr}
+    terms = Terms(max_false_reject=max_false_reject, confidence=confidence, threshold=threshold, note=note)
+    chosen: Any = {"terms": terms, "score_percentile": score_percentile, "area_mm2_thr": area_mm2_thr}
     failed = 0
     if good is None:
         result = offline.calibrate_with_scores(key, _scores(ok_scores), _scores(ng_scores), mm_per_px, **chosen)
@@ -113,6 +122,9 @@ def calibrate(
     if as_json:
         typer.echo(json.dumps(values))
     say(str(key), f"threshold {values['threshold']:.4f}, from {values['n_ok']} OK and {values['n_ng']} NG scores")
+    promise = values["false_reject"]
+    bound, sure = 100 * promise["upper_bound"], 100 * promise["confidence"]
+    say("promise", f"at most {bound:.3g} % of good parts are rejected, with a confidence of {sure:g} %")
     if failed:
         raise typer.Exit(1)
 
@@ -155,6 +167,47 @@ def infer(
     key, mask = ModelKey.of(role, roi, recipe), parse_shape(shape)
     if offline.infer(key, files, mm_per_px=mm_per_px, shape=mask, out=out, as_json=as_json, said=said):
         raise typer.Exit(1)
+
+
+@app.command()
+def certify(
+    good: Annotated[
+        Path | None,
+        typer.Argument(
+            exists=True, file_okay=False, help="Folder of images of good parts; the stored OK samples without."
+        ),
+    ] = None,
+    role: Role = "cli",
+    roi: Roi = "default",
+    recipe: Recipe = "default",
+    mm_per_px: MmPerPx = None,
+    shape: ShapeJson = None,
+    parts: Annotated[int, typer.Option(min=5, help="Good parts at most that are tried.")] = 50,
+    trials: Annotated[int, typer.Option(min=3, help="Defects of each kind, zone and contrast; 30 assure a size.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for certificate.json and certificate.html.")] = Path("certificate"),
+    lang: Annotated[str, typer.Option(help="Language of the page: es or en.")] = "es",
+) -> None:
+    """Certify a model: what it promises, how small a defect it finds, what disturbs it.
+
+    It leaves certificate.json and a page to print. A certificate of the stored samples is kept with the model too.
+    """
+    from backend.assurance.certificate import CertificateOptions
+    from backend.base.keys import ModelKey
+    from backend.roi_mask import parse_shape
+    from backend.tools import offline
+
+    if lang not in {"es", "en"}:
+        raise typer.BadParameter("--lang is es or en")
+    offline.certify(
+        ModelKey.of(role, roi, recipe),
+        good,
+        mm_per_px,
+        parse_shape(shape),
+        options=CertificateOptions(most_parts=parts, trials=trials, seed=seed),
+        out=out,
+        language="es" if lang == "es" else "en",
+    )
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The use cases without HTTP, on files and folders: fit, calibrate, inspect, rebuild, build the ResNet18 API's bank.
+"""The use cases without HTTP, on files and folders: fit, calibrate, inspect, certify, rebuild, build a bank.
 
 Inspections and calibrations name the files that cannot be used, go on with the others, and say how many failed.
 """
@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,16 @@ from typing import Any
 import typer
 from rich.text import Text
 
+from backend.api import catalogue
+from backend.assurance.certificate import CertificateOptions, certify_stored
+from backend.assurance.certificate import certify as certify_on
+from backend.assurance.page import page
+from backend.assurance.parts import Parts
+from backend.assurance.words import Language
 from backend.base.config import Settings, load_settings
 from backend.base.decoding import ImageOptions, decode
 from backend.base.errors import BadImage, FitInProgress, InvalidShape, TokenGridMismatch
-from backend.base.files import disk_errors
+from backend.base.files import disk_errors, write_atomic, write_json
 from backend.base.images import encode_png, list_images, resize
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
@@ -252,6 +258,7 @@ def calibrate(
     mm_per_px: float | None,
     shape: Shape | None,
     *,
+    terms: Terms,
     score_percentile: float | None,
     area_mm2_thr: float | None,
 ) -> tuple[CalibrationResult, int]:
@@ -300,7 +307,7 @@ def calibrate(
             mm_per_px=scorer.mm_per_px,
             area_mm2_thr=area,
             score_percentile=percentile,
-            terms=Terms(basis=basis_of(inspected), scored_with=scorer.criteria),
+            terms=replace(terms, basis=basis_of(inspected), scored_with=scorer.criteria),
         )
     return result, failed
 
@@ -311,6 +318,7 @@ def calibrate_with_scores(
     ng_scores: Sequence[float],
     mm_per_px: float | None,
     *,
+    terms: Terms,
     score_percentile: float | None,
     area_mm2_thr: float | None,
 ) -> CalibrationResult:
@@ -323,7 +331,40 @@ def calibrate_with_scores(
             mm_per_px=mm_per_px or session.mm_per_px(key),
             area_mm2_thr=area_mm2_thr,
             score_percentile=score_percentile,
+            terms=terms,
         )
+
+
+def certify(
+    key: ModelKey,
+    good: Path | None,
+    mm_per_px: float | None,
+    shape: Shape | None,
+    *,
+    options: CertificateOptions,
+    out: Path,
+    language: Language,
+) -> None:
+    """Certify `key` on the images in a folder, or on its stored samples, and write certificate.json and .html.
+
+    A certificate of the stored samples is kept with the model too. Raises what certify and certify_stored do.
+    """
+    files = [] if good is None else images_in([good])
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    collector = Collector(load_settings())
+    with Session(collector.settings, collector.inspector) as session:
+        if good is None:
+            made = certify_stored(collector, key, options, session.job())
+        else:
+            images = [ImageFile.named(path.name, path.read_bytes, shape) for path in files if _readable(path)]
+            scale = mm_per_px or session.mm_per_px(key)
+            parts = Parts.of(session.inspector, key, images, mm_per_px=scale, most=options.most_parts)
+            made = certify_on(session.inspector, key, parts, options=options, job=session.job())
+    write_json(out / "certificate.json", made)
+    html = page(made, language, catalogue.sentence)
+    write_atomic(out / "certificate.html", lambda file: file.write(html.encode()))
+    say(str(key), f"{out / 'certificate.html'}, {out / 'certificate.json'}")
 
 
 class _Folders:

@@ -180,6 +180,7 @@ def test_calibrate_ng_with_bad_parts_has_all_its_fields(client: TestClient) -> N
 INFERENCE = {
     "inspection_id": string,
     **WHOSE,
+    "inspection_id": string,
     "score": number,
     "heatmap_png_base64": string,
     "heatmap_range": lambda v: len(v) == 2 and all(map(number, v)),

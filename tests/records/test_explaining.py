@@ -45,8 +45,8 @@ def test_the_good_parts_that_score_as_high_are_counted_where_it_is_known_how_man
     ledger: Ledger, as_high: int, n: int
 ) -> None:
     whole = found(ledger, score=0.75, p_value=(1 + as_high) / (n + 1), calibration={"n_ok": n})
-    assert f"{as_high} of {n} good parts of the calibration score at least as high." in told(whole)
-    assert f"De las {n} piezas buenas de la calibración, {as_high} puntúan al menos tanto." in told(whole, "es")
+    assert f"Good parts of the calibration that score at least as high: {as_high} of {n}." in told(whole)
+    assert f"Piezas buenas de la calibración que puntúan al menos tanto: {as_high} de {n}." in told(whole, "es")
 
 
 def test_a_good_part_is_explained(ledger: Ledger) -> None:

@@ -181,6 +181,56 @@ def test_deleting_and_clearing(store: SampleStore) -> None:
         store.clear(RED)
 
 
+def test_a_sample_moves_to_the_other_label_with_what_is_known_of_it(store: SampleStore) -> None:
+    (kept,) = store.add(KEY, "ok", [draft(1)])
+    known = store.meta(KEY, "ok", kept.name)
+    assert store.move(KEY, kept.name, "ok", "ng") == kept.name
+    assert store.names(KEY, "ok") == [] and not list(store.folder(KEY, "ok").glob("*.json"))
+    moved = store.meta(KEY, "ng", kept.name)
+    assert moved.pop("relabelled_utc") and moved == {**known, "label": "ng"}
+    assert store.read(KEY, "ng", kept.name) == encoded(part(1))
+    assert list(store.digests(KEY, "ng").values()) == [kept.sha256]
+
+
+def test_a_name_that_is_taken_under_the_other_label_gets_a_number(store: SampleStore) -> None:
+    for label, seed in (("ok", 1), ("ng", 2)):
+        store.folder(KEY, label).mkdir(parents=True)
+        (store.folder(KEY, label) / "a[1].png").write_bytes(encoded(part(seed)))
+    assert store.move(KEY, "a[1].png", "ok", "ng") == "a[1]_1.png"
+    assert store.names(KEY, "ng") == ["a[1].png", "a[1]_1.png"]
+    assert store.read(KEY, "ng", "a[1]_1.png") == encoded(part(1))
+
+
+def test_an_image_that_is_under_the_other_label_already_is_there_once(store: SampleStore) -> None:
+    (ok,), (ng,) = store.add(KEY, "ok", [draft(1)]), store.add(KEY, "ng", [draft(1)])
+    assert store.move(KEY, ok.name, "ok", "ng") == ng.name
+    assert (store.names(KEY, "ok"), store.names(KEY, "ng")) == ([], [ng.name])
+
+
+def test_a_move_that_the_disk_refuses_leaves_the_sample_where_it_was(
+    store: SampleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kept,) = store.add(KEY, "ok", [draft(1)])
+    before, rename = tree(store.root), Path.replace
+
+    def refuses(path: Path, target: Path) -> Path:
+        if path.suffix == ".png":
+            raise OSError(errno.ENOSPC, "no space")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuses)
+    with pytest.raises(DiskFull):
+        store.move(KEY, kept.name, "ok", "ng")
+    monkeypatch.undo()
+    assert tree(store.root) == before
+    assert store.move(KEY, kept.name, "ok", "ng") == kept.name
+
+
+def test_what_is_not_there_does_not_move(store: SampleStore) -> None:
+    with pytest.raises(SampleNotFound):
+        store.move(KEY, "gone.png", "ok", "ng")
+
+
 @pytest.mark.parametrize(
     "name",
     ["", "../a.png", "a/b.png", "a\\b.png", "/etc/a.png", "C:a.png", ".hidden.png", "a.json", "history.jsonl",

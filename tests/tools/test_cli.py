@@ -12,7 +12,10 @@ from backend.base.errors import MemoryNotFound
 from backend.base.keys import ModelKey
 from backend.tools import cli
 
-COMMANDS = ["bank", "bench", "calibrate", "demo", "doctor", "evaluate", "fit", "infer", "rebuild", "serve", "settings"]
+COMMANDS = [
+    "bank", "bench", "calibrate", "certify", "demo", "doctor", "evaluate", "fit", "infer", "rebuild", "serve",
+    "settings",
+]  # fmt: skip
 HEAVY = {"torch", "timm", "faiss", "sklearn", "numpy", "cv2", "fastapi", "matplotlib", "openvino", "uvicorn"}
 
 

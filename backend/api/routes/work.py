@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from time import monotonic
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ValidationError
 from starlette.concurrency import iterate_in_threadpool
 
 from backend.api.answers import scored_fields
@@ -26,6 +24,8 @@ from backend.api.requests import (
     CollectorDep,
     ProgressDep,
     RecipeHeader,
+    body_of,
+    described,
     identity,
     run_tracked,
     sentences,
@@ -33,7 +33,7 @@ from backend.api.requests import (
 )
 from backend.api.schemas import CalibrateDatasetRequest, CalibrateDatasetResponse, InferDatasetRequest
 from backend.api.uploads import UploadRoute
-from backend.base.errors import BadForm, InspectionError, ProgressNotFound
+from backend.base.errors import InspectionError, ProgressNotFound
 from backend.base.keys import ModelKey
 from backend.records.verdicts import Verdict
 from backend.samples.collector import Scores
@@ -43,37 +43,10 @@ from backend.service.jobs import Job, TrackedJob
 
 router = APIRouter(route_class=UploadRoute, tags=["samples"])
 
-M = TypeVar("M", bound=BaseModel)
 NDJSON = "application/x-ndjson"
 SSE_PERIOD_S = 0.1
 SSE_KEEPALIVE_S = 15.0
 SSE_WAIT_S = 5.0
-
-
-def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
-    """A dependency that reads `model` from a JSON body or from a form."""
-
-    async def read(request: Request) -> M:
-        try:
-            if request.headers.get("content-type", "").lower().startswith(("multipart/", "application/x-www-form")):
-                form = await request.form()
-                given: Any = {name: form.getlist(name) if name == "labels" else form[name] for name in form}
-            else:
-                given = await request.json()
-            return model.model_validate(given)
-        except ValidationError as err:
-            raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in err.errors()]) from err
-        except (ValueError, RecursionError) as err:
-            raise BadForm() from err
-
-    return read
-
-
-def described(model: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI says of a body that `body_of` reads."""
-    schema = model.model_json_schema()
-    forms = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
-    return {"requestBody": {"required": True, "content": {form: {"schema": schema} for form in forms}}}
 
 
 @router.post(
