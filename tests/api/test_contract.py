@@ -178,7 +178,6 @@ def test_calibrate_ng_with_bad_parts_has_all_its_fields(client: TestClient) -> N
 
 
 INFERENCE = {
-    "inspection_id": string,
     **WHOSE,
     "inspection_id": string,
     "score": number,
