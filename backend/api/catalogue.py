@@ -573,11 +573,23 @@ NOTICES: dict[str, Words] = {
         es="La imagen trae varios fotogramas del mismo tamaño y se usa el primero. Fotogramas: {n}.",
         en="The image has several frames of the same size; the first one is used. Frames: {n}.",
     ),
+    "read_as_12_bits": Words(
+        es="La imagen usa valores de hasta {highest} y podría llegar a {most}: se lee como de 12 bits. Indica en "
+        "PIXEL_BITS cuántos tiene la cámara.",
+        en="The image uses values of up to {highest} and could go up to {most}: it is read as one of 12 bits. Say in "
+        "PIXEL_BITS how many the camera has.",
+    ),
     "few_levels_used": Words(
-        es="La imagen usa valores de hasta {highest} y podría llegar a {most}: si la cámara no desplaza sus bits, "
-        "indica cuántos tiene en PIXEL_BITS.",
-        en="The image uses values of up to {highest} and could go up to {most}: if the camera does not shift its "
-        "bits, say in PIXEL_BITS how many it has.",
+        es="La imagen usa valores de hasta {highest} y podría llegar a {most}, así que sale casi negra: guárdala con "
+        "8 o 16 bits.",
+        en="The image uses values of up to {highest} and could go up to {most}, so it comes out nearly black: save it "
+        "with 8 or 16 bits.",
+    ),
+    "no_value_negative": Words(
+        es="La imagen declara valores con signo y ninguno es negativo, así que solo usa la mitad clara de los grises: "
+        "guárdala sin signo.",
+        en="The image declares signed values and none is negative, so it uses the light half of the greys alone: save "
+        "it unsigned.",
     ),
     "degraded": Words(
         es="Servicio degradado: sin los pesos de {model} se usa el extractor sin pesos 'texture' ({reason}).",

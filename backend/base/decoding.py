@@ -4,7 +4,10 @@ A header says how many bits a sample has, whether it is signed, what colour it s
 Decoding follows the header and not what a library happens to return:
 
 - A sample of `bits` bits becomes 8 bits by its high byte, whatever its container: a 12-bit TIFF keeps `v >> 4`.
-- Signed samples are shifted so that their least value is black. WhiteIsZero is inverted.
+- Values under 4096 in a container of 16 bits are those of a 12-bit camera that does not shift them, unless PIXEL_BITS
+  says otherwise: by the high byte they would have 16 levels, all nearly black. A notice says so.
+- Signed samples are shifted so that their least value is black, with a notice where none is negative. WhiteIsZero is
+  inverted.
 - Of several frames the first one of full size is taken, with a notice. A thumbnail is no frame.
 - Orientation and colour profiles are ignored for every format: the ROI is canonical as it was sent. Alpha is dropped.
 - A file that a library can decode in part only is refused: checksums, lengths and a decoder's warnings all count.
@@ -44,7 +47,7 @@ from backend.base.options import filled, option
 BGR = NDArray[np.uint8]
 
 MIN_SIDE = 28
-# A 16-bit image none of whose samples reaches 1/16 of the range was most likely not shifted by its camera.
+# Samples that do not reach 1/16 of their range leave the high byte 16 levels.
 UNUSED_BITS = 4
 MOST_FRAMES = 256  # looked at; a file may list millions
 
@@ -73,7 +76,7 @@ class ImageOptions:
     Attributes:
         max_megapixels: of one image at most; its size is read from the header and refused before a pixel is decoded.
         pixel_bits: significant bits of samples in 16-bit containers whose header does not say it, for a camera that
-            does not shift its values; None: all 16.
+            does not shift its values; None: 12 where no value reaches 4096, else all 16.
     """
 
     max_megapixels: float = option(100.0, "max_image_mp")
@@ -109,6 +112,7 @@ class _Samples:
     values: NDArray[Any]
     bits: int
     frames: int = 1
+    one_sided: bool = False  # signed, and none is negative
 
 
 class _Refusal(Exception):
@@ -208,7 +212,11 @@ def _eight_bits(samples: _Samples, pixel_bits: int | None) -> Decoded:
     elif bits >= 16:
         highest = int(values.max())
         if highest < 1 << (bits - UNUSED_BITS):
-            notices.append(Notice("few_levels_used", {"highest": highest, "most": (1 << bits) - 1}))
+            code = "read_as_12_bits" if bits == 16 else "few_levels_used"
+            notices.append(Notice(code, {"highest": highest, "most": (1 << bits) - 1}))
+            bits = 12 if bits == 16 else bits
+    if samples.one_sided:
+        notices.append(Notice("no_value_negative"))
     if bits > 8:
         values = (values >> (bits - 8)).astype(np.uint8)
     elif bits < 8:
@@ -420,10 +428,11 @@ class _Tiff(_Reader):
         values = np.moveaxis(values, 0, 2) if int(page.planarconfig) == 2 and values.ndim == 3 else values
         if values.shape[:2] != (page.imagelength, page.imagewidth) or values.ndim > 3:
             raise _Refusal("not_flat")
+        one_sided = int(page.sampleformat) == 2 and int(values.min()) >= 0
         if int(page.sampleformat) == 2:
             values = values.astype(np.int64) + (1 << (bits - 1))
         values = values.astype(np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32, copy=False)
-        return _Samples(*colours(page, values, bits), frames)
+        return _Samples(*colours(page, values, bits), frames, one_sided)
 
     def _page(self) -> tuple[tifffile.TiffPage, int]:
         """The first page of full size that is no thumbnail or mask, and how many such pages there are."""

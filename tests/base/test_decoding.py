@@ -123,6 +123,20 @@ def test_signed_samples_are_shifted_to_black(bits: int, kind: str) -> None:
     np.testing.assert_array_equal(decode(write_tiff([one])).pixels[:, :, 0], high_byte(values, bits))
 
 
+@pytest.mark.parametrize(("bits", "kind"), [(8, "i1"), (16, "i2")])
+def test_signed_samples_none_of_which_is_negative_are_warned_of(bits: int, kind: str) -> None:
+    values = samples(bits) >> 1
+    one = Page(values=values.astype(kind).view(kind.replace("i", "u")), bits=bits, tags={339: (3, [2])})
+    decoded = decode(write_tiff([one]))
+    assert codes(decoded) == {"no_value_negative"}
+    np.testing.assert_array_equal(decoded.pixels[:, :, 0], high_byte(values + (1 << (bits - 1)), bits))
+
+
+def test_a_32_bit_image_that_uses_few_levels_is_warned_of() -> None:
+    one = Page(values=samples(8), bits=32)
+    assert codes(decode(write_tiff([one]))) == {"few_levels_used"}
+
+
 @pytest.mark.parametrize(
     ("tags", "photometric", "said"),
     [
@@ -264,7 +278,11 @@ def test_a_camera_that_does_not_shift_is_warned_of_and_understood_once_said(form
     np.testing.assert_array_equal(told.pixels, want.pixels)
     assert not want.notices and not told.notices
     if bits == 12:
-        assert codes(decode(grey16(own, form))) == {"few_levels_used"}
+        guessed = decode(grey16(own, form))
+        assert codes(guessed) == {"read_as_12_bits"}
+        np.testing.assert_array_equal(guessed.pixels, want.pixels)
+        as_declared = decode(grey16(own, form), options=ImageOptions(pixel_bits=16))
+        assert as_declared.pixels.max() < 16 and not as_declared.notices
     with pytest.raises(UndecodableImage, match="beyond_pixel_bits"):
         decode(grey16(own << (16 - bits), form), options=ImageOptions(pixel_bits=bits))
 
