@@ -103,6 +103,11 @@ ERRORS: dict[str, Entry] = {
         es="{field}: el valor {value} no es válido; se espera {expected}.",
         en="{field}: the value {value} is not valid; expected {expected}.",
     ),
+    "field_twice": Entry(
+        400,
+        es="{field} llega más de una vez y solo admite un valor: envíalo una sola vez.",
+        en="{field} comes more than once and has room for one value: send it once.",
+    ),
     "invalid_id": Entry(
         400,
         es=(
@@ -533,6 +538,12 @@ ERRORS: dict[str, Entry] = {
 }
 
 NOTICES: dict[str, Words] = {
+    "unknown_fields": Words(
+        es="Nombres de la petición que aquí no existen y no se han tenido en cuenta: {names}. Comprueba cómo están "
+        "escritos.",
+        en="Names in the request that do not exist here and were not taken into account: {names}. Check how they are "
+        "spelled.",
+    ),
     "id_twin_exists": Words(
         es="Hay otra carpeta, {twin}, cuyo nombre solo se distingue en mayúsculas de {own}: junta las dos en una.",
         en="There is another folder, {twin}, whose name differs from {own} only in case: bring the two together.",

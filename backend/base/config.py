@@ -210,8 +210,8 @@ class Settings(BaseSettings):
     pixel_bits: PixelBits = Field(
         None,
         description=(
-            "Significant bits of 16-bit images whose header does not say it (8, 10, 12, 14, 16; auto: 12 where no value "
-            "reaches 4096, else 16)."
+            "Significant bits of 16-bit images whose header does not say it (8, 10, 12, 14, 16; auto: 12 where no "
+            "value reaches 4096, else 16)."
         ),
     )
     max_queue: int = Field(64, ge=1, description="Requests that may wait for the extractor; more get a 503.")

@@ -8,6 +8,7 @@ InspectionError
 ├── BadRequest: reason
 │   ├── BadForm
 │   ├── InvalidValue: field, value, expected
+│   ├── FieldTwice: field
 │   ├── InvalidId: field, value
 │   ├── RecipeInvalid: value
 │   ├── NoImages
@@ -118,6 +119,10 @@ class BadForm(BadRequest):
 
 class InvalidValue(BadRequest):
     code = "invalid_value"
+
+
+class FieldTwice(BadRequest):
+    code = "field_twice"
 
 
 class InvalidId(BadRequest):
