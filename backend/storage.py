@@ -44,6 +44,7 @@ from backend.base.errors import (
 )
 from backend.base.files import disk_errors, one_writer, patiently, utc_now, write_atomic, write_json
 from backend.base.keys import ModelKey, folder_of
+from backend.base.messages import Phrase
 from backend.calib import GoodScores
 from backend.patchcore import Reserve, checked_extras
 
@@ -263,11 +264,11 @@ class ModelStore:
         except (FileNotFoundError, NotADirectoryError) as err:
             raise MemoryNotFound(key=key) from err
         except _NPZ_ERRORS as err:
-            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/fit_ok") from err
+            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy=Phrase("the_learning")) from err
         try:
             return _stored_memory(arrays, metadata)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as err:
-            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/fit_ok") from err
+            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy=Phrase("the_learning")) from err
 
     def load_reserve(self, key: ModelKey, stored: StoredMemory) -> Reserve | None:
         """What a growth of `stored` may still take; None without a file, or with one that is damaged or of another.
@@ -302,7 +303,7 @@ class ModelStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
-            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/calibrate_ng") from err
+            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy=Phrase("the_calibration")) from err
 
     def save_certificate(self, key: ModelKey, certificate: dict[str, Any]) -> None:
         """Replace certificate.json in one step. Raises DiskFull, ReadOnlyStore."""

@@ -30,6 +30,7 @@ from backend.base.errors import (
     RecipeInvalid,
 )
 from backend.base.keys import ModelKey, check_id, check_recipe
+from backend.base.messages import Phrase
 from backend.patchcore import PatchCoreMemory, Reserve
 from backend.service.models import ModelCache
 from backend.storage import ModelStore, StoredMemory, next_version
@@ -698,13 +699,14 @@ def test_what_is_damaged_is_told_with_the_reason_and_the_remedy(store: ModelStor
     (store.folder(KEY) / "memory.npz").write_bytes(bad_npz(metadata="[1]"))
     (store.folder(KEY) / "calib.json").write_text('{"threshold": 0.1, "area_mm2_thr": -1}', "utf-8")
     loads: list[tuple[Callable[[ModelKey], object], str, str, str]] = [
-        (store.load_memory, "memory.npz", "metadata is no JSON object", "/fit_ok"),
-        (store.load_calibration, "calib.json", "area_mm2_thr is -1", "/calibrate_ng"),
+        (store.load_memory, "memory.npz", "metadata is no JSON object", "the_learning"),
+        (store.load_calibration, "calib.json", "area_mm2_thr is -1", "the_calibration"),
     ]
     for load, name, reason, remedy in loads:
         with pytest.raises(DamagedFile) as caught:
             load(KEY)
-        assert caught.value.values == {"path": f"models/Master1/Pattern/{name}", "reason": reason, "remedy": remedy}
+        path = f"models/Master1/Pattern/{name}"
+        assert caught.value.values == {"path": path, "reason": reason, "remedy": Phrase(remedy)}
 
 
 def test_a_calibration_says_when_it_was_made(store: ModelStore) -> None:
