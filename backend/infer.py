@@ -460,7 +460,8 @@ def estimated_area(anomaly_map: Float, roi: Roi, region: Mask, corner: tuple[int
     own[y - top : y - top + height, x - left : x - left + width] = region
     if not own[::step, ::step].any():
         step = 1
-    values, own = (np.ascontiguousarray(part[::step, ::step]) for part in (anomaly_map[box], own))
+    values: Float = np.ascontiguousarray(anomaly_map[box][::step, ::step])
+    own = own[::step, ::step]
     inside = np.ones(values.shape, np.bool_) if roi.mask is None else roi.mask[box][::step, ::step]
     lowest, peak = float(values[own].min()), float(values[own].max())
     around = values[inside & (values < lowest)]
