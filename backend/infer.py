@@ -471,7 +471,7 @@ def estimated_area(anomaly_map: Float, roi: Roi, region: Mask, corner: tuple[int
     touched = np.zeros(int(labels.max()) + 1, np.bool_)
     touched[labels[own]] = True
     touched[0] = False
-    return int(np.count_nonzero(touched[labels])) * step * step
+    return int(np.count_nonzero(touched[labels])) * int(step) ** 2
 
 
 def _region(points: NDArray[Any], box: tuple[int, int, int, int], roi: Roi, pixels: tuple[int, int]) -> Region:
