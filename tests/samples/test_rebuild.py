@@ -68,7 +68,7 @@ def rebuilt(collector: Collector, key: ModelKey = KEY) -> Collector:
 
 
 def lose_models(tmp_path: Path) -> None:
-    shutil.rmtree(tmp_path / "models")
+    (tmp_path / "models").rename(tmp_path / "lost")
 
 
 @pytest.mark.parametrize("key", [KEY, RED])
