@@ -23,10 +23,10 @@ _BAR = 260  # px
 _COLOURS = {"clear": "#1f5fa8", "faint": "#b4690e"}
 _STYLE = """
 @page { size: A4; margin: 15mm; @bottom-right { content: counter(page) " / " counter(pages); font-size: 8pt; } }
-:root { color: #1c1c1c; font: 10.5pt/1.45 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
+:root { color: #1c1c1c; font: 10.5pt/1.4 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
 body { max-width: 180mm; margin: 0 auto; padding: 6mm 0; }
 h1 { font-size: 20pt; margin: 0 0 1mm; }
-h2 { font-size: 13pt; margin: 8mm 0 2mm; padding-bottom: 0.8mm; border-bottom: 0.4mm solid #1f5fa8; }
+h2 { font-size: 13pt; margin: 7mm 0 2mm; padding-bottom: 0.8mm; border-bottom: 0.4mm solid #1f5fa8; }
 h2, h3 { break-after: avoid; }
 h3 { font-size: 10.5pt; margin: 3mm 0 1mm; }
 p { margin: 0 0 2mm; }
@@ -396,7 +396,8 @@ def _curves(curves: Sequence[Mapping[str, Any]], number: Callable[[float], str],
     for area in _decades(low, high):
         x, y = at(area, 0).split(",")
         parts.append(f'<path d="M{x},{top} V{y}" stroke="#eee" stroke-width="0.6"/>')
-        parts.append(f'<text x="{x}" y="{height - bottom + 9}" text-anchor="middle">{number(area)}</text>')
+        anchor = "end" if float(x) > width - 12 else "middle"
+        parts.append(f'<text x="{x}" y="{height - bottom + 9}" text-anchor="{anchor}">{number(area)}</text>')
     for curve in drawn:
         colour, points = _COLOURS[curve["grade"]], curve["points"]
         line = " L".join(at(a, p) for a, p in zip(points["mm2"], points["pod"], strict=True))
@@ -411,7 +412,10 @@ def _curves(curves: Sequence[Mapping[str, Any]], number: Callable[[float], str],
 def _decades(low: float, high: float) -> Iterable[float]:
     """Powers of ten between two logarithms, or two round numbers where there are fewer than two."""
     found = [10.0**n for n in range(int(np.ceil(low)), int(np.floor(high)) + 1)]
-    return found if len(found) > 1 else [float(f"{10 ** (low + share * (high - low)):.1g}") for share in (0.15, 0.85)]
+    if len(found) > 1:
+        return found
+    round_numbers = [float(f"{10 ** (low + share * (high - low)):.1g}") for share in (0.15, 0.85)]
+    return [area for area in round_numbers if low <= np.log10(area) <= high]
 
 
 def _histogram(
