@@ -197,7 +197,7 @@ class Evaluator:
 
     def _picture(self, why: str, scored: ScoredImage) -> Shown:
         found = self._infer(scored.image).inspection
-        return Shown(why, scored.image, scored.score, side_by_side(scored.image, found))
+        return Shown(why, scored.image, scored.score, side_by_side(scored.image, found, ImageOptions.of(self.settings)))
 
 
 class _Reported(Job):

@@ -57,8 +57,10 @@ class Budget:
         """Whether (n_rows, width) float32 embeddings fit."""
         return n_rows * width * 4 <= self.megabytes * 2**20
 
-    def choose(self, chunks: Iterable[Float], n_rows: int) -> ChunkedCoreset:
+    def choose(self, chunks: Iterable[Float], n_rows: int, centres: Float | None = None) -> ChunkedCoreset:
         """The coreset, in passes, of about `n_rows` embeddings that come in chunks (N_i, D).
+
+        With `centres` (M, D), which are kept anyway, what is far from them too is chosen.
 
         Each pass keeps twice as many rows as are wanted of it in the end, which covers nearly as well as one pass over
         all of them would.
@@ -70,7 +72,7 @@ class Budget:
         n = coreset_size(n_rows, self.rate, self.limit)
         rng = np.random.default_rng(self.seed)
         budget = int(self.megabytes * 2**20)
-        return kcenter_greedy_chunked(chunks, n, rate=min(1.0, 2 * n / n_rows), budget=budget, rng=rng)
+        return kcenter_greedy_chunked(chunks, n, rate=min(1.0, 2 * n / n_rows), budget=budget, centres=centres, rng=rng)
 
 
 def kcenter_greedy_chunked(

@@ -243,7 +243,7 @@ def about_verdict(inspection: Inspection, criteria: Criteria) -> list[Notice]:
 
 def _about_scoring(former: Criteria, new: Criteria) -> list[Notice]:
     """A notice when the scores of a calibration were made otherwise than those of the inspections to come."""
-    if former.scoring.percentile != new.scoring.percentile:
+    if new.scoring.method == "percentile" and former.scoring.percentile != new.scoring.percentile:
         return [Notice("percentile_changed", {"former": former.scoring.percentile, "new": new.scoring.percentile})]
     if new.scoring.method == "area" and former.smallest_mm2 != new.smallest_mm2:
         return [Notice("area_changed", {"former": f"{former.smallest_mm2:g}", "new": f"{new.smallest_mm2:g}"})]
