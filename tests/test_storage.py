@@ -28,6 +28,7 @@ from backend.base.errors import (
     ReadOnlyReplica,
     ReadOnlyStore,
     RecipeInvalid,
+    StorageFailed,
 )
 from backend.base.keys import ModelKey, check_id, check_recipe
 from backend.patchcore import PatchCoreMemory, Reserve
@@ -313,7 +314,7 @@ FAULTS = [
     (errno.EDQUOT, DiskFull),
     (errno.EROFS, ReadOnlyStore),
     (errno.EACCES, ReadOnlyStore),
-    (errno.EIO, OSError),
+    (errno.EIO, StorageFailed),
 ]
 
 

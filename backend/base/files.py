@@ -171,6 +171,8 @@ def read_fault(err: Exception, file: Path, *, path: str, remedy: str) -> Inspect
         path: what the error calls the file.
         remedy: the call that makes a damaged file again.
     """
+    if isinstance(err, OSError) and err.errno in _FULL:
+        return DiskFull(path=path)
     if isinstance(err, OSError) and err.errno not in _OF_CONTENT:
         return StorageFailed(path=path, reason=_brief(err), retry_after=5)
     if isinstance(err, MemoryError) and not _claims_too_much(err, file):

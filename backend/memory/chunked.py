@@ -46,21 +46,21 @@ class Budget:
         megabytes: of 2^20 bytes, for all embeddings at once, or for what a coreset in passes holds.
         rate, limit: rows of the coreset, see `coreset_size`.
         seed: draws its first row.
+        centres: (M, D) rows that a memory has already, which the coreset goes on from.
     """
 
     megabytes: float
     rate: float
     limit: int
     seed: int
+    centres: Float | None = None
 
     def holds(self, n_rows: int, width: int) -> bool:
         """Whether (n_rows, width) float32 embeddings fit."""
         return n_rows * width * 4 <= self.megabytes * 2**20
 
-    def choose(self, chunks: Iterable[Float], n_rows: int, centres: Float | None = None) -> ChunkedCoreset:
+    def choose(self, chunks: Iterable[Float], n_rows: int) -> ChunkedCoreset:
         """The coreset, in passes, of about `n_rows` embeddings that come in chunks (N_i, D).
-
-        With `centres` (M, D), which are kept anyway, what is far from them too is chosen.
 
         Each pass keeps twice as many rows as are wanted of it in the end, which covers nearly as well as one pass over
         all of them would.
@@ -72,7 +72,9 @@ class Budget:
         n = coreset_size(n_rows, self.rate, self.limit)
         rng = np.random.default_rng(self.seed)
         budget = int(self.megabytes * 2**20)
-        return kcenter_greedy_chunked(chunks, n, rate=min(1.0, 2 * n / n_rows), budget=budget, centres=centres, rng=rng)
+        return kcenter_greedy_chunked(
+            chunks, n, rate=min(1.0, 2 * n / n_rows), budget=budget, centres=self.centres, rng=rng
+        )
 
 
 def kcenter_greedy_chunked(

@@ -111,15 +111,13 @@ def plain(value: Any) -> Any:
     """`value` as JSON holds it: numbers that it lacks become null, texts storable, and what is of no type its text."""
     if value is None or isinstance(value, bool | int):
         return value
-    if isinstance(value, str):
-        return storable(value)
     if isinstance(value, float | np.floating):
         return float(value) + 0.0 if math.isfinite(value) else None
     if isinstance(value, np.integer):
         return int(value)
     if isinstance(value, Mapping):
         return {storable(str(name)): plain(one) for name, one in value.items()}
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(one) for one in value]
     return storable(str(value))
 

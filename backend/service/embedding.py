@@ -129,13 +129,11 @@ def embed_images(
     expected: Grid | None = None,
     images: ImageOptions | None = None,
     budget: Budget | None = None,
-    centres: NDArray[np.float32] | None = None,
 ) -> Embeddings:
     """Embeddings of `files` on the grid of the first one (or `expected`), never held twice.
 
     With `augmentation` one more view of each image is embedded, which `seed` and the file's content decide. Of a file
-    with a shape only the tokens that touch the part are kept, and beyond the `budget` only a coreset, which goes on
-    from `centres`, the rows that a memory has already.
+    with a shape only the tokens that touch the part are kept, and beyond the `budget` only a coreset.
 
     A file that is there twice has the number of the first in `image_ids`, and a row that several files share, bit for
     bit, has −1. So leaving one image out leaves out what that image alone brought.
@@ -177,18 +175,16 @@ def embed_images(
         emb = _gathered(embedded(), most, dim)
         files_of_rows = np.repeat(np.arange(len(files)), counts)
     else:
-        passes = _in_passes(budget, embedded(), most, centres)
+        passes = _in_passes(budget, embedded(), most)
         emb, files_of_rows = passes.rows, passes.chunk // per_file
     shaped = [inside is not None for inside in insides]
     image_ids = _image_ids(emb, files_of_rows, digests)
     return Embeddings(emb, image_ids, first.grid, digests, counts, shaped, passes, tuple(said.values()), first.roi_px)
 
 
-def _in_passes(
-    budget: Budget, chunks: Iterator[NDArray[np.float32]], n_rows: int, centres: NDArray[np.float32] | None
-) -> ChunkedCoreset:
+def _in_passes(budget: Budget, chunks: Iterator[NDArray[np.float32]], n_rows: int) -> ChunkedCoreset:
     try:
-        return budget.choose(chunks, n_rows, centres)
+        return budget.choose(chunks, n_rows)
     except BudgetTooSmall as err:
         needed = f">= {-(-err.needed >> 20)}"
         raise InvalidValue(field="FIT_MEMORY_MB", value=f"{budget.megabytes:g}", expected=needed) from err

@@ -119,8 +119,7 @@ def embed(
         seed=options.seed,
         expected=old.grid if old else None,
         images=options.images,
-        budget=options.budget,
-        centres=old.emb if old else None,
+        budget=replace(options.budget, centres=old.emb) if old else options.budget,
     )
 
 
@@ -274,8 +273,8 @@ def grown_memory(
     memory.reserve = Reserve(emb[left], image_ids[left], max(beyond, coreset.beyond + passed))
     memory.n_embeddings = int(old.metadata["n_embeddings"]) + n_new
     n_reserve = len(old.reserve.emb) if old.reserve else 0
-    radii = (max(beyond, radius + passed) for radius in (coreset.radius, coreset.radius_before))
-    return Grown(memory, *radii, n_reserve)
+    after, before = (max(beyond, radius + passed) for radius in (coreset.radius, coreset.radius_before))
+    return Grown(memory, after, before, n_reserve)
 
 
 def _everything(old: StoredMemory, embeddings: Embeddings) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
