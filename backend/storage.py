@@ -7,7 +7,7 @@ index.faiss   FAISS flat index of emb, followed by a trailer that names the gene
 calib.json    the threshold and what it was made for
 certificate.json  what was found of the model the last time it was certified
 manifest.json the metadata again, for people
-.version      the last model_version that was given; it stays when the model is deleted
+.version      of a deleted model, its last model_version: the next model of that name goes on from there
 
 A deleted model stays for a while in .trash/<utc>/<role>/<roi>/, from where its files can be moved back.
 """
@@ -57,6 +57,7 @@ _CALIBRATED = {
 }
 _TRAILER = b"BDI-GENERATION:"
 _VERSION = ".version"
+_VERSIONS = re.compile(r"(\d{4})\.(\d+)")
 _TRASH = ".trash"
 _TRASHED = "%Y%m%dT%H%M%S%fZ"
 # A deletion moves them in this order: without memory.npz the model is gone.
@@ -178,7 +179,7 @@ class ModelStore:
                 **memory.metadata,
                 "model": str(key),
                 "generation": uuid.uuid4().hex,
-                "model_version": self._next_version(key),
+                "model_version": next_version(self._last_version(key)),
                 "created_utc": utc_now(),
             },
         )
@@ -190,8 +191,6 @@ class ModelStore:
             "metadata": np.array(json.dumps(stored.metadata, ensure_ascii=False)),
             **stored.extras,
         }
-        version = stored.metadata["model_version"].encode()
-        write_atomic(self.folder(key) / _VERSION, lambda file: file.write(version))
         write_atomic(self.folder(key) / "memory.npz", lambda file: np.savez(file, **arrays))
         # The memory is committed, so what fails from here on is no failure.
         try:
@@ -363,6 +362,8 @@ class ModelStore:
         if not any((folder / name).exists() for name in ("memory.npz", "calib.json")):
             raise MemoryNotFound(key=key)
         trash = self.root / _TRASH / datetime.now(timezone.utc).strftime(_TRASHED) / key.path
+        version = self._last_version(key).encode()
+        write_atomic(folder / _VERSION, lambda file: file.write(version))
         with disk_errors(trash):
             trash.mkdir(parents=True)
             for name in _FILES:
@@ -386,14 +387,15 @@ class ModelStore:
             logger.info("emptied %d models deleted more than %g days ago from the trash", gone, days)
         return gone
 
-    def _next_version(self, key: ModelKey) -> str:
-        """One more than the highest version of the memory, its manifest and the last number that was given."""
-        given = [self.manifest(key).get("model_version")]
+    def _last_version(self, key: ModelKey) -> str:
+        """The highest version that the memory, its manifest and what a deletion left say; empty where none does."""
+        said: list[object] = [self.manifest(key).get("model_version")]
         with suppress(MemoryNotFound, DamagedFile):
-            given.append(self.load_memory(key).metadata.get("model_version"))
+            said.append(self.load_memory(key).metadata.get("model_version"))
         with suppress(FileNotFoundError, UnicodeDecodeError):
-            given.append((self.folder(key) / _VERSION).read_text("ascii"))
-        return max(map(next_version, given), key=_by_number)
+            said.append((self.folder(key) / _VERSION).read_text("ascii"))
+        known = [str(version) for version in said if _VERSIONS.fullmatch(str(version))]
+        return max(known, key=_by_number, default="")
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root.parent).as_posix()
@@ -465,7 +467,7 @@ def next_version(former: object) -> str:
     When the clock says an earlier year than the former version, that year's numbers go on.
     """
     year = datetime.now(timezone.utc).year
-    match = re.fullmatch(r"(\d{4})\.(\d+)", str(former or ""))
+    match = _VERSIONS.fullmatch(str(former or ""))
     if match and int(match[1]) >= year:
         return f"{match[1]}.{int(match[2]) + 1}"
     return f"{year}.1"

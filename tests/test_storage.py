@@ -299,8 +299,13 @@ class Broken:
             file.write(b"half of it")
             fail()
 
+        opened = Path.open
+
+        def to_write(path: Path, mode: str = "r", *args: Any, **named: Any) -> Any:
+            return fail() if "x" in mode else opened(path, mode, *args, **named)
+
         if step == "open":
-            patch.setattr(Path, "open", fail)
+            patch.setattr(Path, "open", to_write)
         elif step == "write":
             patch.setattr(np, "savez", half)
         elif step == "fsync":

@@ -607,6 +607,12 @@ NOTICES: dict[str, Words] = {
         en="The image uses values of up to {highest} and could go up to {most}: if the camera does not shift its "
         "bits, say in PIXEL_BITS how many it has.",
     ),
+    "pixel_bits_differ": Words(
+        es="El modelo se entrenó con PIXEL_BITS={expected} y ahora es {got}: las imágenes de 16 bits se leen de otra "
+        "manera. Vuelve al valor anterior o repite /fit_ok y la calibración.",
+        en="The model was fitted with PIXEL_BITS={expected}, and it is {got} now: 16-bit images are read in another "
+        "way. Go back to the former value, or run /fit_ok and the calibration again.",
+    ),
     "degraded": Words(
         es="Servicio degradado: sin los pesos de {model} se usa el extractor sin pesos 'texture' ({reason}).",
         en="Degraded service: without the weights of {model} the weight-free extractor 'texture' is used ({reason}).",

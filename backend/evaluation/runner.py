@@ -46,6 +46,7 @@ SETTINGS_THAT_COUNT = (
     *settings_of(FitOptions),
     *settings_of(Scoring),
     "patchcore_faiss_fp16",
+    "area_mm2_thr",
     "threshold_margin",
 )
 

@@ -71,12 +71,14 @@ class FitOptions:
     def of_step(cls, recorded: Mapping[str, Any], settings: Settings) -> FitOptions:
         """As `recorded`, the metadata of an earlier fit or growth, has it; what that does not say, as `settings` do."""
         known = {own: recorded[name] for own, name in cls._recorded().items() if name in recorded}
-        return replace(cls.of(settings), **known, **recorded.get("augment", {}))
+        own = cls.of(settings)
+        images = replace(own.images, pixel_bits=recorded.get("pixel_bits", own.images.pixel_bits))
+        return replace(own, **known, **recorded.get("augment", {}), images=images)
 
     def metadata(self) -> dict[str, Any]:
         """What the metadata of a memory holds of it."""
         recorded = {name: getattr(self, own) for own, name in self._recorded().items()}
-        return {**recorded, "augment": asdict(self.augmentation)}
+        return {**recorded, "pixel_bits": self.images.pixel_bits, "augment": asdict(self.augmentation)}
 
     @classmethod
     def _recorded(cls) -> dict[str, str]:
@@ -448,14 +450,16 @@ class Fitter:
         """The memory that may grow, or None when there is none yet. Raises MemoryMismatch, DamagedFile."""
         extractor = self.inspector.host.queue().extractor
         try:
-            model, older = self.inspector.fitted(key)
+            model, doubts = self.inspector.fitted(key)
         except MemoryNotFound:
             return None
         except ExtractorMismatch as err:
             raise _mismatch(key, "extractor", err.values["ours"], err.values["theirs"]) from err
         if model.memory.kind:
             raise _mismatch(key, "PATCHCORE_DISTANCE", "l2", model.memory.kind)
-        if older:
+        for doubt in doubts:
+            if doubt.code == "pixel_bits_differ":
+                raise _mismatch(key, "PIXEL_BITS", doubt.values["got"], doubt.values["expected"])
             raise _mismatch(key, "extractor", f"{extractor.name}, {extractor.fingerprint}", "?")
         fitted = float(model.stored.metadata["mm_per_px"])
         if abs(fitted - mm_per_px) > 1e-6 * fitted:
