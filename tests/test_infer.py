@@ -522,7 +522,7 @@ def test_a_reweighted_score_is_weighed_by_the_farthest_token_inside_the_mask(mas
         def distances(self, q: Float, k: int = 1, *, leave_out: int | None = None, density: int = 0) -> Float:
             return np.linspace(0.1, 0.9, len(q), dtype=np.float32)
 
-        def weight(self, q: Float, neighbours: int) -> float:
+        def weight(self, q: Float, neighbours: int, *, leave_out: int | None = None) -> float:
             asked.append((q.tolist(), neighbours))
             return 0.5
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from backend.base.images import encode_png, resize
 from backend.base.messages import Message, Notice, Phrase
-from backend.infer import Roi, RoiSize, anomaly_map
+from backend.infer import Roi, RoiSize, anomaly_map, level_of
 from backend.records.queries import Whole
 from backend.records.record import token_map_of
 from backend.roi_mask import build_mask, parse_shape
@@ -88,7 +88,8 @@ def overlay(found: Whole, image: NDArray[np.uint8] | None) -> bytes:
         blur = scale * float(details.get("scoring", {}).get("blur_sigma", 0.0))
         tokens = token_map_of(found.token_map, details["token_shape"])
         heat = anomaly_map(tokens, Roi(RoiSize(height, width), tokens.shape, mask), blur)
-        top = found.item.get("threshold") or float(heat.max()) or 1.0
+        level = level_of(found.item.get("threshold"), float(details.get("scoring", {}).get("weight", 1.0)))
+        top = level or float(heat.max()) or 1.0
         ground = _glowing(ground, heat, top)
     scaled = [np.rint(np.array(region["contour"], np.float64) * scale) for region in details.get("regions", [])]
     thick = max(1, round(max(height, width) / 400))

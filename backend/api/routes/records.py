@@ -19,7 +19,7 @@ from backend.api.catalogue import Language, sentence
 from backend.api.problems import language_of
 from backend.api.recording import LedgerDep
 from backend.api.requests import ERRORS, CollectorDep, identity, sentences
-from backend.base.decoding import ImageOptions, decode
+from backend.base.decoding import ImageOptions
 from backend.base.errors import ImageNotKept, InvalidValue, RecordsUnavailable
 from backend.base.keys import ModelKey
 from backend.base.messages import Message, Phrase
@@ -34,6 +34,7 @@ from backend.records.record import VERDICTS, Verdict
 from backend.records.summaries import span_of, summary
 from backend.records.verdicts import checked_text
 from backend.samples.store import Draft, check_label, media_type
+from backend.service.images import ImageFile, decoded
 
 router = APIRouter(tags=["records"], responses=ERRORS)
 
@@ -199,10 +200,12 @@ def get_overlay(ledger: LedgerDep, collector: CollectorDep, inspection_id: str) 
     found = ledger.inspection(inspection_id)
     try:
         data, _ = ledger.image(found)
-        image = decode(data, options=ImageOptions.of(collector.settings)).pixels
+        file = ImageFile(str(found.item.get("filename") or "image"), lambda: data)
+        with decoded(file, ImageOptions.of(collector.settings)) as (_, seen):
+            png = overlay(found, seen.pixels)
     except ImageNotKept:
-        image = None
-    return Response(overlay(found, image), media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
+        png = overlay(found, None)
+    return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
 
 
 @router.post("/inspections/{inspection_id}/review")
