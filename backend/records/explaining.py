@@ -68,7 +68,7 @@ def _largest(regions: Sequence[Mapping[str, Any]]) -> Phrase:
     return Phrase("why_regions", {"n": len(regions), "area": largest["area_mm2"], "x": x, "y": y, "w": w, "h": h})
 
 
-def overlay(found: Whole, image: NDArray[np.uint8] | None) -> bytes:
+def overlay(found: Whole, image: NDArray[np.uint8] | None, width: int | None = None) -> bytes:
     """PNG of the image, or of a plain ground, with the anomaly map over it and the regions outlined.
 
     The map is drawn again from the token map; where it reaches the threshold it covers half of what is below. A
@@ -76,10 +76,11 @@ def overlay(found: Whole, image: NDArray[np.uint8] | None) -> bytes:
 
     Args:
         image: (H, W, 3) uint8 BGR as it was inspected, or None.
+        width: of the picture, in px, at most; None: as wide as the image.
     """
     details = found.details
     sent = RoiSize(int(details["height"]), int(details["width"]))
-    scale = min(1.0, math.sqrt(MAX_PIXELS / (sent.height * sent.width)))
+    scale = min(1.0, math.sqrt(MAX_PIXELS / (sent.height * sent.width)), (width or sent.width) / sent.width)
     height, width = max(1, round(sent.height * scale)), max(1, round(sent.width * scale))
     ground = np.full((height, width, 3), GROUND, np.uint8) if image is None else resize(image, height, width).copy()
     shape = parse_shape(details.get("shape"))
