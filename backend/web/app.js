@@ -9,10 +9,11 @@ import { learn, offerModels, refreshState, showState, startModel } from "./model
 import { addParts } from "./parts.js";
 import * as resnet from "./resnet.js";
 import { go, onPlace, place } from "./router.js";
+import * as samples from "./samples.js";
 import * as station from "./station.js";
 
-const TABS = ["fit", "calibrate", "inspect", "station", "history", "resnet"];
-const WITH_MODEL = new Set(["fit", "calibrate", "inspect"]);
+const TABS = ["fit", "calibrate", "inspect", "samples", "station", "history", "resnet"];
+const WITH_MODEL = new Set(["fit", "calibrate", "inspect", "samples"]);
 const THEMES = ["auto", "light", "dark"];
 const PASTE = {
   fit: (files) => fit.addFiles(files),
@@ -39,6 +40,7 @@ function showPlace(where) {
   }
   $("model").hidden = !WITH_MODEL.has(open);
   if (open === "resnet") resnet.config();
+  if (open === "samples") samples.open();
   if (open === "history") past.open(where);
   if (open === "station") station.enter();
   else station.leave();
@@ -99,7 +101,7 @@ function startPrefs() {
   $("language").addEventListener("click", () => {
     speak(language === "es" ? "en" : "es");
     inspect.renumber();
-    for (const page of [fit, inspect, calibrate, station, past, resnet]) page.show();
+    for (const page of [fit, inspect, calibrate, samples, station, past, resnet]) page.show();
     if (open === "resnet") resnet.config();
   });
   $("theme").addEventListener("click", () => setTheme(THEMES[(THEMES.indexOf(theme()) + 1) % THEMES.length]));
@@ -141,6 +143,7 @@ fit.startFit(goTo);
 inspect.startInspect();
 calibrate.startCalibrate(goTo);
 resnet.startResnet();
+samples.startSamples();
 station.startStation();
 past.startHistory();
 const asked = place().view;
