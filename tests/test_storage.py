@@ -28,6 +28,7 @@ from backend.base.errors import (
     ReadOnlyReplica,
     ReadOnlyStore,
     RecipeInvalid,
+    StorageFailed,
 )
 from backend.base.keys import ModelKey, check_id, check_recipe
 from backend.base.messages import Phrase
@@ -267,7 +268,7 @@ def test_a_damaged_calibration_is_named(store: ModelStore, text: str) -> None:
     (store.folder(KEY) / "calib.json").write_text(text, "utf-8")
     with pytest.raises(DamagedFile, match=r"calib\.json") as caught:
         store.load_calibration(KEY)
-    assert "/calibrate_ng" in str(caught.value)
+    assert caught.value.values["remedy"] == Phrase("the_calibration")
 
 
 def test_a_calibration_comes_back(store: ModelStore) -> None:
@@ -299,8 +300,13 @@ class Broken:
             file.write(b"half of it")
             fail()
 
+        opened = Path.open
+
+        def to_write(path: Path, mode: str = "r", *args: Any, **named: Any) -> Any:
+            return fail() if "x" in mode else opened(path, mode, *args, **named)
+
         if step == "open":
-            patch.setattr(Path, "open", fail)
+            patch.setattr(Path, "open", to_write)
         elif step == "write":
             patch.setattr(np, "savez", half)
         elif step == "fsync":
@@ -314,7 +320,7 @@ FAULTS = [
     (errno.EDQUOT, DiskFull),
     (errno.EROFS, ReadOnlyStore),
     (errno.EACCES, ReadOnlyStore),
-    (errno.EIO, OSError),
+    (errno.EIO, StorageFailed),
 ]
 
 

@@ -23,11 +23,10 @@ from backend.api.requests import (
 )
 from backend.api.schemas import CertifyRequest
 from backend.api.uploads import UploadRoute
-from backend.assurance.certificate import CertificateOptions, certify_stored
+from backend.assurance.certificate import CertificateOptions, certify_stored, notices_of
 from backend.assurance.page import page
 from backend.base.errors import CertificateNotFound
 from backend.base.keys import ModelKey
-from backend.base.messages import Notice
 
 router = APIRouter(route_class=UploadRoute, tags=["models"])
 
@@ -46,7 +45,7 @@ async def certify(
     key = ModelKey.of(body.role_id, body.roi_id, body.recipe_id or x_recipe_id)
     options = CertificateOptions(most_parts=body.parts, trials=body.trials, seed=body.seed)
     made = await run_tracked(request, lambda job: certify_stored(collector, key, options, job))
-    return {**made, "warnings": warned(request, _notices(made)), **identity(request, key)}
+    return {**made, "warnings": warned(request, notices_of(made)), **identity(request, key)}
 
 
 @router.get("/certificate", response_model=None, responses=RESPONSES)
@@ -67,8 +66,4 @@ def get_certificate(
     current = made.get("model", {}).get("generation") == inspector.store.manifest(key).get("generation") and made.get(
         "calibration", {}
     ).get("created_utc") == calibration.get("created_utc")
-    return {**made, "current": current, "warnings": warned(request, _notices(made)), **identity(request, key)}
-
-
-def _notices(made: dict[str, Any]) -> list[Notice]:
-    return [Notice(one["code"], one["values"]) for one in made.get("notices", [])]
+    return {**made, "current": current, "warnings": warned(request, notices_of(made)), **identity(request, key)}
