@@ -289,11 +289,11 @@ ERRORS: dict[str, Entry] = {
         400,
         es=(
             "{key}: piezas buenas probadas: {n}; las que el umbral deja pasar: {passed}; hacen falta {wanted}. Calibra "
-            "con /calibrate_dataset y repite."
+            "con las muestras guardadas y repite."
         ),
         en=(
             "{key}: good parts tried: {n}; those that the threshold passes: {passed}; needed: {wanted}. Calibrate with "
-            "/calibrate_dataset and try again."
+            "the stored samples and try again."
         ),
     ),
     "threshold_and_promise": Entry(
@@ -645,10 +645,10 @@ NOTICES: dict[str, Words] = {
         "it unsigned.",
     ),
     "pixel_bits_differ": Words(
-        es="El modelo se entrenó con PIXEL_BITS={expected} y ahora es {got}: las imágenes de 16 bits se leen de otra "
-        "manera. Vuelve al valor anterior o repite /fit_ok y la calibración.",
+        es="El modelo aprendió con PIXEL_BITS={expected} y ahora es {got}: las imágenes de 16 bits se leen de otra "
+        "manera. Vuelve al valor anterior, o aprende y calibra de nuevo.",
         en="The model was fitted with PIXEL_BITS={expected}, and it is {got} now: 16-bit images are read in another "
-        "way. Go back to the former value, or run /fit_ok and the calibration again.",
+        "way. Go back to the former value, or learn and calibrate again.",
     ),
     "degraded": Words(
         es="Servicio degradado: sin los pesos de {model} se usa el extractor sin pesos 'texture' ({reason}).",
@@ -756,8 +756,8 @@ NOTICES: dict[str, Words] = {
         en="Images that can be compared with each other: {n}. With fewer than {wanted} none can be told apart.",
     ),
     "certificate_not_kept": Words(
-        es="El modelo cambió o se borró mientras se certificaba: este certificado no se ha guardado. Repite /certify.",
-        en="The model changed or was deleted while it was certified: this certificate is not kept. Run /certify again.",
+        es="El modelo cambió o se borró mientras se certificaba: este certificado no se ha guardado. Pídelo otra vez.",
+        en="The model changed or was deleted while it was certified: this certificate is not kept. Ask for it again.",
     ),
     "suspects_found": Words(
         es="Se apartan de las demás: {names}. Mira esas imágenes y deja fuera las que no sean de piezas buenas.",
