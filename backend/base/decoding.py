@@ -51,7 +51,7 @@ BGR = NDArray[np.uint8]
 MIN_SIDE = 28
 # A 16-bit image none of whose samples reaches 1/16 of the range was most likely not shifted by its camera.
 UNUSED_BITS = 4
-BLOCK_ROWS = 256  # of pixels that are worked on at once
+BLOCK_ROWS = 64  # of pixels that are worked on at once
 MOST_FRAMES = 256  # looked at; a file may list millions
 
 deflate: Any = import_module("isal.isal_zlib") if find_spec("isal") else zlib
