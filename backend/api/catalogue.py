@@ -277,6 +277,17 @@ ERRORS: dict[str, Entry] = {
         es="{key} no tiene un umbral que se aplique: calibra con /calibrate_ng o /calibrate_dataset y repite.",
         en="{key} has no threshold that applies: calibrate with /calibrate_ng or /calibrate_dataset and try again.",
     ),
+    "good_parts_rejected": Entry(
+        400,
+        es=(
+            "{key}: piezas buenas probadas: {n}; las que el umbral deja pasar: {passed}; hacen falta {wanted}. Calibra "
+            "con /calibrate_dataset y repite."
+        ),
+        en=(
+            "{key}: good parts tried: {n}; those that the threshold passes: {passed}; needed: {wanted}. Calibrate with "
+            "/calibrate_dataset and try again."
+        ),
+    ),
     "threshold_and_promise": Entry(
         400,
         es="Pide threshold o max_false_reject, no los dos: un umbral elegido promete lo que promete.",
@@ -716,6 +727,14 @@ NOTICES: dict[str, Words] = {
             "The memory does not know which image each row came from, or all came from one: run /fit_ok again to "
             "compare the images with each other."
         ),
+    ),
+    "too_few_to_compare": Words(
+        es="Imágenes que se pueden comparar entre sí: {n}. Con menos de {wanted} no se distingue ninguna.",
+        en="Images that can be compared with each other: {n}. With fewer than {wanted} none can be told apart.",
+    ),
+    "certificate_not_kept": Words(
+        es="El modelo cambió o se borró mientras se certificaba: este certificado no se ha guardado. Repite /certify.",
+        en="The model changed or was deleted while it was certified: this certificate is not kept. Run /certify again.",
     ),
     "suspects_found": Words(
         es="Se apartan de las demás: {names}. Mira esas imágenes y deja fuera las que no sean de piezas buenas.",

@@ -40,6 +40,7 @@ InspectionError
 │   ├── NgRequired: key
 │   ├── ThresholdAndPromise
 │   ├── CalibrationNeeded: key
+│   ├── GoodPartsRejected: key, n, passed, wanted
 │   └── OnlyImage: name
 ├── InvalidFields: reason
 ├── Unauthorized
@@ -250,6 +251,10 @@ class ThresholdAndPromise(BadRequest):
 
 class CalibrationNeeded(BadRequest):
     code = "calibration_needed"
+
+
+class GoodPartsRejected(BadRequest):
+    code = "good_parts_rejected"
 
 
 class OnlyImage(BadRequest):
