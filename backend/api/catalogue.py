@@ -888,8 +888,19 @@ PHRASES: dict[str, Words] = {
         es="sus colores son {kind} y aquí no se leen", en="its colours are {kind}, which is not read here"
     ),
     "cut_off": Words(es="está cortada", en="it is cut off"),
+    "compression_not_read": Words(
+        es="su compresión es {kind} y aquí no se lee: guárdala sin comprimir o con LZW o Deflate",
+        en="its compression is {kind}, which is not read here: save it uncompressed, or with LZW or Deflate",
+    ),
+    "jpeg_not_read": Words(
+        es="es un JPEG de {bits} bits ({process}) y aquí se leen los de 8 bits, secuenciales o progresivos",
+        en="it is a JPEG of {bits} bits ({process}); those of 8 bits are read here, sequential or progressive",
+    ),
     "damaged": Words(es="está dañada o incompleta: {err}", en="it is damaged or incomplete: {err}"),
-    "data_zeroed": Words(es="parte de sus datos son ceros", en="part of its data is zeros"),
+    "data_damaged": Words(
+        es="sus datos no encajan: una parte se ha perdido o ha cambiado",
+        en="its data do not add up: a part of them was lost or changed",
+    ),
     "format_not_read": Words(es="no tiene ninguno de estos formatos", en="it is in none of these formats"),
     "header_not_valid": Words(es="su cabecera no es válida", en="its header is not valid"),
     "inks_not_cmyk": Words(es="sus tintas no son CMYK", en="its inks are not CMYK"),
