@@ -12,6 +12,7 @@ test on.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.stats import betabinom
 
 from backend.calib import (
     Basis,
@@ -185,7 +187,17 @@ def splits(
     scores: Annotated[Path | None, typer.Option(help="File for the held-out good scores by set, for `bounds`.")] = None,
 ) -> None:
     """Promised and seen false rejects, for parts outside the fit and for parts of it left out one by one."""
-    titles = ["set", "basis", "n", "rule", "promised", "expected at most", "seen", "seen within the promise"]
+    titles = [
+        "set",
+        "basis",
+        "n",
+        "rule",
+        "promised",
+        "expected at most",
+        "seen",
+        "seen within the promise",
+        "expected to be",
+    ]
     _line([*titles, *(f"P(p ≤ {alpha})" for alpha in OF_TESTED)])
     _line(["---"] * (len(titles) + len(OF_TESTED)))
     real: dict[str, list[float]] = json.loads(scores.read_text("utf-8")) if scores and scores.exists() else {}
@@ -212,8 +224,9 @@ def _promised_and_seen(of_splits: Sequence[Values], drawn: Sequence[Split], want
     """What was promised, what exchangeable parts would show, and what the tested ones did; nothing if none could be.
 
     Of n + 1 exchangeable parts, any is as likely the one that was not scored: a threshold at the k-th of n good scores
-    rejects (n + 1 − k) / (n + 1) of the others on average, or fewer where the threshold lies between two scores. Seen
-    is a rate among few parts, so it is above the promise now and then although the true rate is not.
+    rejects (n + 1 − k) / (n + 1) of the others on average, and of m others a number that is beta-binomial. It is fewer
+    where the threshold lies between two scores. Seen is a rate among few parts, so it is above the promise now and then
+    although the true rate is not: the last figure says how often it would not be.
     """
     decisions = [decide(ok.tolist(), [], wanted) for ok in of_splits]
     if wanted.max_false_reject is not None and decisions[0].rule != "promised":
@@ -223,9 +236,19 @@ def _promised_and_seen(of_splits: Sequence[Values], drawn: Sequence[Split], want
     above = [round(decision.false_reject.estimate * len(ok)) for decision, ok in zip(decisions, of_splits, strict=True)]
     expected = float(np.mean([(k + 1) / (len(ok) + 1) for k, ok in zip(above, of_splits, strict=True)]))
     within = np.mean([one.mean() <= limit for one, limit in zip(seen, limits, strict=True)])
+    due = [
+        betabinom.cdf(math.floor(limit * len(one)), len(one), k + 1, len(ok) - k)
+        for limit, one, k, ok in zip(limits, seen, above, of_splits, strict=True)
+    ]
     means = [float(one.mean()) for one in seen]
     error = float(np.std(means)) / len(means) ** 0.5
-    return [f"{np.mean(limits):.1%}", f"{expected:.1%}", f"{np.mean(means):.1%} ± {error:.1%}", f"{within:.0%}"]
+    return [
+        f"{np.mean(limits):.1%}",
+        f"{expected:.1%}",
+        f"{np.mean(means):.1%} ± {error:.1%}",
+        f"{within:.0%}",
+        f"{np.mean(due):.0%}",
+    ]
 
 
 def _small_p_values(of_splits: Sequence[Values], drawn: Sequence[Split]) -> list[str]:
