@@ -2,6 +2,7 @@
 
     python -m experiments.promises bounds
     python -m experiments.promises bounds --scores SCORES.json      # and good scores of real sets, resampled
+    python -m experiments.promises p-values --scores SCORES.json
     python -m experiments.promises splits --sets SET … --model resnet18=WEIGHTS --input-size 256 --scores SCORES.json
 
 `bounds` draws good scores from distributions whose tail is known, has the service choose the threshold, and looks up
@@ -83,40 +84,45 @@ KNOWN = {
 }
 
 
+Draws = Annotated[int, typer.Option(min=100, help="Draws of good scores for each row.")]
+RealScores = Annotated[Path | None, typer.Option(exists=True, help="Good scores by set, as `splits` writes them.")]
+
+
 @app.command()
-def bounds(
-    draws: Annotated[int, typer.Option(min=100, help="Draws of good scores for each row.")] = 10_000,
-    scores: Annotated[
-        Path | None, typer.Option(exists=True, help="Good scores by set, as `splits` writes them.")
-    ] = None,
-) -> None:
-    """How often the rate that a threshold rejects lies within what was promised, and how often p-values are small.
+def bounds(draws: Draws = 10_000, scores: RealScores = None) -> None:
+    """How often the rate that a threshold rejects lies within what was promised.
 
     The column with bad parts is of a fifth of the draws.
     """
-    populations = {name: Population.known(one) for name, one in KNOWN.items()}
-    if scores:
-        real = json.loads(scores.read_text("utf-8"))
-        populations |= {f"{name}, resampled": Population.resampled(values) for name, values in real.items()}
     _line(["scores", "n", *(f"{rate:.1%}" for rate in RATES), "p99 rule", "p95 rule", "with bad parts", "chosen"])
     _line(["---"] * (len(RATES) + 6))
-    for name, population in populations.items():
+    for name, population in _populations(scores).items():
         for n in SIZES:
-            rng = np.random.default_rng([n, draws])
-            drawn = population.draw(rng, (draws, n))
+            drawn = population.draw(np.random.default_rng([n, draws]), (draws, n))
             kept = [_kept(drawn, population, rate) for rate in RATES]
             rules = [_rule_kept(drawn, population, percentile) for percentile in (99, 95)]
             others = [_kept_with_bad_parts(drawn[: draws // 5], population), _chosen_kept(drawn, population)]
             _line([name, str(n), *map(_share, [*kept, *rules, *others])])
-    typer.echo("")
+
+
+@app.command()
+def p_values(draws: Draws = 10_000, scores: RealScores = None) -> None:
+    """How often the p-value of a good part is at most α."""
     _line(["scores", "n", *(f"P(p ≤ {alpha})" for alpha in ALPHAS)])
     _line(["---"] * (len(ALPHAS) + 2))
-    for name, population in populations.items():
+    for name, population in _populations(scores).items():
         for n in SIZES:
             rng = np.random.default_rng([n, draws, 1])
             drawn, tested = population.draw(rng, (draws, n)), population.draw(rng, (draws, 1))[:, 0]
             p = np.array([GoodScores.of(ok).p_value(score) for ok, score in zip(drawn.tolist(), tested, strict=True)])
             _line([name, str(n), *(f"{np.mean(p <= alpha):.4f}" for alpha in ALPHAS)])
+
+
+def _populations(scores: Path | None) -> dict[str, Population]:
+    """The known distributions, and the real scores in a file."""
+    real = json.loads(scores.read_text("utf-8")) if scores else {}
+    known = {name: Population.known(one) for name, one in KNOWN.items()}
+    return known | {f"{name}, resampled": Population.resampled(values) for name, values in real.items()}
 
 
 def _kept(drawn: Values, population: Population, rate: float) -> float | None:
