@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class Reviewed:
     def heatmap(self) -> NDArray[np.uint8]:
         """What sets it apart, (h, w, 3) uint8 BGR in colours, of the ROI's size."""
         low, high = heatmap_range(self.inspection, "relative", None)
-        return decode_image(heatmap_png(self.inspection, "color", low, high))
+        return decode_image(heatmap_png(self.inspection, "color", low, high), max_megapixels=math.inf)
 
 
 @dataclass(frozen=True)
