@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from backend.base.errors import WeightsUnavailable
+from backend.extractors.lite import LiteFeatures
 from backend.extractors.network import NetworkFeatures
 from backend.extractors.protocol import Extractor, ExtractorOptions
 from backend.extractors.resnet import ResNetFeatures, is_resnet
@@ -44,12 +45,18 @@ def _backbone(options: ExtractorOptions) -> Extractor:
         return TextureFeatures(options.input_size, options.input_edge)
     if options.threads:
         importlib.import_module("torch").set_num_threads(options.threads)
-    reference: NetworkFeatures = ResNetFeatures(options) if is_resnet(options.model_name) else DinoV2Features(options)
+    reference = _network(options)
     if options.runtime == "torch" or reference.device != "cpu":
         return reference
     from backend.extractors.openvino_runtime import with_openvino
 
     return with_openvino(reference, options)
+
+
+def _network(options: ExtractorOptions) -> NetworkFeatures:
+    if options.model_name == "lite":
+        return LiteFeatures(options)
+    return ResNetFeatures(options) if is_resnet(options.model_name) else DinoV2Features(options)
 
 
 class DinoV2Features(NetworkFeatures):

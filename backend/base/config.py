@@ -124,13 +124,13 @@ class Settings(BaseSettings):
     model_name: str = Field(
         "vit_small_patch14_dinov2.lvd142m",
         min_length=1,
-        description="Extractor: any timm ViT, `resnet18`, or `texture` (needs no weights).",
+        description="Extractor: any timm ViT, `resnet18`, `lite` (comes with the packages) or `texture` (no weights).",
     )
     weights: str = Field(
         "auto",
         description="`auto`: the folder weights/, then timm's hub name; or a .safetensors/.pth file or folder.",
     )
-    require_pretrained: bool = Field(False, description="Refuse to start rather than fall back to `texture`.")
+    require_pretrained: bool = Field(False, description="Refuse to start rather than fall back to `lite` or `texture`.")
     preset: Preset = Field(
         "none", description="Settings taken together: reference, anomalydino, patchcore, recommended; single ones win."
     )
