@@ -14,7 +14,7 @@ from functools import cache, partial
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, FastAPI, File, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
@@ -22,11 +22,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from backend import __version__
-from backend.api.answers import infer_fields
+from backend.api.answers import infer_fields, suspect_fields
 from backend.api.catalogue import sentence
-from backend.api.limits import BodyLimit
+from backend.api.limits import BodyLimit, HeadAsGet
 from backend.api.metrics import Measured, Metrics
 from backend.api.problems import language_of, on_http_exception, on_inspection_error, on_invalid_fields
+from backend.api.recording import Recording, trace_form
 from backend.api.requests import (
     ERRORS,
     CollectorDep,
@@ -38,8 +39,9 @@ from backend.api.requests import (
     run_job,
     run_tracked,
     sentences,
+    terms_of,
 )
-from backend.api.routes import console, models, ops, samples, work
+from backend.api.routes import certificates, console, models, ops, records, samples, work
 from backend.api.schemas import (
     CalibrateRequest,
     CalibrateResponse,
@@ -50,16 +52,20 @@ from backend.api.schemas import (
 from backend.api.security import Guard
 from backend.api.telemetry import RequestIdentity, configure_logging
 from backend.api.uploads import UploadRoute, uploads
-from backend.base.config import Settings, load_settings
+from backend.assurance.suspects import about_suspects, suspects_of
+from backend.base.config import Settings, load_settings, unknown_settings
 from backend.base.errors import InspectionError, InvalidValue, StartupError
 from backend.base.keys import ModelKey, check_recipe
 from backend.extractors.protocol import Extractor
 from backend.infer import HeatmapScale
+from backend.records.ledger import Ledger
+from backend.records.verdicts import Trace, Verdict
 from backend.resnet_api import routes as predict
 from backend.resnet_api.predictor import Predictor
 from backend.roi_mask import parse_shape
 from backend.samples.collector import Collector
-from backend.service.jobs import ProgressBoard
+from backend.service.jobs import Job, ProgressBoard
+from backend.service.results import InferResult
 
 logger = logging.getLogger(__name__)
 
@@ -93,17 +99,26 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     app.state.collector = Collector(settings, extractor)
     app.state.inspector = app.state.collector.inspector
     app.state.progress = ProgressBoard()
+    app.state.ledger = Ledger.of(settings)
     app.state.limiter = anyio.CapacityLimiter(settings.max_queue + 8)
     app.state.metrics = Metrics(settings.prometheus_multiproc_dir)
     app.include_router(contract)
     if not settings.contract_only:
-        for router in (samples.router, work.router, models.router, ops.router):
+        for router in (
+            samples.router,
+            work.router,
+            models.router,
+            certificates.router,
+            ops.router,
+            records.router,
+        ):
             app.include_router(router)
         _include_predict(app, settings)
         console.mount_console(app)
     app.add_exception_handler(InspectionError, on_inspection_error)
     app.add_exception_handler(RequestValidationError, on_invalid_fields)
     app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(Guard, settings=settings)
     if settings.cors_origins:
@@ -131,7 +146,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     configure_logging(settings.log_level, settings.log_format)
     collector: Collector = app.state.collector
     logger.info("version %s, models in %s", __version__, settings.models_dir)
+    for notice in unknown_settings():
+        logger.warning("%s", sentence(notice, "en"))
     predictor: Predictor | None = getattr(app.state, "predictor", None)
+    ledger: Ledger | None = app.state.ledger
+    if ledger is not None:
+        ledger.start()
     collector.start()
     if predictor is not None:
         predictor.start(after=collector.inspector.host.queue)
@@ -139,6 +159,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if predictor is not None:
         predictor.close()
     collector.close()
+    if ledger is not None:
+        ledger.close()
 
 
 @contract.get("/health", response_model=Health, response_model_exclude_unset=True, responses=ERRORS)
@@ -175,6 +197,7 @@ async def fit_ok(
     metadata = result.metadata
     n_images, n_rows = metadata["n_images"], result.coreset_size
     logger.info("fit_ok %s: %d images, %d rows in %s ms", key, n_images, n_rows, result.timings_ms)
+    named, names = suspects_of(result)
     return {
         "n_embeddings": metadata["n_embeddings"],
         "coreset_size": result.coreset_size,
@@ -185,8 +208,9 @@ async def fit_ok(
         "radius": metadata["radius"],
         "model_version": metadata["model_version"],
         "generation": metadata["generation"],
+        "suspects": [suspect_fields(one, names, language_of(request.headers)) for one in named],
         "timings_ms": result.timings_ms,
-        "warnings": sentences(request, result.warnings),
+        "warnings": sentences(request, [*result.warnings, *about_suspects(named, names)]),
         **identity(request, key),
     }
 
@@ -206,6 +230,7 @@ async def calibrate_ng(
             mm_per_px=body.mm_per_px,
             area_mm2_thr=body.area_mm2_thr,
             score_percentile=body.score_percentile,
+            terms=terms_of(body),
         ),
     )
     logger.info("calibrate_ng %s: threshold %.6g", key, result.values["threshold"])
@@ -219,6 +244,7 @@ async def infer(
     inspector: InspectorDep,
     key: FormKey,
     mm_per_px: MmPerPx,
+    trace: Annotated[Trace, Depends(trace_form("infer"))],
     image: Annotated[UploadFile, File(description="The canonical ROI of the part.")],
     shape: Annotated[
         str | None,
@@ -231,20 +257,26 @@ async def infer(
         str | None, Form(description="relative, absolute, color or none; HEATMAP_SCALE without it.")
     ] = None,
 ) -> JSONResponse:
-    """Inspect one part: its score, the verdict, a heatmap and the regions that differ from good parts."""
+    """Inspect one part: its score, the verdict, a heatmap and the regions that differ from good parts.
+
+    The verdict is recorded before it is answered; `inspection_id` is its name there.
+    """
     (sent,) = uploads([image])
     file, scale = replace(sent, shape=parse_shape(shape)), _heatmap_scale(heatmap)
-    result = await run_job(
-        request,
-        lambda job: inspector.infer(key, file, mm_per_px=mm_per_px, heatmap=scale, job=job),
-        timeout_s=inspector.settings.request_timeout_s,
-    )
+    recording = Recording(request, trace)
+
+    def inspect(job: Job) -> tuple[InferResult, dict[str, Any]]:
+        found = inspector.infer(key, file, mm_per_px=mm_per_px, heatmap=scale, job=job)
+        named, notices = recording.add(Verdict.of(key, file, found), job)
+        return replace(found, warnings=[*found.warnings, *notices]), named
+
+    result, named = await run_job(request, inspect, timeout_s=inspector.settings.request_timeout_s)
     score = result.inspection.score
     logger.info("infer %s: score %.6g, threshold %s, %s ms", key, score, result.threshold, result.timings_ms)
     metrics: Metrics = request.app.state.metrics
     metrics.inspected(key, result)
     # Past FastAPI's check against the schema: it would take long over half a megabyte of our own making.
-    return JSONResponse({**identity(request, key), **infer_fields(result, language_of(request.headers))})
+    return JSONResponse({**identity(request, key), **named, **infer_fields(result, language_of(request.headers))})
 
 
 def _heatmap_scale(value: str | None) -> HeatmapScale | None:

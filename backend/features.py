@@ -59,6 +59,14 @@ def _network(options: ExtractorOptions) -> NetworkFeatures:
     return ResNetFeatures(options) if is_resnet(options.model_name) else DinoV2Features(options)
 
 
+def _undrawn(model_name: str) -> dict[str, Any]:
+    """Keeps timm from drawing a ViT's weights at random: that takes a second, and load_weights replaces all of them."""
+    import timm
+
+    plain_vit = timm.model_entrypoint(model_name).__module__ == "timm.models.vision_transformer"
+    return {"weight_init": "skip"} if plain_vit else {}
+
+
 class DinoV2Features(NetworkFeatures):
     """Patch tokens of a frozen ViT (Oquab et al. 2023, DINOv2), of two blocks, each through the final norm.
 
@@ -81,7 +89,9 @@ class DinoV2Features(NetworkFeatures):
         if not timm.is_model(options.model_name):
             raise WeightsUnavailable(model=options.model_name, reason=unknown_model())
         source = find_weights(options.model_name, options.weights, options.weights_dir)
-        model: Any = timm.create_model(options.model_name, pretrained=False, num_classes=0)
+        model: Any = timm.create_model(
+            options.model_name, pretrained=False, num_classes=0, **_undrawn(options.model_name)
+        )
         load_weights(model, source, options.model_name)
         depth = len(model.blocks)
         self.blocks = tuple(block % depth for block in options.blocks) or (depth - 3, depth - 1)

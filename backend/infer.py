@@ -6,6 +6,7 @@ token grid, brought to ROI resolution bilinearly and blurred; the score is a per
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -18,7 +19,9 @@ from numpy.typing import NDArray
 from backend.base.arrays import Ranked
 from backend.base.errors import MaskEmpty
 from backend.base.images import encode_grey, encode_png, working_scale
+from backend.base.levels import connected_level, largest_region
 from backend.base.options import filled, option
+from backend.calib import GoodScores
 from backend.roi_mask import Shape, build_mask, nearest_inside, token_mask
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 HeatmapScale = Literal["relative", "absolute", "color", "none"]
-Method = Literal["percentile", "max", "top_mean", "power_mean"]
+Method = Literal["percentile", "max", "top_mean", "power_mean", "area"]
 TOP_SHARE = 0.01
 
 
@@ -47,13 +50,14 @@ class Memory(Protocol):
 class Scoring:
     """How an anomaly map becomes a number. A calibration holds only for the scoring it was made with.
 
-    An option is declared in its field and nowhere else. The field names the setting that fills it (the first argument
-    of `option` is its default), and says what a calibration remembers: `always`; `changed`, a value that is not the
-    default, so that a calibration outlives the options that are added after it; `never`. `of_method`: only under this
-    method. `reported` is the option's name in the `params` of /infer. A default can therefore never change.
+    An option is declared in its field and nowhere else: its default, the setting that fills it, whether a calibration
+    remembers it (`always`, never, or only a value that was `changed` from the default, and `of_method` under that
+    method alone), and the name under which /infer reports it in `params`. A calibration does not hold the options
+    that are added after it, so what is `changed` must keep its default.
 
     Attributes:
-        method: percentile, max, top_mean (of the largest values) or power_mean (Ranked.power_mean).
+        method: percentile, max, top_mean (of the largest values), power_mean (Ranked.power_mean) or area: the highest
+            level at which a connected region of `area_mm2` of the anomaly map lights up.
         percentile: of the method of that name. A calibration may choose its own.
         blur_sigma: Gaussian blur of the anomaly map, in working pixels.
         k: neighbours in the memory whose distances are averaged.
@@ -65,6 +69,7 @@ class Scoring:
         memory: how the memory measures, in its own words, if not in the common way.
         density: neighbours of a row that tell how densely the memory's rows lie there; 0: distances are plain.
         power: exponent of power_mean.
+        area_mm2: of the method area; None: the calibration's smallest region.
     """
 
     method: Method = option("percentile", "score_method", remembered="always", reported="score_method")
@@ -78,11 +83,27 @@ class Scoring:
     memory: str = option("", remembered="changed")
     density: int = option(0, "patchcore_density_k", remembered="changed")
     power: float = option(32.0, "score_power", remembered="changed", of_method="power_mean")
+    area_mm2: float | None = option(None, "score_area_mm2", remembered="changed", of_method="area")
 
     @classmethod
     def of(cls, settings: Settings, memory: str = "") -> Scoring:
         """The scoring that `settings` ask for, with a memory that measures in the way `memory` names."""
         return cls(**filled(cls, settings), memory=memory)
+
+    @property
+    def rejects_at_threshold(self) -> bool:
+        """Whether a part whose score is the threshold is bad."""
+        return self.method == "area"
+
+    def most(self, longest: float) -> float:
+        """The highest score that can be: the distance from a unit vector to a memory row of length `longest`.
+
+        Cosine distances reach 2; density divides a distance by 1/2 at least; whitening leaves no bound.
+        """
+        if self.memory and "mahalanobis" in self.memory:
+            return math.inf
+        reach = 2.0 if "cosine" in self.memory else 1.0 + longest
+        return reach * (2.0 if self.density else 1.0)
 
     def remembered(self) -> dict[str, Any]:
         """What calib.json holds as `scoring`: a calibration applies while this stays equal."""
@@ -145,29 +166,69 @@ class Roi:
     mask: Mask | None = None
     mm_per_px: float = 1.0
 
+    @property
+    def token_mm2(self) -> float:
+        """The area of one token's cell, mm²."""
+        return self.size.height * self.size.width / (self.grid[0] * self.grid[1]) * self.mm_per_px**2
+
+    def pixels(self, area_mm2: float) -> int:
+        """The fewest working pixels, at least one, that have `area_mm2`; one more than there are if all have less."""
+        (height, width), each = self.size.working, self.mm_per_px**2 / self.size.scale**2
+        if height * width * each < area_mm2:
+            return height * width + 1
+        n = math.ceil(area_mm2 / each) if area_mm2 > 0 else 1
+        while n > 1 and (n - 1) * each >= area_mm2:  # the quotient rounds; the products decide
+            n -= 1
+        while n * each < area_mm2:
+            n += 1
+        return max(1, n)
+
 
 @dataclass(frozen=True)
 class Criteria:
     """What an inspection is judged by: the scoring, the threshold, and the smallest region that counts.
 
     Attributes:
-        threshold: a score; above it a part is bad, and what is at or above it in the anomaly map is a region. None:
-            there is no verdict, and there are no regions.
-        area_mm2_thr: regions smaller than this (mm²) are dropped.
+        threshold: a score; `rejects` says what it means for a part, and what is at or above it in the anomaly map is a
+            region. None: there is no verdict, and there are no regions.
+        area_mm2_thr: regions smaller than this (mm²) are dropped, unless the scoring has an area of its own.
+        good: the good scores that the threshold was chosen with, if they are known.
     """
 
     scoring: Scoring = field(default_factory=Scoring)
     threshold: float | None = None
     area_mm2_thr: float = 0.0
+    good: GoodScores | None = None
+
+    @property
+    def smallest_mm2(self) -> float:
+        """The smallest region that counts: the area that is scored by, if it is, so that both are about the same."""
+        own = self.scoring.area_mm2 if self.scoring.method == "area" else None
+        return self.area_mm2_thr if own is None else own
+
+    def rejects(self, score: float) -> bool | None:
+        """Whether a part with this score is bad; None without a threshold.
+
+        Above the threshold it is. Scored by area it is at the threshold too, where a region of that area is.
+        """
+        if self.threshold is None:
+            return None
+        return score >= self.threshold if self.scoring.rejects_at_threshold else score > self.threshold
 
 
 @dataclass(frozen=True)
 class Region:
-    """A connected area at or above the threshold, in sent pixels (x to the right, y down)."""
+    """A connected area at or above the threshold, in sent pixels (x to the right, y down).
+
+    Attributes:
+        area_px, area_mm2: what is at or above the threshold.
+        area_mm2_estimate: how large the defect is that made it; see `estimated_area`.
+    """
 
     bbox: tuple[int, int, int, int]
     area_px: float
     area_mm2: float
+    area_mm2_estimate: float
     contour: list[list[int]]
 
 
@@ -254,8 +315,13 @@ def inspect_map(
     distances = anomaly_map(token_map, roi, criteria.scoring.blur_sigma)
     ranked = Ranked(distances, roi.mask)
     stats = statistics(ranked)
-    score = image_score(token_map, ranked, stats, roi, criteria.scoring, weight)
-    return Inspection(score, stats, token_map, distances, ranked, regions(distances, roi, criteria), roi)
+    smallest = roi.pixels(criteria.smallest_mm2)
+    if criteria.scoring.method == "area":
+        score, smallest = area_score(distances, roi.mask, smallest)
+    else:
+        score = image_score(token_map, ranked, stats, roi, criteria.scoring, weight)
+    found = regions(distances, roi, criteria.threshold, smallest)
+    return Inspection(score, stats, token_map, distances, ranked, found, roi)
 
 
 def anomaly_map(token_map: Float, roi: Roi, blur_sigma: float) -> Float:
@@ -279,6 +345,18 @@ def enlarging(n: int, size: int, sigma: float) -> Float:
         line = cv2.sepFilter2D(line, -1, np.ones(1, np.float32), kernel)
     line.flags.writeable = False  # all callers share it
     return line  # type: ignore[return-value]
+
+
+def area_score(anomaly_map: Float, mask: Mask | None, pixels: int) -> tuple[float, int]:
+    """The highest level at which a region of so many pixels inside the mask is at or above it, and the pixels it took.
+
+    They are fewer where the part has no region of that size: then its largest one, as a whole, is the region.
+    """
+    level = connected_level(anomaly_map, pixels, mask)
+    if math.isinf(level):
+        pixels = anomaly_map.size if mask is None else largest_region(mask)
+        level = connected_level(anomaly_map, pixels, mask)
+    return level, pixels
 
 
 def image_score(
@@ -323,48 +401,85 @@ def statistics(values: Ranked) -> dict[str, float]:
     }
 
 
-def regions(anomaly_map: Float, roi: Roi, criteria: Criteria) -> list[Region]:
+def regions(anomaly_map: Float, roi: Roi, threshold: float | None, smallest: int = 1) -> list[Region]:
     """Connected components (8 neighbours) of what is at or above the threshold inside the mask, largest first.
 
-    Areas count pixels; regions below `area_mm2_thr` are left out. Without a threshold there are none.
+    Without a threshold there are none. `smallest`: working pixels; smaller regions are left out.
     """
-    if criteria.threshold is None:
+    if threshold is None:
         return []
-    hot = anomaly_map >= criteria.threshold
+    hot = anomaly_map >= float32_from(threshold)
     if roi.mask is not None:
         hot &= roi.mask
     outlines, tree = cv2.findContours(hot.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    px_area = 1.0 / roi.size.scale**2
     found = []
     parents = [links[3] for links in tree[0]] if outlines else []
     for outline, parent in zip(outlines, parents, strict=True):
         x, y, w, h = cv2.boundingRect(outline)
-        # A hole, or too small even if it filled its box.
-        if parent >= 0 or w * h * px_area * roi.mm_per_px**2 < criteria.area_mm2_thr:
+        if parent >= 0 or w * h < smallest:  # a hole, or too small even if it filled its box
             continue
-        area_px = _connected(hot[y : y + h, x : x + w], *(outline[0, 0] - (x, y))) * px_area
-        area_mm2 = area_px * roi.mm_per_px**2
-        if area_mm2 >= criteria.area_mm2_thr:
-            found.append(_region(outline[:, 0], (x, y, w, h), roi.size, area_px, area_mm2))
+        inside = _connected(hot[y : y + h, x : x + w], *(outline[0, 0] - (x, y)))
+        pixels = int(np.count_nonzero(inside))
+        if pixels >= smallest:
+            estimate = estimated_area(anomaly_map, roi, inside, (x, y))
+            found.append(_region(outline[:, 0], (x, y, w, h), roi, (pixels, estimate)))
     return sorted(found, key=lambda region: region.area_px, reverse=True)
 
 
-def _connected(hot: Mask, x: int, y: int) -> int:
-    """Pixels of the component that (x, y) belongs to."""
+def float32_from(threshold: float) -> np.float32:
+    """The least float32 at or above `threshold`: a float32 value is at or above the one exactly if it is the other."""
+    rounded = np.float32(threshold)
+    return rounded if float(rounded) >= threshold else np.nextafter(rounded, np.float32(np.inf))
+
+
+def _connected(hot: Mask, x: int, y: int) -> Mask:
+    """The component of `hot` (h, w) that (x, y) belongs to."""
     _, labels = cv2.connectedComponents(np.ascontiguousarray(hot).view(np.uint8), connectivity=8)
-    return int(np.count_nonzero(labels == labels[y, x]))
+    return np.asarray(labels == labels[y, x])
 
 
-def _region(points: NDArray[Any], box: tuple[int, int, int, int], size: RoiSize, px: float, mm2: float) -> Region:
-    """A region in sent pixels, of its outline (n, 2), box and areas at working resolution."""
+def estimated_area(anomaly_map: Float, roi: Roi, region: Mask, corner: tuple[int, int]) -> int:
+    """Working pixels of the defect that made a region: what is at or above half of its peak, beside its surroundings.
+
+    A token tells of its neighbours too, so a map is a blurred picture of the defect, and a low threshold makes regions
+    many times as large. Half the height is where a blurred edge was. The surroundings are the median within a token
+    of the box around the region, other regions aside; what is at that level and connected with the region counts.
+
+    Args:
+        region: (h, w) bool, in its box.
+        corner: x and y of the box in the map.
+    """
+    (x, y), (height, width) = corner, region.shape
+    down, across = (round(side / n) for side, n in zip(anomaly_map.shape, roi.grid, strict=True))
+    top, left = max(0, y - down), max(0, x - across)
+    box = slice(top, y + height + down), slice(left, x + width + across)
+    values = anomaly_map[box]
+    own = np.zeros(values.shape, np.bool_)
+    own[y - top : y - top + height, x - left : x - left + width] = region
+    inside = np.ones(values.shape, np.bool_) if roi.mask is None else roi.mask[box]
+    lowest, peak = float(values[own].min()), float(values[own].max())
+    around = values[inside & (values < lowest)]
+    ground = float(np.median(around)) if around.size else 0.0
+    half = ground + (peak - ground) / 2
+    _, labels = cv2.connectedComponents((inside & (values >= half)).view(np.uint8), connectivity=8)
+    touched = np.zeros(int(labels.max()) + 1, np.bool_)
+    touched[labels[own]] = True
+    touched[0] = False
+    return int(np.count_nonzero(touched[labels]))
+
+
+def _region(points: NDArray[Any], box: tuple[int, int, int, int], roi: Roi, pixels: tuple[int, int]) -> Region:
+    """A region in sent pixels, of its outline (n, 2), box, pixels and estimated pixels at working resolution."""
+    size, (px, estimate) = roi.size, (n / roi.size.scale**2 for n in pixels)
+    areas = px, px * roi.mm_per_px**2, estimate * roi.mm_per_px**2
     if size.scale == 1.0:
-        return Region(box, px, mm2, points.tolist())
+        return Region(box, *areas, points.tolist())
     x, y, w, h = box
     up = 1.0 / size.scale
     left, top = int(x * up), int(y * up)
     right, bottom = min(size.width, round((x + w) * up)), min(size.height, round((y + h) * up))
     scaled = np.minimum(np.rint(points * up), (size.width - 1, size.height - 1)).astype(int)
-    return Region((left, top, right - left, bottom - top), px, mm2, scaled.tolist())
+    return Region((left, top, right - left, bottom - top), *areas, scaled.tolist())
 
 
 def heatmap_range(inspection: Inspection, scale: HeatmapScale, threshold: float | None) -> tuple[float, float]:

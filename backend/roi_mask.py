@@ -1,4 +1,4 @@
-"""The shape of the part inside the ROI: rectangle, circle or annulus, and its mask."""
+"""Where the part is inside the ROI: a rectangle, circle or annulus, and the mask that it makes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from backend.base.errors import (
     ShapeBadNumber,
     ShapeInverted,
     ShapeNotJson,
+    ShapeUnknownKeys,
     ShapeUnknownKind,
 )
 
@@ -48,7 +49,7 @@ def parse_shape(text: str | dict[str, Any] | None) -> Shape | None:
     """The shape that a JSON text (or the object itself) describes; None for None, blank or JSON null.
 
     Raises:
-        ShapeNotJson, ShapeUnknownKind, ShapeBadNumber, ShapeInverted.
+        ShapeNotJson, ShapeUnknownKind, ShapeUnknownKeys, ShapeBadNumber, ShapeInverted.
     """
     given = _load(text) if isinstance(text, str) else text
     if given is None:
@@ -58,6 +59,9 @@ def parse_shape(text: str | dict[str, Any] | None) -> Shape | None:
     kind = str(given.get("kind", "")).strip().lower()
     if kind not in FIELDS:
         raise ShapeUnknownKind(kind=repr(given.get("kind"))[:40])
+    unknown = [str(name)[:40] for name in given if name != "kind" and name not in FIELDS[kind]]
+    if unknown:
+        raise ShapeUnknownKeys(kind=kind, keys=", ".join(unknown[:5]), known=", ".join(FIELDS[kind]))
     shape = Shape(kind, {field: _number(given, kind, field) for field in FIELDS[kind]})
     if kind == "annulus" and shape.numbers["r_inner"] >= shape.numbers["r"]:
         raise ShapeInverted(r=shape.numbers["r"], r_inner=shape.numbers["r_inner"])
@@ -93,14 +97,17 @@ def build_mask(shape: Shape | None, height: int, width: int) -> NDArray[np.bool_
 
 
 def token_mask(mask: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.bool_]:
-    """(rows, cols) bool: whether the cell of a token grid touches the mask (h, w) of the part."""
+    """(rows, columns) bool: whether a cell of the token grid touches the part, of which `mask` is (h, w)."""
     share = cv2.resize(mask.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA)
     touched: NDArray[np.bool_] = share > 0
     return touched
 
 
 def nearest_inside(values: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """`values` (h, w) with those outside replaced by that of the nearest one inside; there must be one."""
+    """`values` (h, w) float32, each one outside replaced by that of the nearest place inside.
+
+    `inside`: (h, w) bool, with at least one True.
+    """
     _, labels = cv2.distanceTransformWithLabels(
         (~inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE, labelType=cv2.DIST_LABEL_PIXEL
     )

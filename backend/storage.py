@@ -5,6 +5,7 @@ memory.npz    emb float32 (N, D) unit rows · token_h · token_w · src int32 (N
 reserve.npz   emb float32 (R, D) · src int32 (R,) · beyond float64 () · generation: what the next growth may still take
 index.faiss   FAISS flat index of emb, followed by a trailer that names the generation
 calib.json    the threshold and what it was made for
+certificate.json  what was found of the model the last time it was certified
 manifest.json the metadata again, for people
 
 A deleted model stays for a while in .trash/<utc>/<role>/<roi>/, from where its files can be moved back.
@@ -42,12 +43,13 @@ from backend.base.errors import (
     RecipeInvalid,
 )
 from backend.base.files import disk_errors, one_writer, patiently, utc_now, write_atomic, write_json
-from backend.base.keys import ModelKey
+from backend.base.keys import ModelKey, folder_of
+from backend.calib import GoodScores
 from backend.patchcore import Reserve, checked_extras
 
 logger = logging.getLogger(__name__)
 
-# What the numbers of a calibration lie above, and are at most. A distance or an area may be 0, a percentile not.
+# Each number of a calibration lies above the first and is at most the second: only a percentile may not be 0.
 _CALIBRATED = {
     "threshold": (-np.nextafter(0, 1), np.finfo(np.float64).max),
     "area_mm2_thr": (-np.nextafter(0, 1), np.finfo(np.float64).max),
@@ -56,8 +58,8 @@ _CALIBRATED = {
 _TRAILER = b"BDI-GENERATION:"
 _TRASH = ".trash"
 _TRASHED = "%Y%m%dT%H%M%S%fZ"
-# In the order in which a deletion moves them: without memory.npz the model is gone.
-_FILES = ("memory.npz", "calib.json", "manifest.json", "index.faiss", "reserve.npz")
+# A deletion moves them in this order: without memory.npz the model is gone.
+_FILES = ("memory.npz", "calib.json", "certificate.json", "manifest.json", "index.faiss", "reserve.npz")
 # What zipfile and NumPy raise on files that are cut off, corrupt or no npz at all.
 _NPZ_ERRORS = (
     OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, MemoryError, OverflowError, SyntaxError,
@@ -122,7 +124,7 @@ Stamp = tuple[int, int, int]
 class ModelStore:
     """The models folder.
 
-    Writers of one model exclude each other across processes with a lock file whose owner may die; readers never wait.
+    A writer locks its model's folder against other threads and processes, until it is done or dies. Readers never wait.
     """
 
     def __init__(self, root: Path, *, read_only: bool = False, min_free_mb: float = 0) -> None:
@@ -132,10 +134,7 @@ class ModelStore:
 
     def folder(self, key: ModelKey) -> Path:
         """models/<role>/<roi>, or models/recipes/<recipe>/<role>/<roi>."""
-        folder = self.root / key.path
-        if not folder.resolve().is_relative_to(self.root.resolve()):
-            raise InvalidId(field="role_id/roi_id", value=str(key))
-        return folder
+        return folder_of(self.root, key)
 
     def stamp(self, key: ModelKey, name: str = "memory.npz") -> Stamp | None:
         """What changes whenever the file does (inode, size, mtime), without reading it; None when it is absent."""
@@ -292,7 +291,7 @@ class ModelStore:
         write_json(self.folder(key) / "calib.json", {**calibration, "created_utc": utc_now()})
 
     def load_calibration(self, key: ModelKey) -> dict[str, Any] | None:
-        """calib.json, or None when the model was never calibrated.
+        """calib.json, its `good_scores` as GoodScores; None when the model was never calibrated.
 
         Raises:
             DamagedFile: it is no JSON object with a finite `threshold` ≥ 0, or its other numbers cannot be used.
@@ -304,6 +303,27 @@ class ModelStore:
             return None
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
             raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/calibrate_ng") from err
+
+    def save_certificate(self, key: ModelKey, certificate: dict[str, Any]) -> None:
+        """Replace certificate.json in one step. Raises DiskFull, ReadOnlyStore."""
+        write_json(self.folder(key) / "certificate.json", certificate)
+
+    def load_certificate(self, key: ModelKey) -> dict[str, Any] | None:
+        """certificate.json, or None when the model was never certified.
+
+        Raises:
+            DamagedFile: it is no JSON object.
+        """
+        path = self.folder(key) / "certificate.json"
+        try:
+            found = json.loads(patiently(lambda: path.read_text("utf-8")))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, RecursionError) as err:
+            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/certify") from err
+        if not isinstance(found, dict):
+            raise DamagedFile(path=self._relative(path), reason="it is no JSON object", remedy="/certify")
+        return found
 
     def keys(self) -> list[ModelKey]:
         """Every (role, roi, recipe) that has a memory."""
@@ -376,7 +396,7 @@ def _metadata(npz: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     try:
         text = npz["metadata"]
     except ValueError as err:
-        if "allow_pickle" in str(err):  # an older file's dict, pickled: never opened
+        if "allow_pickle" in str(err):  # a dict that an older file holds as a pickle, which is never opened
             return {}
         raise
     metadata = json.loads(text.tobytes().rstrip(b"\0") if text.dtype.kind in "Sui" else str(text))
@@ -420,11 +440,15 @@ def _calibration(given: Any) -> dict[str, Any]:
         value = given.get(name)
         if value is not None and not over < float(value) <= most:
             raise ValueError(f"{name} is {str(value)[:40]}")
-    return {name: value for name, value in given.items() if value is not None or name not in _CALIBRATED}
+    known = {name: value for name, value in given.items() if value is not None or name not in _CALIBRATED}
+    return known | ({"good_scores": GoodScores.read(known["good_scores"])} if "good_scores" in known else {})
 
 
 def next_version(former: object) -> str:
-    """`<year>.<n>`: one more than the former version of this year, else <year>.1. A clock set back takes none back."""
+    """`<year>.<n>`: one more than the former version of this year, else <year>.1.
+
+    When the clock says an earlier year than the former version, that year's numbers go on.
+    """
     year = datetime.now(timezone.utc).year
     match = re.fullmatch(r"(\d{4})\.(\d+)", str(former or ""))
     if match and int(match[1]) >= year:

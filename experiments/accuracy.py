@@ -1,8 +1,8 @@
 """What each option is worth: the tables of docs/ACCURACY.md.
 
-    python experiments/accuracy.py options --sets ../shared/data/{cookies,pills,coffee} \
+    python -m experiments.accuracy options --sets ../shared/data/{cookies,pills,coffee} \
         --model resnet18=../shared/data/weights/resnet18_layers1-3.safetensors --input-size 256
-    python experiments/accuracy.py spots --sets … --model … --input-size 448
+    python -m experiments.accuracy spots --sets … --model … --input-size 448
 
 Each option is the default with one thing changed, through the service's own code. The network runs once for all options
 that leave it alone. A difference comes with the interval of a paired bootstrap over the test images.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,94 +20,80 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from backend.base.config import Settings, load_settings  # noqa: E402
-from backend.base.images import decode_image, encode_png  # noqa: E402
-from backend.base.keys import ModelKey  # noqa: E402
-from backend.evaluation.results import SetResult  # noqa: E402
-from backend.evaluation.runner import Evaluator, RememberingExtractor  # noqa: E402
-from backend.evaluation.sets import InspectionSet, read_set  # noqa: E402
-from backend.service.fitting import Fitter  # noqa: E402
-from backend.service.host import extractor_for  # noqa: E402
-from backend.service.images import ImageFile  # noqa: E402
-from backend.service.inspection import Inspector  # noqa: E402
+from backend.base.config import Settings, load_settings
+from backend.base.images import decode_image, encode_png
+from backend.base.keys import ModelKey
+from backend.evaluation.results import SetResult
+from backend.evaluation.runner import Evaluator, RememberingExtractor
+from backend.evaluation.sets import InspectionSet, read_set
+from backend.service.fitting import Fitter
+from backend.service.host import extractor_for
+from backend.service.images import ImageFile
+from backend.service.inspection import Inspector
 
 app = typer.Typer(add_completion=False)
-console = Console(stderr=True)
 Sets = Annotated[list[Path], typer.Option(exists=True, file_okay=False, help="Folders in MVTec AD's layout.")]
 Model = Annotated[str, typer.Option(help="NAME or NAME=WEIGHTS.")]
 
-# Settings that the extractor is built from: options that change one of them run the network again.
-OF_THE_EXTRACTOR = {
-    "input_size", "input_edge", "blocks", "tiles", "tile_overlap", "patchcore_patch_size", "patchcore_stride",
-    "resnet_offset", "precision", "runtime",
-}  # fmt: skip
-
-COMMON: dict[str, dict[str, Any]] = {
-    "CORESET_RATE=0.005": {"coreset_rate": 0.005},
-    "CORESET_RATE=0.01": {"coreset_rate": 0.01},
-    "CORESET_RATE=0.1": {"coreset_rate": 0.1},
-    "MAX_CORESET=1024": {"max_coreset": 1024},
-    "PATCHCORE_KNN_K=3": {"patchcore_knn_k": 3},
-    "PATCHCORE_KNN_K=9": {"patchcore_knn_k": 9},
-    "PATCHCORE_DENSITY_K=9": {"patchcore_density_k": 9},
-    "PATCHCORE_DISTANCE=mahalanobis": {"patchcore_distance": "mahalanobis"},
-    "PATCHCORE_DISTANCE=cosine": {"patchcore_distance": "cosine"},
-    "FOREGROUND_MASK=pca": {"foreground_mask": "pca"},
-    "SCORE_METHOD=max": {"score_method": "max"},
-    "SCORE_METHOD=top_mean": {"score_method": "top_mean"},
-    "SCORE_METHOD=power_mean, SCORE_MAP=tokens": {"score_method": "power_mean", "score_map": "tokens"},
-    "SCORE_METHOD=max, SCORE_MAP=tokens": {"score_method": "max", "score_map": "tokens"},
-    "SCORE_METHOD=max, PATCHCORE_REWEIGHT=9": {"score_method": "max", "patchcore_reweight": 9},
-    "SCORE_METHOD=max, TOKEN_BLUR=0.5": {"score_method": "max", "token_blur": 0.5},
-    "SCORE_METHOD=max, TOKEN_BLUR=1": {"score_method": "max", "token_blur": 1.0},
-    "SCORE_METHOD=max, TOKEN_BLUR=1.5": {"score_method": "max", "token_blur": 1.5},
-    "SCORE_METHOD=max, TOKEN_BLUR=2": {"score_method": "max", "token_blur": 2.0},
-    "TOKEN_BLUR=1": {"token_blur": 1.0},
-    "BLUR_SIGMA=4": {"blur_sigma": 4.0},
-    "FIT_MEMORY_MB=32": {"fit_memory_mb": 32},
-    "SEED=1": {"seed": 1},
-    "SEED=2": {"seed": 2},
-    "TILES=2": {"tiles": 2},
-    "INPUT_SIZE=448": {"input_size": 448},
-    "PRESET=recommended": {"preset": "recommended"},
-    "PRESET=recommended, TOKEN_BLUR=0": {"preset": "recommended", "token_blur": 0.0},
-    "PRESET=recommended, FOREGROUND_MASK=pca": {"preset": "recommended", "foreground_mask": "pca"},
-    "PRESET=recommended, SCORE_METHOD=max": {"preset": "recommended", "score_method": "max"},
-    "PRESET=recommended, SCORE_METHOD=top_mean": {
-        "preset": "recommended",
-        "score_method": "top_mean",
-        "score_top_share": 0.005,
-    },
-    "PRESET=recommended, SCORE_POWER=16": {"preset": "recommended", "score_power": 16.0},
-    "PRESET=recommended, SCORE_POWER=64": {"preset": "recommended", "score_power": 64.0},
-    "PRESET=recommended, CORESET_RATE=0.02": {"preset": "recommended", "coreset_rate": 0.02},
-    "PRESET=recommended, CORESET_RATE=0.05": {"preset": "recommended", "coreset_rate": 0.05},
-    "PRESET=recommended, PATCHCORE_DENSITY_K=0": {"preset": "recommended", "patchcore_density_k": 0},
-    "PRESET=recommended, PATCHCORE_DENSITY_K=5": {"preset": "recommended", "patchcore_density_k": 5},
-    "PRESET=recommended, SEED=1": {"preset": "recommended", "seed": 1},
-    "PRESET=recommended, SEED=2": {"preset": "recommended", "seed": 2},
-}
-RESNET: dict[str, dict[str, Any]] = {
-    "RESNET_OFFSET=0": {"resnet_offset": 0.0},
-    "RESNET_OFFSET=0.4": {"resnet_offset": 0.4},
-    "RESNET_OFFSET=1.6": {"resnet_offset": 1.6},
-    "PATCHCORE_PATCH_SIZE=1": {"patchcore_patch_size": 1},
-    "PATCHCORE_PATCH_SIZE=5": {"patchcore_patch_size": 5},
-    "PATCHCORE_STRIDE=2": {"patchcore_stride": 2},
-    "PRESET=recommended, RESNET_OFFSET=0.8": {"preset": "recommended", "resnet_offset": 0.8},
-    "PRESET=recommended, PATCHCORE_PATCH_SIZE=5": {"preset": "recommended", "patchcore_patch_size": 5},
-}
-VIT: dict[str, dict[str, Any]] = {
-    "PATCHCORE_PATCH_SIZE=3": {"patchcore_patch_size": 3},
-    "BLOCKS=-1": {"blocks": ("-1",)},
-    "BLOCKS=5,8,11": {"blocks": ("5", "8", "11")},
-    "BLOCKS=7,9": {"blocks": ("7", "9")},
-}
+# The rows of the table: what differs from the default, as one would write it in the environment.
+COMMON = (
+    "CORESET_RATE=0.005",
+    "CORESET_RATE=0.01",
+    "CORESET_RATE=0.1",
+    "MAX_CORESET=1024",
+    "PATCHCORE_KNN_K=3",
+    "PATCHCORE_KNN_K=9",
+    "PATCHCORE_DENSITY_K=9",
+    "PATCHCORE_DISTANCE=mahalanobis",
+    "PATCHCORE_DISTANCE=cosine",
+    "FOREGROUND_MASK=pca",
+    "SCORE_METHOD=max",
+    "SCORE_METHOD=top_mean",
+    "SCORE_METHOD=power_mean, SCORE_MAP=tokens",
+    "SCORE_METHOD=max, SCORE_MAP=tokens",
+    "SCORE_METHOD=max, PATCHCORE_REWEIGHT=9",
+    "SCORE_METHOD=max, TOKEN_BLUR=0.5",
+    "SCORE_METHOD=max, TOKEN_BLUR=1",
+    "SCORE_METHOD=max, TOKEN_BLUR=1.5",
+    "SCORE_METHOD=max, TOKEN_BLUR=2",
+    "TOKEN_BLUR=1",
+    "BLUR_SIGMA=4",
+    "FIT_MEMORY_MB=32",
+    "SEED=1",
+    "SEED=2",
+    "TILES=2",
+    "INPUT_SIZE=448",
+    "PRESET=recommended",
+    "PRESET=recommended, TOKEN_BLUR=0",
+    "PRESET=recommended, FOREGROUND_MASK=pca",
+    "PRESET=recommended, SCORE_METHOD=max",
+    "PRESET=recommended, SCORE_METHOD=top_mean, SCORE_TOP_SHARE=0.005",
+    "PRESET=recommended, SCORE_POWER=16",
+    "PRESET=recommended, SCORE_POWER=64",
+    "PRESET=recommended, CORESET_RATE=0.02",
+    "PRESET=recommended, CORESET_RATE=0.05",
+    "PRESET=recommended, PATCHCORE_DENSITY_K=0",
+    "PRESET=recommended, PATCHCORE_DENSITY_K=5",
+    "PRESET=recommended, SEED=1",
+    "PRESET=recommended, SEED=2",
+)
+RESNET = (
+    "RESNET_OFFSET=0",
+    "RESNET_OFFSET=0.4",
+    "RESNET_OFFSET=1.6",
+    "PATCHCORE_PATCH_SIZE=1",
+    "PATCHCORE_PATCH_SIZE=5",
+    "PATCHCORE_STRIDE=2",
+    "PRESET=recommended, RESNET_OFFSET=0.8",
+    "PRESET=recommended, PATCHCORE_PATCH_SIZE=5",
+)
+VIT = (
+    "PATCHCORE_PATCH_SIZE=3",
+    "BLOCKS=-1",
+    "BLOCKS=5,8,11",
+    "BLOCKS=7,9",
+)
 
 
 class Bench:
@@ -116,7 +102,7 @@ class Bench:
     def __init__(self, folder: Path, base: dict[str, Any]) -> None:
         self.folder, self.base = folder, base
 
-    def settings(self, changed: dict[str, Any]) -> Settings:
+    def settings(self, changed: Mapping[str, str]) -> Settings:
         """The base with something changed."""
         return load_settings(**{**self.base, **changed})
 
@@ -124,10 +110,10 @@ class Bench:
         """The extractor of the settings, with what it embedded before."""
         extractor = extractor_for(settings)
         tokens = self.folder / f"{extractor.fingerprint}-{extractor.runtime}-{settings.precision}"
-        tokens.mkdir(exist_ok=True)
+        tokens.mkdir(parents=True, exist_ok=True)
         return RememberingExtractor(extractor, tokens)
 
-    def run(self, changed: dict[str, Any], sets: Sequence[InspectionSet]) -> list[SetResult]:
+    def run(self, changed: Mapping[str, str], sets: Sequence[InspectionSet]) -> list[SetResult]:
         """The figures of each set with something changed."""
         settings = self.settings(changed)
         with Evaluator(settings, self.extractor(settings)) as evaluator:
@@ -158,20 +144,19 @@ def options(
     sets: Sets,
     model: Model,
     input_size: int = 448,
-    only: Annotated[list[str] | None, typer.Option(help="These options alone, by their names in the table.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="These rows alone, as NAME=VALUE, NAME=VALUE.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="Folder that keeps the tokens between runs.")] = None,
 ) -> None:
     """A table of what each option changes, as Markdown on standard output."""
     base = _base(model, input_size)
     given = [read_set(folder) for folder in sets]
-    every = _every_option(model)
-    chosen = _chosen(only or every, every)
+    rows = {title: changed_by(title) for title in only or (*COMMON, *(RESNET if "resnet" in model else VIT))}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(tokens or Path(folder), base)
         default = bench.run({}, given)
         _header(given)
         _row("default", default, default)
-        for title, changed in chosen.items():
+        for title, changed in rows.items():
             _row(title, bench.run(changed, given), default)
 
 
@@ -180,15 +165,13 @@ def _base(model: str, input_size: int) -> dict[str, Any]:
     return {"model_name": name, "weights": weights or "auto", "input_size": input_size}
 
 
-def _every_option(model: str) -> dict[str, dict[str, Any]]:
-    return {**COMMON, **(RESNET if "resnet" in model.partition("=")[0] else VIT)}
-
-
-def _chosen(titles: Iterable[str], every: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    unknown = [title for title in titles if title not in every]
-    if unknown:
-        raise typer.BadParameter(f"{unknown[0]!r} is no row of the table; these are: {'; '.join(every)}")
-    return {title: every[title] for title in titles}
+def changed_by(title: str) -> dict[str, str]:
+    """The settings in `NAME=VALUE, NAME=VALUE`. Raises typer.BadParameter for a name that is no setting."""
+    pairs = [pair.partition("=") for pair in title.split(", ")]
+    for name, equals, _ in pairs:
+        if not equals or name.lower() not in Settings.model_fields:
+            raise typer.BadParameter(f"{name!r} in {title!r} is no setting: write NAME=VALUE, NAME=VALUE")
+    return {name.lower(): value for name, _, value in pairs}
 
 
 def _header(sets: Sequence[InspectionSet]) -> None:
@@ -309,10 +292,10 @@ def spots(
     input_size: int = 448,
     images: Annotated[int, typer.Option(min=1, help="Held-out good parts that get spots.")] = 10,
     splits: Annotated[int, typer.Option(min=1, help="Draws of held-out parts, each with a seed of its own.")] = 4,
-    only: Annotated[list[str] | None, typer.Option(help="These settings beside the default, and no others.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="These beside the default, as NAME=VALUE, NAME=VALUE.")] = None,
 ) -> None:
     """How large a spot must be to score above every held-out good part, by the default and by what is to be better."""
-    ways = {"default": {}, **_chosen(only or WAYS, _every_option(model))}
+    ways: dict[str, dict[str, str]] = {"default": {}, **{title: changed_by(title) for title in only or WAYS}}
     _line(["set", "spot", "scored as", *[f"{share:.4%}" for share in AREAS], "area found", "of the default's"])
     _line(["---"] * (len(AREAS) + 5))
     with tempfile.TemporaryDirectory() as folder:
@@ -333,7 +316,7 @@ def spots(
         typer.echo(f"{way}, area of the default's: {mean} (geometric, {len(known)} of {len(of_kinds)} kinds)")
 
 
-def _found(spotted: Spotted, bench: Bench, changed: dict[str, Any], splits: int) -> dict[str, Rates]:
+def _found(spotted: Spotted, bench: Bench, changed: Mapping[str, str], splits: int) -> dict[str, Rates]:
     """Of each kind the share of parts (areas,) on which a spot is found with something changed, mean of the splits."""
     settings = bench.settings(changed)
     extractor = bench.extractor(settings)

@@ -1,6 +1,6 @@
 """What growing a memory costs against fitting the same images at once: the table of docs/ACCURACY.md.
 
-    python experiments/growing.py --sets ../shared/data/coffee --sets ../shared/data/pills \
+    python -m experiments.growing --sets ../shared/data/coffee --sets ../shared/data/pills \
         --model resnet18=../shared/data/weights/resnet18_layers1-3.safetensors --input-size 256
 
 The good parts come in the order of their files' names, then in several random ones. Each order is fitted at once, its
@@ -21,20 +21,17 @@ import typer
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from backend.base.config import load_settings  # noqa: E402
-from backend.base.decoding import ImageOptions  # noqa: E402
-from backend.evaluation.sets import LabelledImage, read_set  # noqa: E402
-from backend.extractors.protocol import Extractor  # noqa: E402
-from backend.infer import Criteria, Roi, RoiSize, inspect  # noqa: E402
-from backend.patchcore import PatchCoreMemory  # noqa: E402
-from backend.service.embedding import Embeddings  # noqa: E402
-from backend.service.fitting import grown_memory  # noqa: E402
-from backend.service.host import extractor_for  # noqa: E402
-from backend.service.images import ImageFile, prepare_image  # noqa: E402
-from backend.storage import StoredMemory  # noqa: E402
+from backend.base.config import load_settings
+from backend.base.decoding import ImageOptions
+from backend.evaluation.sets import LabelledImage, read_set
+from backend.extractors.protocol import Extractor
+from backend.infer import Criteria, Roi, RoiSize, inspect
+from backend.patchcore import PatchCoreMemory
+from backend.service.embedding import Embeddings
+from backend.service.fitting import grown_memory
+from backend.service.host import extractor_for
+from backend.service.images import ImageFile, prepare_image
+from backend.storage import StoredMemory
 
 app = typer.Typer(add_completion=False)
 Rows = NDArray[np.float32]

@@ -16,7 +16,7 @@ SHARED_DATA = PROJECT_ROOT.parent / "shared" / "data"
 
 # Few examples, and the same ones each time, unless HYPOTHESIS_PROFILE=thorough (as `make test-all` has it).
 settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
-settings.register_profile("thorough", max_examples=500, deadline=None)
+settings.register_profile("thorough", max_examples=200, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
@@ -29,12 +29,13 @@ def _reaches_settings(name: str) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Defaults mean defaults: no setting leaks in from the shell, no hub is asked for weights, no sample stays here."""
+    """Defaults mean defaults: no setting leaks in from the shell, no hub is asked, nothing is kept here."""
     with pytest.MonkeyPatch.context() as patch:
         for name in filter(_reaches_settings, list(os.environ)):
             patch.delenv(name)
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("BDI_DATASETS_DIR", str(tmp_path_factory.mktemp("datasets")))
+        patch.setenv("BDI_RESULTS_DB", f"sqlite:///{tmp_path_factory.mktemp('data') / 'inspections.db'}")
         patch.setitem(Settings.model_config, "env_file", None)
         patch.setitem(Settings.model_config, "yaml_file", None)
         yield

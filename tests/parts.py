@@ -1,6 +1,9 @@
-"""Small pictures of a part, good and bad, and the settings of a service that is quick to test."""
+"""Pictures of parts, good and bad, bodies that carry them, and settings of a service that is quick to test."""
 
 import io
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +45,50 @@ def image_file(image: NDArray[Any], name: str = "part.png") -> ImageFile:
     return ImageFile.named(name, lambda: data)
 
 
+def part_file(seed: int, name: str | None = None, **kind: Any) -> ImageFile:
+    """A part as the Inspector takes it."""
+    return image_file(part(seed, **kind), name or f"{seed}.png")
+
+
 def good_files(count: int = 3, **size: Any) -> list[ImageFile]:
-    return [image_file(part(seed, **size), f"good_{seed}.png") for seed in range(count)]
+    return [part_file(seed, f"good_{seed}.png", **size) for seed in range(count)]
+
+
+@dataclass(frozen=True)
+class FormPart:
+    """One part of a multipart body as .NET's MultipartFormDataContent writes it."""
+
+    name: str
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+    filename: str | None = None
+    filename_star: str | None = None
+
+    def encode(self) -> bytes:
+        """The part with its head: the name unquoted, a filename* beside the filename, a Content-Type even on text."""
+        disposition = f"form-data; name={self.name}"
+        if self.filename is not None:
+            disposition += f"; filename={self.filename}; filename*=utf-8''{self.filename_star or self.filename}"
+        head = f"Content-Type: {self.content_type}\r\nContent-Disposition: {disposition}\r\n\r\n"
+        return head.encode("ascii") + self.body
+
+
+def text_parts(fields: Mapping[str, str]) -> list[FormPart]:
+    return [FormPart(name, value.encode()) for name, value in fields.items()]
+
+
+def picture_part(name: str, seed: int, **kind: Any) -> FormPart:
+    """A part's picture in the form field `name`."""
+    return FormPart(name, encoded(part(seed, **kind)), "image/png", f"SAMPLE_{seed}.png")
+
+
+def dotnet(parts: Sequence[FormPart]) -> tuple[dict[str, str], bytes]:
+    """Headers and body of System.Net.Http.MultipartFormDataContent, whose boundary is quoted."""
+    boundary = str(uuid.UUID(int=7))
+    body = f"--{boundary}\r\n".encode()
+    body += f"\r\n--{boundary}\r\n".encode().join(part.encode() for part in parts)
+    body += f"\r\n--{boundary}--\r\n".encode()
+    return {"Content-Type": f'multipart/form-data; boundary="{boundary}"', "Content-Length": str(len(body))}, body
 
 
 def quick_settings(root: Path, **given: Any) -> Settings:

@@ -1,30 +1,17 @@
 """The programs that measure for the documents: what their figures are made of."""
 
-from __future__ import annotations
-
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
 import pytest
+import typer
 
+from backend.base.arrays import l2_normalize
+from backend.base.config import load_settings
 from backend.base.images import decode_image
 from backend.evaluation.sets import InspectionSet, LabelledImage
-
-FILE = Path(__file__).resolve().parent.parent / "experiments" / "accuracy.py"
-
-
-@pytest.fixture(scope="module")
-def accuracy() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("experiments_accuracy", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+from experiments import accuracy, growing
 
 
 @pytest.fixture
@@ -38,36 +25,37 @@ def parts(tmp_path: Path) -> InspectionSet:
     return InspectionSet("parts", tuple(images[:8]), tuple(images[8:]))
 
 
-def rates(accuracy: ModuleType, *first: float) -> np.ndarray:
+def rates(*first: float) -> np.ndarray:
     return np.array([*first, *[1.0] * (len(accuracy.AREAS) - len(first))])
 
 
-def test_the_least_area_lies_between_the_last_missed_and_the_first_found(accuracy: ModuleType) -> None:
-    found = accuracy.least_area(rates(accuracy, 0.0, 0.0, 0.25, 0.75))
+def test_the_least_area_lies_between_the_last_missed_and_the_first_found() -> None:
+    found = accuracy.least_area(rates(0.0, 0.0, 0.25, 0.75))
     assert found == pytest.approx((accuracy.AREAS[2] * accuracy.AREAS[3]) ** 0.5)
-    assert accuracy.least_area(rates(accuracy, 0.0, 0.5)) == pytest.approx(accuracy.AREAS[1])
+    assert accuracy.least_area(rates(0.0, 0.5)) == pytest.approx(accuracy.AREAS[1])
 
 
-def test_an_area_counts_only_if_larger_ones_are_found_too(accuracy: ModuleType) -> None:
-    assert accuracy.least_area(rates(accuracy, 1.0, 1.0, 0.0, 1.0)) > accuracy.AREAS[2]
+def test_an_area_counts_only_if_larger_ones_are_found_too() -> None:
+    found = accuracy.least_area(rates(1.0, 1.0, 0.0, 1.0))
+    assert found is not None and found > accuracy.AREAS[2]
 
 
-def test_no_area_is_made_up_beyond_those_tried(accuracy: ModuleType) -> None:
+def test_no_area_is_made_up_beyond_those_tried() -> None:
     n = len(accuracy.AREAS)
-    assert accuracy.least_area(rates(accuracy)) == accuracy.AREAS[0]
+    assert accuracy.least_area(rates()) == accuracy.AREAS[0]
     assert accuracy.least_area(np.array([1.0] * (n - 1) + [0.4])) is None
     assert accuracy.least_area(np.full(n, np.mean([0.1, 0.9, 0.3, 0.7]))) == accuracy.AREAS[0]
 
 
 @pytest.mark.parametrize("share", [0.001, 0.01])
-def test_a_spot_covers_its_share_of_the_part(accuracy: ModuleType, share: float) -> None:
+def test_a_spot_covers_its_share_of_the_part(share: float) -> None:
     plain = np.full((300, 400, 3), 128, np.uint8)
     spotted = decode_image(accuracy.with_spot(plain, share, (20, 20, 20), np.random.default_rng(0)))
     cover = (128.0 - spotted[..., 0]) / (128 - 20)
     assert cover.mean() == pytest.approx(share, rel=0.05)
 
 
-def test_every_area_of_a_kind_lies_at_one_place(accuracy: ModuleType, parts: InspectionSet) -> None:
+def test_every_area_of_a_kind_lies_at_one_place(parts: InspectionSet) -> None:
     spotted = accuracy.Spotted.of(parts, 3)
     for dark, red in zip(spotted.spots["dark"], spotted.spots["red"], strict=True):
         small, large, other = (decode_image(data)[..., 0] < 60 for data in (dark[5], dark[8], red[8]))
@@ -78,7 +66,7 @@ def test_every_area_of_a_kind_lies_at_one_place(accuracy: ModuleType, parts: Ins
 
 
 @pytest.mark.parametrize("split", [0, 1, 2])
-def test_parts_with_spots_are_never_learnt_from(accuracy: ModuleType, parts: InspectionSet, split: int) -> None:
+def test_parts_with_spots_are_never_learnt_from(parts: InspectionSet, split: int) -> None:
     spotted = accuracy.Spotted.of(parts, 3)
     held = spotted.held_out(split)
     assert len(held) == 6
@@ -87,6 +75,31 @@ def test_parts_with_spots_are_never_learnt_from(accuracy: ModuleType, parts: Ins
         assert {spotted.parts[n] for n in held} == {image.path for image in parts.test if not image.defective}
 
 
-def test_other_splits_hold_other_parts_out(accuracy: ModuleType, parts: InspectionSet) -> None:
+def test_other_splits_hold_other_parts_out(parts: InspectionSet) -> None:
     spotted = accuracy.Spotted.of(parts, 3)
     assert len({frozenset(spotted.held_out(split)) for split in range(4)}) == 4
+
+
+@pytest.mark.parametrize("title", [*accuracy.COMMON, *accuracy.RESNET, *accuracy.VIT])
+def test_every_row_of_the_table_is_a_setting_that_the_service_takes(title: str) -> None:
+    changed = accuracy.changed_by(title)
+    settings = load_settings(**changed)
+    assert all(name in settings.model_fields_set for name in changed)
+
+
+def test_a_row_says_what_it_changes() -> None:
+    settings = load_settings(**accuracy.changed_by("SCORE_METHOD=top_mean, SCORE_TOP_SHARE=0.5, BLOCKS=7,9"))
+    assert (settings.score_method, settings.score_top_share, settings.blocks) == ("top_mean", 0.5, ("7", "9"))
+
+
+@pytest.mark.parametrize("title", ["CORESET=0.1", "SEED", "SEED=1, CORESET=0.1", "", "recommended"])
+def test_a_row_that_names_no_setting_is_refused(title: str) -> None:
+    with pytest.raises(typer.BadParameter, match="is no setting"):
+        accuracy.changed_by(title)
+
+
+@pytest.mark.parametrize("reserve", [False, True])
+def test_a_grown_memory_has_about_as_many_rows_as_one_made_at_once(rng: np.random.Generator, reserve: bool) -> None:
+    images = l2_normalize(rng.standard_normal((6 * 25, 8), np.float32)).reshape(6, 25, 8)
+    memory = growing.grown(images, (5, 5), 2, 0.2, rng, reserve=reserve)
+    assert 0.8 * 30 <= len(memory) <= 30

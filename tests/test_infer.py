@@ -1,4 +1,7 @@
+import json
 import math
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -8,10 +11,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from backend.base.arrays import Ranked
+from backend.base.config import Settings
+from backend.base.errors import MaskEmpty
 from backend.infer import (
     Criteria,
     HeatmapScale,
+    InferenceEngine,
     Inspection,
+    Method,
     Roi,
     RoiSize,
     Scoring,
@@ -23,11 +30,16 @@ from backend.infer import (
     regions,
     score_of,
     statistics,
+    token_map,
+    working_mask,
 )
 from backend.patchcore import PatchCoreMemory
 from backend.roi_mask import Shape, build_mask
 
 Float = NDArray[np.float32]
+
+
+METHODS: list[Method] = ["percentile", "max", "top_mean", "power_mean"]
 
 
 def roi_of(height: int, width: int, grid: tuple[int, int] = (8, 8), **more: Any) -> Roi:
@@ -143,7 +155,7 @@ def test_a_hot_spot_outside_the_mask_counts_for_nothing() -> None:
 
 def found_in(heat: Float, *, mask: Any = None, threshold: float = 0.5, area_mm2_thr: float = 0.0) -> Any:
     roi = roi_of(*heat.shape, mask=mask, mm_per_px=0.2)
-    return regions(heat, roi, Criteria(threshold=threshold, area_mm2_thr=area_mm2_thr))
+    return regions(heat, roi, threshold, roi.pixels(area_mm2_thr))
 
 
 @pytest.fixture
@@ -273,8 +285,7 @@ def test_rows_of_an_image_left_out_are_no_neighbours(problem: tuple[Float, Float
 def test_regions_are_the_connected_components(rng: np.random.Generator, share: float, cell: int) -> None:
     hot = (rng.random((40, 56)) < share).astype(np.float32)
     heat = cv2.resize(hot, (56 * cell, 40 * cell), interpolation=cv2.INTER_NEAREST)
-    criteria = Criteria(threshold=0.5, area_mm2_thr=0.03)
-    found = regions(np.asarray(heat, np.float32), roi_of(*heat.shape, mm_per_px=0.1), criteria)
+    found = regions(np.asarray(heat, np.float32), roi_of(*heat.shape, mm_per_px=0.1), 0.5, 3)
 
     count, labels, stats, _ = cv2.connectedComponentsWithStats(heat.astype(np.uint8), connectivity=8)
     expected = []
@@ -289,3 +300,254 @@ def test_regions_are_the_connected_components(rng: np.random.Generator, share: f
     outlines = {r.bbox: {(px, py) for px, py in r.contour} for r in found}
     assert all(outlines[box] == points for box, _, points in expected if sum(b == box for b, _, _ in expected) == 1)
     assert [r.area_px for r in found] == sorted((r.area_px for r in found), reverse=True)
+
+
+def random_map(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Float, Roi]:
+    """A token map and an ROI of a random grid, mask and scale."""
+    grid = int(rng.integers(1, 12)), int(rng.integers(1, 12))
+    mask = rng.random(size) < rng.choice([0.5, 0.8, 1.0])
+    mask[size[0] // 2, size[1] // 2] = True
+    roi = Roi(RoiSize(*size), grid, mask if rng.random() < 0.6 else None, float(rng.choice([0.01, 0.2, 1.0])))
+    return rng.random(grid, np.float32), roi
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_scored_by_area_a_part_is_bad_exactly_when_a_region_of_that_area_is_there(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    distances, roi = random_map(rng, (int(rng.integers(1, 90)), int(rng.integers(1, 90))))
+    area = float(rng.choice([0.0, 1e-4, 0.3, 5.0, 1e5]))
+    scoring = Scoring(method="area", area_mm2=area if rng.random() < 0.5 else None)
+    found = inspect_map(distances, roi, Criteria(scoring, None, area))
+    at = np.float32(found.score)
+    around = [float(np.nextafter(at, np.float32(way))) for way in (-np.inf, np.inf)]
+    inside = found.anomaly_map if roi.mask is None else found.anomaly_map[roi.mask]
+    thresholds = [found.score, *around, np.nextafter(found.score, 2), np.nextafter(found.score, 0)]
+    for threshold in [*thresholds, 0.0, 2.0, *rng.choice(inside.ravel(), 5).astype(float), *rng.random(5)]:
+        criteria = Criteria(scoring, float(threshold), area)
+        again = inspect_map(distances, roi, criteria)
+        assert again.score == found.score
+        assert bool(again.regions) == (again.score >= threshold) == criteria.rejects(again.score)
+
+
+def test_scored_by_area_the_score_is_the_level_that_a_region_of_that_area_reaches() -> None:
+    distances = np.zeros((16, 16), np.float32)
+    distances[2, 2], distances[8:12, 8:12] = 1.0, 0.6
+    roi = roi_of(128, 128, (16, 16), mm_per_px=0.5)
+
+    def score(area: float) -> float:
+        return inspect_map(distances, roi, Criteria(Scoring(method="area", area_mm2=area))).score
+
+    assert score(0.1) > 0.7  # the one token
+    assert score(100) == pytest.approx(0.6, abs=0.01)  # 400 px: what the token lights up is not that large
+    assert score(5000) == 0.0
+
+
+def test_a_part_without_a_region_of_that_area_is_a_region_as_a_whole() -> None:
+    distances = np.full((8, 8), 0.3, np.float32)
+    mask = np.zeros((64, 64), bool)
+    mask[10:20, 10:20] = True
+    criteria = Criteria(Scoring(method="area"), 0.25, area_mm2_thr=1e6)
+    found = inspect_map(distances, roi_of(64, 64, mask=mask), criteria)
+    assert found.score == pytest.approx(0.3) and criteria.rejects(found.score)
+    assert [region.area_px for region in found.regions] == [100]
+
+
+@pytest.mark.parametrize("method", ["percentile", "max", "top_mean", "power_mean"])
+def test_by_the_other_scores_a_part_is_bad_above_the_threshold(method: Any) -> None:
+    criteria = Criteria(Scoring(method=method), 0.5)
+    assert criteria.rejects(0.5) is False and criteria.rejects(0.5000001) is True
+    assert Criteria(Scoring(method=method)).rejects(0.5) is None
+
+
+@pytest.mark.parametrize("mm_per_px", [1e-200, 1e-6, 0.07, 0.1, 0.3, 1.0, 1e6])
+@pytest.mark.parametrize("area", [0.0, 1e-9, 0.01, 0.3, 1.0, 7.29, 1e12])
+@pytest.mark.parametrize("height", [50, 5000])
+def test_the_pixels_of_an_area_are_the_fewest_that_have_it(mm_per_px: float, area: float, height: int) -> None:
+    roi = Roi(RoiSize(height, 4000), (8, 8), mm_per_px=mm_per_px)
+    n, each = roi.pixels(area), mm_per_px**2 / roi.size.scale**2
+    whole = roi.size.working[0] * roi.size.working[1]
+    assert 1 <= n <= whole + 1
+    assert n * each >= area or n == whole + 1
+    assert n == 1 or (n - 1) * each < area
+
+
+def blurred_disc(radius: float, height: float, ground: float) -> Float:
+    """A disc on even ground, as its edge looks through tokens of 8 px."""
+    rows, columns = np.ogrid[:200, :200]
+    disc = (np.hypot(rows - 100, columns - 100) <= radius).astype(np.float32)
+    return np.asarray(ground + height * cv2.GaussianBlur(disc, (0, 0), 6), np.float32)
+
+
+@pytest.mark.parametrize("radius", [12, 25, 50])
+def test_the_estimate_of_an_area_depends_little_on_the_threshold(radius: float) -> None:
+    heat, true = blurred_disc(radius, 0.8, 0.2), 0.25 * math.pi * radius**2
+    found = [regions(heat, roi_of(200, 200, (25, 25), mm_per_px=0.5), threshold)[0] for threshold in (0.25, 0.4, 0.55)]
+    assert [region.area_mm2 for region in found] == [region.area_px * 0.25 for region in found]
+    counted, estimated = ([region.area_mm2 for region in found], [region.area_mm2_estimate for region in found])
+    assert estimated == pytest.approx([true] * 3, rel=0.35)
+    assert max(estimated) / min(estimated) < 0.8 * max(counted) / min(counted)
+
+
+def test_another_region_nearby_does_not_count_as_the_surroundings() -> None:
+    heat = np.full((60, 60), 0.1, np.float32)
+    heat[20:24, 20:24] = 0.5
+    heat[:, 26:] = 2.0
+    found = regions(heat, roi_of(60, 60, (12, 12)), 0.4)
+    assert [region.area_mm2_estimate for region in found] == [60 * 34, 16]
+
+
+def test_by_default_a_calibration_remembers_what_it_always_did() -> None:
+    assert json.dumps(Scoring().remembered()) == '{"method": "percentile", "blur_sigma": 1.0, "k": 1}'
+
+
+def test_a_calibration_remembers_each_option_that_is_not_the_defaults() -> None:
+    other: dict[str, Any] = {
+        "where": "tokens",
+        "top_share": 0.02,
+        "reweight": 3,
+        "token_blur": 0.5,
+        "memory": "cosine",
+        "density": 2,
+    }
+    told = Scoring(method="max", percentile=50, blur_sigma=2, k=5, power=8, **other).remembered()
+    assert list(told.items()) == [("method", "max"), ("blur_sigma", 2), ("k", 5), *other.items()]
+    assert Scoring(method="power_mean", power=8).remembered()["power"] == 8
+    assert "power" not in Scoring(method="power_mean").remembered()
+
+
+@pytest.mark.parametrize("own", fields(Scoring), ids=lambda own: str(own.name))
+def test_an_option_of_scoring_says_who_sets_it_and_who_remembers_it(own: Any) -> None:
+    assert set(own.metadata) <= {"setting", "remembered", "reported", "of_method"}
+    assert own.metadata["remembered"] in {"always", "changed", "never"}
+    if setting := own.metadata["setting"]:
+        others: dict[str, Any] = {"method": "max", "percentile": 50.0, "where": "tokens", "top_share": 0.5}
+        value = others.get(own.name, 2)
+        assert Scoring.of(Settings(**{setting: value})) == Scoring(**{own.name: value})
+
+
+def test_settings_and_the_memory_fill_a_scoring() -> None:
+    assert Scoring.of(Settings()) == Scoring()
+    assert Scoring.of(Settings(), memory="cosine") == Scoring(memory="cosine")
+
+
+def test_infer_reports_the_options_under_the_names_that_it_always_had() -> None:
+    assert Scoring(method="max", percentile=95, blur_sigma=2, k=3).reported() == {
+        "k": 3,
+        "score_percentile": 95,
+        "score_method": "max",
+        "blur_sigma": 2,
+    }
+
+
+def test_the_documents_name_every_option_that_is_remembered_or_reported() -> None:
+    docs = Path(__file__).resolve().parent.parent / "docs"
+    remembered = [own.name for own in fields(Scoring) if own.metadata["remembered"] != "never"]
+    formats, reference = ((docs / name).read_text("utf-8") for name in ("DATA_FORMATS.md", "API_REFERENCE.md"))
+    calibration = formats[formats.index("### calib.json") : formats.index("### .trash")]
+    assert [name for name in remembered if f"`{name}`" not in calibration] == []
+    (params,) = [line for line in reference.splitlines() if line.startswith("| `params`")]
+    assert [name for name in Scoring().reported() if f"`{name}`" not in params] == []
+
+
+@pytest.fixture
+def masked() -> Roi:
+    """A 4×4 grid of which the mask touches the left half."""
+    mask = np.zeros((40, 40), bool)
+    mask[:, :18] = True
+    return roi_of(40, 40, (4, 4), mask=mask)
+
+
+def test_a_memory_of_the_part_alone_takes_what_lies_beside_it_for_its_neighbour(masked: Roi) -> None:
+    tokens = np.eye(16, dtype=np.float32)
+    memory = PatchCoreMemory(tokens[[0, 1, 4, 5, 8, 9, 12]])  # of the left half all but the token 13
+    whole = inspect(tokens, memory, masked, Criteria()).token_map
+    assert (whole[:, 2:] > 1).all() and whole[3, 1] > 1 and whole[:3, :2].max() < 1e-3
+    part = inspect(tokens, memory, masked, Criteria(), part_only=True).token_map
+    np.testing.assert_array_equal(part[:, :2], whole[:, :2])
+    np.testing.assert_array_equal(part[:, 2:], np.repeat(whole[:, 1:2], 2, axis=1))
+    unmasked = inspect(tokens, memory, roi_of(40, 40, (4, 4)), Criteria(), part_only=True).token_map
+    np.testing.assert_array_equal(unmasked, whole)
+
+
+def test_a_score_on_tokens_is_that_of_the_tokens_that_touch_the_part(rng: np.random.Generator, masked: Roi) -> None:
+    distances = rng.random((4, 4), np.float32)
+    on_tokens = {method: Criteria(Scoring(method=method, where="tokens")) for method in METHODS}
+    assert inspect_map(distances, masked, on_tokens["max"]).score == distances[:, :2].max()
+    percentile = np.percentile(distances[:, :2].astype(np.float64), 99)
+    assert inspect_map(distances, masked, on_tokens["percentile"]).score == pytest.approx(percentile)
+    assert inspect_map(distances, roi_of(40, 40, (4, 4)), on_tokens["max"]).score == distances.max()
+
+
+@pytest.mark.parametrize("where", ["roi", "tokens"])
+def test_a_reweighted_score_is_weighed_by_the_farthest_token_inside_the_mask(masked: Roi, where: Any) -> None:
+    tokens, asked = np.arange(64, dtype=np.float32).reshape(16, 4), []
+
+    class Weighing:
+        """A memory whose distances rise with the token's number, and that remembers what it was asked to weigh."""
+
+        def distances(self, q: Float, k: int = 1, *, leave_out: int | None = None, density: int = 0) -> Float:
+            return np.linspace(0.1, 0.9, len(q), dtype=np.float32)
+
+        def weight(self, q: Float, neighbours: int) -> float:
+            asked.append((q.tolist(), neighbours))
+            return 0.5
+
+    scoring = Scoring(where=where, reweight=7)
+    found = inspect(tokens, Weighing(), masked, Criteria(scoring))
+    plain = inspect(tokens, Weighing(), masked, Criteria(replace(scoring, reweight=0)))
+    assert found.score == pytest.approx(0.5 * plain.score)
+    assert asked == [(tokens[13].tolist(), 7)]  # the last row's token at the mask's edge
+    inspect(tokens, Weighing(), roi_of(40, 40, (4, 4)), Criteria(scoring))
+    assert asked[1] == (tokens[15].tolist(), 7)
+
+
+def test_a_token_alone_counts_for_less_once_the_tokens_are_blurred(problem: tuple[Float, Float]) -> None:
+    tokens, bank = problem
+    plain, blurred = (
+        token_map(tokens, (5, 7), PatchCoreMemory(bank), Scoring(token_blur=sigma)) for sigma in (0.0, 1.0)
+    )
+    np.testing.assert_allclose(blurred, cv2.GaussianBlur(plain, (0, 0), 1.0), atol=1e-6)
+    assert blurred.std() < plain.std()
+
+
+def test_what_it_asks_of_a_memory_is_what_the_scoring_says(problem: tuple[Float, Float]) -> None:
+    tokens, bank = problem
+    memory = PatchCoreMemory(bank)
+    found = inspect(tokens, memory, roi_of(50, 70, (5, 7)), Criteria(Scoring(k=4, density=3)))
+    np.testing.assert_array_equal(found.token_map.ravel(), memory.distances(tokens, 4, density=3))
+
+
+def test_stages_are_told_when_they_are_over(problem: tuple[Float, Float]) -> None:
+    marks: list[str] = []
+    inspect(problem[0], PatchCoreMemory(problem[1]), roi_of(50, 70, (5, 7)), Criteria(), mark=marks.append)
+    assert marks == ["knn", "post"]
+
+
+def test_an_inspection_can_be_made_again_from_its_token_map(problem: tuple[Float, Float]) -> None:
+    tokens, bank = problem
+    mask = build_mask(Shape("circle", {"cx": 40, "cy": 28, "r": 25}), 60, 84)
+    roi, criteria = roi_of(60, 84, (5, 7), mask=mask, mm_per_px=0.5), Criteria(threshold=0.9, area_mm2_thr=2.0)
+    found = inspect(tokens, PatchCoreMemory(bank), roi, criteria)
+    again = inspect_map(found.token_map, roi, criteria)
+    np.testing.assert_array_equal(again.anomaly_map, found.anomaly_map)
+    assert (again.score, again.stats, again.regions) == (found.score, found.stats, found.regions) and found.regions
+
+
+def test_the_engine_of_the_documents_is_the_same_pipeline(problem: tuple[Float, Float]) -> None:
+    tokens, bank = problem
+    roi, memory = roi_of(50, 70, (5, 7)), PatchCoreMemory(bank, image_ids=np.arange(40, dtype=np.int32))
+    engine = InferenceEngine(Scoring(percentile=90), threshold=0.8, area_mm2_thr=3.0)
+    for leave_out in (None, 3):
+        one = engine.run(tokens, memory, roi, leave_out=leave_out)
+        other = inspect(tokens, memory, roi, Criteria(Scoring(percentile=90), 0.8, 3.0), leave_out=leave_out)
+        assert (one.score, one.stats, one.regions) == (other.score, other.stats, other.regions)
+    assert InferenceEngine().criteria == Criteria()
+
+
+def test_a_mask_at_working_size_speaks_of_sent_pixels() -> None:
+    assert working_mask(None, RoiSize(40, 50)) is None
+    large = working_mask(Shape("rect", {"x": 2000, "y": 1000, "w": 4000, "h": 600}), RoiSize(6000, 8000))
+    assert large is not None and large.shape == (3000, 4000)
+    assert large[500:800, 1000:3000].all() and large.sum() == 300 * 2000
+    with pytest.raises(MaskEmpty, match="width=8000, height=6000"):
+        working_mask(Shape("rect", {"x": 9000, "y": 0, "w": 5, "h": 5}), RoiSize(6000, 8000))

@@ -1,6 +1,7 @@
 """The one rule of imports: a room of backend/ imports rooms to its left, and no two files import each other."""
 
 import ast
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -175,6 +176,14 @@ CHECKS: list[Check] = [unknown_rooms, imports_to_the_right, circles, strays, rea
 @pytest.fixture(scope="module")
 def backend() -> House:
     return House.at(BACKEND)
+
+
+def test_the_architecture_page_draws_the_rooms_that_there_are_and_the_rule_that_holds() -> None:
+    page = (BACKEND.parent / "docs" / "ARCHITECTURE.md").read_text("utf-8")
+    drawn = re.findall(r"^  (\w+)(?:\.py|/) ", page.split("backend/\n")[1].split("```")[0], re.MULTILINE)
+    there = {path.stem for path in BACKEND.iterdir() if not path.name.startswith(("_", "."))} - {"py", "requirements"}
+    assert sorted(drawn) == sorted(there - {"config"})
+    assert " ".join(RULE.split()) in " ".join(page.split())
 
 
 def test_the_house_was_read(backend: House) -> None:

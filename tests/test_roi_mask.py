@@ -53,7 +53,7 @@ def test_what_lies_outside_the_image_is_cut_off() -> None:
 
 
 def test_numbers_may_come_as_a_json_text_with_any_case_of_kind() -> None:
-    shape = parse_shape(' {"kind": "Circle", "cx": 1, "cy": 2.5, "r": 3, "angle": 7} ')
+    shape = parse_shape(' {"kind": "Circle", "cx": 1, "cy": 2.5, "r": 3} ')
     assert shape == Shape("circle", {"cx": 1.0, "cy": 2.5, "r": 3.0})
     assert Shape("circle", {"cx": 1.0, "cy": 2.5, "r": 3.0}).as_dict() == {
         "kind": "circle",
@@ -71,7 +71,7 @@ def test_no_shape_means_the_whole_roi(nothing: str | None) -> None:
 
 def test_scaling_scales_every_number() -> None:
     shape = Shape("annulus", {"cx": 10, "cy": 20, "r": 8, "r_inner": 4})
-    assert shape.scaled(0.5).numbers == {"cx": 5, "cy": 10, "r": 4, "r_inner": 2}
+    assert shape.scaled(0.5) == Shape("annulus", {"cx": 5, "cy": 10, "r": 4, "r_inner": 2})
 
 
 CIRCLE = {"kind": "circle", "cx": 5, "cy": 5, "r": 3}
@@ -107,6 +107,57 @@ def test_a_shape_that_makes_no_sense_is_refused_by_name(shape: Any, error: type[
         parse_shape(shape)
     assert isinstance(caught.value, InvalidShape)
     assert len(sentence(caught.value, "es")) < 200
+
+
+ANNULUS = {**CIRCLE, "kind": "annulus"}
+TOLD: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"kind": "star"}, {"kind": "'star'"}),
+    ({"kind": "s" * 60}, {"kind": "'" + "s" * 39}),
+    ({"shape": "circle"}, {"kind": "None"}),
+    ({**CIRCLE, "kind": "CIRCLE", "colour": 1}, {"kind": "circle", "keys": "colour", "known": "cx, cy, r"}),
+    (
+        {**CIRCLE, **{letter * 50: 0 for letter in "abcdefg"}},
+        {"kind": "circle", "keys": ", ".join(letter * 40 for letter in "abcde"), "known": "cx, cy, r"},
+    ),
+    ({**CIRCLE, "cx": "5"}, {"kind": "circle", "field": "cx", "rule": ""}),
+    ({**CIRCLE, "r": "5"}, {"kind": "circle", "field": "r", "rule": " > 0"}),
+    ({**CIRCLE, "r": 0}, {"kind": "circle", "field": "r", "rule": " > 0"}),
+    ({**ANNULUS, "r_inner": None}, {"kind": "annulus", "field": "r_inner", "rule": " ≥ 0"}),
+    ({**ANNULUS, "r_inner": -1}, {"kind": "annulus", "field": "r_inner", "rule": " ≥ 0"}),
+    ({"kind": "rect", "x": 0, "y": 0, "w": 3, "h": -1}, {"kind": "rect", "field": "h", "rule": " > 0"}),
+    ({**CIRCLE, "cy": 1e9 + 1}, {"kind": "circle", "field": "cy", "rule": ""}),
+    ({**ANNULUS, "r_inner": 4}, {"r": 3.0, "r_inner": 4.0}),
+]
+
+
+@pytest.mark.parametrize(("shape", "values"), TOLD)
+def test_a_refusal_says_what_is_wrong_and_what_is_known(shape: dict[str, Any], values: dict[str, Any]) -> None:
+    with pytest.raises(InvalidShape) as caught:
+        parse_shape(shape)
+    assert caught.value.values == values
+
+
+def test_numbers_may_go_to_their_edge() -> None:
+    for shape in (
+        {**CIRCLE, "cx": 1e9},
+        {**CIRCLE, "cx": -1e9},
+        {**ANNULUS, "r_inner": 0},
+        {**ANNULUS, "r_inner": 0.5},
+    ):
+        parsed = parse_shape(shape)
+        assert parsed is not None and parsed.as_dict() == shape
+
+
+def test_an_annulus_has_both_its_edges() -> None:
+    mask = mask_of({"kind": "annulus", "cx": 10, "cy": 10, "r": 8, "r_inner": 5}, 21, 21)
+    assert mask[10, 2] and mask[10, 5] and not mask[10, 1] and not mask[10, 6]
+    assert mask[7, 14] and not mask[8, 13]  # 3, 4 and 5
+
+
+def test_a_mask_that_covers_nothing_says_of_what_size() -> None:
+    with pytest.raises(MaskEmpty) as caught:
+        mask_of({**CIRCLE, "cx": 90}, 20, 30)
+    assert caught.value.values == {"width": 30, "height": 20}
 
 
 @pytest.mark.parametrize(

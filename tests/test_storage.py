@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -677,3 +678,63 @@ def test_a_read_only_store_writes_nothing_and_empties_no_trash(store: ModelStore
     with pytest.raises(ReadOnlyReplica):
         replica.write_derived(KEY, saved, None)
     assert tree(store.root) == before and replica.load_memory(KEY).generation == saved.generation
+
+
+def test_an_older_memory_has_nothing_derived_that_could_be_out_of_date(store: ModelStore) -> None:
+    assert store.derived_is_current(KEY, "") and not store.derived_is_current(KEY, "g")
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '"text"', "7", "{"])
+def test_a_manifest_that_is_no_object_says_nothing(store: ModelStore, text: str) -> None:
+    assert store.manifest(KEY) == {}
+    save(store, images=[{"name": "ñandú.png", "sha256": ""}])
+    assert store.manifest(KEY)["images"][0]["name"] == "ñandú.png"
+    (store.folder(KEY) / "manifest.json").write_text(text, "utf-8")
+    assert store.manifest(KEY) == {}
+
+
+def test_what_is_damaged_is_told_with_the_reason_and_the_remedy(store: ModelStore) -> None:
+    save(store)
+    (store.folder(KEY) / "memory.npz").write_bytes(bad_npz(metadata="[1]"))
+    (store.folder(KEY) / "calib.json").write_text('{"threshold": 0.1, "area_mm2_thr": -1}', "utf-8")
+    loads: list[tuple[Callable[[ModelKey], object], str, str, str]] = [
+        (store.load_memory, "memory.npz", "metadata is no JSON object", "/fit_ok"),
+        (store.load_calibration, "calib.json", "area_mm2_thr is -1", "/calibrate_ng"),
+    ]
+    for load, name, reason, remedy in loads:
+        with pytest.raises(DamagedFile) as caught:
+            load(KEY)
+        assert caught.value.values == {"path": f"models/Master1/Pattern/{name}", "reason": reason, "remedy": remedy}
+
+
+def test_a_calibration_says_when_it_was_made(store: ModelStore) -> None:
+    store.save_calibration(KEY, {"threshold": 0.5})
+    found = store.load_calibration(KEY)
+    assert found is not None and list(found) == ["threshold", "created_utc"] and found["created_utc"].endswith("Z")
+
+
+def test_a_folder_with_an_unfit_name_hides_no_model_after_it(store: ModelStore) -> None:
+    keys = [ModelKey.of("a", "b"), ModelKey.of("z", "b"), ModelKey.of("a", "b", "night")]
+    for key in keys:
+        save(store, key)
+    for unfit in (
+        store.root / "b_." / "x",
+        store.root / "recipes" / "No" / "a" / "b",
+        store.root / "recipes" / "last" / "a" / "b",
+    ):
+        unfit.mkdir(parents=True)
+        (unfit / "memory.npz").write_bytes(b"")
+    assert set(store.keys()) >= set(keys) and len(store.keys()) <= len(keys) + 1
+
+
+def test_what_the_trash_did_is_in_the_log(store: ModelStore, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with pytest.raises(MemoryNotFound, match=r"key=Master1/Pattern"), store.writing(KEY):
+        store.move_to_trash(KEY)
+    save(store)
+    with store.writing(KEY):
+        store.move_to_trash(KEY)
+    store.empty_trash(0.5)
+    assert caplog.text == ""
+    store.empty_trash(0)
+    assert "emptied 1 models deleted more than 0 days ago from the trash" in caplog.text

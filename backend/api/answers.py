@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from backend.api.catalogue import Language, sentence
+from backend.assurance.review import Reviewed
+from backend.assurance.suspects import Suspect, why
 from backend.base.images import to_base64
 from backend.base.messages import Notice
-from backend.infer import Inspection, Region, heatmap_png, heatmap_range
+from backend.calib import GoodScores
+from backend.infer import Criteria, Inspection, Region, heatmap_png, heatmap_range
 from backend.samples.scoring import Scored
 from backend.service.results import InferResult
 
@@ -18,8 +21,9 @@ def infer_fields(result: InferResult, language: Language) -> dict[str, Any]:
     return {
         "threshold": None,
         "is_anomaly": None,
-        **inspection_fields(result.inspection, result.threshold, result.is_anomaly, result.warnings, language),
+        **inspection_fields(result.inspection, result.criteria, result.warnings, language),
         **heatmap_fields(result.heatmap, result.heatmap_range),
+        "area_resolution_mm2": result.area_resolution_mm2,
         "token_shape": list(result.token_shape),
         "inference_ms": result.timings_ms["total"],
         "timings_ms": result.timings_ms,
@@ -27,7 +31,7 @@ def infer_fields(result: InferResult, language: Language) -> dict[str, Any]:
     }
 
 
-def scored_fields(scored: Scored, threshold: float | None, language: Language, *, heatmap: bool) -> dict[str, Any]:
+def scored_fields(scored: Scored, criteria: Criteria, language: Language, *, heatmap: bool) -> dict[str, Any]:
     """One item of /infer_dataset: a stored sample with what /infer would say of it, or with its error."""
     sample = {
         "label": scored.sample.label,
@@ -40,14 +44,13 @@ def scored_fields(scored: Scored, threshold: float | None, language: Language, *
     if found is None:
         assert scored.error
         return {**sample, "error": sentence(scored.error, language), "code": scored.error.code}
-    is_anomaly = None if threshold is None else found.score > threshold
     picture = {}
     if heatmap:
-        low, high = heatmap_range(found, "relative", threshold)
+        low, high = heatmap_range(found, "relative", criteria.threshold)
         picture = heatmap_fields(heatmap_png(found, "relative", low, high), (low, high))
     return {
         **sample,
-        **inspection_fields(found, threshold, is_anomaly, scored.notices, language),
+        **inspection_fields(found, criteria, scored.notices, language),
         **picture,
         "n_regions": len(found.regions),
         "left_out": scored.left_out,
@@ -55,22 +58,52 @@ def scored_fields(scored: Scored, threshold: float | None, language: Language, *
 
 
 def inspection_fields(
-    found: Inspection,
-    threshold: float | None,
-    is_anomaly: bool | None,
-    notices: Sequence[Notice],
-    language: Language,
+    found: Inspection, criteria: Criteria, notices: Sequence[Notice], language: Language
 ) -> dict[str, Any]:
     """What every answer says of an inspection; without a threshold there is no verdict, and no field for one."""
     verdict: dict[str, Any] = {}
-    if threshold is not None:
-        verdict = {"threshold": threshold, "is_anomaly": is_anomaly, "decision": "ng" if is_anomaly else "ok"}
+    if criteria.threshold is not None:
+        is_anomaly = criteria.rejects(found.score)
+        verdict = {"threshold": criteria.threshold, "is_anomaly": is_anomaly, "decision": "ng" if is_anomaly else "ok"}
     return {
         "score": found.score,
         **verdict,
+        **(rarity_fields(criteria.good, found.score) if criteria.good else {}),
         "regions": [region_fields(region) for region in found.regions],
         "stats": found.stats,
         "warnings": [sentence(notice, language) for notice in notices],
+    }
+
+
+def rarity_fields(good: GoodScores, score: float) -> dict[str, Any]:
+    """How unusual a score is among the good ones of the calibration."""
+    return {"p_value": good.p_value(score), "ok_as_high": good.as_high(score), "n_ok": good.n}
+
+
+def suspect_fields(suspect: Suspect, names: Sequence[str], language: Language) -> dict[str, Any]:
+    """A suspect among images of these names."""
+    return {
+        "filename": names[suspect.place],
+        "score": suspect.score,
+        "p_value": suspect.p_value,
+        "why": sentence(why(suspect), language),
+    }
+
+
+def reviewed_fields(part: Reviewed, language: Language, *, heatmap: bool) -> dict[str, Any]:
+    """One item of /datasets/suspects."""
+    picture = {}
+    if heatmap:
+        low, high = heatmap_range(part.inspection, "relative", None)
+        picture = heatmap_fields(heatmap_png(part.inspection, "relative", low, high), (low, high))
+    return {
+        "filename": part.name,
+        "score": part.suspect.score,
+        "p_value": part.suspect.p_value,
+        "stands_out": part.suspect.stands_out,
+        "in_memory": part.in_memory,
+        "why": sentence(why(part.suspect), language),
+        **picture,
     }
 
 
@@ -90,5 +123,6 @@ def region_fields(region: Region) -> dict[str, Any]:
         "bbox": [x, y, w, h],
         "area_px": region.area_px,
         "area_mm2": region.area_mm2,
+        "area_mm2_estimate": region.area_mm2_estimate,
         "contour": region.contour,
     }

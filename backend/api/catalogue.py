@@ -154,6 +154,23 @@ ERRORS: dict[str, Entry] = {
         es="shape: el tipo {kind} no existe; usa rect, circle o annulus.",
         en="shape: there is no kind {kind}; use rect, circle or annulus.",
     ),
+    "shape_unknown_keys": Entry(
+        400,
+        es="shape: {kind} no tiene {keys}. Sus números son {known}: quita lo demás o usa otra forma.",
+        en="shape: {kind} has no {keys}. Its numbers are {known}: leave out the rest, or use another shape.",
+    ),
+    "id_twin": Entry(
+        409,
+        es="{field}: {value} y {twin}, que ya existe, son el mismo nombre de carpeta en otros sistemas. Escribe "
+        "{twin}, o elige un nombre que no se distinga solo en mayúsculas.",
+        en="{field}: {value} and {twin}, which exists, are one folder name on other systems. Write {twin}, or "
+        "choose a name that differs in more than upper and lower case.",
+    ),
+    "encoded_body": Entry(
+        415,
+        es="El cuerpo llega comprimido (Content-Encoding: {encoding}): envíalo sin comprimir.",
+        en="The body is compressed (Content-Encoding: {encoding}): send it as it is.",
+    ),
     "shape_bad_number": Entry(
         400,
         es="shape ({kind}): {field} debe ser un número finito{rule}.",
@@ -248,6 +265,16 @@ ERRORS: dict[str, Entry] = {
             "require_ng=false."
         ),
     ),
+    "calibration_needed": Entry(
+        400,
+        es="{key} no tiene un umbral que se aplique: calibra con /calibrate_ng o /calibrate_dataset y repite.",
+        en="{key} has no threshold that applies: calibrate with /calibrate_ng or /calibrate_dataset and try again.",
+    ),
+    "threshold_and_promise": Entry(
+        400,
+        es="Pide threshold o max_false_reject, no los dos: un umbral elegido promete lo que promete.",
+        en="Ask for threshold or max_false_reject, not for both: a chosen threshold promises what it promises.",
+    ),
     "only_image_of_memory": Entry(
         400,
         es="{name} es la única imagen de la memoria: sin ella no queda con qué compararla.",
@@ -317,6 +344,11 @@ ERRORS: dict[str, Entry] = {
         404,
         es="No hay ningún trabajo con el identificador {job}: es el X-Request-Id que envió quien lo pidió.",
         en="There is no work with the identifier {job}: it is the X-Request-Id that its client sent.",
+    ),
+    "certificate_not_found": Entry(
+        404,
+        es="{key} no tiene certificado: hazlo con POST /certify.",
+        en="{key} has no certificate: make one with POST /certify.",
     ),
     "inspection_not_found": Entry(
         404,
@@ -501,6 +533,42 @@ ERRORS: dict[str, Entry] = {
 }
 
 NOTICES: dict[str, Words] = {
+    "id_twin_exists": Words(
+        es="Hay otra carpeta, {twin}, cuyo nombre solo se distingue en mayúsculas de {own}: junta las dos en una.",
+        en="There is another folder, {twin}, whose name differs from {own} only in case: bring the two together.",
+    ),
+    "one_image": Words(
+        es="La memoria se hizo con una sola imagen y no sabe cómo varían las piezas buenas: añade más.",
+        en="The memory was made from a single image and does not know how good parts vary: add more.",
+    ),
+    "roi_size_differs": Words(
+        es="El ROI mide {got} mm y la memoria se hizo con {expected} mm: comprueba mm_per_px o la resolución de la "
+        "cámara.",
+        en="The ROI measures {got} mm and the memory was made with {expected} mm: check mm_per_px or the camera's "
+        "resolution.",
+    ),
+    "threshold_out_of_reach": Words(
+        es="El umbral {threshold:g} no lo alcanza ninguna puntuación (llegan a {most:g}): toda pieza pasará. Calibra "
+        "con puntuaciones de este servicio; en JSON los decimales llevan punto.",
+        en="No score reaches the threshold {threshold:g} (they go up to {most:g}): every part will pass. Calibrate "
+        "with scores of this service; in JSON decimals take a point.",
+    ),
+    "threshold_zero": Words(
+        es="El umbral es 0 y ninguna pieza pasará: calibra con puntuaciones de piezas buenas de este servicio.",
+        en="The threshold is 0, and no part will pass: calibrate with this service's scores of good parts.",
+    ),
+    "scores_alike": Words(
+        es="Todas las puntuaciones OK son iguales, como de una misma imagen: calibra con piezas distintas.",
+        en="All OK scores are equal, as those of one image: calibrate with different parts.",
+    ),
+    "percentile_low": Words(
+        es="score_percentile es {percentile:g}, muy bajo para un umbral; lo habitual sería {meant:g}.",
+        en="score_percentile is {percentile:g}, which is low for a threshold; you may mean {meant:g}.",
+    ),
+    "unknown_settings": Words(
+        es="{file} nombra ajustes que no existen: {names}. Comprueba cómo están escritos.",
+        en="{file} names settings that do not exist: {names}. Check how they are spelled.",
+    ),
     "frames_ignored": Words(
         es="La imagen trae varios fotogramas del mismo tamaño y se usa el primero. Fotogramas: {n}.",
         en="The image has several frames of the same size; the first one is used. Frames: {n}.",
@@ -567,6 +635,63 @@ NOTICES: dict[str, Words] = {
             "nuevo."
         ),
         en="The scores were made with percentile {former}; {new} is used from now on: inspect and calibrate again.",
+    ),
+    "area_changed": Words(
+        es=(
+            "Las puntuaciones se hicieron con regiones de {former} mm² y ahora se usan de {new} mm²: inspecciona y "
+            "calibra de nuevo."
+        ),
+        en="The scores were made with regions of {former} mm²; {new} mm² are used now: inspect and calibrate again.",
+    ),
+    "promise_needs_more": Words(
+        es=(
+            "Para prometer que se rechaza como mucho el {rate} % de las piezas buenas faltan puntuaciones de piezas "
+            "buenas, y hasta entonces el umbral es el del percentil. Faltan: {n}."
+        ),
+        en=(
+            "To promise that at most {rate} % of good parts are rejected, scores of more good parts are needed; until "
+            "then the threshold is the percentile's. Needed: {n}."
+        ),
+    ),
+    "promise_impossible": Words(
+        es=(
+            "Ninguna cantidad de piezas buenas permite prometer un {rate} % de rechazos: el umbral es el del percentil."
+        ),
+        en="No number of good parts lets anyone promise {rate} % of rejects: the threshold is the percentile's.",
+    ),
+    "ng_without_region": Words(
+        es=(
+            "La puntuación supera el umbral y ninguna región de {area} mm² lo alcanza: míralo en el mapa de calor, o "
+            "puntúa con SCORE_METHOD=area."
+        ),
+        en=(
+            "The score is above the threshold and no region of {area} mm² reaches it: look at the heatmap, or score "
+            "with SCORE_METHOD=area."
+        ),
+    ),
+    "ok_with_region": Words(
+        es=(
+            "La puntuación no supera el umbral y una región de {area} mm² sí lo alcanza: míralo en el mapa de calor, o "
+            "puntúa con SCORE_METHOD=area."
+        ),
+        en=(
+            "The score is not above the threshold and a region of {area} mm² reaches it: look at the heatmap, or score "
+            "with SCORE_METHOD=area."
+        ),
+    ),
+    "images_of_rows_unknown": Words(
+        es=(
+            "La memoria no sabe de qué imagen viene cada vector, o todos vienen de una: repite /fit_ok para comparar "
+            "las imágenes entre sí."
+        ),
+        en=(
+            "The memory does not know which image each row came from, or all came from one: run /fit_ok again to "
+            "compare the images with each other."
+        ),
+    ),
+    "suspects_found": Words(
+        es="Se apartan de las demás: {names}. Mira esas imágenes y deja fuera las que no sean de piezas buenas.",
+        en="These stand out from the others: {names}. Look at them, and leave out those that are not of good parts.",
     ),
     "scores_overlap": Words(
         es="Las puntuaciones OK y NG se solapan (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): el umbral no puede separarlas.",
@@ -642,6 +767,10 @@ NOTICES: dict[str, Words] = {
     "record_not_written": Words(
         es="No se ha podido anotar lo hecho junto a las muestras: {reason}",
         en="What was done could not be recorded beside the samples: {reason}",
+    ),
+    "scale_not_understood": Words(
+        es="mm_per_px de {name} no se entiende ({given}) y se usa el del modelo: escribe un número, con punto decimal.",
+        en="mm_per_px of {name} is not understood ({given}), so the model's is used: write a number, with a point.",
     ),
     "shape_not_understood": Words(
         es="La forma de {name} no se entiende y se usará el ROI entero: {reason}",
@@ -749,6 +878,25 @@ PHRASES: dict[str, Words] = {
     "no_such_model": Words(
         es="timm no tiene ningún modelo con ese nombre (MODEL_NAME)", en="timm has no model of that name (MODEL_NAME)"
     ),
+    "plain_text": Words(
+        es="un texto de {limit} caracteres como mucho, sin caracteres de control",
+        en="a text of at most {limit} characters, without control characters",
+    ),
+    "whole_number": Words(es="un número entero de {least} a {most}", en="a whole number from {least} to {most}"),
+    "finite_number": Words(es="un número finito", en="a finite number"),
+    "date_or_time": Words(
+        es="una fecha u hora como 2026-01-31T12:00:00Z", en="a date or time such as 2026-01-31T12:00:00Z"
+    ),
+    "page_cursor": Words(
+        es="el next_cursor de una respuesta con el mismo order", en="the next_cursor of an answer with the same order"
+    ),
+    "not_in_summaries": Words(
+        es="ningún valor: los resúmenes no filtran por ello", en="none: summaries do not filter by it"
+    ),
+    "time_zone": Words(es="una zona horaria como Europe/Madrid", en="a time zone such as Europe/Madrid"),
+    "days_at_most": Words(
+        es="{days} días como mucho con bucket={bucket}", en="at most {days} days with bucket={bucket}"
+    ),
     "records_full": Words(es="no queda espacio en el disco de la base de datos", en="the database's disk is full"),
     "records_locked": Words(
         es="otro programa tiene bloqueada la base de datos", en="another program holds the database locked"
@@ -772,7 +920,7 @@ PHRASES: dict[str, Words] = {
         es="lo que las guarda ha terminado por un fallo, descrito en el registro del servicio",
         en="what records them has ended by a fault, told in the service's log",
     ),
-    "records_system": Words(es="{err}", en="{err}"),
+    "records_system": Words(es="error del sistema: {err}", en="system error: {err}"),
     "records_url": Words(
         es="no es una URL como sqlite:///data/inspections.db o postgresql://usuario:clave@servidor/base",
         en="it is no URL such as sqlite:///data/inspections.db or postgresql://user:password@host/database",
@@ -833,24 +981,43 @@ PHRASES: dict[str, Words] = {
         en="no more images fit (IMAGES_MAX_GB, MIN_FREE_MB), and those there are NG or reviewed",
     ),
     "why_ng": Words(
-        es="NG: puntuó {score:.4f}, por encima del umbral {threshold:.4f}.",
-        en="NG: it scored {score:.4f}, above the threshold {threshold:.4f}.",
+        es="NG: puntuó {score:.4f} y el umbral es {threshold:.4f}.",
+        en="NG: it scored {score:.4f}, and the threshold is {threshold:.4f}.",
     ),
     "why_ok": Words(
-        es="OK: puntuó {score:.4f}, sin superar el umbral {threshold:.4f}.",
-        en="OK: it scored {score:.4f}, not above the threshold {threshold:.4f}.",
+        es="OK: puntuó {score:.4f} y el umbral es {threshold:.4f}.",
+        en="OK: it scored {score:.4f}, and the threshold is {threshold:.4f}.",
     ),
     "why_undecided": Words(
         es="Sin veredicto: puntuó {score:.4f} y no había calibración, de modo que no había umbral.",
         en="No verdict: it scored {score:.4f}, and without a calibration there was no threshold.",
     ),
     "why_p_value": Words(
-        es="De las piezas buenas de la calibración, el {share:.3g} % puntúa al menos tanto.",
-        en="Of the good parts of the calibration, {share:.3g} % score at least as much.",
+        es="Una pieza buena puntúa al menos tanto con una probabilidad del {share:.3g} %.",
+        en="A good part scores at least as much with a probability of {share:.3g} %.",
+    ),
+    "suspect_alone": Words(
+        es="Sus zonas más raras están {times:.1f} veces más lejos de las demás imágenes de lo habitual.",
+        en="Its strangest places are {times:.1f} times as far from the other images as is usual.",
+    ),
+    "suspect_in_a_group": Words(
+        es=(
+            "Ella y unas pocas parecidas ({n} o menos) están {times:.1f} veces más lejos de todas las demás de lo "
+            "habitual."
+        ),
+        en="It and a few like it ({n} or fewer) are {times:.1f} times as far from all other images as is usual.",
+    ),
+    "why_as_high": Words(
+        es="Piezas buenas de la calibración que puntúan al menos tanto: {as_high} de {n}.",
+        en="Good parts of the calibration that score at least as high: {as_high} of {n}.",
     ),
     "why_regions": Words(
         es="Regiones que llegan al umbral: {n}. La mayor mide {area:.2f} mm² ({w}×{h} px en x={x}, y={y}).",
         en="Regions that reach the threshold: {n}. The largest is {area:.2f} mm² ({w}×{h} px at x={x}, y={y}).",
+    ),
+    "why_regions_px": Words(
+        es="Regiones que llegan al umbral: {n}. La mayor mide {area:.0f} px ({w}×{h} px en x={x}, y={y}).",
+        en="Regions that reach the threshold: {n}. The largest is {area:.0f} px ({w}×{h} px at x={x}, y={y}).",
     ),
     "why_no_region": Words(
         es="Ninguna región llega al umbral con el área mínima.", en="No region of the least area reaches the threshold."
@@ -923,6 +1090,14 @@ FAULTS: dict[str, Words] = {
     ),
     "rate": Words(es="debe ser como 600/minute", en="must be such as 600/minute"),
     "block_numbers": Words(es="debe ser números de bloque como 9,11", en="must be block numbers such as 9,11"),
+    "not_with_area": Words(
+        es="no se puede cambiar con SCORE_METHOD=area: se puntúa un nivel del mapa de calor del ROI",
+        en="cannot be changed with SCORE_METHOD=area: the score is a level of the ROI's heatmap",
+    ),
+    "not_a_number": Words(
+        es="{given} no es un número: los decimales llevan punto, como 0.2",
+        en="{given} is not a number: decimals take a point, as in 0.2",
+    ),
     "keep_images": Words(
         es="debe ser all, none o una lista de ng, near y 1/N, como ng,near,1/100",
         en="must be all, none, or a list of ng, near and 1/N, such as ng,near,1/100",

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.api.problems import Refused, problem
 from backend.base.config import Settings
-from backend.base.errors import BodyTimeout, RequestTooLarge, TooManyRequests
+from backend.base.errors import BodyTimeout, EncodedBody, RequestTooLarge, TooManyRequests
 
 MB = 2**20
 MAX_JSON_MB = 16
@@ -52,6 +52,33 @@ class RateLimit:
         self._clock = now
 
 
+class HeadAsGet:
+    """Answers HEAD as GET would be answered, without the body (RFC 9110, section 9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a HEAD request on as GET, and its status and headers back."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def headers_alone(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                await send(message)
+                await send({"type": "http.response.body", "body": b""})
+
+        async def until_started() -> Message:
+            """The request; once its headers are answered, the client counts as gone, so that a stream ends."""
+            return {"type": "http.disconnect"} if started else await receive()
+
+        await self.app({**scope, "method": "GET"}, until_started, headers_alone)
+
+
 class BodyLimit:
     """Refuses a body over the limit while it streams: MAX_REQUEST_MB for multipart, 16 MB for anything else."""
 
@@ -66,6 +93,10 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in {"", "identity"}:
+            await problem(scope, EncodedBody(encoding=encoding[:40]))(scope, receive, send)
+            return
         multipart = headers.get("content-type", "").lower().startswith("multipart/")
         limit_mb = self.max_request_mb if multipart else min(MAX_JSON_MB, self.max_request_mb)
         setting = "MAX_REQUEST_MB" if multipart else "JSON"

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import anyio
 import anyio.to_thread
 from fastapi import Depends, Form, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic_core import PydanticCustomError
 
 from backend.api.catalogue import Said, sentence
 from backend.api.problems import language_of
-from backend.api.schemas import ErrorBody
-from backend.base.errors import TimedOut
+from backend.api.schemas import ErrorBody, Promise
+from backend.base.errors import BadForm, TimedOut
 from backend.base.keys import ModelKey
+from backend.calib import CONFIDENCE
 from backend.samples.collector import Collector
+from backend.service.calibration import Terms
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job, ProgressBoard, TrackedJob
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": meaning}
@@ -38,7 +45,29 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
-MmPerPx = Annotated[float, Form(gt=0, le=1e6, allow_inf_nan=False, description="Millimetres per pixel of the ROI.")]
+
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+
+
+def _as_a_station_writes(value: object) -> object:
+    """Refuse what Python alone takes for a number, as `1_0`, and say of `0,2` what is wrong with it.
+
+    Only what is written in digits is shown again: a text that went astray may be a key.
+    """
+    if not isinstance(value, str) or _NUMBER.fullmatch(value):
+        return value
+    if value.strip(" +-").lower() in {"nan", "inf", "infinity"}:
+        raise PydanticCustomError("finite_number", "not finite")
+    if re.fullmatch(r"[\d.,'_ +-]{1,20}", value):
+        raise PydanticCustomError("not_a_number", "not a number", {"given": value.strip()})
+    raise PydanticCustomError("float_parsing", "not a number")
+
+
+MmPerPx = Annotated[
+    float,
+    BeforeValidator(_as_a_station_writes),
+    Form(gt=0, le=1e6, allow_inf_nan=False, description="Millimetres per pixel of the ROI."),
+]
 RoleId = Annotated[str, Form(description="Role, such as Master1.", examples=["Master1"])]
 RoiId = Annotated[str, Form(description="ROI, such as Pattern.", examples=["Pattern"])]
 ModelKeyField = Annotated[str | None, Form(description="The station's own name of the ROI; roi_id is what counts.")]
@@ -102,6 +131,42 @@ def query_key(
 
 
 QueryKey = Annotated[ModelKey, Depends(query_key)]
+
+
+def terms_of(body: Promise) -> Terms:
+    """What a calibration is asked for. Raises ThresholdAndPromise."""
+    return Terms(
+        max_false_reject=body.max_false_reject,
+        confidence=body.confidence or CONFIDENCE,
+        threshold=body.threshold,
+        note=(body.note or "").strip(),
+    )
+
+
+def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
+    """A dependency that reads `model` from a JSON body or from a form."""
+
+    async def read(request: Request) -> M:
+        try:
+            if request.headers.get("content-type", "").lower().startswith(("multipart/", "application/x-www-form")):
+                form = await request.form()
+                given: Any = {name: form.getlist(name) if name == "labels" else form[name] for name in form}
+            else:
+                given = await request.json()
+            return model.model_validate(given)
+        except ValidationError as err:
+            raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in err.errors()]) from err
+        except (ValueError, RecursionError) as err:
+            raise BadForm() from err
+
+    return read
+
+
+def described(model: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI says of a body that `body_of` reads."""
+    schema = model.model_json_schema()
+    forms = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
+    return {"requestBody": {"required": True, "content": {form: {"schema": schema} for form in forms}}}
 
 
 def sentences(request: Request, said: Sequence[Said]) -> list[str]:

@@ -50,6 +50,15 @@ class Health(BaseModel):
     recipe_id: str = "default"
 
 
+class SuspectOut(BaseModel):
+    """An image of a fit that stands out from the others, as a bad part among good ones does."""
+
+    filename: str = Field(description="As it was sent, or the name of the stored sample.")
+    score: float = Field(description="Distance of its farthest places from the images that are not like it.")
+    p_value: float = Field(description="How likely an image stands out as much by chance.")
+    why: str
+
+
 class FitOkResponse(BaseModel):
     """The memory that was built."""
 
@@ -65,7 +74,15 @@ class FitOkResponse(BaseModel):
                 "radius": 0.41,
                 "model_version": "2026.1",
                 "generation": "0b7c",
-                "timings_ms": {"extract": 900.0, "coreset": 40.0, "store": 12.0, "total": 952.0},
+                "suspects": [
+                    {
+                        "filename": "part_07.png",
+                        "score": 0.52,
+                        "p_value": 0.0004,
+                        "why": "Its strangest places are 1.9 times as far from the other images as is usual.",
+                    }
+                ],
+                "timings_ms": {"extract": 900.0, "coreset": 40.0, "store": 12.0, "suspects": 30.0, "total": 982.0},
                 "warnings": [],
                 "role_id": "Master1",
                 "roi_id": "Pattern",
@@ -84,6 +101,9 @@ class FitOkResponse(BaseModel):
     radius: float = Field(description="Covering radius: the farthest embedding is this far from the memory (0–2).")
     model_version: str = Field(description="`<year>.<n>`, one more with each fit.")
     generation: str
+    suspects: list[SuspectOut] = Field(
+        description="Images of this fit that stand out from the others, at most 20, the most suspect first."
+    )
     timings_ms: dict[str, float]
     warnings: list[str]
     role_id: str
@@ -92,7 +112,61 @@ class FitOkResponse(BaseModel):
     request_id: str
 
 
-class CalibrateRequest(BaseModel):
+class Promise(BaseModel):
+    """What a calibration may be asked for beside its scores."""
+
+    max_false_reject: Annotated[float | None, BeforeValidator(_blank_is_none)] = Field(
+        None,
+        ge=0,
+        le=0.5,
+        allow_inf_nan=False,
+        description="The lowest threshold that can be promised to reject no larger share of good parts.",
+    )
+    confidence: Annotated[float | None, BeforeValidator(_blank_is_none)] = Field(
+        None, ge=0.5, le=0.9999, allow_inf_nan=False, description="Of what is promised; 0.95 without it."
+    )
+    threshold: Annotated[float | None, BeforeValidator(_blank_is_none)] = Field(
+        None, ge=0, le=1e9, allow_inf_nan=False, description="This threshold, kept as chosen."
+    )
+    note: str | None = Field(None, max_length=2000, description="Kept with the calibration.")
+
+
+class FalseRejectOut(BaseModel):
+    """What a threshold promises about good parts that are drawn like those that were scored."""
+
+    estimate: float = Field(description="The share of the good scores that the threshold rejects.")
+    upper_bound: float = Field(
+        description="The share of good parts that it rejects is at most this, with `confidence`."
+    )
+    confidence: float
+    n_ok: int
+    n_ok_needed: int = Field(
+        default=0,
+        description="Good scores with which the rate asked for (else 1 − score_percentile) can be promised.",
+    )
+    basis: str = Field(description="held_out, leave_one_out or given: where the good scores come from.")
+
+
+class MissesOut(BaseModel):
+    """The share of the bad parts that the threshold passes, with its exact interval (Clopper and Pearson)."""
+
+    estimate: float
+    lower_bound: float
+    upper_bound: float
+    confidence: float
+    n_ng: int
+
+
+class Promised(BaseModel):
+    """What every calibration answers of its threshold. `misses` and `note` are left out where there is none."""
+
+    rule: str = Field(description="percentile (the contract's), promised or chosen: what settled the threshold.")
+    false_reject: FalseRejectOut
+    misses: MissesOut | None = Field(None, description="Left out without scores of bad parts.")
+    note: str = ""
+
+
+class CalibrateRequest(Promise):
     """Scores that /infer gave for parts known to be good (OK) and, if there are any, bad (NG)."""
 
     model_config = ConfigDict(
@@ -128,7 +202,7 @@ class CalibrateRequest(BaseModel):
     recipe_id: str | None = None
 
 
-class CalibrateResponse(BaseModel):
+class CalibrateResponse(Promised):
     """The threshold and what it was made from. `ng_mean` is left out when there were no NG scores."""
 
     model_config = ConfigDict(
@@ -144,6 +218,22 @@ class CalibrateResponse(BaseModel):
                 "ng_mean": 0.71,
                 "n_ok": 3,
                 "n_ng": 1,
+                "rule": "percentile",
+                "false_reject": {
+                    "estimate": 0.0,
+                    "upper_bound": 0.6316,
+                    "confidence": 0.95,
+                    "n_ok": 3,
+                    "n_ok_needed": 299,
+                    "basis": "given",
+                },
+                "misses": {
+                    "estimate": 0.0,
+                    "lower_bound": 0.0,
+                    "upper_bound": 0.975,
+                    "confidence": 0.95,
+                    "n_ng": 1,
+                },
                 "warnings": [],
                 "role_id": "Master1",
                 "roi_id": "Pattern",
@@ -178,8 +268,11 @@ class RegionOut(BaseModel):
     w: int
     h: int
     bbox: list[int] = Field(description="[x, y, w, h]")
-    area_px: float
-    area_mm2: float
+    area_px: float = Field(description="Pixels at or above the threshold.")
+    area_mm2: float = Field(description="The same in mm².")
+    area_mm2_estimate: float = Field(
+        description="Estimated size of the defect: what is above half of the region's peak over its surroundings."
+    )
     contour: list[list[int]] = Field(description="The outline as [[x, y], …].")
 
 
@@ -191,10 +284,14 @@ class InferResponse(BaseModel):
             "example": {
                 "role_id": "Master1",
                 "roi_id": "Pattern",
+                "inspection_id": "3f9a1c07-1042",
                 "score": 0.66,
                 "threshold": 0.575,
                 "is_anomaly": True,
                 "decision": "ng",
+                "p_value": 0.0196,
+                "ok_as_high": 0,
+                "n_ok": 50,
                 "heatmap_png_base64": "iVBORw0K…",
                 "heatmap_range": [0.18, 0.79],
                 "regions": [
@@ -206,9 +303,11 @@ class InferResponse(BaseModel):
                         "bbox": [120, 88, 31, 12],
                         "area_px": 250.0,
                         "area_mm2": 10.0,
+                        "area_mm2_estimate": 6.4,
                         "contour": [[120, 90], [150, 88], [150, 99]],
                     }
                 ],
+                "area_resolution_mm2": 7.84,
                 "token_shape": [32, 32],
                 "stats": {"max": 0.81, "mean": 0.22, "median": 0.2, "top1_mean": 0.7},
                 "inference_ms": 118.4,
@@ -235,17 +334,29 @@ class InferResponse(BaseModel):
 
     role_id: str
     roi_id: str
+    inspection_id: str = Field(default="", description="Name of the recorded verdict; left out where none is kept.")
     score: float = Field(
         description="How unlike good parts: a percentile of the map's distances (0–2; to 4 with PATCHCORE_DENSITY_K)."
     )
     threshold: float | None = Field(description="Null until the model is calibrated.")
-    is_anomaly: bool | None = Field(description="score > threshold; null without a threshold.")
+    is_anomaly: bool | None = Field(
+        description="score > threshold (scored by area: score ≥ threshold); null without a threshold."
+    )
     decision: str = Field(default="", description='"ok" or "ng"; left out without a threshold.')
+    p_value: float = Field(
+        default=1.0,
+        description="How likely a good part scores as high: (1 + ok_as_high) / (n_ok + 1); left out if not known.",
+    )
+    ok_as_high: int = Field(default=0, description="Good scores of the calibration that are as high.")
+    n_ok: int = Field(default=0, description="Good scores of the calibration.")
     heatmap_png_base64: str = Field(description="PNG of the ROI's size; empty with heatmap=none.")
     heatmap_range: list[float] = Field(
         description="[low, high]: the distances that 0 and 255 of the heatmap stand for."
     )
     regions: list[RegionOut] = Field(description="Areas at or above the threshold, largest first.")
+    area_resolution_mm2: float = Field(
+        description="The area that one token sees: what covers less is shown as large as this."
+    )
     token_shape: list[int]
     stats: dict[str, float] = Field(description="max, mean, median and top1_mean of the heatmap inside the mask.")
     inference_ms: float
@@ -270,7 +381,7 @@ class DatasetRequest(BaseModel):
     )
 
 
-class CalibrateDatasetRequest(DatasetRequest):
+class CalibrateDatasetRequest(DatasetRequest, Promise):
     """Calibrate with the stored samples."""
 
     model_config = ConfigDict(
@@ -311,9 +422,58 @@ class InferDatasetRequest(DatasetRequest):
         False, description="Score a sample that the memory was fitted on without its own rows, as a calibration does."
     )
     stream: bool = Field(False, description="One JSON object a line; Accept: application/x-ndjson says the same.")
+    part_id: str | None = Field(None, description="Recorded with each verdict; at most 128 characters.")
+    batch_id: str | None = Field(None, description="Recorded with each verdict.")
+    station_id: str | None = Field(None, description="Recorded with each verdict.")
+    operator: str | None = Field(None, description="Recorded with each verdict.")
 
 
-class CalibrateDatasetResponse(BaseModel):
+class CertifyRequest(BaseModel):
+    """The model to certify, and how much is tried."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"role_id": "Master1", "roi_id": "Pattern", "parts": 50, "trials": 60}},
+        protected_namespaces=(),
+    )
+
+    role_id: str
+    roi_id: str
+    model_key: str | None = Field(None, description="The station's own name of the ROI; roi_id is what counts.")
+    recipe_id: str | None = None
+    parts: int = Field(50, ge=5, le=1000, description="Good parts at most that it is tried on.")
+    trials: int = Field(
+        60, ge=3, le=1000, description="Defects of each kind, zone and contrast; fewer than 30 assure no size."
+    )
+    seed: int = Field(0, ge=0, le=2**31, description="Of what is drawn.")
+
+
+class RelabelRequest(BaseModel):
+    """Which sample goes where."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "role_id": "Master1",
+                "roi_id": "Pattern",
+                "filename": "SAMPLE_20260101T000000000000Z_0001.png",
+                "from": "ok",
+                "to": "ng",
+            }
+        },
+        populate_by_name=True,
+        protected_namespaces=(),
+    )
+
+    role_id: str
+    roi_id: str
+    model_key: str | None = Field(None, description="The station's own name of the ROI; roi_id is what counts.")
+    recipe_id: str | None = None
+    filename: str = Field(description="Name of the stored image.")
+    label: str = Field(alias="from", description="Its label: ok or ng.")
+    to: str = Field(description="The label that it gets: ok or ng.")
+
+
+class CalibrateDatasetResponse(Promised):
     """The threshold that the stored samples gave. `ng_mean` and `p5_ng` are left out without NG samples."""
 
     status: str

@@ -78,6 +78,7 @@ class Guard:
         replica = ReadOnlyReplica() if self.settings.read_only and not reads else None
         if not (self._admins or self._readers):
             return replica if self.settings.allow_insecure else self._not_from_here(scope, headers) or replica
+        scope.setdefault("state", {})["key_id"] = key_id(headers)
         if known_key(headers, self._admins):
             return replica
         if not known_key(headers, self._readers):
@@ -126,6 +127,12 @@ def known_key(headers: Headers, hashes: Sequence[bytes]) -> bool:
     digest = hashlib.sha256(sent.encode()).digest()
     matches = [hmac.compare_digest(digest, known) for known in hashes]
     return any(matches) and bool(sent)
+
+
+def key_id(headers: Headers) -> str | None:
+    """Which key a request brings, as 8 hexadecimal digits that give nothing of the key away; None without one."""
+    sent = _sent_key(headers)
+    return hashlib.sha256(hashlib.sha256(sent.encode()).digest()).hexdigest()[:8] if sent else None
 
 
 def _sent_key(headers: Headers) -> str:

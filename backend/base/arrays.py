@@ -75,7 +75,7 @@ def few_threads_each() -> None:
 
 
 class Ranked:
-    """Answers which value of a heatmap has which rank, through a histogram.
+    """The values of a map by rank, found through a histogram and not by sorting all of them.
 
     The upper half of the bits of a non-negative float32 is an integer that rises with it. So the value of a rank lies
     in the level (of equal upper halves) in which the counts reach that rank, and only this level is ordered.
@@ -124,8 +124,8 @@ class Ranked:
     def power_mean(self, power: float) -> float:
         """The `power`-th root of the mean of the values' `power`-th powers (GeM: Radenović et al., TPAMI 2019, eq. 3).
 
-        A maximum that hears the runners-up: one high value among a thousand counts, and counts more with company. It is
-        the mean at power 1 and nears the maximum as the power grows.
+        It is the mean at power 1 and nears the maximum as the power grows. In between, one high value among a thousand
+        raises it, and several raise it more.
         """
         if self.max <= 0:
             return 0.0

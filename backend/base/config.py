@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -35,13 +35,15 @@ from pydantic_settings import (
 )
 
 from backend.base.errors import InvalidSettings
-from backend.base.messages import Fault, Phrase, faults_of
+from backend.base.messages import Fault, Notice, Phrase, faults_of
 from backend.base.presets import PRESETS, Preset
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG_YAML = PROJECT_ROOT / "backend" / "config.yaml"
 
 _NO = {"0", "false", "f", "no", "n", "off"}
+
+_NOT_WITH_AREA = {"score_map": "roi", "patchcore_reweight": 0}
 
 OTHER_SPELLINGS = {
     "coreset_rate": ["PATCHCORE_CORESET_RATIO"],
@@ -177,8 +179,11 @@ class Settings(BaseSettings):
     )
     seed: int = Field(0, ge=0, description="Seed of the coreset's first centre.")
     score_percentile: float = Field(99, gt=0, le=100, description="Percentile of the heatmap that is the score.")
-    score_method: Literal["percentile", "max", "top_mean", "power_mean"] = Field(
-        "percentile", description="How a heatmap is scored."
+    score_method: Literal["percentile", "max", "top_mean", "power_mean", "area"] = Field(
+        "percentile", description="How a heatmap is scored; area: the level at which a region of some mm² lights up."
+    )
+    score_area_mm2: OptionalFloat = Field(
+        None, ge=0, le=1e12, allow_inf_nan=False, description="Region that area scores by, mm² (auto: area_mm2_thr)."
     )
     score_map: Literal["roi", "tokens"] = Field(
         "roi", description="Where the score is taken: the blurred heatmap of the ROI, or the token grid before it."
@@ -336,6 +341,13 @@ class Settings(BaseSettings):
             raise _fault("block_numbers")
         return value
 
+    @field_validator("score_map", "patchcore_reweight", mode="after")
+    @classmethod
+    def _left_alone_by_area(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.data.get("score_method") == "area" and value != _NOT_WITH_AREA[str(info.field_name)]:
+            raise _fault("not_with_area")
+        return value
+
     @field_validator("patchcore_patch_size", mode="after")
     @classmethod
     def _odd(cls, value: int | None) -> int | None:
@@ -348,6 +360,9 @@ class Settings(BaseSettings):
     def _preset(cls, data: dict[str, Any]) -> dict[str, Any]:
         chosen = next((data[n] for n in _names("preset") if n in data), "none")
         filled = PRESETS.get(str(chosen).strip().lower(), {})
+        method = next((data[n] for n in _names("score_method") if n in data), "")
+        if str(method).strip().lower() == "area":  # what a preset scores where does not hold for another method
+            filled = {name: value for name, value in filled.items() if name not in _NOT_WITH_AREA}
         return {**{k: v for k, v in filled.items() if not any(n in data for n in _names(k))}, **data}
 
     @model_validator(mode="before")
@@ -428,6 +443,26 @@ def _sources() -> list[Mapping[str, Any]]:
         table = yaml.safe_load(yaml_file.read_text("utf-8")) or {}
         sources.append({str(name): value for name, value in table.items()})
     return sources
+
+
+def unknown_settings() -> list[Notice]:
+    """What `.env` and `config.yaml` name that is no setting. The environment is not asked: it holds anybody's names."""
+    known = {name.upper() for field in [*Settings.model_fields, *GONE] for name in _names(field)[1:]}
+    return [
+        Notice("unknown_settings", {"file": file, "names": ", ".join(strange)})
+        for file, names in _written_names()
+        if (strange := [name for name in names if name.upper() not in known])
+    ]
+
+
+def _written_names() -> Iterator[tuple[str, list[str]]]:
+    """The files that settings are read from, and the names that stand in each."""
+    env_file, yaml_file = (Settings.model_config.get(f"{kind}_file") for kind in ("env", "yaml"))
+    if isinstance(env_file, Path) and env_file.is_file():
+        yield env_file.name, list(dotenv_values(env_file, encoding="utf-8"))
+    if isinstance(yaml_file, Path) and yaml_file.is_file():
+        table = yaml.safe_load(yaml_file.read_text("utf-8")) or {}
+        yield yaml_file.name, [str(name) for name in table]
 
 
 def share_metrics(folder: Path) -> None:

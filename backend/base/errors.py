@@ -21,6 +21,7 @@ InspectionError
 │   ├── InvalidShape
 │   │   ├── ShapeNotJson
 │   │   ├── ShapeUnknownKind: kind
+│   │   ├── ShapeUnknownKeys: kind, keys, known
 │   │   ├── ShapeBadNumber: kind, field, rule
 │   │   ├── ShapeInverted: r, r_inner
 │   │   └── MaskEmpty: width, height
@@ -36,6 +37,8 @@ InspectionError
 │   ├── BrokenImages: total, count, reasons
 │   ├── NotEnoughSamples: key, n, wanted
 │   ├── NgRequired: key
+│   ├── ThresholdAndPromise
+│   ├── CalibrationNeeded: key
 │   └── OnlyImage: name
 ├── InvalidFields: reason
 ├── Unauthorized
@@ -49,10 +52,13 @@ InspectionError
 ├── SampleNotFound: key, label, name
 ├── DatasetNotFound: key
 ├── ProgressNotFound: job
+├── CertificateNotFound: key
 ├── InspectionNotFound: id
 ├── ImageNotKept: id, reason
 ├── RecordsOff
 ├── MemoryMismatch: key, field, expected, got
+├── IdTwin: field, value, twin
+├── EncodedBody: encoding
 ├── BodyTimeout: seconds
 ├── FileTooLarge: name, limit
 ├── RequestTooLarge: limit, setting
@@ -166,6 +172,10 @@ class ShapeUnknownKind(InvalidShape):
     code = "shape_unknown_kind"
 
 
+class ShapeUnknownKeys(InvalidShape):
+    code = "shape_unknown_keys"
+
+
 class ShapeBadNumber(InvalidShape):
     code = "shape_bad_number"
 
@@ -226,6 +236,14 @@ class NgRequired(BadRequest):
     code = "ng_required"
 
 
+class ThresholdAndPromise(BadRequest):
+    code = "threshold_and_promise"
+
+
+class CalibrationNeeded(BadRequest):
+    code = "calibration_needed"
+
+
 class OnlyImage(BadRequest):
     code = "only_image_of_memory"
 
@@ -276,6 +294,18 @@ class DatasetNotFound(InspectionError):
 
 class ProgressNotFound(InspectionError):
     code = "progress_not_found"
+
+
+class CertificateNotFound(InspectionError):
+    code = "certificate_not_found"
+
+
+class IdTwin(InspectionError):
+    code = "id_twin"
+
+
+class EncodedBody(InspectionError):
+    code = "encoded_body"
 
 
 class InspectionNotFound(InspectionError):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside, fsynced, renamed over the former one."""
+"""Files that are whole or absent: each is written beside its place, fsynced, and renamed over the former one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from backend.base.errors import DiskFull, FitInProgress, ReadOnlyStore
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Windows lets nobody rename over a file, or open it, while another process is about to finish with it.
+# Seconds between tries: Windows refuses to rename over a file, or to open it, while another process still holds it.
 PAUSES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if os.name == "nt" else ()
 
 
@@ -59,10 +59,10 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def require_room(folder: Path, free_mb: float, wanted: int = 0) -> None:
-    """Whether the disk of `folder` (or of the nearest one that exists) keeps `free_mb` after `wanted` bytes.
+    """Make sure that the disk of `folder` (or of the nearest one that exists) keeps `free_mb` after `wanted` bytes.
 
     Raises:
-        DiskFull: it does not.
+        DiskFull: it would not.
     """
     while not folder.exists():
         folder = folder.parent
@@ -72,13 +72,15 @@ def require_room(folder: Path, free_mb: float, wanted: int = 0) -> None:
 
 @contextmanager
 def one_writer(folder: Path, key: object, *, timeout: float, left_overs: str, min_free_mb: float = 0) -> Iterator[None]:
-    """Hold `folder`, made if need be, against other threads and processes, cleared of what a killed writer left.
+    """Keep other threads and processes from writing in `folder`, which is made if it is not there.
+
+    What a killed writer left is removed first.
 
     Args:
         key: whose folder it is, for the error's text.
         timeout: seconds to wait for another writer.
-        left_overs: pattern of the files that a writer leaves when it is killed.
-        min_free_mb: what the disk must have left.
+        left_overs: pattern of the files that a killed writer leaves.
+        min_free_mb: space that the disk must have left.
 
     Raises:
         FitInProgress: another writer held it for `timeout` seconds.
@@ -101,7 +103,7 @@ def one_writer(folder: Path, key: object, *, timeout: float, left_overs: str, mi
 
 
 def patiently(action: Callable[[], T]) -> T:
-    """The action's result, tried again while Windows says that another process holds the file."""
+    """What `action` returns; while Windows says that another process holds the file, it is tried again."""
     for pause in PAUSES:
         with suppress(PermissionError):
             return action()
@@ -124,7 +126,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Raises DiskFull or ReadOnlyStore, naming `path`, in place of the OSError that means it."""
+    """An OSError inside that means a full or read-only disk becomes DiskFull or ReadOnlyStore, which name `path`."""
     try:
         yield
     except OSError as err:

@@ -1,4 +1,4 @@
-"""Image files in and out, and their sizes: helpers that know nothing of models.
+"""Image files: which files are images, decoding, encoding, and their sizes.
 
 Compressing is most of what a PNG costs. Intel's ISA-L does it several times as fast as zlib; it is used where its
 package `isal` is installed.
@@ -11,6 +11,7 @@ import math
 import struct
 from collections.abc import Iterator
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -22,8 +23,50 @@ from backend.base.errors import BadImage
 
 Pixels = NDArray[np.uint8]
 
+ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 _PNG = b"\x89PNG\r\n\x1a\n"
 WORKING_PIXELS = 12_000_000
+
+
+# Folders that an operating system or a file server keeps beside a person's own; hidden ones are known by their dot.
+_SYSTEM_FOLDERS = frozenset(
+    {"#recycle", "#snapshot", "__macosx", "__pycache__", "lost+found", "network trash folder", "temporary items",
+     "system volume information"}
+)  # fmt: skip
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is listed as an image: it has one of ENDINGS in any case, and it is not hidden.
+
+    A name that begins with a dot is hidden; the `._part.png` that macOS leaves beside `part.png` is one of these.
+    """
+    return not name.startswith(".") and Path(name).suffix.lower() in ENDINGS
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files right in `folder`, sorted by name; none where there is no such folder.
+
+    Names alone decide (`is_image_name`), so that a file which cannot be decoded is named by whoever reads it. A folder
+    is passed over, whatever its name ends in.
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if is_image_name(path.name) and not path.is_dir())
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """The folders right in `folder` that a person made, sorted by name; none where there is no such folder.
+
+    Passed over are hidden ones (`.ipynb_checkpoints`), those of a file server or of Windows (`@eaDir`, `#recycle`,
+    `$RECYCLE.BIN`) and others of the kind.
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and _is_own(path.name))
+
+
+def _is_own(name: str) -> bool:
+    return not name.startswith((".", "@", "$")) and name.casefold() not in _SYSTEM_FOLDERS
 
 
 def decode_image(data: bytes, *, name: str = "image", max_megapixels: float = 100) -> Pixels:
@@ -63,7 +106,7 @@ def _chunk(kind: bytes, *body: bytes | memoryview) -> Iterator[bytes | memoryvie
 
 
 def encode_grey(image: Pixels) -> bytes:
-    """PNG bytes of a (H, W) uint8 image, each row as differences of neighbours: what suits a smooth one."""
+    """PNG bytes of a (H, W) uint8 image. Rows are stored as differences of neighbours, which suits smooth images."""
     height, width = image.shape
     rows = np.empty((height, width + 1), np.uint8)
     rows[:, 0] = 1  # PNG's filter "Sub"
@@ -90,7 +133,7 @@ def to_base64(data: bytes) -> str:
 def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     """`image` at (height, width): area average when it shrinks, bilinear when it grows; dtype and channels stay.
 
-    What a cubic kernel sharpens in an image that grows is its noise, and anomaly maps show it.
+    A cubic kernel would sharpen the noise of an image that grows, and anomaly maps would show it.
     """
     if image.shape[:2] == (height, width):
         return image

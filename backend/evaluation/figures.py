@@ -1,6 +1,6 @@
 """The field's figures for scores and anomaly maps: AUROC, AP, F1-max, AUPRO, and what a calibration would do.
 
-Pure: arrays in, numbers out. AUROC, AP and the precision-recall curve are scikit-learn's.
+Arrays in, numbers out: no file and no setting is read here. AUROC, AP and the curves are scikit-learn's.
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a threshold chosen from few parts does to the others, averaged over draws, with the 90 % range of draws."""
+    """What thresholds do to other parts than those they were chosen from, as means over many draws of the latter.
+
+    n_ok, n_ng: good and bad parts that each threshold was chosen from. `false_reject`, `miss`: shares (0–1) of the
+    other good parts above the threshold, and of the other bad ones not above it. The ranges hold nine draws in ten.
+    """
 
     n_ok: int
     n_ng: int
@@ -86,6 +90,10 @@ def roc_points(defective: Labels, scores: Scores) -> tuple[NDArray[np.float64], 
 def pixel_figures(masks: Sequence[Labels], maps: Sequence[Scores], *, limit: float = FPR_LIMIT) -> PixelFigures | None:
     """Figures of anomaly maps against defect masks of the same shapes; None without both kinds of pixel.
 
+    Args:
+        masks: of each image (h, w) bool, True where the defect is.
+        maps: of each image (h, w) distances, larger is worse.
+
     AUPRO (Bergmann et al. 2021, The MVTec Anomaly Detection Dataset, section 5.3): the mean share of each connected
     component (8 neighbours) that is found, integrated over the false positive rate up to `limit`, over `limit`.
     """
@@ -122,7 +130,14 @@ def _share_of_component(mask: Labels) -> NDArray[np.float64]:
 
 
 def auroc_interval(defective: Labels, scores: Scores, rng: np.random.Generator, *, draws: int = 2000) -> Interval:
-    """Bootstrap interval (95 %) of the image AUROC; good and defective parts are drawn apart."""
+    """Bootstrap interval (95 %) of the image AUROC.
+
+    Each draw takes as many good parts as there are, with replacement, and as many defective ones.
+
+    Args:
+        defective: (n,) bool, with both kinds present.
+        scores: (n,) larger is worse.
+    """
     good, bad = scores[~defective], scores[defective]
     wins = (bad[:, None] > good[None, :]) + 0.5 * (bad[:, None] == good[None, :])
     of_good = rng.multinomial(len(good), np.full(len(good), 1 / len(good)), size=draws) / len(good)
@@ -143,10 +158,11 @@ def calibration_rates(
     percentile: float = 99,
     margin: float = 0.0,
 ) -> Rates:
-    """Calibrate with `n_ok` good and `n_ng` bad parts drawn at random, judge the others, `draws` times.
+    """Choose a threshold from `n_ok` good and `n_ng` bad parts drawn at random and judge the others, `draws` times.
 
     Args:
-        ok, ng: scores of good and bad parts that the memory has not seen; more than n_ok and n_ng of them.
+        ok, ng: (n,) scores of good and bad parts that the memory has not seen; more than n_ok and n_ng of them.
+        percentile, margin: as `calib.choose_threshold` takes them.
 
     Raises:
         ValueError: a draw would leave no part to judge.

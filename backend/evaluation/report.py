@@ -1,21 +1,28 @@
-"""The report of an evaluation: one HTML file with its pictures inside, that needs no network."""
+"""The report of an evaluation: one HTML file with its pictures inside, which needs no network."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+import cv2
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from backend.base.images import decode_image, encode_jpeg, resize, to_base64
 from backend.calib import choose_threshold
 from backend.evaluation.figures import Rates, roc_points
-from backend.evaluation.results import FewShot, Figures, SetResult, Shown
+from backend.evaluation.pictures import overlay
+from backend.evaluation.results import FewShot, Figures, ScoredImage, SetResult, Shown
+from backend.evaluation.sets import LabelledImage
+from backend.infer import Inspection
+
+PICTURE_WIDTH = 640
+PICTURE_QUALITY = 88
 
 HEADINGS = {
     "miss": "Defective parts that score lowest",
@@ -67,6 +74,42 @@ HOW_RATES = (
 )
 
 
+def worth_showing(scored: Sequence[ScoredImage], *, each: int = 6) -> list[tuple[str, ScoredImage]]:
+    """The images of a report, each with the key of its heading.
+
+    `miss`: the `each` bad ones that score lowest. `false alarm`: the `each` good ones that score highest. `class`: of
+    each class the one whose score is in the middle.
+    """
+    good = sorted((s for s in scored if not s.image.defective), key=lambda s: s.score, reverse=True)
+    bad = sorted((s for s in scored if s.image.defective), key=lambda s: s.score)
+    kinds: dict[str, list[ScoredImage]] = {}
+    for s in (*reversed(good), *bad):
+        kinds.setdefault(s.image.label, []).append(s)
+    typical = [("class", of_kind[len(of_kind) // 2]) for of_kind in kinds.values()]
+    return [("miss", s) for s in bad[:each]] + [("false alarm", s) for s in good[:each]] + typical
+
+
+def side_by_side(image: LabelledImage, found: Inspection) -> bytes:
+    """JPEG of the ROI with the defect's mask outlined and, to its right, of the same under its anomaly map."""
+    height, width = found.anomaly_map.shape
+    plain = resize(decode_image(image.path.read_bytes(), name=image.path.name), height, width)
+    low, high = (float(v) for v in np.percentile(found.anomaly_map, [1, 99.9]))
+    heated = overlay(
+        plain, found.anomaly_map, low=low, high=max(high, low), score=found.score, threshold=None, mask=found.roi.mask
+    )
+    left = plain.copy()
+    defect = image.defect(height, width).astype(np.uint8)
+    outline, _ = cv2.findContours(defect, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(left, outline, -1, (255, 255, 255), max(1, width // 200))
+    left = resize(left, round(height * heated.shape[1] / width), heated.shape[1])
+    left = cv2.copyMakeBorder(left, 0, max(0, heated.shape[0] - left.shape[0]), 0, 4, cv2.BORDER_CONSTANT)
+    pair = np.hstack([left[: heated.shape[0]], heated])
+    scale = min(1.0, PICTURE_WIDTH / pair.shape[1])
+    return encode_jpeg(
+        resize(pair, round(pair.shape[0] * scale), round(pair.shape[1] * scale)), quality=PICTURE_QUALITY
+    )
+
+
 def summary_row(result: SetResult) -> list[str]:
     """The figures of one result as text, under SUMMARY."""
     image, pixels, cost = result.figures.image, result.figures.pixels, result.cost
@@ -93,6 +136,7 @@ def _section(result: SetResult) -> str:
             f"<h2>{escape(result.set_name)} · {escape(result.model)}</h2>",
             f"<p>Fitted on {result.n_train} good parts; tested on {counts}.</p>",
             f"<p class=note>{escape(settings)}</p>",
+            *[f"<p><strong>Warning.</strong> {escape(warning)}</p>" for warning in result.warnings],
             f'<div class=plots><img alt="histogram of the scores, and ROC" src="{_plots(result)}"></div>',
             *[_listing(listing) for listing in listings(result)],
             *[_gallery(why, result) for why in HEADINGS],
@@ -201,4 +245,4 @@ def _value(value: Any) -> str:
 
 
 def _data_uri(data: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    return f"data:image/{kind};base64,{to_base64(data)}"

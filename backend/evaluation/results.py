@@ -65,6 +65,7 @@ class SetResult:
     """What one model does on one set.
 
     `classes`: the figures of each class of defect against the good parts. `rates`: what calibrations would do.
+    `warnings`: sentences on what looks wrong with the set, and what the service said of its images.
     """
 
     set_name: str
@@ -80,10 +81,12 @@ class SetResult:
     few: list[FewShot]
     scored: list[ScoredImage] = field(repr=False)
     shown: list[Shown] = field(repr=False)
+    warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values: everything but the pictures, with the test images by path and class."""
-        own = {name: value for name, value in asdict(self).items() if name not in {"scored", "shown"}}
+        """JSON values: everything but the pictures, test images by path and class, and `warnings` if there are any."""
+        left_out = {"scored", "shown"} if self.warnings else {"scored", "shown", "warnings"}
+        own = {name: value for name, value in asdict(self).items() if name not in left_out}
         images = [
             {"file": s.image.path.as_posix(), "class": s.image.label, "score": s.score, "ms": s.ms} for s in self.scored
         ]

@@ -1,9 +1,10 @@
-"""Runs the service's own code over labelled sets: fit on the good parts, inspect the test images, take the figures."""
+"""Evaluations: the service's own code fits on a set's good parts and inspects its test images; figures are taken."""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,23 @@ import psutil
 from numpy.typing import NDArray
 
 from backend.base.config import Settings
+from backend.base.decoding import ImageOptions
 from backend.base.keys import ModelKey
-from backend.evaluation.figures import (
-    Rates,
-    auroc_interval,
-    calibration_rates,
-    image_figures,
-    pixel_figures,
-)
-from backend.evaluation.gallery import beside, mask_of, worth_showing
+from backend.base.messages import Notice
+from backend.base.options import settings_of
+from backend.evaluation.figures import Rates, auroc_interval, calibration_rates, image_figures, pixel_figures
+from backend.evaluation.report import side_by_side, worth_showing
 from backend.evaluation.results import Cost, FewShot, Figures, ScoredImage, SetResult, Shown
 from backend.evaluation.sets import GOOD, InspectionSet, LabelledImage
 from backend.extractors.neighbourhood import Wrapped
-from backend.extractors.protocol import RGB, Extractor
-from backend.service.fitting import Fitter
+from backend.extractors.protocol import RGB, Extractor, ExtractorOptions
+from backend.infer import Scoring
+from backend.service.fitting import FitOptions, Fitter
 from backend.service.host import extractor_for
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job
-from backend.service.results import InferResult
+from backend.service.results import FitResult, InferResult
 
 KEY = ModelKey.of("evaluation", "set")
 CALIBRATION_OK = (10, 20, 50)
@@ -41,32 +40,13 @@ MAP_PIXELS = 1_000_000
 DRAWS_OF_CALIBRATION = 200
 
 SETTINGS_THAT_COUNT = (
-    "model_name",
     "preset",
-    "input_size",
-    "input_edge",
-    "blocks",
-    "tiles",
-    "patchcore_patch_size",
-    "patchcore_stride",
-    "resnet_offset",
-    "patchcore_distance",
-    "foreground_mask",
-    "coreset_rate",
-    "max_coreset",
-    "patchcore_knn_k",
+    *settings_of(ExtractorOptions),
+    *settings_of(ImageOptions),
+    *settings_of(FitOptions),
+    *settings_of(Scoring),
     "patchcore_faiss_fp16",
-    "patchcore_reweight",
-    "patchcore_density_k",
-    "score_method",
-    "score_percentile",
-    "score_top_share",
-    "score_power",
-    "score_map",
-    "token_blur",
-    "blur_sigma",
-    "precision",
-    "seed",
+    "threshold_margin",
 )
 
 Progress = Callable[[str, int, int], None]
@@ -74,7 +54,10 @@ Map = NDArray[np.float32]
 
 
 class RememberingExtractor(Wrapped):
-    """An Extractor that embeds each image once and keeps its tokens in a folder: draws of few shots share them."""
+    """An Extractor that embeds each image once and keeps its tokens in a folder.
+
+    Draws of few good parts then share the network's work, and so do settings that leave the extractor alone.
+    """
 
     def __init__(self, inner: Extractor, folder: Path) -> None:
         super().__init__(inner, "")
@@ -101,6 +84,7 @@ class Evaluator:
         extractor: used instead of the one that the settings name.
         remember: keep the tokens of each image (for few-shot figures).
         progress: called with (what, done, total).
+        words: puts what the service says of fits and inspections into a sentence of the results' warnings.
 
     Raises:
         WeightsUnavailable: nothing falls back to another extractor.
@@ -113,11 +97,12 @@ class Evaluator:
         *,
         remember: bool = False,
         progress: Progress = lambda *_: None,
+        words: Callable[[Notice], str] = str,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="evaluate-", ignore_cleanup_errors=True)
         root = Path(self._folder.name)
         self.settings = settings.model_copy(update={"models_dir": root / "models", "datasets_dir": root / "datasets"})
-        self.progress = progress
+        self.progress, self.words = progress, words
         try:
             given = extractor or extractor_for(settings)
             self.inspector = Inspector(self.settings, RememberingExtractor(given, root) if remember else given)
@@ -136,10 +121,13 @@ class Evaluator:
 
     def run(self, given: InspectionSet, *, shots: Sequence[int] = (), draws: int = 3) -> SetResult:
         """Everything about one set, fitted on all its good parts, and the figures with few of them."""
-        fit_s = self._fit(given, "fit")
-        scored, maps = self._inspect(given, "inspect")
+        fitted = self._fit(given, "fit")
+        of_images: Counter[str] = Counter()
+        scored, maps = self._inspect(given, "inspect", of_images)
         shown = [self._picture(why, s) for why, s in worth_showing(scored)]
-        cost = self._cost(fit_s, scored)
+        cost = self._cost(fitted.timings_ms["total"] / 1000, scored)
+        said = [self.words(notice) for notice in fitted.warnings]
+        said += [f"{text} ({n} of {len(scored)} test images)" for text, n in of_images.items()]
         rng = np.random.default_rng(self.settings.seed)
         defective, scores = _columns(scored)
         return SetResult(
@@ -156,23 +144,28 @@ class Evaluator:
             few=[self._few(given, n, draws) for n in shots],
             scored=scored,
             shown=shown,
+            warnings=(*given.warnings, *said),
         )
 
-    def _fit(self, given: InspectionSet, what: str) -> float:
+    def _fit(self, given: InspectionSet, what: str) -> FitResult:
         job = _Reported(lambda done, total: self.progress(f"{given.name}: {what}", done, total))
         files = [_file(image) for image in given.train]
         mm_per_px = next((image.mm_per_px for image in given.train if image.mm_per_px), 1.0)
-        fitted = self.fitter.fit(KEY, files, mm_per_px=mm_per_px, job=job)
-        return fitted.timings_ms["total"] / 1000
+        return self.fitter.fit(KEY, files, mm_per_px=mm_per_px, job=job)
 
-    def _inspect(self, given: InspectionSet, what: str) -> tuple[list[ScoredImage], list[Map]]:
-        masked = any(image.mask for image in given.test)
+    def _inspect(
+        self, given: InspectionSet, what: str, said: Counter[str] | None = None
+    ) -> tuple[list[ScoredImage], list[Map]]:
+        """Scores of the test images, and anomaly maps if there are masks; `said` counts what the service says."""
+        masked = any(image.masks for image in given.test)
         scored, maps = [], []
         for number, image in enumerate(given.test, start=1):
             result = self._infer(image)
             scored.append(ScoredImage(image, result.inspection.score, result.timings_ms["total"]))
             if masked:
                 maps.append(_small(result.inspection.anomaly_map))
+            if said is not None:
+                said.update(self.words(notice) for notice in result.warnings if notice.code != "not_calibrated")
             self.progress(f"{given.name}: {what}", number, len(given.test))
         return scored, maps
 
@@ -204,10 +197,12 @@ class Evaluator:
 
     def _picture(self, why: str, scored: ScoredImage) -> Shown:
         found = self._infer(scored.image).inspection
-        return Shown(why, scored.image, scored.score, beside(scored.image, found))
+        return Shown(why, scored.image, scored.score, side_by_side(scored.image, found))
 
 
 class _Reported(Job):
+    """Tells how many images of a fit are embedded."""
+
     def __init__(self, tell: Callable[[int, int], None]) -> None:
         super().__init__()
         self._tell = tell
@@ -222,8 +217,8 @@ def figures_of(scored: Sequence[ScoredImage], maps: Sequence[Map]) -> Figures:
 
     A defective image without a mask counts for the image figures only: nobody said where its defect is.
     """
-    known = [(s.image, m) for s, m in zip(scored, maps, strict=False) if s.image.mask or not s.image.defective]
-    masks = [mask_of(image, found.shape) for image, found in known]
+    known = [(s.image, m) for s, m in zip(scored, maps, strict=False) if s.image.masks or not s.image.defective]
+    masks = [image.defect(*found.shape) for image, found in known]
     pixels = pixel_figures(masks, [found for _, found in known]) if masks else None
     return Figures(image_figures(*_columns(scored)), pixels)
 
@@ -265,7 +260,7 @@ def _spread(values: list[float]) -> tuple[float, float]:
 
 
 def _small(found: Map) -> Map:
-    """The map, brought down to MAP_PIXELS where it is larger: pixel figures sort every pixel of every image."""
+    """The map, averaged down to MAP_PIXELS where it is larger, since pixel figures sort all pixels of all images."""
     scale = (MAP_PIXELS / found.size) ** 0.5
     if scale >= 1:
         return found
@@ -274,7 +269,8 @@ def _small(found: Map) -> Map:
 
 
 def _file(image: LabelledImage) -> ImageFile:
-    return ImageFile.named(image.path.name, image.path.read_bytes, image.shape)
+    """The image under the last folders of its path, which an error needs: `003.png` is in every class."""
+    return ImageFile("/".join(image.path.parts[-3:]), image.path.read_bytes, image.shape)
 
 
 def _settings_of(settings: Settings) -> dict[str, Any]:

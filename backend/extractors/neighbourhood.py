@@ -26,6 +26,7 @@ class Wrapped(Extractor):
     def __init__(self, inner: Extractor, change: str) -> None:
         self.inner = inner
         self.name, self.runtime, self.streams = inner.name, inner.runtime, inner.streams
+        self.reach = inner.reach
         self.dim, self.patch = inner.dim, inner.patch
         self.input_size, self.input_edge = inner.input_size, inner.input_edge
         sealed = hashlib.sha256(f"{inner.fingerprint}|{change}".encode()).hexdigest()[:16]
@@ -49,6 +50,7 @@ class Neighbourhood(Wrapped):
         super().__init__(inner, f"around {size}/{stride}")
         self.size, self.stride = size, stride
         self.patch = inner.patch * stride
+        self.reach = max(1.0, (self.reach + size - 1) / stride)
 
     def extract(self, images: Sequence[RGB]) -> Rows:
         """See Extractor."""

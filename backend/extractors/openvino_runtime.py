@@ -47,7 +47,7 @@ class OpenVinoFeatures(Extractor):
 
         self.reference = reference
         self.precision = precision
-        self.name, self.fingerprint = reference.name, reference.fingerprint
+        self.name, self.fingerprint, self.reach = reference.name, reference.fingerprint, reference.reach
         self.dim, self.patch = reference.dim, reference.patch
         self.input_size, self.input_edge = reference.input_size, reference.input_edge
         cores = threads or available_cores()

@@ -82,6 +82,8 @@ class Extractor(Protocol):
         input_edge: see ExtractorOptions.
         runtime: who computes: `torch`, `openvino` or `numpy`.
         streams: images that are worth handing over at once on a CPU.
+        reach: side, in cells of the token grid, of the neighbourhood that a token is averaged over. What covers less
+            of the ROI is smeared over as much, and an anomaly map cannot show it smaller.
         fingerprint: changes whenever embeddings would: memories of different fingerprints do not compare.
     """
 
@@ -92,6 +94,7 @@ class Extractor(Protocol):
     input_edge: Edge = "area"
     runtime: str
     streams: int = 1
+    reach: float = 1.0
     fingerprint: str
 
     @property

@@ -43,7 +43,7 @@ class ResNetFeatures(NetworkFeatures):
         from backend.extractors.tokens import alternating
 
         self.window, self.stride = options.patch_size or 3, options.stride
-        self.offset = options.offset
+        self.offset, self.reach = options.offset, max(1.0, self.window / self.stride)
         model = trunk(options)
         taken = (self.window, self.stride), self.offset
         changed = f"|{taken[0]}|{taken[1]}" if taken != ((1, 1), 0.0) else ""

@@ -138,6 +138,7 @@ class TextureFeatures(Extractor):
     patch = PATCH
     device = "cpu"
     runtime = "numpy"
+    reach = float(max(NEIGHBOURHOODS))
 
     def __init__(self, input_size: int = 448, input_edge: Edge = "area") -> None:
         self.input_size, self.input_edge = input_size, input_edge

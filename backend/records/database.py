@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from sqlalchemy import URL, Connection, Engine, Insert, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, TimeoutError  # noqa: A004
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    NoSuchModuleError,
+    ProgrammingError,
+    TimeoutError,  # noqa: A004
+)
 
 from backend.base.config import PROJECT_ROOT
-from backend.base.errors import InspectionError, RecordsRefused
+from backend.base.errors import DiskFull, InspectionError, ReadOnlyStore, RecordsRefused
 from backend.base.files import disk_errors
 from backend.base.messages import Phrase
 
@@ -104,10 +111,8 @@ class Database:
     def alone(self) -> Iterator[None]:
         """No other process is in here meanwhile. Raises Unavailable."""
         if self.path:
-            with disk_errors(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=START_WAIT_S):
-                    yield
+            with _held(self.path):
+                yield
             return
         with translated(), self.engine.connect() as connection:
             self.wait_for(connection, ONE_AT_START, seconds=START_WAIT_S)
@@ -149,6 +154,26 @@ class Database:
 
 
 @contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """No other process holds `path`, whose folder is made if need be. Raises Unavailable."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=START_WAIT_S)
+    try:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+    except Timeout as err:
+        raise Unavailable(Phrase("records_locked"), passing=True) from err
+    except DiskFull as err:
+        raise Unavailable(Phrase("records_full"), passing=False) from err
+    except ReadOnlyStore as err:
+        raise Unavailable(Phrase("records_read_only"), passing=False) from err
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def translated() -> Iterator[None]:
     """Raises Unavailable in place of what the driver says of a database that cannot be used."""
     try:
@@ -168,8 +193,10 @@ def trouble_of(err: DBAPIError | sqlite3.Error) -> Unavailable | None:
     if isinstance(original, sqlite3.Error):
         code = getattr(original, "sqlite_errorcode", None) or _guessed_code(original) or 0
         known = _SQLITE_TROUBLES.get(code & 0xFF)
-    else:  # psycopg has no state where the server did not answer
-        state = getattr(original, "sqlstate", None) or "08"
+    else:
+        state = getattr(original, "sqlstate", None) or ""
+        if not state and not isinstance(err, DataError | ProgrammingError):  # the server did not answer
+            state = "08"
         known = next((known for prefix, known in _POSTGRES_TROUBLES.items() if state.startswith(prefix)), None)
     return Unavailable(Phrase(known[0]), passing=known[1]) if known else None
 

@@ -186,7 +186,7 @@ class InspectionDraft:
             "request_id": record.request_id,
             "key_id": record.key_id,
             "generation": record.generation,
-            "image_name": record.image_name,
+            "image_name": _storable(record.image_name),
             "image_sha256": record.image_sha256,
             "image_size": record.image_size,
             "image_store": image.store if image else None,
@@ -198,6 +198,11 @@ class InspectionDraft:
     def enter(self, batch: Batch) -> None:
         """Take the next place in the chain."""
         batch.inspection(self.facet, self.row, self.image)
+
+
+def _storable(text: str) -> str:
+    """A file's name may hold what no database takes: bytes that are no UTF-8, and NUL."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\ufffd")
 
 
 def _finite(number: float) -> float:

@@ -19,6 +19,7 @@ from backend.roi_mask import build_mask, parse_shape
 
 GROUND = 96  # the grey of a picture whose image was not kept
 MAX_PIXELS = 4_000_000
+_REVIEWS = {"good": "review_good", "bad": "review_bad", "unclear": "review_unclear"}
 _OUTLINE = (64, 64, 255)
 _PART = (255, 200, 0)
 
@@ -30,28 +31,41 @@ def reasons(found: Whole) -> list[Message]:
     """
     told: list[Message] = [_verdict(found.item)]
     if (p_value := found.item.get("p_value")) is not None:
-        told.append(Phrase("why_p_value", {"share": 100 * p_value}))
+        told.append(_rarity(p_value, (found.details.get("calibration") or {}).get("n_ok")))
     if regions := found.details.get("regions"):
         told.append(_largest(regions))
     elif "threshold" in found.item:
         told.append(Phrase("why_no_region"))
-    told += [Notice(one["code"], one.get("values", {})) for one in found.details.get("warnings", [])]
+    for warning in found.details.get("warnings", []):
+        code, values = warning["code"], warning.get("values", {})
+        told.append(Notice(code, values))
     if found.reviews:
-        verdict = Phrase(f"review_{found.reviews[-1]['verdict']}")
-        told.append(Phrase("why_reviewed", {"n": len(found.reviews), "verdict": verdict}))
+        code = _REVIEWS[found.reviews[-1]["verdict"]]
+        told.append(Phrase("why_reviewed", {"n": len(found.reviews), "verdict": Phrase(code)}))
     return told
 
 
 def _verdict(item: Mapping[str, Any]) -> Phrase:
     if "decision" not in item:
         return Phrase("why_undecided", {"score": item["score"]})
-    return Phrase(f"why_{item['decision']}", {"score": item["score"], "threshold": item["threshold"]})
+    if item["decision"] == "ng":
+        return Phrase("why_ng", {"score": item["score"], "threshold": item["threshold"]})
+    return Phrase("why_ok", {"score": item["score"], "threshold": item["threshold"]})
+
+
+def _rarity(p_value: float, n_ok: int | None) -> Phrase:
+    """How many of the calibration's `n_ok` good parts score as high: a p-value is one more of one part more."""
+    if n_ok is None:
+        return Phrase("why_p_value", {"share": 100 * p_value})
+    return Phrase("why_as_high", {"as_high": round(p_value * (n_ok + 1)) - 1, "n": n_ok})
 
 
 def _largest(regions: Sequence[Mapping[str, Any]]) -> Phrase:
     largest = max(regions, key=lambda region: region["area_px"])
-    box = dict(zip("xywh", largest["bbox"], strict=True))
-    return Phrase("why_regions", {"n": len(regions), "area": largest["area_mm2"], **box})
+    x, y, w, h = largest["bbox"]
+    if "area_mm2" not in largest:  # nobody said how large a pixel is
+        return Phrase("why_regions_px", {"n": len(regions), "area": largest["area_px"], "x": x, "y": y, "w": w, "h": h})
+    return Phrase("why_regions", {"n": len(regions), "area": largest["area_mm2"], "x": x, "y": y, "w": w, "h": h})
 
 
 def overlay(found: Whole, image: NDArray[np.uint8] | None) -> bytes:

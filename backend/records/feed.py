@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, select
 
 from backend.records.database import Database
 from backend.records.queries import LISTED, items_of
-from backend.records.record import entry_id
+from backend.records.record import SEQUENCE_BITS, entry_id
 from backend.records.tables import chains, inspections
 
 AT_ONCE = 500  # inspections that one look brings at most
@@ -66,6 +66,12 @@ def _parse(place: str | None) -> dict[int, int] | None:
         found = json.loads(place) if place else None
     except ValueError:
         return None
-    if not isinstance(found, dict) or not all(key.isdecimal() and isinstance(n, int) for key, n in found.items()):
+    if not isinstance(found, dict) or not all(_is_place(key, n) for key, n in found.items()):
         return None
     return {int(key): n for key, n in found.items()}
+
+
+def _is_place(chain: str, sequence: Any) -> bool:
+    if not chain.isascii() or not chain.isdecimal() or len(chain) > 6:
+        return False
+    return isinstance(sequence, int) and 0 <= sequence < 1 << SEQUENCE_BITS

@@ -44,6 +44,8 @@ ASIDE = ".aside"
 USAGE_AGE_S = 30.0
 LEFT_OVER_S = 600.0
 _EVICTED_AT_ONCE = 256
+# An image, one that was set aside, or one that was being written.
+_OWN_NAME = re.compile(r"[0-9a-f]{64}\.[a-z]+(\.aside)?|\.[0-9a-f]{64}\..*\.tmp")
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ class ImageStore:
         """
         gone = 0
         for folder in self.folder.glob("[0-9a-f][0-9a-f]"):
-            old = [path for path in folder.iterdir() if _age_s(path) >= age_s]
+            old = [path for path in folder.iterdir() if _OWN_NAME.fullmatch(path.name) and _age_s(path) >= age_s]
             with self.database.reading() as connection:
                 known = self._known(connection, old)
             for path in old:
@@ -235,7 +237,7 @@ class ImageStore:
         return gone
 
     def _known(self, connection: Connection, paths: Sequence[Path]) -> set[str]:
-        digests = {bytes.fromhex(path.name[:64]) for path in paths if re.match("[0-9a-f]{64}", path.name)}
+        digests = {bytes.fromhex(path.name[:64]) for path in paths if not path.name.startswith(".")}
         found = set()
         for some in _portions(sorted(digests), 500):
             own = images.c
@@ -258,8 +260,7 @@ class ImageStore:
         """Remove the oldest images that may go until `size` more bytes fit. Raises NoRoom, Unavailable."""
         wanted = self._lacking(size)
         while wanted > 0:
-            freed = self._evict(wanted)
-            if not freed:
+            if not self._evict(max(wanted, self.max_bytes // 100)):  # not one for each that comes
                 raise NoRoom(Phrase("images_full"))
             wanted = self._lacking(size)
 

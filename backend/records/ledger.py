@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,10 @@ class Ledger:
         """Make sure that there are tables. Raises Unavailable, RecordsRefused."""
         moves = self.database.moves
         if self._ready_since != moves:
-            bring_up(self.database)
+            try:
+                bring_up(self.database)
+            except OSError as err:
+                raise Unavailable(Phrase("records_system", {"err": err}), passing=True) from err
             self._ready_since = moves
 
     def inspection(self, inspection_id: str) -> Whole:
@@ -162,14 +166,12 @@ class Ledger:
 
     def image(self, found: Whole) -> tuple[bytes, str]:
         """The image of an inspection byte for byte, and the suffix of its format. Raises ImageNotKept."""
-        name = found.item["inspection_id"]
-        if found.image_store is None:
-            raise ImageNotKept(id=name, reason=Phrase("image_not_wanted"))
         read = self.images.read(found.image_sha256)
-        if read is not None:
+        if read is not None:  # kept with this inspection, or with another one of the same image
             return read
-        gone = Phrase("image_elsewhere" if found.item["image"]["kept"] else "image_evicted")
-        raise ImageNotKept(id=name, reason=gone)
+        kept = "image_elsewhere" if found.item["image"]["kept"] else "image_evicted"
+        reason = Phrase("image_not_wanted" if found.image_store is None else kept)
+        raise ImageNotKept(id=found.item["inspection_id"], reason=reason)
 
     def prune(self, *, before_us: int, by: str, dry_run: bool = False) -> Pruned:
         """Delete what is older. Raises NotRecorded, Unavailable."""
@@ -193,18 +195,19 @@ class Ledger:
         return None, [Notice("image_not_kept", {"reason": reason})]
 
     def _look_after(self) -> None:
-        """At the start and each hour: the head to the log, left-overs, what is too old."""
-        while not self._stop.is_set():
+        """At the start and each hour: the head to the log, left-overs; each hour: what is too old."""
+        for hour in count():
             try:
                 if self.writer.head is not None:
                     logger.info("this process's chain is at %s", self.writer.head)
                     catch_up(self.database)
                     self.images.tidy()
-                    if self.days:
+                    if self.days and hour:  # by then a clock that was wrong at the start has been set
                         self.prune(before_us=now_us() - round(self.days * DAY_US), by="RESULTS_DAYS")
             except (Unavailable, NotRecorded, RecordsRefused, OSError) as err:
                 logger.warning("the record could not be looked after: %s", err)
-            self._stop.wait(HOUR_S)
+            if self._stop.wait(HOUR_S):
+                return
 
 
 def images_beside(database: Database) -> Path:

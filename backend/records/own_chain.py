@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, func, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from backend import __version__
-from backend.base.errors import DiskFull, InspectionError, ReadOnlyStore, RecordsRefused
+from backend.base.errors import InspectionError, NotRecorded, RecordsRefused
 from backend.base.messages import Phrase
 from backend.records.chain import START, chain_hash
 from backend.records.database import ONE_OPENING, Database, Unavailable
@@ -30,6 +30,9 @@ OTHER_MACHINE_S = 60
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FAULT = Phrase("records_fault")
 _ASTRAY = Phrase("records_astray")
+
+# What drivers raise of a value that a column cannot hold.
+OF_ONE_DRAFT = (DataError, ValueError, TypeError, OverflowError)
 
 Outcome = str | InspectionError
 
@@ -63,10 +66,6 @@ class OwnChain:
                 head = self._found(connection)
                 begun = head is None
                 head = head or self._begun(connection)
-        except DiskFull as err:
-            raise Unavailable(Phrase("records_full"), passing=False) from err
-        except ReadOnlyStore as err:
-            raise Unavailable(Phrase("records_read_only"), passing=False) from err
         except OSError as err:
             raise Unavailable(Phrase("records_system", {"err": err}), passing=False) from err
         except SQLAlchemyError as err:
@@ -93,6 +92,8 @@ class OwnChain:
         if rest:
             try:
                 done |= self._commit(rest)
+            except OF_ONE_DRAFT:
+                done |= self._one_by_one(rest)
             except SQLAlchemyError as err:
                 logger.exception("entries cannot be added to the record")
                 raise Unavailable(_FAULT, passing=False) from err
@@ -123,6 +124,20 @@ class OwnChain:
         self.head = self._left = batch.head
         self._known_facets |= batch.facets.keys()
         return outcomes
+
+    def _one_by_one(self, drafts: Sequence[Draft]) -> dict[int, Outcome]:
+        """Commit each draft alone, so that one that the database cannot take keeps no other out."""
+        return {id(draft): self._alone(draft) for draft in drafts}
+
+    def _alone(self, draft: Draft) -> Outcome:
+        try:
+            self.open()
+            return self._commit([draft])[id(draft)]
+        except OF_ONE_DRAFT:
+            logger.exception("an entry cannot be added to the record")
+            return NotRecorded(reason=_FAULT, retry_after=5)
+        except (Unavailable, RecordsRefused) as err:
+            return NotRecorded(reason=err.reason if isinstance(err, Unavailable) else err, retry_after=5)
 
     def _settled(self) -> dict[int, Outcome]:
         """What became of the drafts whose commit was not answered: empty if it did not happen."""

@@ -35,7 +35,7 @@ class Record:
     Attributes:
         source: what asked for it: `infer`, `infer_dataset`, `cli` or `predict`.
         score, threshold: distances, as /infer answers them; the threshold is None without a calibration.
-        p_value: share of the calibration's good parts that score at least as high, in (0, 1].
+        p_value: how likely a good part scores at least as high, as /infer answers it, in (0, 1].
         image_sha256: (32,) bytes of the file as it was sent; `image_size` in bytes, `height` and `width` in pixels.
         generation, fingerprint, model_version: of the memory and of the extractor.
         scoring, calibration: how the heatmap became a score, and where the threshold came from.

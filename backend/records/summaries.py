@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, func, select
 
 from backend.base.errors import InvalidValue
+from backend.base.messages import Phrase
 from backend.records.chain import Facet
-from backend.records.queries import Filters, time_text
+from backend.records.queries import Filters, time_text, tuples
 from backend.records.record import now_us
 from backend.records.tables import facets, tallies
 from backend.records.tallies import (
@@ -33,8 +34,8 @@ from backend.records.tallies import (
 Bucket = Literal["hour", "shift", "day"]
 SHIFT_HOURS = 8
 SHIFTS_BEGIN = 6  # at 6, 14 and 22 o'clock
-LONGEST_DAYS = {"hour": 31, "shift": 93, "day": 3660}
-LONGEST_LOCAL_DAYS = 93  # days of another zone are made of hours
+LONGEST_DAYS = {"hour": 31, "shift": 62, "day": 3660}
+LONGEST_LOCAL_DAYS = 62  # days of another zone are made of hours
 QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
@@ -88,7 +89,8 @@ def span_of(connection: Connection, bucket: str, filters: Filters, zone: str | N
     least = max(until - 24 * days, oldest if oldest is not None else now)
     since = filters.since_us // HOUR_US if filters.since_us is not None else least
     if until - since > 24 * days:
-        raise InvalidValue(field="since", value=time_text(since * HOUR_US), expected=f"≤ {days} d, bucket={bucket}")
+        most = Phrase("days_at_most", {"days": days, "bucket": bucket})
+        raise InvalidValue(field="since", value=time_text(since * HOUR_US), expected=most)
     return Span(bucket, since, max(since, until), where)  # type: ignore[arg-type]
 
 
@@ -98,7 +100,7 @@ def _zone(name: str | None) -> tzinfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as err:
-        raise InvalidValue(field="tz", value=repr(name[:40]), expected="UTC, Europe/Madrid") from err
+        raise InvalidValue(field="tz", value=repr(name[:40]), expected=Phrase("time_zone")) from err
 
 
 def summary(connection: Connection, span: Span, filters: Filters) -> dict[str, Any]:
@@ -111,10 +113,12 @@ def summary(connection: Connection, span: Span, filters: Filters) -> dict[str, A
     chosen = set(connection.execute(select(facets.c.id).where(*wanted)).scalars()) if wanted else set(known)
     rows = _stored(connection, span, list(chosen) if wanted else None)
     rows += _fresh(_not_yet_tallied(connection, known), span, chosen)
-    starts = {hour: span.start_of(hour) for hour in {row[0] for row in rows}}
+    hours, numbers, sketches = zip(*rows, strict=True) if rows else ((), (), ())
+    starts = {hour: span.start_of(hour) for hour in set(hours)}
     place = {start: number for number, start in enumerate(sorted(set(starts.values())))}
-    counts = _Counts(rows, known, {hour: place[start] for hour, start in starts.items()}, len(place))
-    *each, total = counts.figures()
+    buckets = _each(hours, {hour: place[start] for hour, start in starts.items()})
+    kinds = _each(numbers, {number: _class_of(facet) for number, facet in known.items()})
+    *each, total = _Counts(buckets, kinds, sketches, len(place)).figures()
     return {
         "bucket": span.bucket,
         "since": time_text(span.first * HOUR_US),
@@ -134,7 +138,7 @@ def _stored(connection: Connection, span: Span, chosen: Sequence[int] | None) ->
     for grain, first, last in span.portions():
         query = select(own.hour, own.facet_id, own.scores).where(own.grain == grain, own.hour >= first, own.hour < last)
         query = query if chosen is None else query.where(own.facet_id.in_(chosen))
-        found += connection.execute(query).all()
+        found += tuples(connection, query)
     return found
 
 
@@ -160,16 +164,14 @@ class _Counts:
     """Sketches added up by bucket, and in the end all of them.
 
     Args:
-        rows: hour, facet and sketch.
-        places: the number of each hour's bucket, of `n` buckets.
+        buckets, kinds: the number of each sketch's bucket, of `n`, and of the class of its facet.
+        sketches: as they are stored.
     """
 
-    def __init__(self, rows: Rows, known: Mapping[int, Facet], places: Mapping[int, int], n: int) -> None:
-        pairs = np.frombuffer(b"".join(row[2] for row in rows), BIN)
-        lengths = [len(row[2]) // BIN.itemsize for row in rows]
-        classes = {number: _class_of(facet) for number, facet in known.items()}
-        bucket = np.repeat(np.array([places[row[0]] for row in rows], np.int64), lengths)
-        kind = np.repeat(np.array([classes[row[1]] for row in rows], np.int64), lengths)
+    def __init__(self, buckets: NDArray[np.int64], kinds: NDArray[np.int64], sketches: Sequence[bytes], n: int) -> None:
+        pairs = np.frombuffer(b"".join(sketches), BIN)
+        lengths = np.fromiter(map(len, sketches), np.int64, len(sketches)) // BIN.itemsize
+        bucket, kind = np.repeat(buckets, lengths), np.repeat(kinds, lengths)
         self._bins, column = np.unique(pairs["bin"].astype(np.int64), return_inverse=True)
         self._scores = _added(bucket, column, pairs["n"], (n, max(1, len(self._bins))))
         self._kinds = _added(bucket, kind, pairs["n"], (n, _CLASSES)).reshape(n + 1, len(_DECISIONS), len(_REVIEWS))
@@ -204,6 +206,11 @@ class _Counts:
 _DECISIONS: list[str | None] = ["ok", "ng", None]
 _REVIEWS: list[str | None] = [None, "good", "bad", "unclear"]
 _CLASSES = len(_DECISIONS) * len(_REVIEWS)
+
+
+def _each(values: Sequence[int], numbers: Mapping[int, int]) -> NDArray[np.int64]:
+    """The number of each value."""
+    return np.fromiter(map(numbers.__getitem__, values), np.int64, len(values))
 
 
 def _class_of(facet: Facet) -> int:

@@ -30,7 +30,7 @@ def bring_up(database: Database, scripts: Path = SCRIPTS) -> None:
 
     Raises:
         RecordsRefused: the tables are of a newer version than this one.
-        Unavailable, DiskFull, ReadOnlyStore.
+        Unavailable.
     """
     directory = ScriptDirectory(str(scripts))
     newest = str(directory.get_current_head())

@@ -26,6 +26,7 @@ RETRY_S = 1.0  # how often a database that has not answered for so long is asked
 MAX_WAITING = 1024
 MAX_BATCH = 256
 TALLY_S = 1.0
+UNTALLIED = 1000  # entries that wait for a quiet moment to be counted
 CLOCK_S = 2.0
 _PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
@@ -52,7 +53,7 @@ class Writer:
         self._queue: queue.Queue[_Waiting | None] = queue.Queue(MAX_WAITING)
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
-        self._closed = False
+        self._closed = self._ended = False
         self._trouble: Unavailable | None = None
         self._down_since = self._retry_at = 0.0
         self._lost = 0
@@ -82,6 +83,8 @@ class Writer:
                 self._queue.put(_Waiting(draft, done, now + (0 if trouble else WAIT_S)), timeout=WAIT_S)
             except queue.Full:
                 done.set_exception(_not_recorded(_CROWDED))
+            if self._ended:  # after the last look at the queue, perhaps
+                _refuse(self._rest(), _STOPPING)
         return done
 
     def refuses(self) -> bool:
@@ -121,7 +124,7 @@ class Writer:
                     return
                 self._tally()
         finally:  # nobody waits for a thread that is no more
-            self._closed = True
+            self._closed = self._ended = True
             _refuse([*waiting, *self._rest()], _ENDED)
 
     def _next(self) -> tuple[list[_Waiting], bool]:
@@ -198,6 +201,8 @@ class Writer:
         """Count what was written since; what cannot be counted now is counted another time."""
         head, now = self.chain.head, time.monotonic()
         if head is None or self._trouble is not None or now < self._tally_at or head.sequence == self._tallied:
+            return
+        if not self._queue.empty() and head.sequence - self._tallied < UNTALLIED:
             return
         self._tally_at = now + TALLY_S
         with suppress(Unavailable):

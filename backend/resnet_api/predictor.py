@@ -66,6 +66,8 @@ class Prediction:
         polygons: outlines in pixels of the image resized to IMG_SIZE, x to the right and y down; none without anomaly.
         files: file name of each picture in the overlays folder, by kind.
         size: (height, width) of the image as it was sent.
+        token_map: (rows, columns) float32 distances of the patches to the bank.
+        bank: what is known of the bank, as its metadata has it.
     """
 
     score: float
@@ -74,6 +76,8 @@ class Prediction:
     polygons: list[Polygon]
     files: dict[str, str]
     size: tuple[int, int]
+    token_map: NDArray[np.float32]
+    bank: dict[str, Any]
     timings_ms: dict[str, float]
     warnings: list[Notice]
 
@@ -160,14 +164,20 @@ class Predictor:
         """
         job, started = job or Job(), perf_counter()
         bank = self.bank()
-        grey, size = self._grey(file)
+        try:
+            grey, size = self._grey(file)
+        except EmptyFile as err:
+            raise EmptyUpload() from err
+        except UndecodableImage as err:
+            raise UndecodableUpload() from err
         area = self._scored_area()
         queue = self.host.queue(self._version(bank.about))
         _check_width(bank, queue.extractor)
         with queue.slot():
             tokens = job.wait(queue.submit(_three(grey)))
             extracted = perf_counter()
-            anomaly_map = self._anomaly_map(bank.memory.distances(tokens, self.settings.knn_k))
+            distances = bank.memory.distances(tokens, self.settings.knn_k)
+            anomaly_map = self._anomaly_map(distances)
         score = _largest(anomaly_map, area)
         threshold = self._threshold(bank.about) * FACTORS[mode or "normal"] if thr is None else thr
         is_anomaly = score > threshold
@@ -187,6 +197,8 @@ class Predictor:
             polygons=outlines,
             files=files,
             size=size,
+            token_map=distances.reshape(round(len(distances) ** 0.5), -1),
+            bank=bank.about,
             timings_ms=_milliseconds(started, extract=extracted, score=scored, pictures=perf_counter()),
             warnings=list(bank.notices),
         )
@@ -281,13 +293,8 @@ class Predictor:
         return given if given in EMBEDDING_VERSIONS else DOCUMENTED
 
     def _grey(self, file: ImageFile) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """The image as (IMG_SIZE, IMG_SIZE) uint8 grey, and the (height, width) it came with."""
-        try:
-            image = decode(file.read(), name=file.name, options=ImageOptions.of(self.settings)).pixels
-        except EmptyFile as err:
-            raise EmptyUpload() from err
-        except UndecodableImage as err:
-            raise UndecodableUpload() from err
+        """The image as (IMG_SIZE, IMG_SIZE) uint8 grey, and the (height, width) it came with. Raises BadImage."""
+        image = decode(file.read(), name=file.name, options=ImageOptions.of(self.settings)).pixels
         side = self.settings.img_size
         return resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), side, side), image.shape[:2]
 

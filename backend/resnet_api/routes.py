@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,12 +15,15 @@ from starlette.types import Scope
 
 from backend.api.catalogue import sentence
 from backend.api.problems import language_of
+from backend.api.recording import Recording, trace_form
 from backend.api.requests import RecipeHeader, run_job, sentences
 from backend.api.schemas import ErrorBody
 from backend.api.uploads import UploadRoute, uploads
 from backend.base.errors import BadRequest
 from backend.base.keys import check_recipe
+from backend.records.verdicts import Trace
 from backend.resnet_api.predictor import Mode, Prediction, Predictor
+from backend.resnet_api.recorded import PredictionVerdict
 from backend.service.images import ImageFile
 from backend.service.jobs import Job
 
@@ -69,6 +73,7 @@ class PredictResponse(BaseModel):
     heat_url: str | None = Field(description="Picture of the heat; null with SAVE_VIS=0.")
     mask_url: str | None = Field(description="Picture of what is outlined; null with SAVE_VIS=0.")
     filename: str
+    inspection_id: str = Field(default="", description="Name of the recorded verdict; left out where none is kept.")
     image_size: list[int] = Field(description="[width, height] of the image as it was sent.")
     img_size: int
     timings_ms: dict[str, float]
@@ -133,6 +138,7 @@ def get_predictor(request: Request) -> Predictor:
 
 
 PredictorDep = Annotated[Predictor, Depends(get_predictor)]
+PredictTrace = Annotated[Trace, Depends(trace_form("predict"))]
 EmptyIsNone = BeforeValidator(lambda given: None if given == "" else given)
 Thr = Annotated[
     Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
@@ -146,10 +152,11 @@ ModeQuery = Annotated[
 ]
 
 
-@router.post("/predict", response_model=PredictResponse)
+@router.post("/predict", response_model=PredictResponse, response_model_exclude_unset=True)
 async def predict(
     request: Request,
     predictor: PredictorDep,
+    trace: PredictTrace,
     file: Annotated[UploadFile, File(description="The image (PNG, JPEG, BMP, TIFF or WebP).")],
     thr: Thr = None,
     mode: ModeQuery = None,
@@ -158,14 +165,16 @@ async def predict(
     """Score one image against the memory bank, and draw where it differs."""
     (image,) = uploads([file])
     own = _own(request, x_recipe_id)
-    found = await run_job(request, lambda job: predictor.predict(image, thr=thr, mode=mode, job=job))
-    return _answer(request, predictor, image, found) | own
+    each = _Each(request, predictor, trace, own["recipe_id"], thr, mode)
+    found = await run_job(request, lambda job: each.predicted(image, job))
+    return each.answer(image, found) | own
 
 
-@router.post("/predict/batch", response_model=BatchResponse)
+@router.post("/predict/batch", response_model=BatchResponse, response_model_exclude_unset=True)
 async def predict_batch(
     request: Request,
     predictor: PredictorDep,
+    trace: PredictTrace,
     files: Annotated[list[UploadFile], File(description="The images.")],
     thr: Thr = None,
     mode: ModeQuery = None,
@@ -175,23 +184,20 @@ async def predict_batch(
     images = uploads(files)
     own = _own(request, x_recipe_id)
     predictor.bank()
-
-    def each(job: Job) -> list[Prediction | BadRequest]:
-        return [_attempt(predictor, image, thr, mode, job) for image in images]
-
-    found = await run_job(request, each)
+    each = _Each(request, predictor, trace, own["recipe_id"], thr, mode)
+    found = await run_job(request, lambda job: [each.attempted(image, job) for image in images])
     language = language_of(request.headers)
     items = [
         {"filename": image.name, "error": sentence(one, language), "code": one.code}
         if isinstance(one, BadRequest)
-        else _answer(request, predictor, image, one) | own
+        else each.answer(image, one) | own
         for image, one in zip(images, found, strict=True)
     ]
     return {
         "items": items,
         "n_total": len(items),
         "n_errors": sum(isinstance(one, BadRequest) for one in found),
-        "n_anomalies": sum(isinstance(one, Prediction) and one.is_anomaly for one in found),
+        "n_anomalies": sum(not isinstance(one, BadRequest) and one[0].is_anomaly for one in found),
         **own,
     }
 
@@ -219,31 +225,55 @@ def _own(request: Request, recipe: str | None) -> dict[str, str]:
     return {"recipe_id": check_recipe(recipe), "request_id": request.state.request_id}
 
 
-def _attempt(
-    predictor: Predictor, image: ImageFile, thr: float | None, mode: Mode | None, job: Job
-) -> Prediction | BadRequest:
-    """The prediction of one file of a batch, or what is wrong with the file; what is wrong with the service raises."""
-    job.check()
-    try:
-        return predictor.predict(image, thr=thr, mode=mode, job=job)
-    except BadRequest as err:
-        return err
+Predicted = tuple[Prediction, dict[str, Any]]  # and the fields that the record gives the answer
 
 
-def _answer(request: Request, predictor: Predictor, image: ImageFile, found: Prediction) -> dict[str, Any]:
-    logger.info("predict: score %.6g, threshold %.6g, %s ms", found.score, found.threshold, found.timings_ms)
-    height, width = found.size
-    folder = predictor.settings.overlays_subdir
-    urls = {kind: f"/static/{folder}/{name}" for kind, name in found.files.items()}
-    return {
-        "score": found.score,
-        "threshold": found.threshold,
-        "is_anomaly": found.is_anomaly,
-        "polygons": found.polygons,
-        **{f"{kind}_url": urls.get(kind) for kind in ("overlay", "heat", "mask")},
-        "filename": image.name,
-        "image_size": [width, height],
-        "img_size": predictor.settings.img_size,
-        "timings_ms": found.timings_ms,
-        "warnings": sentences(request, found.warnings),
-    }
+class _Each:
+    """Predicts, records and answers each image of a request."""
+
+    def __init__(
+        self,
+        request: Request,
+        predictor: Predictor,
+        trace: Trace,
+        recipe_id: str,
+        thr: float | None,
+        mode: Mode | None,
+    ) -> None:
+        self.request, self.predictor, self.recipe_id = request, predictor, recipe_id
+        self.thr, self.mode = thr, mode
+        self.recording = Recording(request, trace)
+
+    def predicted(self, image: ImageFile, job: Job) -> Predicted:
+        found = self.predictor.predict(image, thr=self.thr, mode=self.mode, job=job)
+        verdict = PredictionVerdict(image, found, self.recipe_id, self.predictor.settings)
+        named, notices = self.recording.add(verdict, job)
+        return replace(found, warnings=[*found.warnings, *notices]), named
+
+    def attempted(self, image: ImageFile, job: Job) -> Predicted | BadRequest:
+        """As `predicted`, or what is wrong with the file; what is wrong with the service raises."""
+        job.check()
+        try:
+            return self.predicted(image, job)
+        except BadRequest as err:
+            return err
+
+    def answer(self, image: ImageFile, predicted: Predicted) -> dict[str, Any]:
+        found, named = predicted
+        logger.info("predict: score %.6g, threshold %.6g, %s ms", found.score, found.threshold, found.timings_ms)
+        height, width = found.size
+        settings = self.predictor.settings
+        urls = {kind: f"/static/{settings.overlays_subdir}/{name}" for kind, name in found.files.items()}
+        return {
+            **named,
+            "score": found.score,
+            "threshold": found.threshold,
+            "is_anomaly": found.is_anomaly,
+            "polygons": found.polygons,
+            **{f"{kind}_url": urls.get(kind) for kind in ("overlay", "heat", "mask")},
+            "filename": image.name,
+            "image_size": [width, height],
+            "img_size": settings.img_size,
+            "timings_ms": found.timings_ms,
+            "warnings": sentences(self.request, found.warnings),
+        }

@@ -15,21 +15,25 @@ from backend.base.errors import (
     MemoryNotFound,
     NgRequired,
     NotEnoughSamples,
+    OnlyImage,
     ReadOnlyStore,
 )
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
+from backend.calib import Basis
 from backend.extractors.protocol import Extractor
+from backend.infer import Criteria
 from backend.samples.history import FitHistory
 from backend.samples.rebuild import Rebuilder
 from backend.samples.recorder import Recorder
 from backend.samples.scoring import Sample, SampleScorer, Scored
-from backend.samples.store import LABELS, Draft, Kept, SampleStore, usable_shape
+from backend.samples.store import LABELS, Draft, Kept, SampleStore, Sidecar
+from backend.service.calibration import Terms
 from backend.service.fitting import Fitter
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job
-from backend.service.results import CalibrationResult, FitResult
+from backend.service.results import CalibrationResult, FitResult, Provenance
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +45,10 @@ class Scores:
     """A scoring of samples that is under way: iterate `items` once."""
 
     n_total: int
-    threshold: float | None
+    criteria: Criteria
     notices: list[Notice]
     items: Generator[Scored]
+    provenance: Provenance
 
 
 class Collector:
@@ -101,12 +106,15 @@ class Collector:
             NotEnoughSamples: fewer than MIN_OK_SAMPLES images with `use_dataset`.
             MemoryMismatch, and whatever Fitter.fit does.
         """
+        notices: list[Notice] = []
         if use_dataset:
-            files = [*self._stored(key), *files]
+            stored, notices = self._stored(key)
+            files = [*stored, *files]
             if len(files) < self.settings.min_ok_samples:
                 raise NotEnoughSamples(key=key, n=len(files), wanted=self.settings.min_ok_samples)
         fit = self.fitter.grow if memory_fit else self.fitter.fit
-        return fit(key, files, mm_per_px=mm_per_px, job=job)
+        result = fit(key, files, mm_per_px=mm_per_px, job=job)
+        return replace(result, warnings=[*result.warnings, *notices[:NAMED]])
 
     def calibrate(
         self,
@@ -116,29 +124,33 @@ class Collector:
         area_mm2_thr: float | None = None,
         default_mm_per_px: float | None = None,
         require_ng: bool = False,
+        terms: Terms | None = None,
         job: Job | None = None,
     ) -> CalibrationResult:
         """Score the stored samples with the current memory and calibrate with the scores.
 
-        An OK sample that the memory was fitted on is scored without its own rows, or the answer would flatter itself.
+        An OK sample that the memory was fitted on is scored without its own rows: with them it would score lower than a
+        new part does.
 
         Raises:
             NotEnoughSamples: no OK sample could be scored. NgRequired: there is no NG sample although there must be.
             MemoryNotFound, ExtractorMismatch, Cancelled, FitInProgress, DiskFull, ReadOnlyStore.
         """
         percentile = score_percentile or self.settings.score_percentile
+        area = self.settings.area_mm2_thr if area_mm2_thr is None else area_mm2_thr
         scorer = SampleScorer(
             self.inspector,
             self.samples,
             key,
             default_mm_per_px=default_mm_per_px,
             leave_out=True,
-            percentile=percentile,
+            anew=(percentile, area),
         )
         scored = list(scorer.run(self._chosen(key, LABELS), job or Job()))
         ok, ng = ([s.inspection.score for s in scored if s.inspection and s.sample.label == label] for label in LABELS)
         if not ok:
-            raise NotEnoughSamples(key=key, n=0, wanted=1)
+            alone = next((s.error for s in scored if isinstance(s.error, OnlyImage)), None)
+            raise alone or NotEnoughSamples(key=key, n=0, wanted=1)
         if require_ng and not ng:
             raise NgRequired(key=key)
         if self.inspector.cache.model(key).stored.generation != scorer.model.stored.generation:
@@ -148,11 +160,11 @@ class Collector:
             ok_scores=ok,
             ng_scores=ng,
             mm_per_px=scorer.mm_per_px,
-            area_mm2_thr=area_mm2_thr,
+            area_mm2_thr=area,
             score_percentile=percentile,
-            scored_at=percentile,
+            terms=replace(terms or Terms(), basis=basis_of(scored), scored_with=scorer.criteria),
         )
-        return replace(result, warnings=result.warnings + _left_out(scored))
+        return replace(result, warnings=[*result.warnings, *about_left_out(scored), *_said(scored)])
 
     def score(
         self,
@@ -173,7 +185,8 @@ class Collector:
         )
         chosen = self._chosen(key, labels)
         notices = [*self.inspector.warnings(), *scorer.notices]
-        return Scores(len(chosen), scorer.criteria.threshold, notices, scorer.run(chosen, job or Job()))
+        items = scorer.run(chosen, job or Job())
+        return Scores(len(chosen), scorer.criteria, notices, items, scorer.provenance)
 
     def listing(self, key: ModelKey) -> dict[str, Any]:
         """What is stored: for each label the count, the names, and which have metadata."""
@@ -228,7 +241,7 @@ class Collector:
             "memory_fitted": model is not None,
             "calib_present": calibration is not None,
             **({"memory": _memory(self.inspector.store.manifest(key), model.stored.grid)} if model else {}),
-            **({"calibration": calibration} if calibration else {}),
+            **({"calibration": _calibration(calibration)} if calibration else {}),
             "samples": {
                 "ok": len(stored),
                 "ng": len(self.samples.names(key, "ng")),
@@ -267,11 +280,15 @@ class Collector:
         store.empty_trash(self.settings.trash_days)
         return folder.relative_to(store.root).as_posix()
 
-    def _stored(self, key: ModelKey) -> list[ImageFile]:
-        return [
-            ImageFile(name, self._reader(key, name), usable_shape(self.samples.meta(key, "ok", name)))
-            for name in self.samples.names(key, "ok")
-        ]
+    def _stored(self, key: ModelKey) -> tuple[list[ImageFile], list[Notice]]:
+        """The stored OK samples, and what of their metadata is not understood."""
+        files: list[ImageFile] = []
+        notices: list[Notice] = []
+        for name in self.samples.names(key, "ok"):
+            known = Sidecar.read(name, self.samples.meta(key, "ok", name))
+            files.append(ImageFile(name, self._reader(key, name), known.shape))
+            notices += known.notices
+        return files, notices
 
     def _reader(self, key: ModelKey, name: str) -> Callable[[], bytes]:
         return lambda: self.samples.read(key, "ok", name)
@@ -305,6 +322,26 @@ def _memory(manifest: dict[str, Any], grid: tuple[int, int]) -> dict[str, Any]:
     return {"token_shape": list(grid), **{name: value for name, value in manifest.items() if name != "images"}}
 
 
-def _left_out(scored: Sequence[Scored]) -> list[Notice]:
+def _calibration(values: dict[str, Any]) -> dict[str, Any]:
+    """A calibration without its good scores, which may be many."""
+    return {name: value for name, value in values.items() if name != "good_scores"}
+
+
+def basis_of(scored: Sequence[Scored]) -> Basis:
+    """What a promise about good parts rests on: one part that the memory has seen makes it leave-one-out."""
+    good = [s for s in scored if s.inspection and s.sample.label == "ok"]
+    return "leave_one_out" if any(s.left_out for s in good) else "held_out"
+
+
+def _said(scored: Sequence[Scored]) -> list[Notice]:
+    """What is to be said of the samples themselves: each code for NAMED of them at most."""
+    found: dict[str, list[Notice]] = {}
+    for notice in (notice for one in scored for notice in one.notices):
+        found.setdefault(notice.code, []).append(notice)
+    return [notice for notices in found.values() for notice in notices[:NAMED]]
+
+
+def about_left_out(scored: Sequence[Scored]) -> list[Notice]:
+    """A notice that names the samples that could not be used, if there are any."""
     errors = [s.error for s in scored if s.error]
     return [Notice("samples_left_out", {"n": len(errors), "reasons": errors[:NAMED]})] if errors else []

@@ -1,4 +1,4 @@
-"""FitHistory: datasets/<role>/<roi>/history.jsonl, the append-only record of what was fitted and calibrated from what.
+"""FitHistory: datasets/<role>/<roi>/history.jsonl says what was fitted and calibrated from what, and only grows.
 
 One JSON object a line, fsynced. `fit` begins a memory, `grow` adds to it, `calibrate` sets its threshold, `rebuild`
 says that the same steps were taken anew, `delete` ends it. Images are named by the SHA-256 of their bytes, so that they
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.base.files import disk_errors, utc_now
-from backend.base.keys import ModelKey
+from backend.base.keys import ModelKey, folder_of
 from backend.service.fitting import FitOptions
 
 logger = logging.getLogger(__name__)
@@ -37,9 +37,9 @@ RECORDED = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What brings a model back: a fit and the growths after it, oldest first, and the last calibration.
+    """The steps that make a model again: a fit and the growths after it, oldest first, and the last calibration.
 
-    `deleted` says that someone deleted the model, which is then not to come back by itself.
+    `deleted`: someone deleted the model, so it is not made again unasked.
     """
 
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -75,14 +75,14 @@ class Plan:
 
 
 class FitHistory:
-    """The records of a datasets folder. Writers hold the model's lock, so lines come in the order of the commits."""
+    """The histories of a datasets folder. Writers hold the model's lock, so lines come in the order of the commits."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def path(self, key: ModelKey) -> Path:
-        """Where the record of `key` lies."""
-        return self.root / key.path / NAME
+        """Where the history of `key` lies."""
+        return folder_of(self.root, key) / NAME
 
     def append(self, key: ModelKey, event: str, values: Mapping[str, Any]) -> None:
         """Add one line and fsync it. Raises DiskFull, ReadOnlyStore."""
@@ -105,7 +105,7 @@ class FitHistory:
         return [event for number, line in enumerate(lines) if (event := _parsed(line, key, number + 1))]
 
     def plan(self, key: ModelKey) -> Plan:
-        """What the record says of the model as it was last."""
+        """The steps that make the model of `key` as it was last."""
         plan = Plan()
         for event in self.read(key):
             plan = plan.after(event)
@@ -138,6 +138,6 @@ def _parsed(line: bytes, key: ModelKey, number: int) -> dict[str, Any] | None:
         if not isinstance(event, dict) or not isinstance(event["event"], str):
             raise ValueError("no event")
     except (ValueError, KeyError, RecursionError):
-        logger.info("line %d of the record of %s cannot be read and is left out", number, key)
+        logger.info("line %d of the history of %s cannot be read and is left out", number, key)
         return None
     return event

@@ -1,4 +1,4 @@
-"""What comes in to be stored: images checked, their metadata read, all of it or nothing."""
+"""Images that are to be stored as samples: all of them are checked, with their metadata, before any is taken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lost memories come back: what the record says was fitted from what is done again from the stored samples."""
+"""Rebuilding memories: the fits and growths of a model's history are done again from the stored samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backend.base.errors import InspectionError, MemoryNotFound, NotEnoughSample
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.samples.history import FitHistory, Plan
-from backend.samples.store import SampleStore, known_mm_per_px, usable_shape
+from backend.samples.store import SampleStore, Sidecar, known_mm_per_px
 from backend.service.fitting import FitOptions, Fitter, NewMemory, embed
 from backend.service.images import ImageFile
 from backend.service.jobs import Job, TrackedJob
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A memory that came back: rows, images it was made from, images of the record that are gone."""
+    """A memory that was rebuilt: its rows, the images it was made from, and those of its history that are gone."""
 
     coreset_size: int
     n_images: int
@@ -54,20 +54,20 @@ class Rebuilder:
         return self.inspector.settings
 
     def start(self) -> None:
-        """Bring the records up to date and, with REBUILD_ON_START, lost memories back, in the background."""
+        """In the background, bring histories up to date and, with REBUILD_ON_START, rebuild lost memories."""
         self._stop.clear()
         self._thread = threading.Thread(target=self._run, name="rebuild", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop; what was not rebuilt yet is next time."""
+        """Stop. What is not rebuilt yet waits for the next start."""
         self._stop.set()
         for job in list(self._jobs.values()):
             job.cancel()
         self.wait(60)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Until the work that `start` began has ended, or `timeout` seconds."""
+        """Wait for the end of the work that `start` began, or for `timeout` seconds."""
         if self._thread is not None:
             self._thread.join(timeout)
 
@@ -93,19 +93,19 @@ class Rebuilder:
         return [key for key, manifest in manifests.items() if manifest.get("fingerprint", ours) != ours]
 
     def rebuild(self, key: ModelKey, job: Job | None = None, *, replace: bool = False) -> Rebuilt | None:
-        """Make the memory of `key` again from its samples, with the settings and in the steps of its record.
+        """Make the memory of `key` again from its samples, in the steps of its history and with their options.
 
         Args:
-            replace: also when there is a memory; otherwise that one stays and None comes back.
+            replace: also when there is a memory. Otherwise that one stays, and None is returned.
 
         Raises:
-            WeightsUnavailable: the service is degraded; what it would make is not what was lost.
+            WeightsUnavailable: the service is degraded, so it would make another memory than the one that was lost.
             NotEnoughSamples: none of the images is stored.
             BadImage, TokenGridMismatch, Cancelled, FitInProgress, DiskFull, ReadOnlyStore.
         """
         self.inspector.host.queue()
         degraded = self.inspector.host.degraded
-        if degraded and degraded.code == "degraded":  # on the CPU for want of memory it is the same network
+        if degraded and degraded.code == "degraded":  # a GPU that ran out of memory leaves the same network
             raise WeightsUnavailable(**degraded.values)
         job, plan = job or Job(), self.history.plan(key)
         with self.fitter.turn(key, job):
@@ -123,7 +123,7 @@ class Rebuilder:
         return Rebuilt(len(new.memory), len(new.metadata["images"]), missing, notices)
 
     def reconcile(self, key: ModelKey) -> None:
-        """Record a memory that was committed by a process that died before it wrote the record's line."""
+        """Add the line of a memory to the history, if the process that committed it died before it could."""
         recorded = self.history.plan(key).generation
         if not self.samples.folder(key).is_dir() or self.inspector.store.manifest(key).get("generation") == recorded:
             return
@@ -176,7 +176,7 @@ class Rebuilder:
                 logger.warning("%s: %s", key, notice)
 
     def _everything(self, key: ModelKey) -> dict[str, Any]:
-        """One fit of all stored OK samples, with the settings that hold now: for samples without a record."""
+        """One fit of all stored OK samples, with the settings that hold now: for samples without a history."""
         names = self.samples.names(key, "ok")
         scales = [known_mm_per_px(self.samples.meta(key, "ok", name)) for name in names]
         mm_per_px = next((scale for scale in scales if scale), 1.0)
@@ -189,6 +189,8 @@ class Rebuilder:
         new: NewMemory | None = None
         missing = 0
         for step in steps:
+            if step.get("patchcore_memories") == "separate":
+                logger.warning("%s had a memory for each block, which is no longer made: it gets a joint one", key)
             files = [self._file(key, names[digest]) for digest in step["images"] if digest in names]
             missing += len(step["images"]) - len(files)
             if files:
@@ -199,7 +201,9 @@ class Rebuilder:
 
     def _file(self, key: ModelKey, name: str) -> ImageFile:
         return ImageFile(
-            name, lambda: self.samples.read(key, "ok", name), usable_shape(self.samples.meta(key, "ok", name))
+            name,
+            lambda: self.samples.read(key, "ok", name),
+            Sidecar.read(name, self.samples.meta(key, "ok", name)).shape,
         )
 
     def _step(self, step: Mapping[str, Any], files: list[ImageFile], before: NewMemory | None, job: Job) -> NewMemory:
@@ -209,7 +213,7 @@ class Rebuilder:
         if before is None:
             embeddings, mm_per_px = embed(files, queue, job, options), float(step["mm_per_px"])
             return NewMemory.fitted(files, embeddings, options, queue.extractor, mm_per_px, progress)
-        # The growth had a reserve to choose from or had none, and so it is again.
+        # A growth that had no reserve to choose from has none again.
         old = before.stored if step.get("n_reserve") else replace(before.stored, reserve=None)
         return NewMemory.grown(old, files, embed(files, queue, job, options, old), options, progress)
 
@@ -221,7 +225,7 @@ class Rebuilder:
         return stored.generation
 
     def _calibrate(self, key: ModelKey, plan: Plan, generation: str, missing: int) -> None:
-        """Bring the recorded calibration back; bound to the new generation if that is the very memory it was for."""
+        """Write the last calibration again, for the new generation if that is the very memory it was made for."""
         if not plan.calibration or self.inspector.store.stamp(key, "calib.json") is not None:
             return
         same = not missing and plan.calibration.get("generation") == plan.generation

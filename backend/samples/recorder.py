@@ -1,4 +1,4 @@
-"""Recorder: keeps samples, records and debug pictures of what the service did."""
+"""Recorder: keeps samples, the history of fits and debug pictures of what the service did."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class DebugFolder:
 
 
 class Recorder:
-    """The Journal that stores what was fitted as samples, writes the record beside them, and the debug pictures.
+    """The Journal that stores what was fitted as samples, writes the history beside them, and the debug pictures.
 
-    None of it is worth failing a request for: what cannot be written becomes a warning.
+    A request does not fail because of it: what cannot be written becomes a warning.
     """
 
     def __init__(self, settings: Settings, samples: SampleStore, history: FitHistory) -> None:

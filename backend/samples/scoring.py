@@ -1,4 +1,4 @@
-"""Scoring what is stored: many samples against one memory, each on its own, errors and all."""
+"""Scores of stored samples: many against one memory, each on its own, with an error where one cannot be scored."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.decoding import ImageOptions
-from backend.base.errors import InspectionError, InvalidShape, OnlyImage
+from backend.base.errors import InspectionError, OnlyImage
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.infer import Criteria, Inspection, Roi, Scoring
-from backend.samples.store import SampleStore, known_mm_per_px, known_shape
+from backend.roi_mask import Shape
+from backend.samples.store import Sidecar
 from backend.service.images import DECODERS, ImageFile, PreparedImage
-from backend.service.inspection import Inspector
+from backend.service.inspection import Inspector, about_verdict
 from backend.service.jobs import Job, ahead
 from backend.service.pipeline import Pipeline
+from backend.service.results import Provenance
 
 Tokens = NDArray[np.float32]
 
@@ -34,9 +37,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Scored:
-    """What scoring says of one sample: an inspection or an error.
+    """One sample's inspection, or why there is none.
 
-    `in_memory`: the memory was fitted on this very image; `left_out`: and was asked without it.
+    `file`: the image, and its shape as far as it is understood.
+    `in_memory`: the memory was fitted on this very image; `left_out`: its own rows were no neighbours.
     """
 
     sample: Sample
@@ -46,10 +50,11 @@ class Scored:
     in_memory: bool = False
     left_out: bool = False
     notices: tuple[Notice, ...] = ()
+    file: ImageFile | None = None
 
 
 @dataclass(frozen=True)
-class _Read:
+class Read:
     """A sample that was read: ready to be inspected, or why it cannot be."""
 
     sample: Sample
@@ -57,6 +62,17 @@ class _Read:
     ready: tuple[PreparedImage, Roi] | None = None
     error: InspectionError | None = None
     notices: list[Notice] = field(default_factory=list)
+    shape: Shape | None = None
+
+
+class SampleSource(Protocol):
+    """Where samples are read: a SampleStore, or files that are scored as if they were stored."""
+
+    def meta(self, key: ModelKey, label: str, name: str, /) -> dict[str, Any]:
+        """What is known of a sample."""
+
+    def read(self, key: ModelKey, label: str, name: str, /) -> bytes:
+        """The bytes of its image."""
 
 
 class SampleScorer:
@@ -65,7 +81,8 @@ class SampleScorer:
     Args:
         default_mm_per_px: for samples that do not say; the memory's own when None.
         leave_out: a sample that the memory was fitted on is scored as if the memory did not have its rows.
-        percentile: score for a new calibration with this percentile, whatever calib.json says; it is not read.
+        anew: score for a new calibration with this percentile and smallest region (mm²), whatever calib.json says; it
+            is not read.
 
     Raises:
         MemoryNotFound, ExtractorMismatch, DamagedFile: from the start, before any sample is read.
@@ -74,19 +91,19 @@ class SampleScorer:
     def __init__(
         self,
         inspector: Inspector,
-        samples: SampleStore,
+        samples: SampleSource,
         key: ModelKey,
         *,
         default_mm_per_px: float | None = None,
         leave_out: bool = False,
-        percentile: float | None = None,
+        anew: tuple[float, float] | None = None,
     ) -> None:
-        settings = inspector.settings
+        settings, self._inspector = inspector.settings, inspector
         self.samples, self.key, self.leave_out = samples, key, leave_out
         self.model, self.notices = inspector.fitted(key)
-        if percentile:
-            scoring = replace(Scoring.of(settings, self.model.memory.kind), percentile=percentile)
-            criteria = Criteria(scoring, None, settings.area_mm2_thr)
+        if anew:
+            scoring = replace(Scoring.of(settings, self.model.memory.kind), percentile=anew[0])
+            criteria = Criteria(scoring, None, anew[1])
         else:
             criteria, of_calibration = inspector.criteria(key, self.model)
             self.notices += of_calibration
@@ -95,13 +112,18 @@ class SampleScorer:
         self._numbers = self.model.stored.known_images
 
     @property
+    def provenance(self) -> Provenance:
+        """What samples are inspected with. Raises DamagedFile."""
+        return self._inspector.provenance(self.key, self.model, self.criteria)
+
+    @property
     def criteria(self) -> Criteria:
         """What samples are judged by."""
         return self.pipeline.criteria
 
     def run(self, chosen: Sequence[Sample], job: Job) -> Generator[Scored]:
         """Score `chosen` in order; the next ones are read and embedded meanwhile. Raises Cancelled."""
-        for number, (read, tokens) in enumerate(self._embedded(chosen, job)):
+        for number, (read, tokens) in enumerate(self.embedded(chosen, job)):
             job.check()
             try:
                 scored = self._score(read, tokens)
@@ -110,12 +132,12 @@ class SampleScorer:
             job.report("score", number + 1, len(chosen))
             yield scored
 
-    def _embedded(self, chosen: Sequence[Sample], job: Job) -> Iterator[tuple[_Read, Tokens | None]]:
-        """Each sample with its tokens, in order, while later ones are read and wait in the queue."""
+    def embedded(self, chosen: Sequence[Sample], job: Job) -> Iterator[tuple[Read, Tokens | None]]:
+        """Each sample with its tokens, in order, while later ones are read and wait in the queue. Raises Cancelled."""
         queue = self.pipeline.queue
-        waiting: deque[tuple[_Read, Future[Tokens] | None]] = deque()
+        waiting: deque[tuple[Read, Future[Tokens] | None]] = deque()
 
-        def oldest() -> tuple[_Read, Tokens | None]:
+        def oldest() -> tuple[Read, Tokens | None]:
             read, future = waiting.popleft()
             return read, job.wait(future) if future else None
 
@@ -132,33 +154,41 @@ class SampleScorer:
                     if future:
                         future.cancel()
 
-    def _read(self, sample: Sample) -> _Read:
-        mm_per_px, notices, shape = self.mm_per_px, list[Notice](), None
+    def _read(self, sample: Sample) -> Read:
+        mm_per_px = self.mm_per_px
         try:
-            meta = self.samples.meta(self.key, sample.label, sample.name)
-            mm_per_px = known_mm_per_px(meta) or mm_per_px
+            known = Sidecar.read(sample.name, self.samples.meta(self.key, sample.label, sample.name))
+            mm_per_px = known.mm_per_px or mm_per_px
             data = self.samples.read(self.key, sample.label, sample.name)
-            try:
-                shape = known_shape(meta)
-            except InvalidShape as err:
-                notices.append(Notice("shape_not_understood", {"name": sample.name, "reason": err}))
-            ready = self.pipeline.prepare(ImageFile(sample.name, lambda: data, shape), mm_per_px, digested=True)
+            ready = self.pipeline.prepare(ImageFile(sample.name, lambda: data, known.shape), mm_per_px, digested=True)
         except InspectionError as err:
-            return _Read(sample, mm_per_px, error=err)
-        return _Read(sample, mm_per_px, ready, notices=[*ready[0].notices, *notices])
+            return Read(sample, mm_per_px, error=err)
+        return Read(sample, mm_per_px, ready, notices=[*ready[0].notices, *known.notices], shape=known.shape)
 
-    def _score(self, read: _Read, tokens: Tokens | None) -> Scored:
+    def _score(self, read: Read, tokens: Tokens | None) -> Scored:
         if read.ready is None or tokens is None:
             assert read.error
             raise read.error
-        image, roi = read.ready
-        number = self._numbers.get(image.digest)
+        _, roi = read.ready
+        number = self.number_of(read)
         leave_out = number if self.leave_out else None
         if leave_out is not None and self._is_alone(leave_out):
             raise OnlyImage(name=read.sample.name)
         inspection = self.pipeline.judge(tokens, roi, leave_out=leave_out)
-        known = number is not None
-        return Scored(read.sample, read.mm_per_px, inspection, None, known, leave_out is not None, tuple(read.notices))
+        sample = read.sample
+        return Scored(
+            sample,
+            read.mm_per_px,
+            inspection,
+            in_memory=number is not None,
+            left_out=leave_out is not None,
+            notices=(*read.notices, *about_verdict(inspection, self.criteria)),
+            file=ImageFile(sample.name, lambda: self.samples.read(self.key, sample.label, sample.name), read.shape),
+        )
+
+    def number_of(self, read: Read) -> int | None:
+        """The number in the memory of a sample that the memory was fitted on."""
+        return self._numbers.get(read.ready[0].digest) if read.ready else None
 
     def _is_alone(self, number: int) -> bool:
         """Whether the memory has no row but those of the image `number`."""

@@ -11,12 +11,15 @@ import json
 import math
 import mimetypes
 import os
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from glob import escape
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -32,14 +35,14 @@ from backend.base.errors import (
     RecipeInvalid,
     SampleNotFound,
 )
-from backend.base.files import one_writer, require_room, utc_now, write_atomic, write_json
-from backend.base.images import image_header
-from backend.base.keys import ModelKey
+from backend.base.files import disk_errors, one_writer, require_room, utc_now, write_atomic, write_json
+from backend.base.images import ENDINGS, image_header, is_image_name
+from backend.base.keys import ModelKey, folder_of
+from backend.base.messages import Notice
 from backend.roi_mask import Shape, parse_shape
 from backend.storage import Stamp
 
 LABELS = ("ok", "ng")
-ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 WRITERS = 4
 USAGE_AGE_S = 30.0
 LOCK_WAIT_S = 120.0
@@ -66,7 +69,8 @@ def check_filename(value: str) -> str:
 class Draft:
     """An image to be stored, and what is known of it.
 
-    `read` gives the bytes and may be called more than once. `meta` is kept as it is, below what the store knows itself.
+    `read` gives the bytes and may be called more than once. `meta` is kept as it came, except for the fields that the
+    store knows itself.
     """
 
     name: str
@@ -124,7 +128,7 @@ class _Measured:
 class SampleStore:
     """The datasets folder. Writers of one (role, roi) exclude each other across processes; readers never wait.
 
-    Files that others put there count too: an image is a sample, a .json of the same stem beside it its metadata.
+    Every image in a folder `ok` or `ng` is a sample, whoever put it there; a .json of the same stem is its metadata.
     """
 
     def __init__(self, root: Path, *, max_gb: float, min_free_mb: float = 0) -> None:
@@ -137,16 +141,13 @@ class SampleStore:
 
     def folder(self, key: ModelKey, label: str = "") -> Path:
         """datasets/<role>/<roi>[/<label>], or the same under datasets/recipes/<recipe>."""
-        folder = self.root / key.path
-        if not folder.resolve().is_relative_to(self.root.resolve()):
-            raise InvalidId(field="role_id/roi_id", value=str(key))
-        return folder / label
+        return folder_of(self.root, key) / label
 
     def names(self, key: ModelKey, label: str) -> list[str]:
         """Names of the stored images, sorted."""
         try:
             with os.scandir(self.folder(key, label)) as entries:
-                return sorted(e.name for e in entries if _is_image(e.name) and e.is_file())
+                return sorted(e.name for e in entries if is_image_name(e.name) and e.is_file())
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -190,7 +191,7 @@ class SampleStore:
         return {name: self._digest(self.folder(key, label) / name) for name in self.names(key, label)}
 
     def add(self, key: ModelKey, label: str, drafts: Sequence[Draft]) -> list[Kept]:
-        """Store images, all of them or none; one that is stored under `label` already is only pointed at.
+        """Store images, all of them or none. One that is stored under `label` already is not stored again.
 
         Raises:
             DatasetsFull, DiskFull, ReadOnlyStore, FitInProgress, UndecodableImage: nothing was stored.
@@ -221,6 +222,31 @@ class SampleStore:
             Kept(stored[m.sha256], m.sha256, m.sha256 in fresh and first[m.sha256] == i) for i, m in enumerate(measured)
         ]
 
+    def move(self, key: ModelKey, name: str, label: str, to: str) -> str:
+        """Put a sample under another label; the name that it has there. The same image may be there already.
+
+        The image's rename is what moves it: until then it is under `label`, from then on under `to`.
+
+        Raises:
+            InvalidFilename, SampleNotFound, DamagedFile, FitInProgress, DiskFull, ReadOnlyStore: nothing was moved.
+        """
+        with self._writing(key):
+            path, meta = self.path(key, label, name), self.meta(key, label, name)
+            digest = self._digest(path)
+            there = next((other for other, known in self.digests(key, to).items() if known == digest), None)
+            if there is None:
+                there = _free_name(self.folder(key, to), name)
+                target = self.folder(key, to) / there
+                write_json(target.with_suffix(".json"), {**meta, "label": to, "relabelled_utc": utc_now()})
+                try:
+                    with disk_errors(target):
+                        path.replace(target)
+                except BaseException:
+                    target.with_suffix(".json").unlink(missing_ok=True)
+                    raise
+            _remove(path)
+        return there
+
     def delete(self, key: ModelKey, label: str, name: str) -> None:
         """Remove one sample. Raises InvalidFilename, SampleNotFound."""
         self.path(key, label, name)
@@ -244,7 +270,7 @@ class SampleStore:
         return cleared
 
     def all_keys(self) -> list[ModelKey]:
-        """Every (role, roi, recipe) that has a folder of OK or NG samples, or a record."""
+        """Every (role, roi, recipe) that has a folder of OK or NG samples, or a history."""
         found: dict[ModelKey, None] = {}
         for pattern in ("*/*/*", "recipes/*/*/*/*"):
             for path in sorted(self.root.glob(pattern)):
@@ -258,7 +284,7 @@ class SampleStore:
         return list(found)
 
     def used_bytes(self) -> int:
-        """Bytes of all files in the datasets folder, at most USAGE_AGE_S old but for what this process added."""
+        """Bytes of all files in the datasets folder, counted every USAGE_AGE_S seconds; this process's own at once."""
         used, when = self._usage
         if monotonic() - when > USAGE_AGE_S:
             used = sum(_size(Path(folder) / name) for folder, _, names in os.walk(self.root) for name in names)
@@ -294,22 +320,41 @@ class SampleStore:
         return one_writer(self.folder(key), key, timeout=LOCK_WAIT_S, left_overs="*/.*.tmp")
 
 
-def known_mm_per_px(meta: dict[str, Any]) -> float | None:
-    """The sample's millimetres per pixel, if its metadata has a usable number."""
+@dataclass(frozen=True)
+class Sidecar:
+    """What the metadata beside an image say of it, and what of them is not understood.
+
+    `mm_per_px`, `shape`: None where they are not said, or said in a way that is not understood.
+    """
+
+    mm_per_px: float | None
+    shape: Shape | None
+    notices: tuple[Notice, ...]
+
+    @classmethod
+    def read(cls, name: str, meta: Mapping[str, Any]) -> Sidecar:
+        """The metadata `meta` of the image `name`; a number may come as text, as stations write it."""
+        notices, mm_per_px, shape = [], known_mm_per_px(meta), None
+        if mm_per_px is None and meta.get("mm_per_px") not in (None, ""):
+            given = str(meta["mm_per_px"])[:40]
+            notices.append(Notice("scale_not_understood", {"name": name, "given": given}))
+        try:
+            shape = known_shape(meta)
+        except InvalidShape as err:
+            notices.append(Notice("shape_not_understood", {"name": name, "reason": err}))
+        return cls(mm_per_px, shape, tuple(notices))
+
+
+def known_mm_per_px(meta: Mapping[str, Any]) -> float | None:
+    """The sample's millimetres per pixel, if its metadata has a usable number, or one as text."""
     value = meta.get("mm_per_px")
+    if isinstance(value, str) and re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value):
+        value = float(value)
     usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
     return float(value) if usable else None  # type: ignore[arg-type]
 
 
-def usable_shape(meta: dict[str, Any]) -> Shape | None:
-    """The sample's shape, or None when it has none or one that is not understood."""
-    try:
-        return known_shape(meta)
-    except InvalidShape:
-        return None
-
-
-def known_shape(meta: dict[str, Any]) -> Shape | None:
+def known_shape(meta: Mapping[str, Any]) -> Shape | None:
     """The sample's shape: `shape`, or `shape_json` as text or object. Raises InvalidShape."""
     given = meta.get("shape") or meta.get("shape_json")
     return parse_shape(given if isinstance(given, str | dict) else None)
@@ -318,10 +363,6 @@ def known_shape(meta: dict[str, Any]) -> Shape | None:
 def media_type(name: str) -> str:
     """The media type of an image, by its name."""
     return mimetypes.guess_type(name)[0] or "application/octet-stream"
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in ENDINGS
 
 
 def _meta_path(image: Path) -> Path | None:
@@ -359,6 +400,13 @@ def _free_names(folder: Path, measured: Sequence[_Measured]) -> dict[str, _Measu
     taken = {path.stem for path in folder.glob(f"SAMPLE_{moment}_*")}
     start = 1 + len(taken)
     return {f"SAMPLE_{moment}_{start + i:04d}{m.suffix}": m for i, m in enumerate(measured)}
+
+
+def _free_name(folder: Path, name: str) -> str:
+    """`name`, or with a number before its ending where an image or its metadata has that name."""
+    stem, suffix = Path(name).stem, Path(name).suffix
+    numbered = (name if n == 0 else f"{stem}_{n}{suffix}" for n in count())
+    return next(free for free in numbered if not {*folder.glob(f"{escape(Path(free).stem)}.*")})
 
 
 def _remove(image: Path) -> None:

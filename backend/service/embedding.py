@@ -73,6 +73,7 @@ class Embeddings:
         shaped: whether each image came with a shape.
         passes: the choice of `emb` in passes, where there are more embeddings than memory was given for.
         notices: what is to be said of how the images were read, each code once, of the first image that it concerns.
+        roi_px: height and width of the first image, in pixels.
     """
 
     emb: NDArray[np.float32]
@@ -83,6 +84,7 @@ class Embeddings:
     shaped: list[bool] = field(default_factory=list)
     passes: ChunkedCoreset | None = None
     notices: tuple[Notice, ...] = ()
+    roi_px: tuple[int, int] = (0, 0)
 
     @property
     def masked(self) -> bool:
@@ -177,7 +179,7 @@ def embed_images(
         emb, files_of_rows = passes.rows, passes.chunk // per_file
     shaped = [inside is not None for inside in insides]
     image_ids = _image_ids(emb, files_of_rows, digests)
-    return Embeddings(emb, image_ids, first.grid, digests, counts, shaped, passes, tuple(said.values()))
+    return Embeddings(emb, image_ids, first.grid, digests, counts, shaped, passes, tuple(said.values()), first.roi_px)
 
 
 def _in_passes(budget: Budget, chunks: Iterator[NDArray[np.float32]], n_rows: int) -> ChunkedCoreset:
@@ -201,6 +203,7 @@ class _Views:
     digest: str
     inside: NDArray[np.bool_] | None
     notices: tuple[Notice, ...]
+    roi_px: tuple[int, int]
 
 
 def _views(
@@ -221,7 +224,7 @@ def _views(
             pixels.append(prepare(augmentation.view(image, rng), grid, extractor.patch))
         mask = build_mask(file.shape, *image.shape[:2])
     inside = None if mask is None else token_mask(mask, grid).ravel()
-    return _Views(pixels, grid, digest.hexdigest(), inside, (*found.notices, *notices))
+    return _Views(pixels, grid, digest.hexdigest(), inside, (*found.notices, *notices), image.shape[:2])
 
 
 def _read(files: Sequence[ImageFile], views_of: Callable[..., _Views], expected: Grid | None) -> Iterator[_Views]:

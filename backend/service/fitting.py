@@ -30,11 +30,13 @@ from backend.extractors.protocol import Extractor, Grid
 from backend.memory.chunked import Budget
 from backend.memory.coreset import Progress, coreset_of, coreset_size
 from backend.memory.foreground import Foreground
+from backend.memory.left_out import LeftOut
 from backend.patchcore import Backend, Distance, PatchCoreMemory, Reserve
 from backend.service.embedding import Augmentation, Embeddings, embed_images, rows_of_several
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job
+from backend.service.leaving_out import images_left_out
 from backend.service.models import FittedModel, index_bytes
 from backend.service.queue import InferenceQueue
 from backend.service.results import Clock, FitResult
@@ -68,13 +70,13 @@ class FitOptions:
     @classmethod
     def of_step(cls, recorded: Mapping[str, Any], settings: Settings) -> FitOptions:
         """As `recorded`, the metadata of an earlier fit or growth, has it; what that does not say, as `settings` do."""
-        known = {field: recorded[name] for field, name in cls._recorded().items() if name in recorded}
+        known = {own: recorded[name] for own, name in cls._recorded().items() if name in recorded}
         return replace(cls.of(settings), **known, **recorded.get("augment", {}))
 
     def metadata(self) -> dict[str, Any]:
         """What the metadata of a memory holds of it."""
-        own = {name: getattr(self, field) for field, name in self._recorded().items()}
-        return {**own, "augment": asdict(self.augmentation)}
+        recorded = {name: getattr(self, own) for own, name in self._recorded().items()}
+        return {**recorded, "augment": asdict(self.augmentation)}
 
     @classmethod
     def _recorded(cls) -> dict[str, str]:
@@ -162,15 +164,14 @@ class NewMemory:
             "patch_size": extractor.patch,
             "n_images": len(files),
             "n_embeddings": embeddings.n_embeddings,
-            "coreset_rate": options.coreset_rate,
+            **options.metadata(),
             "coreset_rate_applied": len(memory) / embeddings.n_embeddings,
             "radius": memory.radius or 0.0,
             **({"in_passes": True} if passes else {}),
-            "seed": options.seed,
             "mm_per_px": mm_per_px,
+            "roi_px": list(embeddings.roi_px),
             **({"masked": True} if embeddings.masked else {}),
             "images": _images(files, embeddings),
-            **options.metadata(),
         }
         return cls(memory, embeddings.grid, metadata)
 
@@ -328,7 +329,9 @@ class Fitter:
             with self.inspector.store.writing(key, self.inspector.settings.fit_wait_s):
                 stored, recorded = self.commit(key, new, files if keep else ())
             clock.mark("store")
-        return self._result(stored, clock, 0, [*self._about(new.memory, embeddings), *recorded])
+            left_out = images_left_out(new.memory, embeddings, progress=job.stage("suspects"))
+            clock.mark("suspects")
+        return self._result(stored, clock, 0, [*self._about(new.memory, embeddings), *recorded], left_out)
 
     def grow(
         self,
@@ -378,14 +381,23 @@ class Fitter:
                 job.check()
                 stored, recorded = self.commit(key, new, fresh if keep else ())
             clock.mark("store")
-        return self._result(
-            stored, clock, len(files) - len(fresh), [*self._about(new.memory, embeddings, model), *recorded]
-        )
+            first = len(model.stored.images) if model else 0
+            left_out = images_left_out(new.memory, embeddings, first=first, progress=job.stage("suspects"))
+            clock.mark("suspects")
+        notices = [*self._about(new.memory, embeddings, model), *recorded]
+        return self._result(stored, clock, len(files) - len(fresh), notices, left_out)
 
-    def _result(self, stored: StoredMemory, clock: Clock, n_duplicates: int, notices: Sequence[Notice]) -> FitResult:
+    def _result(
+        self,
+        stored: StoredMemory,
+        clock: Clock,
+        n_duplicates: int,
+        notices: Sequence[Notice],
+        left_out: LeftOut | None = None,
+    ) -> FitResult:
         duplicates = [Notice("duplicates_left_out", {"n": n_duplicates})] if n_duplicates else []
         warnings = [*self.inspector.warnings(), *duplicates, *notices]
-        return FitResult(len(stored.emb), stored.grid, stored.metadata, clock.report(), warnings)
+        return FitResult(len(stored.emb), stored.grid, stored.metadata, clock.report(), warnings, left_out)
 
     @contextmanager
     def turn(self, key: ModelKey, job: Job) -> Iterator[None]:
@@ -456,6 +468,8 @@ class Fitter:
             notices.append(Notice("fitted_in_passes", limit))
             if options.foreground == "pca" and not any(embeddings.shaped):
                 notices.append(Notice("foreground_not_learnt", limit))
+        if len({*embeddings.digests, *(model.stored.known_images if model else ())}) == 1:
+            notices.append(Notice("one_image"))
         if embeddings.mixed or (model is not None and model.knows_part_only != embeddings.masked):
             notices.append(Notice("shapes_differ"))
         return notices

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from backend import __version__
@@ -11,22 +13,24 @@ from backend.base.arrays import few_threads_each
 from backend.base.config import Settings
 from backend.base.decoding import ImageOptions
 from backend.base.errors import DamagedFile
-from backend.base.keys import ModelKey
+from backend.base.keys import ModelKey, twins
 from backend.base.messages import Notice
-from backend.calib import FEW_OK, choose_threshold
+from backend.calib import FEW_OK, GoodScores, Wanted, decide
 from backend.extractors.protocol import Extractor
-from backend.infer import Criteria, HeatmapScale, Roi, Scoring, heatmap_png, heatmap_range
-from backend.service.calibration import apply_calibration
+from backend.infer import Criteria, HeatmapScale, Inspection, Roi, Scoring, heatmap_png, heatmap_range
+from backend.service.calibration import Terms, about_promise, apply_calibration, doubts_of, promised_values
 from backend.service.host import ExtractorHost
 from backend.service.images import ImageFile
 from backend.service.jobs import Job
 from backend.service.models import FittedModel, ModelCache, check_extractor
 from backend.service.pipeline import Pipeline
-from backend.service.results import CalibrationResult, Clock, InferResult, Journal, NoJournal
+from backend.service.results import CalibrationResult, Clock, InferResult, Journal, NoJournal, Provenance
 from backend.service.warmup import rehearse
 from backend.storage import ModelStore
 
 logger = logging.getLogger(__name__)
+
+SAME_SIZE = 1.25
 
 
 class Inspector:
@@ -90,6 +94,20 @@ class Inspector:
             area_mm2_thr=self.settings.area_mm2_thr,
             generation=model.stored.generation,
             fingerprint=self.host.queue().extractor.fingerprint,
+            most=Scoring.of(self.settings, model.memory.kind).most(model.longest_row),
+        )
+
+    def provenance(self, key: ModelKey, model: FittedModel, criteria: Criteria) -> Provenance:
+        """What `model` inspects with under `criteria`. Raises DamagedFile."""
+        found = self.cache.calibration(key) or {}
+        applied = criteria.threshold is not None and found.get("threshold") == criteria.threshold
+        known = {name: value for name, value in found.items() if not isinstance(value, list | dict | GoodScores)}
+        return Provenance(
+            generation=model.stored.generation,
+            model_version=str(model.stored.metadata.get("model_version", "")),
+            fingerprint=self.host.queue().extractor.fingerprint,
+            criteria=criteria,
+            calibration=known if applied else None,
         )
 
     def calibrate(
@@ -101,25 +119,34 @@ class Inspector:
         mm_per_px: float,
         area_mm2_thr: float | None = None,
         score_percentile: float | None = None,
-        scored_at: float | None = None,
+        terms: Terms | None = None,
     ) -> CalibrationResult:
         """Choose the threshold from scores and write calib.json, bound to the memory, extractor and scoring.
-
-        `scored_at` is the percentile that the scores were made with; None: the one that /infer uses.
 
         Raises:
             MemoryNotFound, ExtractorMismatch, DamagedFile, FitInProgress, DiskFull, ReadOnlyStore.
         """
-        model, notices = self.fitted(key)
-        former = scored_at or self._former_percentile(key, model)
+        terms, (model, notices) = terms or Terms(), self.fitted(key)
+        former = terms.scored_with or self._former_criteria(key, model)
         percentile = score_percentile or self.settings.score_percentile
-        chosen = choose_threshold(ok_scores, ng_scores, percentile=percentile, margin=self.settings.threshold_margin)
-        values = {
-            "threshold": chosen.value,
+        scoring = replace(Scoring.of(self.settings, model.memory.kind), percentile=percentile)
+        area = self.settings.area_mm2_thr if area_mm2_thr is None else area_mm2_thr
+        wanted = Wanted(
+            percentile=percentile,
+            margin=self.settings.threshold_margin,
+            max_false_reject=terms.max_false_reject,
+            confidence=terms.confidence,
+            threshold=terms.threshold,
+            at_or_above=scoring.rejects_at_threshold,
+        )
+        decision = decide(ok_scores, ng_scores, wanted)
+        chosen = decision.by_rule
+        values: dict[str, Any] = {
+            "threshold": decision.value,
             "p99_ok": chosen.p_ok,
             "p5_ng": chosen.p5_ng,
             "mm_per_px": mm_per_px,
-            "area_mm2_thr": self.settings.area_mm2_thr if area_mm2_thr is None else area_mm2_thr,
+            "area_mm2_thr": area,
             "score_percentile": percentile,
             "ok_mean": chosen.ok_mean,
             **({} if chosen.ng_mean is None else {"ng_mean": chosen.ng_mean}),
@@ -127,8 +154,12 @@ class Inspector:
             "n_ng": len(ng_scores),
             "generation": model.stored.generation,
             "fingerprint": self.host.queue().extractor.fingerprint,
-            "scoring": Scoring.of(self.settings, model.memory.kind).remembered(),
+            "scoring": scoring.remembered(),
+            **promised_values(decision, terms),
+            "good_scores": GoodScores.of(ok_scores).as_dict(),
         }
+        criteria = Criteria(scoring, decision.value, area, GoodScores.of(ok_scores))
+        doubts = doubts_of(criteria, scoring.most(model.longest_row))
         with self.store.writing(key, self.settings.fit_wait_s):
             self.store.save_calibration(key, values)
             recorded = self.journal.calibrated(key, values)
@@ -136,17 +167,15 @@ class Inspector:
             notices.append(Notice("scores_overlap", {"p_ok": chosen.p_ok, "p5_ng": chosen.p5_ng}))
         if len(ok_scores) < FEW_OK:
             notices.append(Notice("few_ok_scores", {"n": len(ok_scores)}))
-        if percentile != former:
-            notices.append(Notice("percentile_changed", {"former": former, "new": percentile}))
-        return CalibrationResult(values, [*self.warnings(), *notices, *recorded])
+        notices += [*about_promise(decision, terms), *_about_scoring(former, Criteria(scoring, decision.value, area))]
+        return CalibrationResult(values, [*self.warnings(), *notices, *doubts, *recorded])
 
-    def _former_percentile(self, key: ModelKey, model: FittedModel) -> float:
+    def _former_criteria(self, key: ModelKey, model: FittedModel) -> Criteria:
         try:
-            criteria, _ = self.criteria(key, model)
+            return self.criteria(key, model)[0]
         except DamagedFile as err:
             logger.warning("a damaged calibration is replaced: %s", err)
-            return self.settings.score_percentile
-        return criteria.scoring.percentile
+            return Criteria(Scoring.of(self.settings, model.memory.kind), None, self.settings.area_mm2_thr)
 
     def infer(
         self,
@@ -181,22 +210,44 @@ class Inspector:
         self.journal.inspected(key, file.name, inspection, criteria.threshold)
         return InferResult(
             inspection=inspection,
-            threshold=criteria.threshold,
-            is_anomaly=None if criteria.threshold is None else inspection.score > criteria.threshold,
+            criteria=criteria,
             heatmap=png,
             heatmap_range=(low, high),
             token_shape=image.grid,
             params=_params(queue.extractor, model, criteria, mm_per_px, self.settings),
+            area_resolution_mm2=queue.extractor.reach**2 * inspection.roi.token_mm2,
+            provenance=self.provenance(key, model, criteria),
             timings_ms=clock.report(),
             warnings=[
                 *self.warnings(),
                 *older,
                 *_about_origin(key, model),
+                *_about_twins(self.store.root, key),
                 *image.notices,
                 *of_calibration,
                 *_about_roi(inspection.roi, model),
+                *about_verdict(inspection, criteria),
             ],
         )
+
+
+def about_verdict(inspection: Inspection, criteria: Criteria) -> list[Notice]:
+    """A notice when verdict and regions disagree, which only scoring by area rules out."""
+    rejected = criteria.rejects(inspection.score)
+    if rejected is None or rejected == bool(inspection.regions):
+        return []
+    if rejected:
+        return [Notice("ng_without_region", {"area": f"{criteria.smallest_mm2:g}"})]
+    return [Notice("ok_with_region", {"area": f"{inspection.regions[0].area_mm2:.4g}"})]
+
+
+def _about_scoring(former: Criteria, new: Criteria) -> list[Notice]:
+    """A notice when the scores of a calibration were made otherwise than those of the inspections to come."""
+    if former.scoring.percentile != new.scoring.percentile:
+        return [Notice("percentile_changed", {"former": former.scoring.percentile, "new": new.scoring.percentile})]
+    if new.scoring.method == "area" and former.smallest_mm2 != new.smallest_mm2:
+        return [Notice("area_changed", {"former": f"{former.smallest_mm2:g}", "new": f"{new.smallest_mm2:g}"})]
+    return []
 
 
 def _about_origin(key: ModelKey, model: FittedModel) -> list[Notice]:
@@ -205,17 +256,39 @@ def _about_origin(key: ModelKey, model: FittedModel) -> list[Notice]:
     return [] if theirs == str(key) else [Notice("memory_of_other_model", {"theirs": theirs, "key": key})]
 
 
+def _about_twins(root: Path, key: ModelKey) -> list[Notice]:
+    """A notice for each folder beside the model's own whose name differs from it in case alone."""
+    return [Notice("id_twin_exists", {"twin": twin, "own": str(key)}) for twin in twins(root, key)]
+
+
 def _about_roi(roi: Roi, model: FittedModel) -> list[Notice]:
     """What is to be said of an image's size, scale and shape beside those the memory was fitted with."""
     notices = []
     if roi.size.scale < 1:
         notices.append(Notice("image_downscaled", {"megapixels": roi.size.height * roi.size.width / 1e6}))
+    if len(model.stored.images) and len(model.stored.known_images) == 1:
+        notices.append(Notice("one_image"))
     fitted = model.stored.metadata.get("mm_per_px")
     if isinstance(fitted, float) and abs(roi.mm_per_px - fitted) > 0.01 * fitted:
         notices.append(Notice("mm_per_px_differs", {"got": roi.mm_per_px, "expected": fitted}))
+    else:
+        notices += _about_size(roi, model)
     if model.knows_part_only and roi.mask is None:
         notices.append(Notice("shape_missing"))
     return notices
+
+
+def _about_size(roi: Roi, model: FittedModel) -> list[Notice]:
+    """A notice when the ROI is larger or smaller in mm than that of the fit by more than SAME_SIZE."""
+    fitted = model.stored.metadata.get("roi_px")
+    if not (isinstance(fitted, list) and len(fitted) == 2):
+        return []
+    expected = [float(side) * model.stored.number("mm_per_px", roi.mm_per_px) for side in fitted]
+    got = [side * roi.mm_per_px for side in (roi.size.height, roi.size.width)]
+    if all(1 / SAME_SIZE <= ours / theirs <= SAME_SIZE for ours, theirs in zip(got, expected, strict=True)):
+        return []
+    shown = {"got": f"{got[1]:.4g} × {got[0]:.4g}", "expected": f"{expected[1]:.4g} × {expected[0]:.4g}"}
+    return [Notice("roi_size_differs", shown)]
 
 
 def _params(
@@ -231,7 +304,7 @@ def _params(
         "coreset_rate_applied": model.stored.number("coreset_rate_applied", rate),
         **criteria.scoring.reported(),
         "mm_per_px": mm_per_px,
-        "area_mm2_thr": criteria.area_mm2_thr,
+        "area_mm2_thr": criteria.smallest_mm2,
         "model_version": str(model.stored.metadata.get("model_version", "")),
         "device": extractor.device,
         "runtime": extractor.runtime,

@@ -1,4 +1,4 @@
-"""One request's work: how it is cancelled, how far it is, and the board where long work can be followed."""
+"""Jobs: how the work of a request is cancelled, and how far long work is."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class TrackedJob(Job):
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        """An exception inside is how the work ended."""
+        """An exception inside ends the job: as `cancelled` or as `failed`."""
         try:
             yield
         except (Cancelled, asyncio.CancelledError, GeneratorExit):
@@ -145,7 +145,7 @@ class TrackedJob(Job):
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """Whatever happens inside is how the work ended."""
+        """The job ends with what is inside: as `done`, `cancelled` or `failed`."""
         with self.failing():
             yield
         self.end("done")

@@ -1,14 +1,17 @@
-"""Loaded models: the least recently used leave, their bytes are bounded, and a change on disk is seen by a stamp."""
+"""ModelCache: models in memory, as many as CACHE_MB holds, read again when their files change."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from cachetools import LRUCache
 
+from backend.base.arrays import square_norms
 from backend.base.errors import (
     DiskFull,
     ExtractorMismatch,
@@ -39,6 +42,11 @@ class FittedModel:
         """Bytes that the cache counts for it."""
         return self.memory.nbytes
 
+    @cached_property
+    def longest_row(self) -> float:
+        """Length of the memory's longest row; 1 but for files of the older layout."""
+        return float(np.sqrt(square_norms(self.memory.emb).max()))
+
     @property
     def knows_part_only(self) -> bool:
         """Whether what lies beside the part is in none of the memory's rows, because every image had a shape."""
@@ -46,7 +54,9 @@ class FittedModel:
 
 
 class ModelCache:
-    """Gives the newest memory and calibration of a key, reading the disk only when a file changed.
+    """The newest memory and calibration of a key; a file is read only when its stamp changed.
+
+    Models leave, the least recently used first, when they take more bytes than `cache_mb` together.
 
     Args:
         cache_mb: bytes that the memories held may take, in units of 2^20.

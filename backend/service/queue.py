@@ -1,4 +1,4 @@
-"""The inference queue: one worker in front of the extractor, bounded, batching, shared by inspections and fits."""
+"""The bounded queue in front of the extractor, which inspections and fits share."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ class _Item:
 
 
 class InferenceQueue:
-    """Feeds the extractor, one batch at a time, from two queues: inspections, and the images of fits.
+    """One worker feeds the extractor, batch by batch, from two queues: inspections, and the images of fits.
 
-    When both wait their batches alternate, so neither starves. A batch holds equally large images only.
-    Where the device's memory does not hold a batch, batches become smaller for good; where it does not hold a single
-    image, `fallback` gives the extractor that is used from then on.
+    While both wait, their batches alternate, so neither starves. The images of a batch are equally large.
+
+    Args:
+        max_queue: requests that may be under way at once (see `slot`).
+        max_batch: images in a batch. When the device's memory does not hold a batch, it is halved for good.
+        fallback: gives the extractor that is used once the device's memory does not hold a single image.
     """
 
     def __init__(
@@ -129,7 +132,10 @@ class InferenceQueue:
         return tokens
 
     def _within_memory(self, images: Sequence[RGB]) -> list[NDArray[np.float32]] | None:
-        """Embeddings, or None; the error is let go before anything else is tried, and with it what it holds."""
+        """Embeddings, or None when the device's memory does not hold the batch.
+
+        The error keeps that memory from being freed, so it is dropped here, before anything else is tried.
+        """
         try:
             return list(self.extractor.extract(images))
         except DeviceOutOfMemory:

@@ -1,4 +1,4 @@
-"""What the use cases answer with, how long their stages took, and who is told of what they did."""
+"""The answers of the use cases, the clock of their stages, and the Journal that is told of what they did."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from typing import Any, Protocol
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.extractors.protocol import Grid
-from backend.infer import Inspection
+from backend.infer import Criteria, Inspection
+from backend.memory.left_out import LeftOut
 from backend.service.images import ImageFile
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a fit or a growth made: rows of the memory, token rows and columns, and the memory's metadata."""
+    """What a fit or a growth made: rows of the memory, token rows and columns, and the memory's metadata.
+
+    `left_out`: what the images that are new, the last ones of the metadata, are like without themselves; None where
+    that says nothing.
+    """
 
     coreset_size: int
     token_shape: Grid
     metadata: dict[str, Any]
     timings_ms: dict[str, float]
     warnings: list[Notice]
+    left_out: LeftOut | None = None
 
 
 @dataclass(frozen=True)
@@ -34,25 +40,55 @@ class CalibrationResult:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """What an inspection was made with, so that it can be explained and repeated.
+
+    Attributes:
+        generation, model_version: of the memory; empty where an older file does not say.
+        fingerprint: of the extractor.
+        calibration: what calib.json held, its lists aside; None where no threshold applied.
+    """
+
+    generation: str
+    model_version: str
+    fingerprint: str
+    criteria: Criteria
+    calibration: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
 class InferResult:
     """The verdict on one image.
 
     Attributes:
-        threshold, is_anomaly: None without a calibration that applies.
+        criteria: what it was judged by.
         heatmap: a PNG; empty if none was asked for.
         heatmap_range: the distances that 0 and 255 of the heatmap stand for.
         params: how it was inspected, by the names that /infer gives.
+        area_resolution_mm2: what covers less is shown as large as this; see Extractor.reach.
+        provenance: what it was inspected with.
     """
 
     inspection: Inspection
-    threshold: float | None
-    is_anomaly: bool | None
+    criteria: Criteria
     heatmap: bytes
     heatmap_range: tuple[float, float]
     token_shape: Grid
     params: dict[str, Any]
+    area_resolution_mm2: float
+    provenance: Provenance
     timings_ms: dict[str, float]
     warnings: list[Notice]
+
+    @property
+    def threshold(self) -> float | None:
+        """None without a calibration that applies."""
+        return self.criteria.threshold
+
+    @property
+    def is_anomaly(self) -> bool | None:
+        """The verdict; None without a threshold."""
+        return self.criteria.rejects(self.inspection.score)
 
 
 class Clock:

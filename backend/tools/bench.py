@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import multiprocessing
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
+import httpx
 import numpy as np
 import uvicorn
-from rich.console import Console
-from rich.table import Table
 
 from backend.app import create_app
 from backend.base.config import Settings, load_settings
@@ -26,9 +25,9 @@ from backend.base.errors import WeightsUnavailable
 from backend.extractors.weights import WEIGHTS_DIR, find_weights, write_random_weights
 from backend.service.host import extractor_for
 from backend.tools.bench_stages import Bench, Spread, encoded, machine, pictures
+from backend.tools.terminal import print_table, say
 
 START_WAIT_S = 600.0
-BOUNDARY = "----bench-boundary"
 FORM = {"role_id": "Bench", "roi_id": "Disc", "mm_per_px": "0.1"}
 
 
@@ -59,21 +58,21 @@ class Report:
     reference: dict[str, Any] = field(default_factory=dict)
 
 
-def run_bench(plan: Plan, *, out: Path | None, console: Console) -> Report:
-    """Measure, print tables to `console` and write the report to `out` (JSON)."""
+def run_bench(plan: Plan, *, out: Path | None) -> Report:
+    """Measure, print tables and write the report to `out` (JSON)."""
     rng, report = np.random.default_rng(0), Report()
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch:
         settings, report.weights = own_settings(Path(scratch), rng)
-        bench = _measure_stages(settings, plan, report, rng, console)
+        bench = _measure_stages(settings, plan, report, rng)
         if plan.http:
-            with served(settings) as (port, _):
-                _measure_fits(port, plan, report, bench, console)
-                _measure_infers(port, plan, report, bench, console)
+            with served(settings) as (url, _):
+                _measure_fits(url, plan, report, bench)
+                _measure_infers(url, plan, report, bench)
         if plan.reference:
             slow = settings.model_copy(update={"runtime": "torch", "precision": "fp32"})
-            with served(slow) as (port, _):
-                report.reference = _reference(port, plan, report, bench)
-    _print(report, console)
+            with served(slow) as (url, _):
+                report.reference = _reference(url, plan, report, bench)
+    _print(report)
     if out is not None:
         out.write_text(json.dumps(asdict(report), indent=2), "utf-8")
     return report
@@ -81,7 +80,12 @@ def run_bench(plan: Plan, *, out: Path | None, console: Console) -> Report:
 
 def own_settings(scratch: Path, rng: np.random.Generator) -> tuple[Settings, str]:
     """The service's settings with a folder of models of its own, and with random weights where it has none."""
-    settings = load_settings(models_dir=scratch / "models", datasets_dir=scratch / "datasets", log_level="ERROR")
+    settings = load_settings(
+        models_dir=scratch / "models",
+        datasets_dir=scratch / "datasets",
+        results_db=None,  # what is timed is not what a plant inspected
+        log_level="ERROR",
+    )
     if settings.model_name == "texture":
         return settings, "none"
     try:
@@ -91,10 +95,8 @@ def own_settings(scratch: Path, rng: np.random.Generator) -> tuple[Settings, str
         return settings.model_copy(update={"weights": str(path)}), "random, seeded: speed does not depend on them"
 
 
-def _measure_stages(
-    settings: Settings, plan: Plan, report: Report, rng: np.random.Generator, console: Console
-) -> Bench:
-    console.print("stages …")
+def _measure_stages(settings: Settings, plan: Plan, report: Report, rng: np.random.Generator) -> Bench:
+    say("bench", "stages")
     extractor = extractor_for(settings)
     report.machine = machine(extractor)
     bench = Bench.of(extractor, rng)
@@ -104,37 +106,37 @@ def _measure_stages(
     return bench
 
 
-def _measure_fits(port: int, plan: Plan, report: Report, bench: Bench, console: Console) -> None:
+def _measure_fits(url: str, plan: Plan, report: Report, bench: Bench) -> None:
     for n in plan.fits:
-        console.print(f"fit of {n} …")
+        say("bench", f"fit of {n}")
         before = bench.forward(448, 5).p50
-        answer, spent = fitted(port, n, plan.form, bench.rng)
+        answer, spent = fitted(url, n, plan.form, bench.rng)
         bare = (before + bench.forward(448, 5).p50) / 2
         row = {"images": n, "total": spent, "bare": bare, "rows": answer["coreset_size"]}
         report.fits.append({**row, **answer["timings_ms"]})
 
 
-def _measure_infers(port: int, plan: Plan, report: Report, bench: Bench, console: Console) -> None:
+def _measure_infers(url: str, plan: Plan, report: Report, bench: Bench) -> None:
     for side in plan.sides:
-        body = multipart("image", [encoded(pictures(1, side, bench.rng)[0], plan.form)])
+        request = Request.of("image", [encoded(pictures(1, side, bench.rng)[0], plan.form)])
         for clients in plan.clients:
-            console.print(f"infer {side}², {clients} clients …")
-            found = _closed_loop(port, body, clients, plan.requests, bench)
+            say("bench", f"infer {side}², {clients} clients")
+            found = _closed_loop(url, request, clients, plan.requests, bench)
             report.infers.append({"side": side, "clients": clients, **found})
 
 
-def _reference(port: int, plan: Plan, report: Report, bench: Bench) -> dict[str, Any]:
+def _reference(url: str, plan: Plan, report: Report, bench: Bench) -> dict[str, Any]:
     """One client at 448² against torch in fp32, and what we take beside it, both in bare passes of the same minute."""
-    fitted(port, 10, plan.form, bench.rng)
-    body = multipart("image", [encoded(pictures(1, 448, bench.rng)[0], plan.form)])
-    found = _closed_loop(port, body, 1, max(10, plan.requests // 3), bench)
+    fitted(url, 10, plan.form, bench.rng)
+    request = Request.of("image", [encoded(pictures(1, 448, bench.rng)[0], plan.form)])
+    found = _closed_loop(url, request, 1, max(10, plan.requests // 3), bench)
     ours = next((row for row in report.infers if (row["side"], row["clients"]) == (448, 1)), None)
     if ours is None:
         return found
     return {**found, "ours / reference": round(ours["p50"] / ours["bare"] / (found["p50"] / found["bare"]), 3)}
 
 
-def _closed_loop(port: int, body: bytes, clients: int, requests: int, bench: Bench) -> dict[str, Any]:
+def _closed_loop(url: str, request: Request, clients: int, requests: int, bench: Bench) -> dict[str, Any]:
     """Each client sends its next request when the last is answered.
 
     Returns:
@@ -145,10 +147,10 @@ def _closed_loop(port: int, body: bytes, clients: int, requests: int, bench: Ben
     bare: list[float] = []
 
     def client(n: int) -> None:
-        with connect(port) as connection:
+        with connect(url) as connection:
             for _ in range(n):
                 started = perf_counter()
-                _post(connection, "/infer", body)
+                answered(request.post(connection, "/infer"))
                 spent.append(1000 * (perf_counter() - started))
                 if clients == 1:
                     bare.append(bench.forward_once())
@@ -176,101 +178,114 @@ def _together(client: Callable[[int], None], clients: int, each: int) -> float:
     return clients * each / (perf_counter() - started)
 
 
-def fitted(port: int, n: int, form: str, rng: np.random.Generator) -> tuple[dict[str, Any], float]:
+def fitted(url: str, n: int, form: str, rng: np.random.Generator) -> tuple[dict[str, Any], float]:
     """Fit on `n` rendered parts of 448²: the answer, and the milliseconds that it took."""
-    body = multipart("images", [encoded(image, form) for image in pictures(n, 448, rng)])
-    started = perf_counter()
-    with connect(port) as connection:
-        answer = _post(connection, "/fit_ok", body)
-    return answer, 1000 * (perf_counter() - started)
+    request = Request.of("images", [encoded(image, form) for image in pictures(n, 448, rng)])
+    with connect(url) as connection:
+        started = perf_counter()
+        response = request.post(connection, "/fit_ok")
+        return answered(response), 1000 * (perf_counter() - started)
 
 
-def multipart(field_name: str, files: Sequence[bytes]) -> bytes:
-    """A request's body: the form's fields, and the files under one name."""
-    fields = [(f'name="{name}"', "", value.encode()) for name, value in FORM.items()]
-    images = [
-        (f'name="{field_name}"; filename="{i}.png"', "Content-Type: image/png\r\n", f) for i, f in enumerate(files)
-    ]
-    parts = [
-        f"--{BOUNDARY}\r\nContent-Disposition: form-data; {head}\r\n{kind}\r\n".encode() + value + b"\r\n"
-        for head, kind, value in (*fields, *images)
-    ]
-    return b"".join((*parts, f"--{BOUNDARY}--\r\n".encode()))
+@dataclass(frozen=True)
+class Request:
+    """A multipart body that is encoded once and sent as often as one likes, so that what is timed is the service."""
+
+    body: bytes
+    headers: dict[str, str]
+
+    @classmethod
+    def of(cls, field_name: str, files: Sequence[bytes]) -> Request:
+        """The model's ids and `files`, all under `field_name`."""
+        parts = [(field_name, (f"{number}.png", file, "image/png")) for number, file in enumerate(files)]
+        made = httpx.Request("POST", "http://localhost", data=FORM, files=parts)
+        return cls(made.read(), {"Content-Type": made.headers["Content-Type"]})
+
+    def post(self, connection: httpx.Client, path: str) -> httpx.Response:
+        """Send it to `path` of the service."""
+        return connection.post(path, content=self.body, headers=self.headers)
 
 
-def connect(port: int) -> closing[http.client.HTTPConnection]:
-    """A connection that stays open from one request to the next, until its `with` ends."""
-    return closing(http.client.HTTPConnection("127.0.0.1", port, timeout=3600))
+def connect(url: str) -> httpx.Client:
+    """A client whose connection stays open from one request to the next, until its `with` ends."""
+    return httpx.Client(base_url=url, timeout=3600, trust_env=False)
 
 
-def _post(connection: http.client.HTTPConnection, path: str, body: bytes) -> dict[str, Any]:
-    connection.request("POST", path, body, {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"})
-    response = connection.getresponse()
-    answer: dict[str, Any] = json.loads(response.read())
-    if response.status != 200:
-        raise RuntimeError(f"{path} answered {response.status}: {answer.get('error')}")
+def answered(response: httpx.Response) -> dict[str, Any]:
+    """The JSON of an answer. Raises RuntimeError, with the service's own sentence, unless it is a 200."""
+    answer: dict[str, Any] = response.json()
+    if response.status_code != 200:
+        raise RuntimeError(f"{response.request.url.path} answered {response.status_code}: {answer.get('error')}")
     return answer
 
 
 @contextmanager
-def served(settings: Settings) -> Iterator[tuple[int, int]]:
-    """The service in a process of its own, ready: its port and the process's number."""
+def served(settings: Settings) -> Iterator[tuple[str, int]]:
+    """The service in a process of its own, ready: its address and the process's number.
+
+    Raises:
+        RuntimeError: it did not start, or did not warm up.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(settings.model_dump(), theirs), daemon=True)
     process.start()
+    theirs.close()  # so that a process which ends without a word ends the wait for its port
     try:
-        if not ours.poll(START_WAIT_S):
-            raise TimeoutError("the service did not start; run `python -m backend serve` to see why")
-        port: int = ours.recv()
-        _wait_until_warm(port)
-        yield port, process.pid or 0
+        try:
+            url = f"http://127.0.0.1:{ours.recv()}"
+            _wait_until_warm(url)
+        except (EOFError, httpx.TransportError) as err:
+            raise RuntimeError("the service did not start; run `python -m backend serve` to see why") from err
+        yield url, process.pid or 0
     finally:
         process.terminate()
         process.join(timeout=30)
 
 
-def _wait_until_warm(port: int) -> None:
-    waiting = threading.Event()
-    for _ in range(int(START_WAIT_S * 10)):
-        with connect(port) as connection:
-            connection.request("GET", "/health")
-            if json.loads(connection.getresponse().read())["status"] != "warming":
+def _wait_until_warm(url: str) -> None:
+    with connect(url) as connection:
+        for _ in range(int(START_WAIT_S * 10)):
+            if answered(connection.get("/health"))["status"] != "warming":
                 return
-        waiting.wait(0.1)
-    raise TimeoutError("the service did not warm up")
+            sleep(0.1)
+    raise RuntimeError("the service did not warm up")
 
 
 def _serve(given: dict[str, Any], pipe: Connection) -> None:
-    server = uvicorn.Server(uvicorn.Config(create_app(load_settings(**given)), port=0, log_config=None))
-
-    def tell() -> None:
-        waiting = threading.Event()
-        while not server.started:
-            waiting.wait(0.05)
-        pipe.send(server.servers[0].sockets[0].getsockname()[1])
-
-    threading.Thread(target=tell, daemon=True).start()
-    server.run()
+    """Serve on a free port and tell it; who connects at once is answered once the service is up."""
+    server = uvicorn.Server(uvicorn.Config(create_app(load_settings(**given)), log_config=None))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        pipe.send(listening.getsockname()[1])
+        server.run(sockets=[listening])
 
 
-def _print(report: Report, console: Console) -> None:
-    console.print_json(data={**report.machine, "weights": report.weights})
-    stages = Table("stage", *(f"{side} ms" for side in report.stages), title="stages, p50")
-    for name in next(iter(report.stages.values()), {}):
-        stages.add_row(name, *(f"{found[name].p50:.1f}" for found in report.stages.values()))
-    fits = Table("images", "total ms", "ms / image", "forwards", "rows", title="POST /fit_ok")
-    for row in report.fits:
-        each = row["total"] / row["images"]
-        numbers = [f"{row['total']:.0f}", f"{each:.1f}", f"{each / row['bare']:.2f}", str(row["rows"])]
-        fits.add_row(str(row["images"]), *numbers)
-    infers = Table("side", "clients", "p50", "p95", "p99", "forwards", "per s", "pace / bare", title="POST /infer")
-    for row in report.infers:
-        latency = [f"{row[q]:.1f}" for q in ("p50", "p95", "p99")]
-        ratios = [f"{row['p50'] / row['bare']:.2f}", f"{row['per_s']:.2f}", f"{row['per_s'] * row['bare'] / 1000:.2f}"]
-        infers.add_row(f"{row['side']}²", str(row["clients"]), *latency, *ratios)
-    for table in (stages, fits, infers):
-        if table.row_count:
-            console.print(table)
+def _print(report: Report) -> None:
+    about = {**report.machine, "weights": report.weights}
+    libraries = about.pop("libraries", {})
+    rows = [(name, str(value)) for name, value in (*about.items(), *libraries.items())]
+    print_table(["machine", ""], rows)
+    header = ["stage", *(f"{side} ms" for side in report.stages)]
+    names = next(iter(report.stages.values()), {})
+    rows_of_stages = [[name, *(f"{found[name].p50:.1f}" for found in report.stages.values())] for name in names]
+    print_table(header, rows_of_stages, title="stages, p50")
+    if report.fits:
+        header = ["images", "total ms", "ms / image", "forwards", "rows"]
+        print_table(header, [_fit_row(row) for row in report.fits], title="POST /fit_ok")
+    if report.infers:
+        header = ["side", "clients", "p50", "p95", "p99", "forwards", "per s", "pace / bare"]
+        print_table(header, [_infer_row(row) for row in report.infers], title="POST /infer")
     if report.reference:
-        console.print("torch fp32, one client at 448²:", report.reference)
+        rows = [(name, str(value)) for name, value in report.reference.items()]
+        print_table(["torch fp32, one client at 448²", ""], rows)
+
+
+def _fit_row(row: dict[str, Any]) -> list[str]:
+    each = row["total"] / row["images"]
+    return [str(row["images"]), f"{row['total']:.0f}", f"{each:.1f}", f"{each / row['bare']:.2f}", str(row["rows"])]
+
+
+def _infer_row(row: dict[str, Any]) -> list[str]:
+    latency = [f"{row[q]:.1f}" for q in ("p50", "p95", "p99")]
+    ratios = [f"{row['p50'] / row['bare']:.2f}", f"{row['per_s']:.2f}", f"{row['per_s'] * row['bare'] / 1000:.2f}"]
+    return [f"{row['side']}²", str(row["clients"]), *latency, *ratios]

@@ -1,45 +1,41 @@
-"""python -m backend: serve, fit, infer, rebuild, evaluate, bank, demo, settings."""
+"""python -m backend: serve, fit, calibrate, infer, certify, rebuild, evaluate, bank, demo, bench, doctor, records."""
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from backend.api.catalogue import sentence
-from backend.base.config import PROJECT_ROOT, Settings, load_settings, settings_table, share_metrics
+from backend.base.config import PROJECT_ROOT, Settings, load_settings, settings_table
 from backend.base.errors import InspectionError
-from backend.evaluation.cli import ManyNumbers, evaluate
-
-if TYPE_CHECKING:
-    from backend.service.inspection import Inspector
-    from backend.service.jobs import Job
+from backend.tools.terminal import any_encoding, print_table, say, sentence
 
 app = typer.Typer(help="Visual inspection that has only seen good parts.", no_args_is_help=True, add_completion=False)
-console = Console(stderr=True)
 
-IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of images of good parts.")]
 Role = Annotated[str, typer.Option(help="role_id of the model.")]
 Roi = Annotated[str, typer.Option(help="roi_id of the model.")]
 Recipe = Annotated[str, typer.Option(help="Recipe of the model.")]
-MmPerPx = Annotated[float, typer.Option(min=1e-6, help="Millimetres per pixel.")]
+MmPerPx = Annotated[float | None, typer.Option(min=1e-6, help="Millimetres per pixel; the model's own without.")]
+Recorded = Annotated[str | None, typer.Option(help="Recorded with each verdict; at most 128 characters.")]
 ShapeJson = Annotated[str | None, typer.Option("--shape", help="JSON of the part's shape inside the ROI.")]
 
 
 def main() -> None:
-    """Run the command line; an InspectionError ends it with its sentence and exit code 1."""
+    """Run the command line. What goes wrong ends it with a sentence and exit code 1."""
+    any_encoding()
     try:
         app()
     except InspectionError as err:
-        console.print(f"[red]error[/]: {sentence(err, 'en')}", highlight=False, soft_wrap=True)
+        say("error", sentence(err))
+        sys.exit(1)
+    except OSError as err:
+        say("error", f"{err.filename}: {err.strerror}" if err.filename else str(err))
         sys.exit(1)
 
 
@@ -50,69 +46,98 @@ def serve(
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the models folder.")] = 1,
 ) -> None:
     """Serve the HTTP API."""
-    import uvicorn
-
-    from backend.extractors.weights import WEIGHTS_DIR, find_weights
-    from backend.tools.serve import PunctualProtocol, allow_open_files, check_address
+    from backend.tools.serve import run_server
 
     given = {"host": host, "port": port}
-    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
-    check_address(settings.host, settings.port)
-    if workers > 1 and settings.require_pretrained and settings.model_name != "texture":
-        # Of several workers that all fail at the start, uvicorn would only say that they did, with exit code 0.
-        find_weights(settings.model_name, settings.weights, WEIGHTS_DIR)
-    allow_open_files()
-    with _shared_metrics(settings, workers):
-        uvicorn.run(
-            "backend.app:app",
-            host=settings.host,
-            port=settings.port,
-            workers=workers,
-            http=PunctualProtocol,
-            ws="none",
-            timeout_worker_healthcheck=60,  # a starved worker is not a dead one
-            proxy_headers=False,
-            server_header=False,
-            log_config=None,
-            timeout_graceful_shutdown=30,
-        )
-
-
-@contextmanager
-def _shared_metrics(settings: Settings, workers: int) -> Iterator[None]:
-    """The folder in which workers share their metrics; one worker alone needs none."""
-    if settings.prometheus_multiproc_dir is not None:
-        settings.prometheus_multiproc_dir.mkdir(parents=True, exist_ok=True)
-        share_metrics(settings.prometheus_multiproc_dir)
-        yield
-    elif workers == 1:
-        yield
-    else:
-        with tempfile.TemporaryDirectory(prefix="bdi-metrics-") as folder:
-            share_metrics(Path(folder))
-            yield
+    run_server(load_settings(**{name: value for name, value in given.items() if value is not None}), workers=workers)
 
 
 @app.command()
 def fit(
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of images of good parts.")],
+    folder: Folder,
     role: Role = "cli",
     roi: Roi = "default",
     recipe: Recipe = "default",
-    mm_per_px: MmPerPx = 1.0,
+    mm_per_px: Annotated[float, typer.Option(min=1e-6, help="Millimetres per pixel.")] = 1.0,
     shape: ShapeJson = None,
 ) -> None:
     """Build the memory of a model from a folder of good parts."""
     from backend.base.keys import ModelKey
     from backend.roi_mask import parse_shape
-    from backend.service.fitting import Fitter
+    from backend.tools import offline
 
-    key, mask, paths = ModelKey.of(role, roi, recipe), parse_shape(shape), images_in([folder])
-    with _Session(load_settings()) as session:
-        result = Fitter(session.inspector).fit(key, _files(paths, mask), mm_per_px=mm_per_px, job=session.job())
-        session.warn(result.warnings)
-    console.print(f"{key}: {len(paths)} images, {result.coreset_size} rows, model version ", end="")
-    console.print(result.metadata["model_version"])
+    offline.fit(ModelKey.of(role, roi, recipe), folder, mm_per_px=mm_per_px, shape=parse_shape(shape))
+
+
+@app.command()
+def calibrate(
+    good: Annotated[
+        Path | None, typer.Argument(exists=True, file_okay=False, help="Folder of images of good parts.")
+    ] = None,
+    bad: Annotated[
+        Path | None, typer.Option("--ng", exists=True, file_okay=False, help="Folder of images of bad parts.")
+    ] = None,
+    ok_scores: Annotated[str, typer.Option(help="In place of a folder: scores of good parts, as '0.31 0.28'.")] = "",
+    ng_scores: Annotated[str, typer.Option(help="With --ok-scores: scores of bad parts.")] = "",
+    role: Role = "cli",
+    roi: Roi = "default",
+    recipe: Recipe = "default",
+    mm_per_px: MmPerPx = None,
+    shape: ShapeJson = None,
+    score_percentile: Annotated[
+        float | None, typer.Option(min=1, max=100, help="Percentile of scores and threshold (SCORE_PERCENTILE).")
+    ] = None,
+    area_mm2_thr: Annotated[float | None, typer.Option(min=0, help="Smallest region (AREA_MM2_THR).")] = None,
+    max_false_reject: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.5, help="The lowest threshold that promises to reject no more good parts."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Of what is promised.")] = 0.95,
+    threshold: Annotated[float | None, typer.Option(min=0, help="This threshold, kept as chosen.")] = None,
+    note: Annotated[str, typer.Option(help="Kept with the calibration.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="The calibration as JSON on standard output.")] = False,
+) -> None:
+    """Choose a model's threshold from images of good parts and, if there are any, of bad ones; or from their scores.
+
+    Good parts that the model has learnt may be among them: each is compared with the others alone.
+    """
+    from backend.base.keys import ModelKey
+    from backend.roi_mask import parse_shape
+    from backend.service.calibration import Terms
+    from backend.tools import offline
+
+    key, mask = ModelKey.of(role, roi, recipe), parse_shape(shape)
+    from_scores = bool(ok_scores.strip())
+    if from_scores == (good is not None) or (ng_scores.strip() and not from_scores) or (bad and from_scores):
+        raise typer.BadParameter("give a folder of good parts (and --ng), or --ok-scores (and --ng-scores)")
+    terms = Terms(max_false_reject=max_false_reject, confidence=confidence, threshold=threshold, note=note)
+    chosen: Any = {"terms": terms, "score_percentile": score_percentile, "area_mm2_thr": area_mm2_thr}
+    failed = 0
+    if good is None:
+        result = offline.calibrate_with_scores(key, _scores(ok_scores), _scores(ng_scores), mm_per_px, **chosen)
+    else:
+        result, failed = offline.calibrate(key, good, bad, mm_per_px, mask, **chosen)
+    offline.warn(result.warnings)
+    values = result.values
+    if as_json:
+        typer.echo(json.dumps(values))
+    say(str(key), f"threshold {values['threshold']:.4f}, from {values['n_ok']} OK and {values['n_ng']} NG scores")
+    promise = values["false_reject"]
+    bound, sure = 100 * promise["upper_bound"], 100 * promise["confidence"]
+    say("promise", f"at most {bound:.3g} % of good parts are rejected, with a confidence of {sure:g} %")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _scores(text: str) -> list[float]:
+    """Numbers with spaces between them. Raises typer.BadParameter, which shows the one that is none."""
+    words = [word.rstrip(",;") for word in text.split()]
+    for word in words:
+        if "," in word:
+            raise typer.BadParameter(f"{word!r} is no number: use a point for decimals, and spaces between scores")
+        if not re.fullmatch(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", word) or not math.isfinite(float(word)):
+            raise typer.BadParameter(f"{word!r} is no number")
+    return [float(word) for word in words]
 
 
 @app.command()
@@ -121,26 +146,68 @@ def infer(
     role: Role = "cli",
     roi: Roi = "default",
     recipe: Recipe = "default",
-    mm_per_px: MmPerPx = 1.0,
+    mm_per_px: MmPerPx = None,
     shape: ShapeJson = None,
     out: Annotated[Path, typer.Option(help="Folder for the overlay pictures.")] = Path("overlays"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")] = False,
+    part_id: Recorded = None,
+    batch_id: Recorded = None,
+    station_id: Recorded = None,
+    operator: Recorded = None,
 ) -> None:
-    """Inspect images and write an overlay picture of each."""
+    """Inspect images, record the verdicts (RESULTS_DB), and write an overlay picture of each.
+
+    An image that cannot be inspected has a row with its error, and the exit code is 1.
+    """
     from backend.base.keys import ModelKey
     from backend.roi_mask import parse_shape
-    from backend.tools.terminal import print_rows, row_of, write_overlay
+    from backend.tools import offline
 
-    key, mask, paths = ModelKey.of(role, roi, recipe), parse_shape(shape), images_in(files)
-    out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    with _Session(load_settings()) as session:
-        for path, file in zip(session.track(paths, "inspect"), _files(paths, mask), strict=True):
-            result = session.inspector.infer(key, file, mm_per_px=mm_per_px, heatmap="none")
-            picture = write_overlay(out, path, result)
-            rows.append(row_of(path, result, picture))
-        session.warn(result.warnings)
-    print_rows(rows, as_json)
+    said = {"part_id": part_id, "batch_id": batch_id, "station_id": station_id, "operator": operator}
+    key, mask = ModelKey.of(role, roi, recipe), parse_shape(shape)
+    if offline.infer(key, files, mm_per_px=mm_per_px, shape=mask, out=out, as_json=as_json, said=said):
+        raise typer.Exit(1)
+
+
+@app.command()
+def certify(
+    good: Annotated[
+        Path | None,
+        typer.Argument(
+            exists=True, file_okay=False, help="Folder of images of good parts; the stored OK samples without."
+        ),
+    ] = None,
+    role: Role = "cli",
+    roi: Roi = "default",
+    recipe: Recipe = "default",
+    mm_per_px: MmPerPx = None,
+    shape: ShapeJson = None,
+    parts: Annotated[int, typer.Option(min=5, help="Good parts at most that are tried.")] = 50,
+    trials: Annotated[int, typer.Option(min=3, help="Defects of each kind, zone and contrast; 30 assure a size.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for certificate.json and certificate.html.")] = Path("certificate"),
+    lang: Annotated[str, typer.Option(help="Language of the page: es or en.")] = "es",
+) -> None:
+    """Certify a model: what it promises, how small a defect it finds, what disturbs it.
+
+    It leaves certificate.json and a page to print. A certificate of the stored samples is kept with the model too.
+    """
+    from backend.assurance.certificate import CertificateOptions
+    from backend.base.keys import ModelKey
+    from backend.roi_mask import parse_shape
+    from backend.tools import offline
+
+    if lang not in {"es", "en"}:
+        raise typer.BadParameter("--lang is es or en")
+    offline.certify(
+        ModelKey.of(role, roi, recipe),
+        good,
+        mm_per_px,
+        parse_shape(shape),
+        options=CertificateOptions(most_parts=parts, trials=trials, seed=seed),
+        out=out,
+        language="es" if lang == "es" else "en",
+    )
 
 
 @app.command()
@@ -151,18 +218,10 @@ def rebuild(
     force: Annotated[bool, typer.Option("--force", help="Also memories that are neither lost nor foreign.")] = False,
 ) -> None:
     """Rebuild memories from the stored samples: those that are lost, and those that another extractor made."""
-    from backend.samples.collector import Collector
+    from backend.tools import offline
 
-    collector = Collector(load_settings())
-    rebuilder, wanted = collector.rebuilder, (role, roi, recipe)
-    with _Session(collector.settings, collector.inspector) as session:
-        keys = collector.samples.all_keys() if force else rebuilder.lost() + rebuilder.foreign()
-        for key in keys:
-            if any(asked not in {None, own} for asked, own in zip(wanted, astuple(key), strict=True)):
-                continue
-            done = rebuilder.rebuild(key, session.job(), replace=True)
-            session.warn(done.notices if done else ())
-            console.print(f"{key}: {done}", highlight=False)
+    if offline.rebuild(role, roi, recipe, force=force):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -173,39 +232,133 @@ def demo(
     """Render brake discs, fit, calibrate and inspect them through the real HTTP service; leave pictures."""
     from backend.tools.demo import run_demo
 
-    run_demo(out, good=good, console=console)
+    run_demo(out, good=good)
 
 
-app.command(cls=ManyNumbers)(evaluate)
+@app.command()
+def evaluate(
+    sets: Annotated[
+        list[Path],
+        typer.Argument(exists=True, file_okay=False, help="Folders: train/good and test/<class>, or ok and ng."),
+    ],
+    model: Annotated[
+        list[str] | None, typer.Option(help="NAME or NAME=WEIGHTS, any number of times; MODEL_NAME without.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="reference, anomalydino, patchcore or recommended; what is set otherwise wins.")
+    ] = None,
+    shots: Annotated[str, typer.Option(help="Figures with this few good parts too, as in 1,2,4.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of those few parts.")] = 3,
+    report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("evaluation.html"),
+    as_json: Annotated[Path | None, typer.Option("--json", help="A file for the figures; - for stdout.")] = None,
+) -> None:
+    """Measure the service on labelled images with the field's own figures; leave a report.
+
+    A set or model that cannot be measured is named, the others are reported, and the exit code is 1.
+    """
+    few = _whole_numbers(shots)
+    models = [_settings_for(name, preset) for name in model or [""]]
+    from backend.tools.evaluate import run_evaluation
+
+    if run_evaluation(sets, models, shots=few, draws=seeds, report=report, as_json=as_json):
+        raise typer.Exit(1)
+
+
+def _settings_for(model: str, preset: str | None) -> Settings:
+    """The settings with a preset, and `NAME` or `NAME=WEIGHTS` for the model."""
+    name, _, weights = model.partition("=")
+    given = {"preset": preset, "model_name": name, "weights": weights}
+    return load_settings(**{field: value for field, value in given.items() if value})
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    """`1,2,4` as numbers, each 1 or more. Raises typer.BadParameter for anything else."""
+    parts = text.split(",") if text.strip() else []
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r} must be whole numbers with commas between them, as in 1,2,4")
+    return tuple(int(part) for part in parts)
+
+
+records = typer.Typer(help="Verify, export and prune the recorded inspections (RESULTS_DB).", no_args_is_help=True)
+app.add_typer(records, name="records")
+
+
+@records.command()
+def verify(
+    images: Annotated[bool, typer.Option(help="Also read the images that are kept.")] = True,
+    head: Annotated[
+        list[str] | None, typer.Option(help="A head of a chain from the log, 3f9a1c07-1042=<hash>; may be repeated.")
+    ] = None,
+) -> None:
+    """Hold every record against its chain of hashes. What was changed, removed or inserted is named; exit code 1."""
+    from backend.tools.records import verify as verify_all
+
+    report = verify_all(head or (), images=images)
+    typer.echo(
+        f"{report.inspections} inspections, {report.reviews} reviews and {report.events} events in {report.chains} "
+        f"chains, {report.images} images; {report.pruned} entries pruned"
+    )
+    for found in report.found:
+        say("error", sentence(found))
+    if report.found:
+        raise typer.Exit(1)
+    typer.echo("whole: every record is what was written")
+
+
+@records.command()
+def export(
+    out: Annotated[Path | None, typer.Option(help="The CSV file; standard output without it.")] = None,
+    role: Annotated[str | None, typer.Option(help="Only of this role_id.")] = None,
+    roi: Annotated[str | None, typer.Option(help="Only of this roi_id.")] = None,
+    decision: Annotated[str | None, typer.Option(help="Only ok or ng.")] = None,
+    since: Annotated[str, typer.Option(help="From this date or time on (ISO 8601, UTC).")] = "",
+    until: Annotated[str, typer.Option(help="Before this date or time.")] = "",
+) -> None:
+    """Write the recorded inspections as CSV, oldest first."""
+    from backend.records.queries import Filters, parse_time
+    from backend.tools.records import export as export_all
+
+    first, last = parse_time(since, "--since"), parse_time(until, "--until")
+    export_all(out, Filters(role_id=role, roi_id=roi, decision=decision, since_us=first, until_us=last))
+
+
+@records.command()
+def prune(
+    days: Annotated[float | None, typer.Option(min=0, help="Delete what is older than so many days.")] = None,
+    before: Annotated[str, typer.Option(help="Delete what is from before this date or time.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+) -> None:
+    """Delete old inspections with their images. What is left can still be verified."""
+    from backend.records.queries import parse_time, time_text
+    from backend.records.record import now_us
+    from backend.tools.records import prune as prune_all
+
+    moment = parse_time(before, "--before")
+    if (moment is None) == (days is None):
+        raise typer.BadParameter("give --days or --before")
+    if moment is None:
+        moment = now_us() - round((days or 0) * 86_400e6)
+    done = prune_all(moment, dry_run=dry_run)
+    typer.echo(
+        f"{done.inspections} inspections and {done.others} other entries of {done.chains} chains, from before "
+        f"{time_text(moment)}, {'would go' if dry_run else 'are gone'}"
+    )
 
 
 @app.command()
 def bank(
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of images of good parts.")],
+    folder: Folder,
     coreset_rate: Annotated[float, typer.Option(min=1e-4, max=1, help="Rows for each patch of the images.")] = 0.01,
     mirror: Annotated[bool, typer.Option(help="Know the parts mirrored, too.")] = True,
     version: Annotated[str | None, typer.Option("--embedding-version", help="How patches become vectors.")] = None,
 ) -> None:
     """Build the memory bank and the threshold of the ResNet18 API from a folder of good parts."""
     from backend.extractors.resnet import EMBEDDING_VERSIONS, RECOMMENDED
-    from backend.resnet_api.predictor import Predictor
+    from backend.tools import offline
 
     if version is not None and version not in EMBEDDING_VERSIONS:
         raise typer.BadParameter(f"known versions are {', '.join(EMBEDDING_VERSIONS)}")
-    paths = images_in([folder])
-    predictor = Predictor(load_settings())
-    with _progress() as progress:
-        built = predictor.build(
-            _files(paths),
-            coreset_rate=coreset_rate,
-            mirrored=mirror,
-            version=version or RECOMMENDED,
-            job=_shown_job(progress),
-        )
-    predictor.close()
-    about = built.bank.about
-    console.print(f"{predictor.store.path}: {len(paths)} images, {len(built.bank.memory)} rows")
-    console.print(f"threshold {about['threshold']:.4f}, {about['embedding_version']}")
+    offline.build_bank(folder, coreset_rate=coreset_rate, mirrored=mirror, version=version or RECOMMENDED)
 
 
 @app.command()
@@ -220,31 +373,33 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
 ) -> None:
     """Time the service on this machine: stage by stage, and end to end over HTTP."""
+    counts = [_whole_numbers(text) for text in (fits, sides, clients)]
     from backend.tools.bench import Plan, run_bench
 
-    shown = {"fits": fits, "sides": sides, "clients": clients}
-    numbers: dict[str, Any] = {
-        name: tuple(int(n) for n in text.split(",") if n.strip()) for name, text in shown.items()
-    }
-    form = "jpg" if jpeg else "png"
-    plan = Plan(**numbers, requests=requests, form=form, http=not stages, reference=reference)
-    run_bench(plan, out=out, console=Console())
+    plan = Plan(
+        fits=counts[0],
+        sides=counts[1],
+        clients=counts[2],
+        requests=requests,
+        form="jpg" if jpeg else "png",
+        http=not stages,
+        reference=reference,
+    )
+    run_bench(plan, out=out)
 
 
 @app.command()
 def doctor() -> None:
     """Look at this machine and say what to do; exit code 1 when something must be mended."""
-    from rich.table import Table
+    from rich.text import Text
 
     from backend.tools.doctor import examine
 
-    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}
+    colours = {"ok": "green", "note": "yellow", "bad": "red"}
     findings = examine(load_settings())
-    table = Table("", "what", "how it is, and what to do", show_lines=False)
-    for finding in findings:
-        table.add_row(marks[finding.level], finding.what, finding.says)
-    Console().print(table)
-    if any(finding.level == "bad" for finding in findings):
+    rows = [(Text(found.level, colours[found.level]), found.what, found.says) for found in findings]
+    print_table(["", "what", "how it is, and what to do"], rows)
+    if any(found.level == "bad" for found in findings):
         raise typer.Exit(1)
 
 
@@ -252,70 +407,3 @@ def doctor() -> None:
 def settings() -> None:
     """Print every setting with its default, as a Markdown table."""
     typer.echo(settings_table())
-
-
-def images_in(paths: list[Path]) -> list[Path]:
-    """The image files among `paths` and in the folders among them, sorted by name within each folder."""
-    found: list[Path] = []
-    for path in paths:
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS) if path.is_dir() else [path]
-        found.extend(inside)
-    if not found:
-        raise typer.BadParameter("there is no image in what was given")
-    return found
-
-
-class _Session:
-    """An inspector without HTTP, and progress bars on standard error."""
-
-    def __init__(self, settings: Settings, inspector: Inspector | None = None) -> None:
-        from backend.service.inspection import Inspector
-
-        self.inspector: Inspector = inspector or Inspector(settings)
-        self.progress = _progress()
-
-    def __enter__(self) -> _Session:
-        self.inspector.start()
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-        self.inspector.close()
-
-    def track(self, items: list[Path], label: str) -> Any:
-        return self.progress.track(items, description=label)
-
-    def warn(self, notices: Any) -> None:
-        for notice in notices:
-            console.print(f"[yellow]warning[/]: {sentence(notice, 'en')}", highlight=False)
-
-    def job(self) -> Job:
-        return _shown_job(self.progress)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    )
-
-
-def _shown_job(progress: Progress) -> Job:
-    """A job whose stages are bars of `progress`."""
-    from backend.service.jobs import Job
-
-    tasks: dict[str, Any] = {}
-
-    class Shown(Job):
-        def report(self, stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done, total=total)
-
-    return Shown()
-
-
-def _files(paths: list[Path], shape: Any = None) -> list[Any]:
-    from backend.service.images import ImageFile
-
-    return [ImageFile.named(path.name, path.read_bytes, shape) for path in paths]

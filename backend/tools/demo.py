@@ -1,4 +1,4 @@
-"""The demo: brake discs rendered on the spot go through the real HTTP service, and pictures stay behind."""
+"""The demo: rendered brake discs are learnt and inspected through the real HTTP service; pictures of them are left."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ import httpx
 import numpy as np
 import uvicorn
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 from backend.app import create_app
 from backend.base.config import Settings, load_settings
@@ -26,6 +23,7 @@ from backend.base.images import encode_png
 from backend.evaluation.pictures import overlay, sheet
 from backend.extractors.protocol import Extractor
 from backend.tools.scenes import MM_PER_PX, Defect, Scene, brake_disc
+from backend.tools.terminal import Bars, print_table, say
 
 IDS = {"role_id": "Demo", "roi_id": "BrakeDisc", "mm_per_px": str(MM_PER_PX)}
 CALIBRATION_PARTS = 12
@@ -48,7 +46,7 @@ class Part:
         return encode_png(self.scene.image)
 
 
-def run_demo(out: Path, *, good: int, console: Console, seed: int = 7) -> dict[str, Any]:
+def run_demo(out: Path, *, good: int, seed: int = 7) -> dict[str, Any]:
     """Fit on `good` parts, calibrate on more, inspect good and defective ones; write pictures and report.json to `out`.
 
     Returns:
@@ -56,22 +54,23 @@ def run_demo(out: Path, *, good: int, console: Console, seed: int = 7) -> dict[s
     """
     rng = np.random.default_rng(seed)
     out.mkdir(parents=True, exist_ok=True)
-    fitted = [Part(f"good_{n:02d}", brake_disc(rng)) for n in track(range(good), "render", console=console)]
-    spare = [Part(f"calibration_{n:02d}", brake_disc(rng)) for n in range(CALIBRATION_PARTS)]
-    unseen = [Part(f"unseen_good_{n:02d}", brake_disc(rng)) for n in range(FRESH_PARTS)]
-    unseen += [Part(defect, brake_disc(rng, defect=defect)) for defect in DEFECTS]
     folders = {"models_dir": out.resolve() / "models", "datasets_dir": out.resolve() / "datasets"}
-    settings = load_settings(**folders, port=0, log_level="WARNING")
-    with served(settings) as client:
-        health = client.get("/health").json()
-        _say(console, "fit", _fit(client, fitted))
-        scores = [_infer(client, part)["score"] for part in track(spare, "calibrate", console=console)]
-        wanted = {**IDS, "ok_scores": scores, "area_mm2_thr": SMALLEST_MM2}
-        calibration = _checked(client.post("/calibrate_ng", json=wanted))
-        answers = {part.name: _infer(client, part) for part in track(unseen, "inspect", console=console)}
-        health = client.get("/health").json()
+    record = f"sqlite:///{out.resolve() / 'inspections.db'}"
+    settings = load_settings(**folders, results_db=record, port=0, log_level="WARNING")
+    with Bars() as bars:
+        learnt = [Part(f"good_{n:02d}", brake_disc(rng)) for n in bars.track("render", range(good))]
+        spare = [Part(f"calibration_{n:02d}", brake_disc(rng)) for n in range(CALIBRATION_PARTS)]
+        unseen = [Part(f"unseen_good_{n:02d}", brake_disc(rng)) for n in range(FRESH_PARTS)]
+        unseen += [Part(defect, brake_disc(rng, defect=defect)) for defect in DEFECTS]
+        with served(settings) as client:
+            fitted = _fit(client, learnt)
+            scores = [_infer(client, part)["score"] for part in bars.track("calibrate", spare)]
+            wanted = {**IDS, "ok_scores": scores, "area_mm2_thr": SMALLEST_MM2}
+            calibration = _checked(client.post("/calibrate_ng", json=wanted))
+            answers = {part.name: _infer(client, part) for part in bars.track("inspect", unseen)}
+            health = client.get("/health").json()
     pictures = {part.name: _picture(part, answers[part.name]) for part in unseen}
-    _write(out, pictures, sheet([part.scene.image for part in (fitted[:4] + unseen)], columns=4))
+    _write(out, pictures, sheet([part.scene.image for part in (learnt[:4] + unseen)], columns=4))
     report = {
         "health": health,
         "score_method": settings.score_method,
@@ -79,7 +78,11 @@ def run_demo(out: Path, *, good: int, console: Console, seed: int = 7) -> dict[s
         "parts": [_row(part, answers[part.name]) for part in unseen],
     }
     (out / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), "utf-8")
-    _print(console, report, out)
+    say("fit", f"{fitted['n_images']} images, {fitted['coreset_size']} rows in the memory")
+    for warning in fitted["warnings"]:
+        say("warning", warning)
+    print_report(report)
+    say("pictures", f"{out / 'sheet.png'}, {out / 'parts.png'} and one overlay per part")
     return report
 
 
@@ -165,14 +168,8 @@ def _row(part: Part, answer: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _say(console: Console, what: str, answer: Mapping[str, Any]) -> None:
-    console.print(f"{what}: {answer['n_images']} images, {answer['coreset_size']} rows in the memory")
-    for warning in answer["warnings"]:
-        console.print(f"[yellow]warning[/]: {warning}", highlight=False)
-
-
 def about_missed(parts: list[str], *, score_method: str, degraded: bool) -> str:
-    """Which defective parts passed, and what this setting is blind to."""
+    """The names of defective parts that passed, and what the setting in use cannot see."""
     blind = []
     if score_method == "percentile":
         blind.append(
@@ -180,18 +177,24 @@ def about_missed(parts: list[str], *, score_method: str, degraded: bool) -> str:
         )
     if degraded:
         blind.append("the weight-free extractor misses faint marks, try again with trained weights (WEIGHTS)")
-    return "; ".join((f"passed although defective: {', '.join(parts)}", *blind))
+    return "; ".join((", ".join(parts), *blind))
 
 
-def _print(console: Console, report: Mapping[str, Any], out: Path) -> None:
-    table = Table("part", "score", "verdict", "regions", "mm²", "on the defect")
-    for row in report["parts"]:
-        found = f"{row['regions_on_the_defect']} of {row['regions']}" if row["defect"] else ""
-        cells = (row["part"], f"{row['score']:.4f}", row["decision"], str(row["regions"]), f"{row['area_mm2']:.0f}")
-        table.add_row(*cells, found)
-    console.print(f"threshold {report['threshold']:.4f}")
-    console.print(table)
+def print_report(report: Mapping[str, Any]) -> None:
+    """The threshold, a row for each part, and why defective parts passed if any did."""
+    rows = [
+        (
+            row["part"],
+            f"{row['score']:.4f}",
+            row["decision"],
+            str(row["regions"]),
+            f"{row['area_mm2']:.0f}",
+            f"{row['regions_on_the_defect']} of {row['regions']}" if row["defect"] else "",
+        )
+        for row in report["parts"]
+    ]
+    say("threshold", f"{report['threshold']:.4f}")
+    print_table(["part", "score", "verdict", "regions", "mm²", "on the defect"], rows, stderr=True)
     if missed := [row["part"] for row in report["parts"] if row["defect"] and row["decision"] == "ok"]:
         degraded = report["health"]["status"] == "degraded"
-        console.print(about_missed(missed, score_method=report["score_method"], degraded=degraded), highlight=False)
-    console.print(f"pictures: {out / 'sheet.png'}, {out / 'parts.png'} and one overlay per part")
+        say("passed although defective", about_missed(missed, score_method=report["score_method"], degraded=degraded))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,10 +14,13 @@ from typing import Literal
 import psutil
 
 from backend.api.catalogue import sentence
-from backend.base.config import Settings
-from backend.base.errors import WeightsUnavailable
+from backend.base.config import Settings, unknown_settings
+from backend.base.errors import AddressUnavailable, RecordsRefused, WeightsUnavailable
 from backend.extractors.torch_runtime import cpu_features, gpu_name
 from backend.extractors.weights import WEIGHTS_DIR, find_weights
+from backend.records.database import Database, Unavailable
+from backend.records.upgrading import version_of
+from backend.tools.serve import check_address
 
 Level = Literal["ok", "note", "bad"]
 PACKAGES = ("fastapi", "starlette", "uvicorn", "torch", "timm", "faiss-cpu", "scikit-learn", "numpy", "openvino")
@@ -41,9 +43,11 @@ def examine(settings: Settings) -> list[Finding]:
     """Everything worth knowing about this machine, in the order in which one would mend it."""
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _python,
+        _files,
         _packages,
         _weights,
         _folders,
+        _records,
         _hardware,
         _port,
         _access,
@@ -66,6 +70,11 @@ def _packages(_: Settings) -> Iterator[Finding]:
             yield Finding("note", name, f"not installed: {OPTIONAL[name]}")
         else:
             yield Finding("bad", name, "not installed: pip install -r requirements.txt")
+
+
+def _files(_: Settings) -> Iterator[Finding]:
+    for notice in unknown_settings():
+        yield Finding("bad", str(notice.values["file"]), sentence(notice, "en"))
 
 
 def _weights(settings: Settings) -> Iterator[Finding]:
@@ -98,6 +107,32 @@ def _folders(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok" if enough else "bad", name, f"{folder}, {free:,.0f} MB free{advice}")
 
 
+def _records(settings: Settings) -> Iterator[Finding]:
+    if settings.results_db is None:
+        yield Finding("note", "RESULTS_DB", "none: verdicts are not recorded")
+        return
+    try:
+        database = Database(settings.results_db)
+        if database.path is not None:
+            database.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=database.path.parent):
+                pass
+        if database.path is None or database.path.exists():
+            with database.reading() as connection:
+                version_of(connection)
+        database.close()
+    except RecordsRefused as err:
+        yield Finding("bad", "RESULTS_DB", sentence(err, "en"))
+    except Unavailable as trouble:
+        yield Finding("bad", "RESULTS_DB", f"{database.name}: {sentence(trouble.reason, 'en')}")
+    except OSError as err:
+        yield Finding(
+            "bad", "RESULTS_DB", f"{database.name} cannot be written ({err.strerror}): change its owner, or it"
+        )
+    else:
+        yield Finding("ok", "RESULTS_DB", database.name)
+
+
 def _hardware(settings: Settings) -> Iterator[Finding]:
     memory = psutil.virtual_memory().total / 2**30
     yield Finding("ok", "CPU", f"{psutil.cpu_count(logical=False) or '?'} cores, {memory:.0f} GB, {cpu_features()}")
@@ -115,15 +150,11 @@ def _hardware(settings: Settings) -> Iterator[Finding]:
 
 def _port(settings: Settings) -> Iterator[Finding]:
     try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((settings.host, settings.port))
+        check_address(settings.host, settings.port)
+    except AddressUnavailable as err:
+        yield Finding("bad", "port", sentence(err, "en"))
+    else:
         yield Finding("ok", "port", f"{settings.host}:{settings.port} is free")
-    except OSError as err:
-        yield Finding(
-            "bad", "port", f"{settings.host}:{settings.port} cannot be had ({err.strerror}): change PORT or HOST"
-        )
 
 
 def _access(settings: Settings) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""A Ray Serve application around the same app: replicas with a queue each, on one models folder.
+"""A Ray Serve application: replicas of the service, each with a queue of its own, on one models folder.
 
     serve run backend.tools.serve_ray:application min_replicas=2 max_replicas=8
 

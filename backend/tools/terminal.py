@@ -1,74 +1,128 @@
-"""What the command line shows of inspections: overlay pictures, a table, JSON lines."""
+"""What commands show at a terminal: sentences, progress bars, and tables that leave nothing out.
+
+Names of files are printed as they are: square brackets are no markup, and a character that cannot be shown or that the
+terminal's encoding lacks is written as an escape.
+"""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+import sys
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TextIO, TypeVar
 
-import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from backend.base.images import decode_image, encode_png, resize
-from backend.evaluation.pictures import overlay
-from backend.service.results import InferResult
+from backend.api import catalogue
+from backend.base.errors import InspectionError
+from backend.base.messages import Message
 
-
-def write_overlay(out: Path, path: Path, result: InferResult) -> Path:
-    """Write `<folder>_<stem>_overlay.png` of the image at `path` into `out`, and return its path."""
-    found = result.inspection
-    image = resize(decode_image(path.read_bytes(), name=path.name), *found.anomaly_map.shape)
-    low, high = result.heatmap_range
-    scale = found.roi.size.scale
-    outlines = [
-        {"contour": [[x * scale, y * scale] for x, y in region.contour], "area_mm2": region.area_mm2}
-        for region in found.regions
-    ]
-    picture = overlay(
-        image,
-        found.anomaly_map,
-        low=low,
-        high=max(high, result.threshold or 0.0),
-        regions=outlines,
-        score=found.score,
-        threshold=result.threshold,
-        decision=_decision(result),
-        mask=found.roi.mask,
-        title=path.name,
-    )
-    target = out / f"{path.parent.name}_{path.stem}_overlay.png"
-    target.write_bytes(encode_png(picture))
-    return target
+T = TypeVar("T")
+ENDLESS = 100_000  # columns of a file or a pipe, where no line needs to be broken
+SHORT = 12  # letters of a cell that is not worth breaking
+_UNSHOWN = frozenset({"Cc", "Cs", "Zl", "Zp"})  # Unicode's controls, bytes that were no text, and line breaks
 
 
-def _decision(result: InferResult) -> str | None:
-    return None if result.is_anomaly is None else "ng" if result.is_anomaly else "ok"
+def console(stream: TextIO | None = None) -> Console:
+    """A console on `stream` (standard error without one) that takes text as it is.
+
+    In a file or a pipe no line is broken: whoever searches for a name finds it in one piece.
+    """
+    target = stream or sys.stderr
+    width = None if target.isatty() else ENDLESS
+    return Console(file=target, width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
-def row_of(path: Path, result: InferResult, picture: Path) -> dict[str, Any]:
-    """One inspection as a flat JSON object."""
-    return {
-        "file": path.as_posix(),
-        "score": result.inspection.score,
-        "threshold": result.threshold,
-        "decision": _decision(result),
-        "regions": len(result.inspection.regions),
-        "area_mm2": sum(region.area_mm2 for region in result.inspection.regions),
-        "overlay": picture.as_posix(),
-    }
+def any_encoding() -> None:
+    """Have standard output and error write what their encoding lacks as escapes, rather than fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
-def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Print rows as a table, or as JSON lines."""
-    if as_json:
-        for row in rows:
-            typer.echo(json.dumps(row))
-        return
-    table = Table("file", "score", "threshold", "verdict", "regions", "mm²", "overlay")
-    for row in rows:
-        threshold = "" if row["threshold"] is None else f"{row['threshold']:.4f}"
-        verdict = row["decision"] or "?"
-        area = f"{row['area_mm2']:.1f}"
-        table.add_row(row["file"], f"{row['score']:.4f}", threshold, verdict, str(row["regions"]), area, row["overlay"])
-    Console().print(table)
+def plain(text: str) -> str:
+    r"""`text` on one line: line breaks, control characters and bytes that are no text become escapes such as `\n`."""
+    shown = (c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNSHOWN else c for c in text)
+    return "".join(shown)
+
+
+def sentence(said: InspectionError | Message) -> str:
+    """The English words for an error or a warning."""
+    return catalogue.sentence(said, "en")
+
+
+def say(kind: str, text: str) -> None:
+    """`kind: text` on standard error, with a colour for `error` and `warning`."""
+    colour = {"error": "red", "warning": "yellow"}.get(kind, "")
+    console().print(Text.assemble((kind, colour), f": {plain(text)}"))
+
+
+@contextmanager
+def going_on(what: str, failed: list[str]) -> Iterator[None]:
+    """An InspectionError inside is printed as `error: what: …`, `what` joins `failed`, and the program goes on."""
+    try:
+        yield
+    except InspectionError as err:
+        say("error", f"{what}: {sentence(err)}")
+        failed.append(what)
+
+
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str | Text]], *, title: str = "", stderr: bool = False
+) -> None:
+    """A table on standard output (or error) that leaves out no letter.
+
+    Where a terminal is too narrow, the columns of long cells go on in the next line; those of numbers stay whole.
+    """
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), title=title or None, title_justify="left")
+    shown = [[plain(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    for number, name in enumerate(header):
+        short = max((len(row[number]) for row in shown), default=0) <= SHORT
+        table.add_column(name, overflow="fold", no_wrap=short)
+    for row in shown:
+        table.add_row(*row)
+    console(sys.stderr if stderr else sys.stdout).print(table, soft_wrap=False)
+
+
+class Bars:
+    """Progress bars on standard error, one for each thing that is under way.
+
+    Standard output is left alone: what is printed there meanwhile arrives there, also when it is a file. `quiet`: no
+    bars, where that is the terminal that they would be drawn on.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console(),
+            redirect_stdout=False,
+            disable=quiet,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` of `what`, in the bar of that name."""
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(plain(what), total=total)
+        self._progress.update(self._tasks[what], completed=done, total=total)
+
+    def track(self, what: str, items: Collection[T]) -> Iterator[T]:
+        """The `items` one by one, counted in the bar `what` as each is done."""
+        for number, item in enumerate(items, start=1):
+            yield item
+            self.show(what, number, len(items))

@@ -1,10 +1,8 @@
 """A service to call: in this process, or behind a real uvicorn on a free port."""
 
 import threading
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -58,34 +56,3 @@ def infer(client: Client, image: bytes = GOOD, headers: Mapping[str, str] | None
 
 def calibrate(client: Client, **body: Any) -> Any:
     return client.post("/calibrate_ng", json={**IDS, "mm_per_px": 0.2, "ok_scores": [0.2, 0.21], **body})
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a multipart body as .NET's MultipartFormDataContent writes it."""
-
-    name: str
-    body: bytes
-    content_type: str = "text/plain; charset=utf-8"
-    filename: str | None = None
-    filename_star: str | None = None
-
-    def encode(self) -> bytes:
-        disposition = f"form-data; name={self.name}"
-        if self.filename is not None:
-            disposition += f"; filename={self.filename}; filename*=utf-8''{self.filename_star or self.filename}"
-        head = f"Content-Type: {self.content_type}\r\nContent-Disposition: {disposition}\r\n\r\n"
-        return head.encode("ascii") + self.body
-
-
-def text(name: str, value: str) -> Part:
-    return Part(name, value.encode())
-
-
-def dotnet(parts: Sequence[Part]) -> tuple[dict[str, str], bytes]:
-    """Headers and body of System.Net.Http.MultipartFormDataContent: unquoted names, a quoted boundary."""
-    boundary = str(uuid.UUID(int=7))
-    body = f"--{boundary}\r\n".encode()
-    body += f"\r\n--{boundary}\r\n".encode().join(part.encode() for part in parts)
-    body += f"\r\n--{boundary}--\r\n".encode()
-    return {"Content-Type": f'multipart/form-data; boundary="{boundary}"', "Content-Length": str(len(body))}, body

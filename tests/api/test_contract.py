@@ -19,40 +19,36 @@ from numpy.typing import NDArray
 
 from backend.app import create_app
 from backend.extractors.texture import TextureFeatures
-from tests.api.service import BAD, FORM, GOOD, IDS, Client, Part, calibrate, client_of, dotnet, fit, infer, served, text
-from tests.parts import encoded, part, quick_settings
+from tests.api.service import BAD, FORM, GOOD, IDS, Client, calibrate, client_of, fit, infer, served
+from tests.parts import FormPart, dotnet, encoded, part, picture_part, quick_settings, text_parts
 
-FIELDS = [text("role_id", "Master1"), text("roi_id", "Pattern"), text("mm_per_px", "0.2")]
+FIELDS = text_parts(FORM)
 ERROR_FIELDS = {"error", "trace", "code", "request_id", "detail"}
 
 
-def picture(name: str, number: int, **given: Any) -> Part:
-    return Part(name, encoded(part(number, **given)), "image/png", f"SAMPLE_{number}.png")
-
-
-def send(client: Client, path: str, parts: Sequence[Part]) -> Any:
+def send(client: Client, path: str, parts: Sequence[FormPart]) -> Any:
     headers, body = dotnet(parts)
     return client.post(path, content=body, headers=headers)
 
 
 def test_the_stations_requests_work_byte_for_byte(either: Client) -> None:
-    fitted = send(either, "/fit_ok", [*FIELDS, *(picture("images", n) for n in range(3))])
+    fitted = send(either, "/fit_ok", [*FIELDS, *(picture_part("images", n) for n in range(3))])
     assert fitted.status_code == 200, fitted.text
     assert fitted.json()["n_images"] == 3 and fitted.json()["n_embeddings"] == 192
     scores = [infer(either, encoded(part(n))).json()["score"] for n in range(20, 24)]
     calibration = calibrate(either, ok_scores=scores, ng_scores=None).json()
-    shape = text("shape", '{"kind":"circle","cx":48,"cy":48,"r":46}')
-    answer = send(either, "/infer", [*FIELDS, picture("image", 41, defect=True), shape])
+    shape = text_parts({"shape": '{"kind":"circle","cx":48,"cy":48,"r":46}'})
+    answer = send(either, "/infer", [*FIELDS, picture_part("image", 41, defect=True), *shape])
     assert answer.status_code == 200, answer.text
     said = answer.json()
     assert said["decision"] == "ng" and said["score"] > said["threshold"] == calibration["threshold"]
     assert said["regions"] and said["heatmap_png_base64"].startswith("iVBORw0K")
-    good = send(either, "/infer", [*FIELDS, picture("image", 20)]).json()
+    good = send(either, "/infer", [*FIELDS, picture_part("image", 20)]).json()
     assert good["score"] == scores[0] and good["score"] < said["score"]
 
 
 def test_the_request_is_what_the_design_says_it_is() -> None:
-    headers, body = dotnet([text("role_id", "Master1"), picture("images", 1)])
+    headers, body = dotnet([*text_parts({"role_id": "Master1"}), picture_part("images", 1)])
     assert headers["Content-Type"] == 'multipart/form-data; boundary="00000000-0000-0000-0000-000000000007"'
     assert body.startswith(
         b"--00000000-0000-0000-0000-000000000007\r\nContent-Type: text/plain; charset=utf-8\r\n"
@@ -71,14 +67,14 @@ def test_the_request_is_what_the_design_says_it_is() -> None:
     ],
 )
 def test_file_names_of_any_language_arrive(client: TestClient, filename: str, star: str) -> None:
-    image = Part("images", GOOD, "image/png", filename, star)
+    image = FormPart("images", GOOD, "image/png", filename, star)
     answer = send(client, "/fit_ok", [*FIELDS, image])
     assert answer.status_code == 200 and answer.json()["n_images"] == 1
 
 
 def test_a_file_named_only_by_the_extended_name_is_a_file(client: TestClient) -> None:
-    send(client, "/fit_ok", [*FIELDS, picture("images", 1)])
-    headers, body = dotnet([*FIELDS, Part("image", b"no image", "image/png", "PLAIN", "pie%C3%A7a.png")])
+    send(client, "/fit_ok", [*FIELDS, picture_part("images", 1)])
+    headers, body = dotnet([*FIELDS, FormPart("image", b"no image", "image/png", "PLAIN", "pie%C3%A7a.png")])
     body = body.replace(b"; filename=PLAIN", b"")
     assert b"; filename=" not in body and b"; filename*=utf-8''" in body
     headers["Content-Length"] = str(len(body))
@@ -87,9 +83,9 @@ def test_a_file_named_only_by_the_extended_name_is_a_file(client: TestClient) ->
 
 
 def test_ids_of_any_script_arrive_as_utf8(client: TestClient) -> None:
-    fields = [text("role_id", "Máster ñ"), text("roi_id", "盤"), text("mm_per_px", "0.2")]
-    assert send(client, "/fit_ok", [*fields, picture("images", 1)]).json()["roi_id"] == "盤"
-    assert send(client, "/infer", [*fields, picture("image", 1)]).json()["role_id"] == "Máster ñ"
+    fields = text_parts({"role_id": "Máster ñ", "roi_id": "盤", "mm_per_px": "0.2"})
+    assert send(client, "/fit_ok", [*fields, picture_part("images", 1)]).json()["roi_id"] == "盤"
+    assert send(client, "/infer", [*fields, picture_part("image", 1)]).json()["role_id"] == "Máster ñ"
 
 
 def number(value: Any) -> bool:
@@ -148,6 +144,7 @@ def test_fit_ok_has_its_fields(client: TestClient) -> None:
             "radius": number,
             "model_version": string,
             "generation": string,
+            "suspects": lambda v: v == [],
             "timings_ms": numbers,
             "warnings": texts,
         },
@@ -160,6 +157,8 @@ CALIBRATION = {
     "score_percentile": integer,
     "n_ok": integer,
     "n_ng": integer,
+    "rule": string,
+    "false_reject": lambda v: isinstance(v, dict),
     "warnings": texts,
 }
 
@@ -173,17 +172,19 @@ def test_calibrate_ng_without_bad_parts_leaves_their_mean_out(client: TestClient
 def test_calibrate_ng_with_bad_parts_has_all_its_fields(client: TestClient) -> None:
     fit(client)
     body = calibrate(client, ok_scores=[0.1, 0.2], ng_scores=[0.5], area_mm2_thr=3, score_percentile=95).json()
-    has_types(body, {**CALIBRATION, "p5_ng": number, "ng_mean": number})
+    has_types(body, {**CALIBRATION, "p5_ng": number, "ng_mean": number, "misses": numbers})
     assert (body["area_mm2_thr"], body["score_percentile"], body["p5_ng"], body["n_ng"]) == (3, 95, 0.5, 1)
     assert body["threshold"] == pytest.approx((0.195 + 0.5) / 2)
 
 
 INFERENCE = {
     **WHOSE,
+    "inspection_id": string,
     "score": number,
     "heatmap_png_base64": string,
     "heatmap_range": lambda v: len(v) == 2 and all(map(number, v)),
     "regions": lambda v: isinstance(v, list),
+    "area_resolution_mm2": number,
     "token_shape": pair,
     "stats": numbers,
     "inference_ms": number,
@@ -191,6 +192,8 @@ INFERENCE = {
     "params": lambda v: isinstance(v, dict),
     "warnings": texts,
 }
+AREAS = ["area_px", "area_mm2", "area_mm2_estimate"]
+RARITY = {"p_value": number, "ok_as_high": integer, "n_ok": integer}
 PARAMS = {
     **dict.fromkeys(["extractor", "score_method", "model_version", "device", "runtime"], string),
     **dict.fromkeys(["input_size", "patch_size", "k"], integer),
@@ -210,9 +213,9 @@ def test_infer_before_calibration_has_a_null_threshold_and_no_decision(client: T
 def test_infer_after_calibration_has_a_verdict_and_regions(fitted: TestClient) -> None:
     body = infer(fitted, BAD).json()
     is_bool = lambda value: isinstance(value, bool)  # noqa: E731
-    has_types(body, {**INFERENCE, "threshold": number, "is_anomaly": is_bool, "decision": string})
+    has_types(body, {**INFERENCE, "threshold": number, "is_anomaly": is_bool, "decision": string, **RARITY})
     assert (body["is_anomaly"], body["decision"]) == (True, "ng")
-    outline = {**dict.fromkeys(["x", "y", "w", "h"], integer), "area_px": number, "area_mm2": number}
+    outline = {**dict.fromkeys(["x", "y", "w", "h"], integer), **dict.fromkeys(AREAS, number)}
     for region in body["regions"]:
         has_types(
             region,
@@ -497,7 +500,7 @@ class Held(TextureFeatures):
         return super().extract(images)
 
 
-def raw(port: int, parts: Sequence[Part]) -> socket.socket:
+def raw(port: int, parts: Sequence[FormPart]) -> socket.socket:
     """A connection that has sent an /infer request and does not read the answer."""
     headers, body = dotnet(parts)
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -532,7 +535,7 @@ def held(tmp_path: Path) -> Any:
 
 def test_a_client_that_leaves_while_it_waits_leaves_the_queue(held: FastAPI) -> None:
     extractor = held.state.extractor
-    request = [*FIELDS, picture("image", 1)]
+    request = [*FIELDS, picture_part("image", 1)]
     with served(held) as port:
         queue = held.state.inspector.host.queue()
         first = raw(port, request)
@@ -551,7 +554,7 @@ def test_a_client_that_leaves_while_it_waits_leaves_the_queue(held: FastAPI) -> 
 
 
 def test_a_full_queue_answers_503_and_when_to_come_back(held: FastAPI) -> None:
-    request = [*FIELDS, picture("image", 1)]
+    request = [*FIELDS, picture_part("image", 1)]
     with served(held) as port:
         queue = held.state.inspector.host.queue()
         waiting = [raw(port, request) for _ in range(3)]

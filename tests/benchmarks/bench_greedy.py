@@ -81,7 +81,7 @@ def compare_neighbours(q: Array, memory_rows: Array, repeats: int) -> None:
 def embedded(folder: Path) -> Array:
     """(N, D) unit rows of the images in `folder`, on the first one's token grid."""
     from backend.base.config import load_settings
-    from backend.evaluation.sets import images_of
+    from backend.base.images import list_images
     from backend.service.embedding import embed_images
     from backend.service.host import extractor_for
     from backend.service.images import ImageFile
@@ -90,7 +90,7 @@ def embedded(folder: Path) -> Array:
 
     settings = load_settings()
     inspector = Inspector(settings, extractor_for(settings))
-    files = [ImageFile.named(path.name, path.read_bytes) for path in images_of(folder)]
+    files = [ImageFile.named(path.name, path.read_bytes) for path in list_images(folder)]
     rows = embed_images(files, inspector.host.queue(), Job()).emb
     inspector.close()
     return rows

@@ -22,7 +22,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from backend.service.host import extractor_for
-from backend.tools.bench import BOUNDARY, connect, fitted, multipart, own_settings, served
+from backend.tools.bench import Request, connect, fitted, own_settings, served
 from backend.tools.bench_stages import Bench, encoded, pictures
 
 
@@ -38,31 +38,28 @@ def main() -> None:
         settings, _ = own_settings(Path(scratch), rng)
         bench = Bench.of(extractor_for(settings), rng)
         bare = [bench.forward_once() for _ in range(20)]
-        with served(settings) as (port, pid):
-            fitted(port, given.images, "png", rng)
-            body = multipart("image", [encoded(pictures(1, given.side, rng)[0], "png")])
-            found = load(port, pid, body, clients=given.clients, seconds=given.seconds)
+        with served(settings) as (url, pid):
+            fitted(url, given.images, "png", rng)
+            request = Request.of("image", [encoded(pictures(1, given.side, rng)[0], "png")])
+            found = load(url, pid, request, clients=given.clients, seconds=given.seconds)
         bare += [bench.forward_once() for _ in range(20)]
     found["bare per s"] = round(1000 / float(np.median(bare)), 2)
     found["pace / bare"] = round(found["per s"] / found["bare per s"], 3)
     print(json.dumps(found, indent=1))
 
 
-def load(port: int, pid: int, body: bytes, *, clients: int, seconds: float) -> dict[str, Any]:
-    """What `clients` saw who each sent `body` again as soon as it was answered, and the service's memory meanwhile."""
-    headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+def load(url: str, pid: int, request: Request, *, clients: int, seconds: float) -> dict[str, Any]:
+    """What `clients` saw that send `request` again as soon as it is answered, and the service's memory meanwhile."""
     statuses: Counter[int] = Counter()
     spent: list[float] = []
     until = perf_counter() + seconds
 
     def client() -> None:
-        with connect(port) as connection:
+        with connect(url) as connection:
             while perf_counter() < until:
                 started = perf_counter()
-                connection.request("POST", "/infer", body, headers)
-                response = connection.getresponse()
-                response.read()
-                statuses[response.status] += 1
+                response = request.post(connection, "/infer")
+                statuses[response.status_code] += 1
                 spent.append(1000 * (perf_counter() - started))
 
     threads = [threading.Thread(target=client) for _ in range(clients)]

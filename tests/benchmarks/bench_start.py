@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backend.tools.bench import BOUNDARY, connect, fitted, multipart, own_settings, served
+from backend.tools.bench import Request, connect, fitted, own_settings, served
 from backend.tools.bench_stages import encoded, pictures
 
 
@@ -23,19 +23,17 @@ def main() -> None:
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch:
         settings, _ = own_settings(Path(scratch), rng)
-        with served(settings) as (port, _):
-            fitted(port, 10, "png", rng)
-        body = multipart("image", [encoded(pictures(1, 448, rng)[0], "png")])
+        with served(settings) as (url, _):
+            fitted(url, 10, "png", rng)
+        request = Request.of("image", [encoded(pictures(1, 448, rng)[0], "png")])
         started = perf_counter()
-        with served(settings) as (port, _):
+        with served(settings) as (url, _):
             warm = perf_counter() - started
-            headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
             spent = []
-            with connect(port) as connection:
+            with connect(url) as connection:
                 for _ in range(12):
                     started = perf_counter()
-                    connection.request("POST", "/infer", body, headers)
-                    connection.getresponse().read()
+                    request.post(connection, "/infer")
                     spent.append(round(1000 * (perf_counter() - started), 1))
     print(json.dumps({"seconds until warm": round(warm, 1), "requests, ms": spent}))
 

@@ -3,8 +3,10 @@
 The floors stand a little below what was measured when this was written: .964, .952, .894 for the ResNet18, 1.00, .963
 and .901 for the ViT-Tiny. An untrained network stays well under them.
 
-The recommended setting keeps to the same floors, and finds smaller bright spots than the percentile does: of half the
-area here. How much smaller depends on spot, place and part; docs/ACCURACY.md has the study.
+The recommended setting keeps to the same floors, and finds smaller bright spots than the percentile does. How much
+smaller depends on spot, place and part: experiments/accuracy.py measures it, and docs/ACCURACY.md has the figures.
+
+One set and one backbone are quick enough for every run; the others are marked as slow.
 """
 
 from collections.abc import Iterator
@@ -74,9 +76,11 @@ def auroc(inspector: Inspector, data: Path, name: str) -> float:
     return float(roc_auc_score(labels, scores))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", WEIGHTS)
-@pytest.mark.parametrize("name", SETS)
+QUICK = ("cookies", "resnet18")
+EACH = [pytest.param(*pair, marks=[] if pair == QUICK else [pytest.mark.slow]) for pair in FLOORS]
+
+
+@pytest.mark.parametrize(("name", "model"), EACH)
 def test_real_parts_are_told_apart(tmp_path: Path, shared_data: Path, name: str, model: str) -> None:
     with opened(model, shared_data / "weights" / WEIGHTS[model], tmp_path) as inspector:
         found = auroc(inspector, shared_data, name)
@@ -97,8 +101,7 @@ def test_an_untrained_network_is_found_out(tmp_path: Path, shared_data: Path, na
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", WEIGHTS)
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize(("name", "model"), FLOORS)
 def test_the_recommended_setting_keeps_to_the_floors(tmp_path: Path, shared_data: Path, name: str, model: str) -> None:
     weights = shared_data / "weights" / WEIGHTS[model]
     rate = PRESETS["recommended"]["coreset_rate"]
@@ -118,32 +121,24 @@ def spotted(file: ImageFile, share: float, where: tuple[float, float]) -> ImageF
     return ImageFile.named(file.name, lambda: encode_png(image))
 
 
-def least_spot(inspector: Inspector, folder: Path) -> float:
-    """The least share of the ROI that a spot needs to score above every held-out good image, on most images."""
+def found_spots(inspector: Inspector, folder: Path, share: float) -> list[bool]:
+    """Of some good images with a spot of `share` of the ROI: whether each scores above every good one held out."""
     key = ModelKey.of("accuracy", "spots")
-    Fitter(inspector).fit(key, some(folder / "train" / "good", 31), mm_per_px=1)
+    Fitter(inspector).fit(key, some(folder / "train" / "good", 12), mm_per_px=1)
 
     def score(file: ImageFile) -> float:
         return float(inspector.infer(key, file, mm_per_px=1, heatmap="none").inspection.score)
 
-    good = some(folder / "test" / "good", 14)
+    good = some(folder / "test" / "good", 6)
     threshold = max(map(score, good))
-    for share in (0.000625 * 2 ** (n / 2) for n in range(16)):
-        if np.mean([score(spotted(file, share, (0.45, 0.55))) > threshold for file in good[::3]]) > 0.5:
-            return float(share)
-    return 1.0
+    return [score(spotted(file, share, (0.45, 0.55))) > threshold for file in good[::2]]
 
 
-@pytest.mark.slow
-def test_the_recommended_setting_finds_smaller_bright_spots(tmp_path: Path, shared_data: Path) -> None:
-    # One good part sets each threshold, and the coreset's first row moves it: the mean of several says more than one.
-    weights, cookies = shared_data / "weights" / WEIGHTS["resnet18"], shared_data / "cookies"
-    least: dict[str, list[float]] = {}
+def test_the_recommended_setting_finds_a_small_spot_that_the_default_misses(tmp_path: Path, shared_data: Path) -> None:
+    weights, found = shared_data / "weights" / WEIGHTS["resnet18"], {}
     for preset, rate in (("none", 0.02), ("recommended", PRESETS["recommended"]["coreset_rate"])):
-        for seed in range(4):
-            given: dict[str, Any] = {"preset": preset, "input_size": 256, "coreset_rate": rate, "seed": seed}
-            with opened("resnet18", weights, tmp_path / preset / str(seed), **given) as inspector:
-                least.setdefault(preset, []).append(least_spot(inspector, cookies))
-    print(f"least spots: {least}")
-    ratio = np.exp(np.mean(np.log(least["recommended"])) - np.mean(np.log(least["none"])))
-    assert ratio <= 0.5
+        with opened("resnet18", weights, tmp_path / preset, preset=preset, coreset_rate=rate) as inspector:
+            found[preset] = found_spots(inspector, shared_data / "cookies", 0.005)
+    print(f"spots of half a percent found: {found}")
+    assert all(found["recommended"])
+    assert not all(found["none"])

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,14 @@ from sklearn.metrics import roc_auc_score
 from backend.base.config import Settings
 from backend.base.errors import WeightsUnavailable
 from backend.base.keys import ModelKey
-from backend.evaluation.gallery import worth_showing
-from backend.evaluation.report import html_report
+from backend.evaluation.report import html_report, worth_showing
 from backend.evaluation.results import SetResult
-from backend.evaluation.runner import Evaluator, RememberingExtractor
+from backend.evaluation.runner import SETTINGS_THAT_COUNT, Evaluator, RememberingExtractor
 from backend.evaluation.sets import InspectionSet, read_set
 from backend.extractors.texture import TextureFeatures
-from backend.service.fitting import Fitter
+from backend.infer import Scoring
+from backend.service.fitting import FitOptions, Fitter
+from backend.service.host import extractor_for
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 
@@ -152,36 +151,35 @@ def test_the_report_needs_nothing_from_elsewhere(result: SetResult) -> None:
     assert "With few good parts" in page
 
 
-def test_the_command_line_leaves_table_report_and_json(plates: Path, tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "backend", "evaluate", plates, "--model", "texture", "--shots", "1", "2",
-         "--seeds", "1", "--report", tmp_path / "r.html", "--json", tmp_path / "r.json"],
-        env={"INPUT_SIZE": "112", "PATH": "/usr/bin:/bin", "COLUMNS": "200", "PYTHONUTF8": "1"},
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert "plates" in run.stdout
-    for words in ("image AUROC", "what a calibration would do", "with few good parts", "10 OK, 3 NG", "2 (1 draws)"):
-        assert words in run.stdout
-    (figures,) = json.loads((tmp_path / "r.json").read_text("utf-8"))
-    assert [few["shots"] for few in figures["few"]] == [1, 2]
-    assert len(figures["images"]) == 21
-    assert figures["settings"]["INPUT_SIZE"] == 112
-    assert (tmp_path / "r.html").read_text("utf-8").startswith("<!doctype html>")
-
-
-def test_a_folder_that_is_no_set_is_explained(tmp_path: Path) -> None:
-    (tmp_path / "train" / "good").mkdir(parents=True)
-    run = subprocess.run(
-        [sys.executable, "-m", "backend", "evaluate", tmp_path], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert run.returncode == 1
-    assert "train/good and test/<class>" in " ".join(run.stderr.split())
-
-
 def test_sets_are_immutable(plates: Path) -> None:
     assert isinstance(hash(read_set(plates)), int)
     assert isinstance(read_set(plates), InspectionSet)
+
+
+def test_what_the_service_says_of_a_fit_and_of_images_is_kept(plates: Path, tmp_path: Path) -> None:
+    given = tmp_path / "plates"
+    shutil.copytree(plates, given)
+    plate = cv2.imread(str(given / "test/good/00.png"))
+    assert plate is not None
+    cv2.imwrite(str(given / "test/good/00.png"), cv2.copyMakeBorder(plate, 0, 0, 0, 14, cv2.BORDER_REPLICATE))
+    with Evaluator(Settings(**SETTINGS, max_coreset=5), words=lambda notice: f"<{notice.code}>") as evaluator:
+        found = evaluator.run(read_set(given))
+    assert found.warnings == ("<coreset_capped>", "<roi_resized> (1 of 21 test images)")
+    assert found.as_dict()["warnings"] == found.warnings
+
+
+def test_every_setting_that_reaches_an_extractor_or_a_memory_is_reported() -> None:
+    class Watched:
+        def __init__(self) -> None:
+            self.asked: set[str] = set()
+
+        def __getattr__(self, name: str) -> Any:
+            self.asked.add(name)
+            return getattr(Settings(**SETTINGS), name)
+
+    watched = Watched()
+    extractor_for(watched)  # type: ignore[arg-type]
+    FitOptions.of(watched)  # type: ignore[arg-type]
+    Scoring.of(watched)  # type: ignore[arg-type]
+    assert {"model_name", "coreset_rate", "score_method"} < watched.asked
+    assert watched.asked - {"threads"} <= set(SETTINGS_THAT_COUNT)

@@ -1,3 +1,5 @@
+import functools
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +36,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reference(weights: Path) -> DinoV2Features:
     return DinoV2Features(weights=str(weights), input_size=112, device="cpu", blocks=BLOCKS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def converted_once() -> Iterator[None]:
+    """Each network is converted once for each size, whichever test asks: it is what takes these tests their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openvino_runtime, "_converted", functools.cache(openvino_runtime._converted))
+        yield
 
 
 def pictures(*grid: int) -> list[Any]:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.base.config import Settings
+from backend.base.options import settings_of
 from backend.extractors.protocol import ExtractorOptions, prepare, token_grid
 from backend.extractors.texture import TextureFeatures
 from tests.parts import part
@@ -25,11 +26,10 @@ def test_every_setting_of_an_extractor_reaches_it() -> None:
         "patchcore_patch_size": 7, "patchcore_stride": 4, "tiles": 2, "tile_overlap": 0.5,
     }  # fmt: skip
     options = ExtractorOptions.of(Settings(**given))  # type: ignore[arg-type]
-    assert {f.name for f in fields(options)} == {*given, "weights_dir"}
+    assert set(settings_of(ExtractorOptions)) == set(given)
     assert options.blocks == (-1, 5)
-    assert {name: getattr(options, name) for name in given if name != "blocks"} == {
-        name: value for name, value in given.items() if name != "blocks"
-    }
+    own = {f.metadata["setting"]: getattr(options, f.name) for f in fields(options) if "setting" in f.metadata}
+    assert {**own, "blocks": given["blocks"]} == given
 
 
 @pytest.mark.parametrize(

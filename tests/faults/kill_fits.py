@@ -1,16 +1,12 @@
 """kill -9 at random moments of fits, growths, uploads and calibrations: every model and sample must be whole.
 
-python tests/faults/kill_fits.py --rounds 100
+python -m tests.faults.kill_fits --rounds 100
 """
 
 import argparse
 import hashlib
 import json
-import os
 import random
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,19 +17,17 @@ from typing import Any
 
 import httpx
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-
-from backend.base.errors import MemoryNotFound  # noqa: E402
-from backend.base.images import decode_image  # noqa: E402
-from backend.base.keys import ModelKey  # noqa: E402
-from backend.samples.history import FitHistory  # noqa: E402
-from backend.samples.store import LABELS, SampleStore  # noqa: E402
-from backend.storage import ModelStore  # noqa: E402
-from tests.station import part  # noqa: E402
+from backend.base.errors import MemoryNotFound
+from backend.base.images import decode_image
+from backend.base.keys import ModelKey
+from backend.samples.history import FitHistory
+from backend.samples.store import LABELS, SampleStore
+from backend.storage import ModelStore
+from tests.faults.service import running
+from tests.parts import encoded, part
 
 KEYS = [ModelKey.of("Master1", "Pattern"), ModelKey.of("Master1", "Pattern", "red")]
-START_S = 300.0
+PATIENCE_S = 300.0
 
 
 @dataclass
@@ -53,42 +47,6 @@ class Model:
 
     generation: str = ""
     under_way: bool = False
-
-
-class Service:
-    """The service in a process of its own, over one pair of folders."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
-        own = {
-            "BDI_MODELS_DIR": str(folder / "models"),
-            "BDI_DATASETS_DIR": str(folder / "datasets"),
-            "BDI_MODEL_NAME": "texture",
-            "BDI_INPUT_SIZE": "112",
-            "BDI_LOG_LEVEL": "WARNING",
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, "-m", "backend", "serve", "--port", str(self.port)]
-        self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own})
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def wait(self) -> None:
-        give_up = time.monotonic() + START_S
-        while True:
-            try:
-                if httpx.get(f"{self.url}/health", timeout=5).json()["status"] == "ok":
-                    return
-            except (httpx.TransportError, ValueError):
-                pass
-            if time.monotonic() > give_up or self.process.poll() is not None:
-                raise TimeoutError(f"the service did not start: exit code {self.process.poll()}")
-            time.sleep(0.05)
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL if os.name != "nt" else signal.SIGTERM)
-        self.process.wait(30)
 
 
 class Client(threading.Thread):
@@ -112,7 +70,7 @@ class Client(threading.Thread):
     def _one(self, client: httpx.Client) -> None:
         ids = {"role_id": self.key.role_id, "roi_id": self.key.roi_id, "recipe_id": self.key.recipe_id}
         seeds = self.random.sample(range(60), self.random.randint(1, 4))
-        files = [("images", (f"{seed}.png", part(seed), "image/png")) for seed in seeds]
+        files = [("images", (f"{seed}.png", encoded(part(seed)), "image/png")) for seed in seeds]
         kind = self.random.choice(["fit", "grow", "upload", "calibrate"])
         if kind in {"fit", "grow"}:
             self.known.under_way = True
@@ -140,15 +98,12 @@ def run(rounds: int, seed: int, folder: Path) -> Report:
     chance, report = random.Random(seed), Report()
     known = {key: Model() for key in KEYS}
     for number in range(rounds):
-        service = Service(folder)
-        try:
-            service.wait()
+        with running(folder) as service:
             clients = [Client(service.url, key, known[key], chance.randrange(10**9)) for key in KEYS]
             for client in clients:
                 client.start()
             _let_work(clients, chance)
-        finally:
-            service.kill()
+            service.process.kill()
         for client in clients:
             client.join(60)
             report.answered += client.answered
@@ -162,7 +117,7 @@ def run(rounds: int, seed: int, folder: Path) -> Report:
 
 def _let_work(clients: list[Client], chance: random.Random) -> None:
     """Until a random number of answers came, and a random moment of the next request."""
-    wanted, give_up = chance.randint(0, 8), time.monotonic() + START_S
+    wanted, give_up = chance.randint(0, 8), time.monotonic() + PATIENCE_S
     while sum(client.answered for client in clients) < wanted and time.monotonic() < give_up:
         time.sleep(0.002)
     time.sleep(chance.uniform(0, 0.2))
@@ -170,7 +125,7 @@ def _let_work(clients: list[Client], chance: random.Random) -> None:
 
 def _faults(folder: Path, known: dict[ModelKey, Model]) -> list[str]:
     faults = []
-    truth = {hashlib.sha256(part(seed)).hexdigest() for seed in range(60)}
+    truth = {hashlib.sha256(encoded(part(seed))).hexdigest() for seed in range(60)}
     for key, model in known.items():
         faults += _model_faults(folder, key, model)
         faults += _sample_faults(SampleStore(folder / "datasets", max_gb=1), key, truth)

@@ -5,7 +5,8 @@
 
 Sixteen clients inspect a part on eight models; a fit replaces one of them now and then; a worker is killed with
 SIGKILL now and then, the eldest aside, whose memory is watched. Each score must be that of the memory that was
-acknowledged, or of one whose fit was under way during the inspection.
+acknowledged, or of one whose fit was under way during the inspection; each answered verdict must be in the record,
+once, with its score, and the chains of the record whole.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,14 @@ from typing import Any
 import httpx
 import numpy as np
 
+from backend.api.catalogue import sentence
 from backend.base.keys import ModelKey
+from backend.records.database import Database
+from backend.records.queries import Filters, Place, page
+from backend.records.verifying import verify
 from backend.storage import ModelStore
 from tests.faults.service import Running, Variant, post_calibration, post_fit, post_infer, running, variant
+from tests.records.postgres import Server
 
 ROIS = tuple(f"roi{n}" for n in range(8))
 RETRIES = 40
@@ -57,6 +64,7 @@ class Load:
     wrong: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     rss_mb: list[float] = field(default_factory=list)
+    recorded: dict[str, float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, name: str) -> None:
@@ -98,8 +106,14 @@ class Load:
             return
         if answer.status_code != 200:
             self.wrong.append(f"infer {roi}: {answer.status_code} {answer.text[:300]}")
-        elif answer.json()["score"] not in {self.variants[v].score for v in possible}:
-            self.wrong.append(f"infer {roi}: score {answer.json()['score']} is of no memory that it may have")
+            return
+        body = answer.json()
+        if body["score"] not in {self.variants[v].score for v in possible}:
+            self.wrong.append(f"infer {roi}: score {body['score']} is of no memory that it may have")
+        with self._lock:
+            if "inspection_id" not in body or body["inspection_id"] in self.recorded:
+                self.wrong.append(f"infer {roi}: {body.get('inspection_id')} is no name of its own, {body['warnings']}")
+            self.recorded[body.get("inspection_id", "")] = body["score"]
 
     def refit(self) -> None:
         rng = np.random.default_rng(99)
@@ -152,15 +166,17 @@ def run(
     fit_every_s: float = 20,
     kill_every_s: float = 60,
     pause_s: float = 0.0,
+    postgres: bool = False,
 ) -> dict[str, Any]:
     """Load a service for `minutes`. Returns what was seen; raises AssertionError with what was wrong."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Server() if postgres else nullcontext() as server:
         root = Path(folder)
+        record = server.database() if server else f"sqlite:///{root / 'inspections.db'}"
         variants = [variant(root, seed, count) for seed, count in ((1, 3), (2, 4), (3, 5))]
         # A connection for each request, so that requests reach every worker.
         apart = httpx.Limits(max_keepalive_connections=0)
         with (
-            running(root, workers=workers) as service,
+            running(root, workers=workers, BDI_RESULTS_DB=record, IMAGES_DIR=str(root / "images")) as service,
             httpx.Client(base_url=service.url, timeout=60, limits=apart) as to,
         ):
             models = {roi: Model({0}) for roi in ROIS}
@@ -176,6 +192,7 @@ def run(
             for job in jobs:
                 job.join(120)
             metrics = httpx.get(f"{service.url}/metrics", timeout=30).text
+        load.wrong += unrecorded(record, load)[:5]
         lost = [roi for roi in ROIS if not is_whole(root, roi, models[roi], variants)]
         return report(load, lost, metrics)
 
@@ -183,6 +200,25 @@ def run(
 def is_whole(root: Path, roi: str, model: Model, variants: list[Variant]) -> bool:
     emb = ModelStore(root / "models").load_memory(ModelKey.of("Master1", roi)).emb
     return any(np.array_equal(variants[v].emb, emb) for v in model.possible)
+
+
+def unrecorded(url: str, load: Load) -> list[str]:
+    """What is wrong with the record of what was answered."""
+    database = Database(url)
+    found: dict[str, float] = {}
+    after: Place | None = None
+    while True:
+        with database.reading() as connection:
+            some = page(connection, Filters(), "oldest", 1000, after)
+        found |= {item["inspection_id"]: item["score"] for item in some.items}
+        if some.next is None:
+            break
+        after = some.next
+    wrong = [name for name, score in load.recorded.items() if found.get(name) != score]
+    load.counts["records"] = len(found)
+    wrong += [sentence(one, "en") for one in verify(database).found]
+    database.close()
+    return wrong
 
 
 def report(load: Load, lost: list[str], metrics: str) -> dict[str, Any]:
@@ -213,6 +249,7 @@ def main() -> None:
     parser.add_argument("--fit-every", type=float, default=20)
     parser.add_argument("--kill-every", type=float, default=60)
     parser.add_argument("--pause", type=float, default=0.0, help="seconds that a client waits between inspections")
+    parser.add_argument("--postgres", action="store_true", help="with the record in a PostgreSQL server of its own")
     given = parser.parse_args()
     seen = run(
         given.minutes,
@@ -221,6 +258,7 @@ def main() -> None:
         fit_every_s=given.fit_every,
         kill_every_s=given.kill_every,
         pause_s=given.pause,
+        postgres=given.postgres,
     )
     print(json.dumps(seen, indent=1))
 

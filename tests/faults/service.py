@@ -80,6 +80,7 @@ def environment(root: Path, **given: str) -> dict[str, str]:
         "CORESET_RATE": str(CORESET),
         "MODELS_DIR": str(root / "models"),
         "DATASETS_DIR": str(root / "datasets"),
+        "BDI_RESULTS_DB": f"sqlite:///{root / 'inspections.db'}",
         "MIN_FREE_MB": "0",
         "LOG_LEVEL": "WARNING",
         "OMP_NUM_THREADS": "1",
@@ -90,7 +91,7 @@ def environment(root: Path, **given: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Running:
-    """`python -m backend serve` and what is seen of it from outside."""
+    """The service and what is seen of it from outside."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -120,11 +121,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(root: Path, *, workers: int = 1, **given: str) -> Iterator[Running]:
-    """The service, ready to answer."""
+def running(root: Path, *, workers: int = 1, command: str = "backend serve", **given: str) -> Iterator[Running]:
+    """The service, started by `python -m command` and ready to answer."""
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "backend", "serve", "--port", str(port), "--workers", str(workers)],
+        [sys.executable, "-m", *command.split(), "--port", str(port), "--workers", str(workers)],
         cwd=ROOT,
         env=environment(root, **given),
         stdout=subprocess.DEVNULL,

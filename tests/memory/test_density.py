@@ -16,7 +16,7 @@ from backend.patchcore import Array, Backend, PatchCoreMemory, l2_normalize
 from backend.service.fitting import Fitter
 from backend.service.inspection import Inspector
 from tests.memory.rows import two_clouds
-from tests.station import image_file
+from tests.parts import part_file
 
 KEY = ModelKey.of("Master1", "Pattern")
 
@@ -167,9 +167,9 @@ def test_density_goes_through_the_service_and_a_threshold_does_not_outlive_its_c
         return Inspector(settings, TextureFeatures(140))
 
     plain, weighed = opened(0), opened(5)
-    Fitter(plain).fit(KEY, [image_file(seed) for seed in range(4)], mm_per_px=0.2)
-    scores = [one.infer(KEY, image_file(9), mm_per_px=0.2).inspection.score for one in (plain, weighed)]
+    Fitter(plain).fit(KEY, [part_file(seed) for seed in range(4)], mm_per_px=0.2)
+    scores = [one.infer(KEY, part_file(9), mm_per_px=0.2).inspection.score for one in (plain, weighed)]
     assert scores[0] != pytest.approx(scores[1], rel=1e-3)
     plain.calibrate(KEY, ok_scores=scores[:1] * 9, mm_per_px=0.2)
-    assert plain.infer(KEY, image_file(9), mm_per_px=0.2).threshold is not None
-    assert weighed.infer(KEY, image_file(9), mm_per_px=0.2).threshold is None
+    assert plain.infer(KEY, part_file(9), mm_per_px=0.2).threshold is not None
+    assert weighed.infer(KEY, part_file(9), mm_per_px=0.2).threshold is None

@@ -9,8 +9,8 @@ import torch
 
 from backend.memory import products
 from backend.memory.coreset import kcenter_greedy
-from backend.memory.products import Bf16Rows, DeviceRows, bf16_rows
-from backend.memory.search import ExactSearch, candidate_index
+from backend.memory.products import Bf16Rows, DeviceRows, bf16_rows, device_rows
+from backend.memory.search import ExactSearch
 from backend.patchcore import Array, l2_normalize
 from tests.memory.rows import nearest_by_hand
 
@@ -84,14 +84,6 @@ def as_if_there_were_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "device", lambda: "cpu")
 
 
-def test_the_extractors_gpu_is_preferred_at_any_size(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = clustered(rng, 300, 32, 0.1)
-    monkeypatch.setattr(products, "device", lambda: None)
-    assert candidate_index(rows) is None
-    as_if_there_were_a_gpu(monkeypatch)
-    assert isinstance(candidate_index(rows), DeviceRows)
-
-
 def test_a_gpu_that_is_too_small_for_the_rows_is_said(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -100,7 +92,7 @@ def test_a_gpu_that_is_too_small_for_the_rows_is_said(
 
     as_if_there_were_a_gpu(monkeypatch)
     monkeypatch.setattr(products, "DeviceRows", full)
-    assert candidate_index(clustered(rng, 300, 32, 0.1)) is None
+    assert device_rows(clustered(rng, 300, 32, 0.1)) is None
     assert "the CPU searches them" in caplog.text
 
 
@@ -117,7 +109,7 @@ def test_a_gpu_with_too_little_left_for_the_extractor_is_not_asked(
 ) -> None:
     monkeypatch.setattr(products, "device", lambda: "cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 8 << 30))
-    assert candidate_index(clustered(rng, 300, 32, 0.1)) is None
+    assert device_rows(clustered(rng, 300, 32, 0.1)) is None
     assert "the CPU searches them" in caplog.text
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from backend.base.errors import BackendUnavailable
+from backend.memory import products
 from backend.memory.products import Bf16Rows
 from backend.memory.search import Backend, ExactSearch, Neighbours, candidate_index, flat_index, load_faiss
 from backend.patchcore import Array, PatchCoreMemory, l2_normalize
@@ -54,14 +55,35 @@ def test_an_identical_row_is_at_distance_zero(rng: np.random.Generator, backend:
 
 
 @both
+@pytest.mark.parametrize("length", [1.0, 100.0])
 @pytest.mark.parametrize("spread", [1e-3, 1e-4, 3e-5, 1e-5, 1e-6])
 def test_rows_that_crowd_closer_than_rounding_are_told_apart(
-    rng: np.random.Generator, backend: Backend, spread: float
+    rng: np.random.Generator, backend: Backend, spread: float, length: float
 ) -> None:
-    crowd = (l2_normalize(gaussian(rng, 1, 256)) + spread * gaussian(rng, 640, 256)).astype(np.float32)
+    crowd = (length * (l2_normalize(gaussian(rng, 1, 256)) + spread * gaussian(rng, 640, 256))).astype(np.float32)
     rows, q = crowd[:600], crowd[600:]
     found, _ = ExactSearch(rows, backend).neighbours(q, 2)
     np.testing.assert_allclose(found, nearest_by_hand(q, rows, 2), rtol=1e-4, atol=1e-9)
+
+
+@both
+@pytest.mark.parametrize("length", [0.01, 1.0, 100.0])
+def test_what_a_library_proposes_is_bounded_from_below(
+    rng: np.random.Generator, backend: Backend, length: float
+) -> None:
+    crowd = l2_normalize(gaussian(rng, 1, 64)) + 1e-3 * gaussian(rng, 500, 64)
+    x = (length * crowd).astype(np.float32)
+    q, rows = x[:40], x[40:]
+    squares = ((q[:, None].astype(np.float64) - rows[None]) ** 2).sum(axis=2)
+    for keep in (None, np.arange(0, 460, 2)):
+        bounds, at = ExactSearch(rows, backend)._proposed(keep, q, 8)
+        assert (np.diff(bounds, axis=1) >= 0).all()
+        assert (bounds <= np.take_along_axis(squares, at, axis=1)).all()
+        others = squares.copy()
+        np.put_along_axis(others, at, np.inf, axis=1)
+        known = others if keep is None else others[:, keep]
+        assert (known.min(axis=1) >= bounds[:, -1]).all()
+        assert (bounds[:, -1] > -1e-4 * length**2).all(), "a bound that excludes nothing is of no use"
 
 
 @pytest.mark.parametrize("index", [None, Bf16Rows])
@@ -197,6 +219,27 @@ def test_searches_at_the_same_time_do_not_disturb_each_other(rng: np.random.Gene
             np.testing.assert_array_equal(found, expected)
 
 
+SEARCH_AND_COUNT = """
+import numpy as np
+import psutil
+from backend.memory.search import ExactSearch, load_faiss
+rows = np.random.default_rng(0).random((4000, 64), np.float32)
+assert load_faiss().omp_get_max_threads() == 4
+search, before = ExactSearch(rows, "faiss"), psutil.Process().num_threads()
+search.neighbours(rows[:900])
+print(psutil.Process().num_threads() - before)
+"""
+
+
+def test_a_search_starts_no_threads_of_openmp() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "4"}
+    command = [sys.executable, "-c", SEARCH_AND_COUNT]
+    told = subprocess.run(
+        command, check=False, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert told.stdout.strip() == "0", told.stderr
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_an_index_only_proposes(rng: np.random.Generator, k: int) -> None:
     rows, q = clustered(rng, 900, 48), clustered(rng, 70, 48)
@@ -237,8 +280,25 @@ def test_an_index_is_made_once_and_counted(rng: np.random.Generator) -> None:
     assert search.nbytes == rows.nbytes + Liar.nbytes
 
 
-def test_few_rows_have_no_index_without_a_gpu(rng: np.random.Generator) -> None:
-    assert candidate_index(clustered(rng, 300, 32)) is None
+def test_the_extractors_gpu_proposes_at_any_size_and_else_bfloat16_for_many_rows(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, many = gaussian(rng, 300, 32), gaussian(rng, 8192, 512)
+    monkeypatch.setattr(products, "device", lambda: None)
+    assert candidate_index(few) is None
+    assert type(candidate_index(many)) is type(products.bf16_rows(many))
+    monkeypatch.setattr(products, "device", lambda: "cpu")
+    assert isinstance(candidate_index(few), products.DeviceRows)
+    assert isinstance(candidate_index(many), products.DeviceRows)
+
+
+def test_the_library_that_searches_is_the_one_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.eye(3, dtype=np.float32)
+    searches = [ExactSearch(rows, name) for name in ("faiss", "sklearn")]
+    monkeypatch.setitem(sys.modules, "sklearn.neighbors", None)
+    assert not searches[0].neighbours(rows)[0].any()
+    with pytest.raises(ImportError):
+        searches[1].neighbours(rows)
 
 
 def test_faiss_is_preferred_and_scikit_learn_does_without_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,17 +32,26 @@ def test_a_bad_part_is_explained_by_its_score_its_rank_and_its_largest_region(le
     warnings = [{"code": "few_ok_scores", "values": {"n": 7}}]
     whole = found(ledger, score=0.75, p_value=0.02, warnings=warnings)
     assert told(whole) == (
-        "NG: it scored 0.7500, above the threshold 0.5000. "
-        "Of the good parts of the calibration, 2 % score at least as much. "
+        "NG: it scored 0.7500, and the threshold is 0.5000. "
+        "A good part scores at least as much with a probability of 2 %. "
         "Regions that reach the threshold: 1. The largest is 0.36 mm² (3×4 px at x=1, y=2). "
         "OK scores: 7. With fewer than 20 the threshold is not reliable."
     )
-    assert told(whole, "es").startswith("NG: puntuó 0.7500, por encima del umbral 0.5000. De las piezas buenas")
+    assert told(whole, "es").startswith("NG: puntuó 0.7500 y el umbral es 0.5000. Una pieza buena")
+
+
+@pytest.mark.parametrize(("as_high", "n"), [(0, 20), (3, 200), (200, 200)])
+def test_the_good_parts_that_score_as_high_are_counted_where_it_is_known_how_many_there_are(
+    ledger: Ledger, as_high: int, n: int
+) -> None:
+    whole = found(ledger, score=0.75, p_value=(1 + as_high) / (n + 1), calibration={"n_ok": n})
+    assert f"Good parts of the calibration that score at least as high: {as_high} of {n}." in told(whole)
+    assert f"Piezas buenas de la calibración que puntúan al menos tanto: {as_high} de {n}." in told(whole, "es")
 
 
 def test_a_good_part_is_explained(ledger: Ledger) -> None:
     assert told(found(ledger, score=0.25)) == (
-        "OK: it scored 0.2500, not above the threshold 0.5000. No region of the least area reaches the threshold."
+        "OK: it scored 0.2500, and the threshold is 0.5000. No region of the least area reaches the threshold."
     )
 
 

@@ -119,7 +119,7 @@ def test_a_verdict_waits_for_a_backup_that_locks_the_database(ledger: Ledger, da
         waiting.start()
         time.sleep(2.5)  # longer than a statement waits
         assert names == []
-    waiting.join(10)
+    waiting.join(60)
     assert names[0] is not None and names_in(database)[1:] == names
     assert faults(database) == []
 
@@ -131,9 +131,9 @@ def test_a_verdict_waits_only_so_long(ledger: Ledger, database: Database, monkey
         started = time.monotonic()
         refused = ledger.record(record(1))
         assert refused.inspection_id is None and "locked" in told(refused)
-        again = time.monotonic()
+        assert time.monotonic() - started > 0.5
+        monkeypatch.setattr(writer, "WAIT_S", 600)  # the second does not wait, however long it might
         assert ledger.record(record(2)).inspection_id is None
-        assert time.monotonic() - again < 0.5 < time.monotonic() - started < 6  # the second does not wait
     time.sleep(1.1)
     assert ledger.record(record(3)).inspection_id is not None
     assert kinds_in(database) == ["gap"]

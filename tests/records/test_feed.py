@@ -46,7 +46,9 @@ def test_it_goes_on_where_an_earlier_one_was(ledger: Ledger) -> None:
     assert names(Feed(ledger.database, reader.place).look()) == [missed]
 
 
-@pytest.mark.parametrize("place", ["", "nonsense", "[1]", '{"a":1}', '{"1":"x"}', "null"])
+@pytest.mark.parametrize(
+    "place", ["", "nonsense", "[1]", '{"a":1}', '{"1":"x"}', "null", '{"1":-1}', f'{{"{9**30}":1}}', f'{{"1":{9**30}}}']
+)
 def test_a_place_that_no_feed_had_begins_now(ledger: Ledger, place: str) -> None:
     ledger.record(record())
     reader = Feed(ledger.database, place)

@@ -31,10 +31,10 @@ class Plain:
 
 @pytest.fixture
 def stored(ledger: Ledger) -> list[Plain]:
-    """200 inspections of several models and stations, some of the same microsecond and score, some reviewed."""
+    """100 inspections of several models and stations, some of the same microsecond and score, some reviewed."""
     rng = np.random.default_rng(5)
     made = []
-    for n in range(200):
+    for n in range(100):
         score = round(float(rng.gamma(9, 0.03)), 2)
         given: dict[str, Any] = {
             "role_id": f"Master{rng.integers(2)}",

@@ -1,7 +1,6 @@
 """Entries come out of the writer committed, once, in the order of their chain."""
 
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -53,18 +52,19 @@ def test_entries_of_many_threads_are_each_there_once(ledger: Ledger, database: D
 def test_what_comes_during_a_commit_shares_the_next_one(database: Database) -> None:
     writer = Writer(database)
     writer.open()
-    commits = []
+    commits, submitted = [], threading.Event()
     append = writer.chain.append
 
-    def slow(drafts):  # type: ignore[no-untyped-def]
+    def held(drafts):  # type: ignore[no-untyped-def]
         commits.append(len(drafts))
-        time.sleep(0.05)
+        assert submitted.wait(60)
         return append(drafts)
 
-    writer.chain.append = slow  # type: ignore[method-assign]
+    writer.chain.append = held  # type: ignore[method-assign]
     waiting = [writer.submit(InspectionDraft.of(record(n))) for n in range(40)]
+    submitted.set()
     assert len({future.result() for future in waiting}) == 40
-    assert sum(commits) == 40 and len(commits) <= 3
+    assert sum(commits) == 40 and len(commits) <= 2
     writer.close()
 
 
@@ -122,6 +122,22 @@ def test_reviews_are_added_and_the_last_one_counts(ledger: Ledger, database: Dat
 def test_a_score_that_is_no_number_is_refused_before_it_reaches_the_writer() -> None:
     with pytest.raises(ValueError, match="nan"):
         InspectionDraft.of(record(score=float("nan")))
+
+
+def test_what_the_database_cannot_hold_keeps_no_other_out(database: Database) -> None:
+    writer = Writer(database)
+    drafts = [InspectionDraft.of(record(n, part_id="\udce9" if n == 2 else "P")) for n in range(5)]
+    futures = [writer.submit(draft) for draft in drafts]
+    with raises(NotRecorded, "internal fault"):
+        futures[2].result()
+    assert [futures[n].result().split("-")[1] for n in (0, 1, 3, 4)] == ["1", "2", "3", "4"]
+    writer.close()
+    assert faults(database) == []
+
+
+def test_a_file_name_that_is_no_text_is_kept_as_one(ledger: Ledger) -> None:
+    name = ledger.record(record(image_name="caf\udce9\0.png")).inspection_id
+    assert ledger.inspection(str(name)).item["image"]["filename"] == "caf\\udce9\ufffd.png"
 
 
 def test_whoever_waits_for_a_writer_that_dies_is_told(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,11 +23,11 @@ from backend.samples.history import FitHistory
 from backend.samples.intake import drafts
 from backend.service.jobs import Job
 from backend.tools import cli
-from tests.station import image_file, part, small_settings
+from tests.parts import encoded, part, part_file, quick_settings
 
 KEY = ModelKey.of("Master1", "Pattern")
 RED = ModelKey.of("Master1", "Pattern", "red")
-PROBES = [image_file(50), image_file(51, bad=True)]
+PROBES = [part_file(50), part_file(51, defect=True)]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def running(tmp_path: Path) -> Iterator[Callable[..., Collector]]:
 
     def start(extractor: TextureFeatures | None = None, **given: Any) -> Collector:
         stop()
-        collector = Collector(small_settings(tmp_path, **{"coreset_rate": 0.1, **given}), extractor)
+        collector = Collector(quick_settings(tmp_path, **{"coreset_rate": 0.1, **given}), extractor)
         collector.start()
         started.append(collector)
         return collector
@@ -76,9 +76,9 @@ def test_lost_models_come_back_with_their_scores_and_threshold(
     running: Callable[..., Collector], tmp_path: Path, key: ModelKey
 ) -> None:
     collector = running(augment_jitter=0.1)
-    collector.fit(key, [image_file(n) for n in (2, 0, 1)], mm_per_px=0.2)
-    collector.fit(key, [image_file(n) for n in (5, 1, 3)], mm_per_px=0.2, memory_fit=True)
-    collector.fit(key, [image_file(4)], mm_per_px=0.2, memory_fit=True)
+    collector.fit(key, [part_file(n) for n in (2, 0, 1)], mm_per_px=0.2)
+    collector.fit(key, [part_file(n) for n in (5, 1, 3)], mm_per_px=0.2, memory_fit=True)
+    collector.fit(key, [part_file(4)], mm_per_px=0.2, memory_fit=True)
     calibrated = collector.calibrate(key)
     before, manifest = scores(collector, key), collector.manifest(key)
     lose_models(tmp_path)
@@ -110,8 +110,8 @@ def test_every_step_of_a_rebuild_is_told_and_can_be_cancelled(
                 self.cancel()
 
     collector = running(coreset_rate=0.5)
-    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
-    collector.fit(KEY, [image_file(n) for n in range(3, 6)], mm_per_px=0.2, memory_fit=True)
+    collector.fit(KEY, [part_file(n) for n in range(3)], mm_per_px=0.2)
+    collector.fit(KEY, [part_file(n) for n in range(3, 6)], mm_per_px=0.2, memory_fit=True)
     stamp = collector.inspector.store.stamp(KEY)
     leaver = Watched("extract coreset extract coreset")
     with pytest.raises(Cancelled):
@@ -123,7 +123,7 @@ def test_every_step_of_a_rebuild_is_told_and_can_be_cancelled(
 
 
 def test_nothing_is_rebuilt_unasked(running: Callable[..., Collector], tmp_path: Path) -> None:
-    running().fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    running().fit(KEY, [part_file(n) for n in range(3)], mm_per_px=0.2)
     lose_models(tmp_path)
     collector = running()
     collector.rebuilder.wait(60)
@@ -135,7 +135,7 @@ def test_samples_without_a_record_are_fitted_whole(running: Callable[..., Collec
     folder = tmp_path / "datasets" / "Master1" / "Pattern" / "ok"
     folder.mkdir(parents=True)
     for n in range(4):
-        (folder / f"SAMPLE_{n}.png").write_bytes(part(n))
+        (folder / f"SAMPLE_{n}.png").write_bytes(encoded(part(n)))
         (folder / f"SAMPLE_{n}.json").write_text(json.dumps({"mm_per_px": 0.4}))
     collector = rebuilt(running(rebuild_on_start=True))
     assert collector.state(KEY)["memory_fitted"] is True
@@ -148,7 +148,7 @@ def test_a_deleted_model_stays_deleted_and_its_trash_brings_it_back(
     running: Callable[..., Collector], tmp_path: Path
 ) -> None:
     collector = running()
-    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    collector.fit(KEY, [part_file(n) for n in range(3)], mm_per_px=0.2)
     collector.calibrate(KEY)
     before = scores(collector)
     trash = tmp_path / "models" / collector.delete_model(KEY)
@@ -176,7 +176,7 @@ def test_images_that_are_gone_are_done_without_and_the_calibration_says_so(
     running: Callable[..., Collector], tmp_path: Path
 ) -> None:
     collector = running()
-    collector.fit(KEY, [image_file(n) for n in range(4)], mm_per_px=0.2)
+    collector.fit(KEY, [part_file(n) for n in range(4)], mm_per_px=0.2)
     collector.calibrate(KEY)
     collector.samples.delete(KEY, "ok", collector.samples.names(KEY, "ok")[0])
     lose_models(tmp_path)
@@ -188,9 +188,23 @@ def test_images_that_are_gone_are_done_without_and_the_calibration_says_so(
     assert codes == ["calibration_of_former_memory"]
 
 
+def test_a_model_that_had_a_memory_for_each_block_comes_back_with_a_joint_one(
+    running: Callable[..., Collector], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector = running()
+    collector.fit(KEY, [part_file(n) for n in range(3)], mm_per_px=0.2)
+    before = scores(collector)
+    history = collector.history.path(KEY)
+    line = json.loads(history.read_text("utf-8"))
+    history.write_text(json.dumps({**line, "patchcore_memories": "separate"}) + "\n", "utf-8")
+    lose_models(tmp_path)
+    assert scores(rebuilt(running(rebuild_on_start=True))) == before
+    assert "Master1/Pattern had a memory for each block" in caplog.text
+
+
 def test_without_any_of_its_images_a_model_cannot_come_back(running: Callable[..., Collector], tmp_path: Path) -> None:
     collector = running()
-    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    collector.fit(KEY, [part_file(n) for n in range(3)], mm_per_px=0.2)
     collector.samples.clear(KEY)
     lose_models(tmp_path)
     with pytest.raises(NotEnoughSamples):
@@ -201,7 +215,7 @@ def test_a_memory_of_another_extractor_is_reported_and_rebuilt_only_when_asked(
     running: Callable[..., Collector], caplog: pytest.LogCaptureFixture
 ) -> None:
     collector = running()
-    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    collector.fit(KEY, [part_file(n) for n in range(3)], mm_per_px=0.2)
     generation = collector.manifest(KEY)["memory"]["generation"]
     other = TextureFeatures(112)
     other.fingerprint = "another"
@@ -219,7 +233,7 @@ def test_a_memory_of_another_extractor_is_reported_and_rebuilt_only_when_asked(
 
 
 def test_a_degraded_service_rebuilds_nothing(running: Callable[..., Collector], tmp_path: Path) -> None:
-    running().fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    running().fit(KEY, [part_file(n) for n in range(3)], mm_per_px=0.2)
     lose_models(tmp_path)
     collector = running()
     collector.inspector.host.degraded = Notice("degraded", {"model": "m", "reason": "r", "extractor": "x"})
@@ -235,10 +249,10 @@ def test_a_memory_whose_line_was_never_written_is_recorded_at_the_next_start(
     running: Callable[..., Collector], tmp_path: Path
 ) -> None:
     collector = running()
-    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    collector.fit(KEY, [part_file(n) for n in range(3)], mm_per_px=0.2)
     record = collector.history.path(KEY)
     first = record.read_bytes()
-    collector.fit(KEY, [image_file(3)], mm_per_px=0.2, memory_fit=True)
+    collector.fit(KEY, [part_file(3)], mm_per_px=0.2, memory_fit=True)
     before = scores(collector)
     record.write_bytes(first + b'{"event": "gr')
     collector = running()
@@ -252,10 +266,10 @@ def test_a_memory_whose_line_was_never_written_is_recorded_at_the_next_start(
 
 def test_a_growth_that_had_no_reserve_comes_back_as_it_was(running: Callable[..., Collector], tmp_path: Path) -> None:
     collector = running()
-    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    collector.fit(KEY, [part_file(n) for n in range(3)], mm_per_px=0.2)
     (collector.inspector.store.folder(KEY) / "reserve.npz").unlink()
     for n in (3, 4):
-        collector.fit(KEY, [image_file(n)], mm_per_px=0.2, memory_fit=True)
+        collector.fit(KEY, [part_file(n)], mm_per_px=0.2, memory_fit=True)
     assert [step.get("n_reserve", 0) > 0 for step in collector.history.plan(KEY).steps] == [False, False, True]
     before = collector.inspector.store.load_memory(KEY).emb
     lose_models(tmp_path)
@@ -273,9 +287,9 @@ def test_a_memory_that_came_back_grows_as_the_lost_one_would_have(
         if lost:
             rebuilt(collector)
         else:
-            collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+            collector.fit(KEY, [part_file(n) for n in range(3)], mm_per_px=0.2)
             shutil.copytree(tmp_path / "datasets", tmp_path / "kept")
-        collector.fit(KEY, [image_file(3)], mm_per_px=0.2, memory_fit=True)
+        collector.fit(KEY, [part_file(3)], mm_per_px=0.2, memory_fit=True)
         rows.append(collector.inspector.store.load_memory(KEY).emb)
         if not lost:
             collector.close()
@@ -299,9 +313,9 @@ def test_with_samples_off_nothing_is_written_beside_the_models(
     running: Callable[..., Collector], tmp_path: Path
 ) -> None:
     collector = running(store_samples=False)
-    collector.fit(KEY, [image_file(n) for n in range(3)], mm_per_px=0.2)
+    collector.fit(KEY, [part_file(n) for n in range(3)], mm_per_px=0.2)
     assert not (tmp_path / "datasets").exists()
-    ready, _ = drafts([image_file(n) for n in range(3)], [], source="test")
+    ready, _ = drafts([part_file(n) for n in range(3)], [], source="test")
     collector.keep(KEY, "ok", ready)
     collector.fit(KEY, [], mm_per_px=0.2, use_dataset=True)
     assert len(collector.history.plan(KEY).steps) == 1
@@ -315,7 +329,7 @@ def test_the_command_line_rebuilds_what_is_lost(
 ) -> None:
     collector = running()
     for key in (KEY, RED):
-        collector.fit(key, [image_file(n) for n in range(3)], mm_per_px=0.2)
+        collector.fit(key, [part_file(n) for n in range(3)], mm_per_px=0.2)
     lose_models(tmp_path)
     for name, value in {"MODELS_DIR": "models", "DATASETS_DIR": "datasets"}.items():
         monkeypatch.setenv(f"BDI_{name}", str(tmp_path / value))

@@ -36,7 +36,7 @@ from backend.samples.store import (
     known_shape,
 )
 from backend.service.images import ImageFile
-from tests.station import image_file, part
+from tests.parts import encoded, part, part_file
 
 KEY = ModelKey.of("Master1", "Pattern")
 RED = ModelKey.of("Master1", "Pattern", "red")
@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> SampleStore:
 
 
 def draft(seed: int, data: bytes | None = None) -> Draft:
-    return Draft(f"{seed}.png", lambda: part(seed) if data is None else data, "test", 0.2)
+    return Draft(f"{seed}.png", lambda: encoded(part(seed)) if data is None else data, "test", 0.2)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -64,10 +64,10 @@ def test_the_bytes_come_back_as_they_were_sent(store: SampleStore) -> None:
     with pytest.raises(UndecodableImage):
         store.add(KEY, "ok", [draft(0, jpeg)])
     (kept,) = store.add(KEY, "ok", [draft(0)])
-    assert store.read(KEY, "ok", kept.name) == part(0)
+    assert store.read(KEY, "ok", kept.name) == encoded(part(0))
     meta = store.meta(KEY, "ok", kept.name)
     assert (meta["role_id"], meta["roi_id"], meta["source"], meta["mm_per_px"]) == ("Master1", "Pattern", "test", 0.2)
-    assert (meta["sha256"], meta["width"], meta["height"]) == (kept.sha256, 112, 112)
+    assert (meta["sha256"], meta["width"], meta["height"]) == (kept.sha256, 96, 96)
     assert meta["timestamp_utc"].endswith("Z")
 
 
@@ -92,11 +92,11 @@ def test_a_recipe_has_its_own_samples(store: SampleStore) -> None:
 def test_what_the_station_exported_is_read_as_it_is(store: SampleStore) -> None:
     folder = store.root / "Master1" / "Pattern" / "ok"
     folder.mkdir(parents=True)
-    (folder / "SAMPLE_1.png").write_bytes(part(0))
+    (folder / "SAMPLE_1.png").write_bytes(encoded(part(0)))
     exported = {"role_id": "Master1", "roi_id": "Pattern", "mm_per_px": 0.25, "angle": 3, "timestamp": "x"}
     exported["shape_json"] = '{"kind":"circle","cx":50,"cy":50,"r":40}'
     (folder / "SAMPLE_1.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(exported).encode())
-    (folder / "SAMPLE_2.bmp").write_bytes(part(1))
+    (folder / "SAMPLE_2.bmp").write_bytes(encoded(part(1)))
     (folder / "notes.txt").write_text("not an image")
     assert store.names(KEY, "ok") == ["SAMPLE_1.png", "SAMPLE_2.bmp"]
     assert store.meta(KEY, "ok", "SAMPLE_1.png") == exported
@@ -109,13 +109,13 @@ def test_what_the_station_exported_is_read_as_it_is(store: SampleStore) -> None:
 
 def test_a_changed_file_is_no_longer_the_image_that_its_metadata_names(store: SampleStore) -> None:
     (kept,) = store.add(KEY, "ok", [draft(0)])
-    store.path(KEY, "ok", kept.name).write_bytes(part(1))
+    store.path(KEY, "ok", kept.name).write_bytes(encoded(part(1)))
     assert store.add(KEY, "ok", [draft(0)])[0].new
     assert not store.add(KEY, "ok", [draft(1)])[0].new
 
 
 def test_a_full_quota_refuses_and_deletes_nothing(tmp_path: Path) -> None:
-    size = len(part(0))
+    size = len(encoded(part(0)))
     store = SampleStore(tmp_path / "datasets", max_gb=3.5 * size / 2**30)
     store.add(KEY, "ok", [draft(0)])
     before = tree(store.root)
@@ -181,6 +181,56 @@ def test_deleting_and_clearing(store: SampleStore) -> None:
         store.clear(RED)
 
 
+def test_a_sample_moves_to_the_other_label_with_what_is_known_of_it(store: SampleStore) -> None:
+    (kept,) = store.add(KEY, "ok", [draft(1)])
+    known = store.meta(KEY, "ok", kept.name)
+    assert store.move(KEY, kept.name, "ok", "ng") == kept.name
+    assert store.names(KEY, "ok") == [] and not list(store.folder(KEY, "ok").glob("*.json"))
+    moved = store.meta(KEY, "ng", kept.name)
+    assert moved.pop("relabelled_utc") and moved == {**known, "label": "ng"}
+    assert store.read(KEY, "ng", kept.name) == encoded(part(1))
+    assert list(store.digests(KEY, "ng").values()) == [kept.sha256]
+
+
+def test_a_name_that_is_taken_under_the_other_label_gets_a_number(store: SampleStore) -> None:
+    for label, seed in (("ok", 1), ("ng", 2)):
+        store.folder(KEY, label).mkdir(parents=True)
+        (store.folder(KEY, label) / "a[1].png").write_bytes(encoded(part(seed)))
+    assert store.move(KEY, "a[1].png", "ok", "ng") == "a[1]_1.png"
+    assert store.names(KEY, "ng") == ["a[1].png", "a[1]_1.png"]
+    assert store.read(KEY, "ng", "a[1]_1.png") == encoded(part(1))
+
+
+def test_an_image_that_is_under_the_other_label_already_is_there_once(store: SampleStore) -> None:
+    (ok,), (ng,) = store.add(KEY, "ok", [draft(1)]), store.add(KEY, "ng", [draft(1)])
+    assert store.move(KEY, ok.name, "ok", "ng") == ng.name
+    assert (store.names(KEY, "ok"), store.names(KEY, "ng")) == ([], [ng.name])
+
+
+def test_a_move_that_the_disk_refuses_leaves_the_sample_where_it_was(
+    store: SampleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kept,) = store.add(KEY, "ok", [draft(1)])
+    before, rename = tree(store.root), Path.replace
+
+    def refuses(path: Path, target: Path) -> Path:
+        if path.suffix == ".png":
+            raise OSError(errno.ENOSPC, "no space")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuses)
+    with pytest.raises(DiskFull):
+        store.move(KEY, kept.name, "ok", "ng")
+    monkeypatch.undo()
+    assert tree(store.root) == before
+    assert store.move(KEY, kept.name, "ok", "ng") == kept.name
+
+
+def test_what_is_not_there_does_not_move(store: SampleStore) -> None:
+    with pytest.raises(SampleNotFound):
+        store.move(KEY, "gone.png", "ok", "ng")
+
+
 @pytest.mark.parametrize(
     "name",
     ["", "../a.png", "a/b.png", "a\\b.png", "/etc/a.png", "C:a.png", ".hidden.png", "a.json", "history.jsonl",
@@ -214,11 +264,11 @@ def test_damaged_metadata_is_named(store: SampleStore) -> None:
     (store.folder(KEY, "ok") / kept.name).with_suffix(".json").write_text("{")
     with pytest.raises(DamagedFile, match=r"datasets/Master1/Pattern/ok/SAMPLE_.*\.json"):
         store.meta(KEY, "ok", kept.name)
-    assert store.read(KEY, "ok", kept.name) == part(0)
+    assert store.read(KEY, "ok", kept.name) == encoded(part(0))
     assert not store.add(KEY, "ok", [draft(0)])[0].new
 
 
-FILES = [image_file(0), image_file(1)]
+FILES = [part_file(0), part_file(1)]
 
 
 @pytest.mark.parametrize(
@@ -251,8 +301,8 @@ def test_metas_may_come_one_by_one_or_as_one_list() -> None:
 
 
 def test_every_broken_image_is_named() -> None:
-    cut = part(5)[:200]
-    files = [image_file(0), ImageFile("cut.png", lambda: cut), ImageFile("text.png", lambda: b"text")]
+    cut = encoded(part(5))[:200]
+    files = [part_file(0), ImageFile("cut.png", lambda: cut), ImageFile("text.png", lambda: b"text")]
     with pytest.raises(BrokenImages) as caught:
         drafts(files, [], source="test")
     assert all(

@@ -35,7 +35,7 @@ from backend.service.images import ImageFile, prepare_image
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job
 from backend.storage import StoredMemory
-from tests.parts import encoded, good_files, image_file, part, quick_settings, tree
+from tests.parts import encoded, good_files, image_file, part, part_file, quick_settings, tree
 
 KEY = ModelKey.of("Master1", "Pattern")
 GOOD, BAD = image_file(part(50)), image_file(part(51, defect=True))
@@ -52,10 +52,6 @@ def fitter(tmp_path: Path) -> Iterator[Fitter]:
     inspector = opened(tmp_path, coreset_rate=0.2)
     yield Fitter(inspector)
     inspector.close()
-
-
-def disc(seed: int, *, defect: bool = False, width: int = 96) -> ImageFile:
-    return image_file(part(seed, defect=defect, width=width), f"{seed}.png")
 
 
 def score(fitter: Fitter, file: ImageFile, key: ModelKey = KEY) -> float:
@@ -260,22 +256,22 @@ def test_rows_that_two_images_share_belong_to_neither_in_reserve_too(rng: np.ran
 
 
 def test_a_fit_leaves_its_reserve_beside_the_memory_for_the_next_growth_alone(fitter: Fitter) -> None:
-    fitter.fit(KEY, [disc(seed) for seed in range(3)], mm_per_px=0.2)
+    fitter.fit(KEY, [part_file(seed) for seed in range(3)], mm_per_px=0.2)
     store = fitter.inspector.store
     stored = store.load_memory(KEY)
     reserve = store.load_reserve(KEY, stored)
     assert stored.reserve is None and fitter.inspector.cache.model(KEY).memory.reserve is None
     assert reserve is not None and reserve.emb.shape == stored.emb.shape
-    fitter.grow(KEY, [disc(7)], mm_per_px=0.2)
+    fitter.grow(KEY, [part_file(7)], mm_per_px=0.2)
     grown = store.load_memory(KEY)
     assert grown.metadata["n_reserve"] == len(reserve.emb)
     assert store.load_reserve(KEY, stored) is None and store.load_reserve(KEY, grown) is not None
 
 
 def test_without_its_reserve_a_memory_grows_from_the_new_images_alone(fitter: Fitter) -> None:
-    fitter.fit(KEY, [disc(seed) for seed in range(3)], mm_per_px=0.2)
+    fitter.fit(KEY, [part_file(seed) for seed in range(3)], mm_per_px=0.2)
     (fitter.inspector.store.folder(KEY) / "reserve.npz").unlink()
-    result = fitter.grow(KEY, [disc(7)], mm_per_px=0.2)
+    result = fitter.grow(KEY, [part_file(7)], mm_per_px=0.2)
     assert result.metadata["n_reserve"] == 0 and result.metadata["n_images"] == 4
 
 
@@ -319,7 +315,7 @@ def test_the_radius_shrinks_as_earlier_images_get_more_rows(rng: np.random.Gener
 def test_a_fit_that_measures_otherwise_leaves_no_reserve(tmp_path: Path) -> None:
     for distance in ("l2", "cosine"):
         inspector = opened(tmp_path, coreset_rate=0.2, patchcore_distance=distance)
-        Fitter(inspector).fit(KEY, [disc(seed) for seed in range(3)], mm_per_px=0.2)
+        Fitter(inspector).fit(KEY, [part_file(seed) for seed in range(3)], mm_per_px=0.2)
         assert (inspector.store.folder(KEY) / "reserve.npz").exists() is (distance == "l2")
         inspector.close()
 
@@ -355,7 +351,7 @@ def test_however_images_are_shared_out_the_memory_has_the_rows_of_one_fit(batch:
 
 
 def test_the_same_images_twice_change_nothing(fitter: Fitter) -> None:
-    files = [disc(seed) for seed in range(5)]
+    files = [part_file(seed) for seed in range(5)]
     first = fitter.grow(KEY, files, mm_per_px=0.2)
     stamp = fitter.inspector.store.stamp(KEY)
     again = fitter.grow(KEY, files, mm_per_px=0.2)
@@ -365,8 +361,8 @@ def test_the_same_images_twice_change_nothing(fitter: Fitter) -> None:
 
 
 def test_only_what_was_not_seen_is_added_and_all_ever_seen_is_counted(fitter: Fitter) -> None:
-    fitter.grow(KEY, [disc(seed) for seed in range(4)], mm_per_px=0.2)
-    files = [disc(seed) for seed in (2, 3, 4, 5, 4)]
+    fitter.grow(KEY, [part_file(seed) for seed in range(4)], mm_per_px=0.2)
+    files = [part_file(seed) for seed in (2, 3, 4, 5, 4)]
     grown = fitter.grow(KEY, files, mm_per_px=0.2)
     assert (grown.metadata["n_images"], grown.metadata["n_embeddings"]) == (6, 6 * 64)
     assert grown.coreset_size == round(4 * 64 * 0.2) + round(2 * 64 * 0.2)
@@ -378,10 +374,10 @@ def test_only_what_was_not_seen_is_added_and_all_ever_seen_is_counted(fitter: Fi
 
 def test_a_memory_that_is_full_says_so_when_it_grows(tmp_path: Path) -> None:
     fitter = Fitter(opened(tmp_path, coreset_rate=0.2, max_coreset=60))
-    first = fitter.grow(KEY, [disc(seed) for seed in range(4)], mm_per_px=0.2)
+    first = fitter.grow(KEY, [part_file(seed) for seed in range(4)], mm_per_px=0.2)
     assert (first.coreset_size, first.warnings) == (51, [])
     for seed, wanted in ((4, 64), (5, 77)):
-        grown = fitter.grow(KEY, [disc(seed)], mm_per_px=0.2)
+        grown = fitter.grow(KEY, [part_file(seed)], mm_per_px=0.2)
         assert grown.coreset_size == 60
         notice = next(notice for notice in grown.warnings if notice.code == "coreset_capped")
         assert notice.values == {"limit": 60, "wanted": wanted}
@@ -399,7 +395,7 @@ def test_a_growth_that_keeps_everything_is_everything(rng: np.random.Generator) 
 
 
 def test_without_a_memory_growth_is_a_fit(fitter: Fitter) -> None:
-    files = [disc(seed) for seed in range(4)]
+    files = [part_file(seed) for seed in range(4)]
     fitter.grow(KEY, files, mm_per_px=0.2)
     other = ModelKey.of("Master1", "Other")
     fitter.fit(other, files, mm_per_px=0.2)
@@ -409,21 +405,21 @@ def test_without_a_memory_growth_is_a_fit(fitter: Fitter) -> None:
 
 def test_growths_that_meet_lose_nothing(fitter: Fitter) -> None:
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda n: fitter.grow(KEY, [disc(n), disc(n + 1)], mm_per_px=0.2), range(6)))
+        list(pool.map(lambda n: fitter.grow(KEY, [part_file(n), part_file(n + 1)], mm_per_px=0.2), range(6)))
     assert fitter.inspector.cache.model(KEY).stored.metadata["n_images"] == 7
 
 
 @pytest.mark.parametrize(
     ("files", "mm_per_px", "field", "values"),
     [
-        ([disc(9, width=192)], 0.2, "token_shape", {"(8, 8)", "(5, 11)"}),
-        ([disc(9)], 0.25, "mm_per_px", {"0.2", "0.25"}),
+        ([part_file(9, width=192)], 0.2, "token_shape", {"(8, 8)", "(5, 11)"}),
+        ([part_file(9)], 0.25, "mm_per_px", {"0.2", "0.25"}),
     ],
 )
 def test_another_grid_or_scale_is_a_conflict_with_both_values(
     fitter: Fitter, files: list[ImageFile], mm_per_px: float, field: str, values: set[str]
 ) -> None:
-    fitter.fit(KEY, [disc(0)], mm_per_px=0.2)
+    fitter.fit(KEY, [part_file(0)], mm_per_px=0.2)
     stamp = fitter.inspector.store.stamp(KEY)
     with pytest.raises(MemoryMismatch) as caught:
         fitter.grow(KEY, files, mm_per_px=mm_per_px)
@@ -432,30 +428,30 @@ def test_another_grid_or_scale_is_a_conflict_with_both_values(
 
 
 def test_another_extractor_is_a_conflict_with_both_values(fitter: Fitter, tmp_path: Path) -> None:
-    fitter.fit(KEY, [disc(0)], mm_per_px=0.2)
+    fitter.fit(KEY, [part_file(0)], mm_per_px=0.2)
     other = TextureFeatures(112)
     theirs, other.fingerprint = other.fingerprint, "another"
     second = opened(tmp_path, other)
     with pytest.raises(MemoryMismatch, match=rf"got=.*another, expected=.*{theirs}"):
-        Fitter(second).grow(KEY, [disc(1)], mm_per_px=0.2)
+        Fitter(second).grow(KEY, [part_file(1)], mm_per_px=0.2)
     second.close()
 
 
 def test_a_growth_that_fails_leaves_the_memory_as_it_was(fitter: Fitter) -> None:
-    fitter.fit(KEY, [disc(0)], mm_per_px=0.2)
+    fitter.fit(KEY, [part_file(0)], mm_per_px=0.2)
     stamp = fitter.inspector.store.stamp(KEY)
     with pytest.raises(BadImage):
-        fitter.grow(KEY, [disc(1), ImageFile("broken.png", lambda: b"no image")], mm_per_px=0.2)
+        fitter.grow(KEY, [part_file(1), ImageFile("broken.png", lambda: b"no image")], mm_per_px=0.2)
     with pytest.raises(NoImages):
         fitter.grow(KEY, [], mm_per_px=0.2)
     assert fitter.inspector.store.stamp(KEY) == stamp
 
 
 def test_what_grew_is_scored_by_what_was_added(fitter: Fitter) -> None:
-    fitter.fit(KEY, [disc(0)], mm_per_px=0.2)
-    bad = disc(7, defect=True)
+    fitter.fit(KEY, [part_file(0)], mm_per_px=0.2)
+    bad = part_file(7, defect=True)
     before = score(fitter, bad)
-    fitter.grow(KEY, [disc(8, defect=True)], mm_per_px=0.2)
+    fitter.grow(KEY, [part_file(8, defect=True)], mm_per_px=0.2)
     assert score(fitter, bad) < 0.5 * before
 
 
@@ -619,7 +615,7 @@ def test_what_a_fit_records_of_its_options_makes_them_again() -> None:
 
 def test_a_memory_half_seen_through_shapes_says_so(fitter: Fitter) -> None:
     shape = Shape("circle", {"cx": 48, "cy": 48, "r": 40})
-    shaped, whole = [replace(disc(n), shape=shape) for n in range(3)], [disc(n) for n in range(3, 5)]
+    shaped, whole = [replace(part_file(n), shape=shape) for n in range(3)], [part_file(n) for n in range(3, 5)]
     said = {notice.code for notice in fitter.fit(KEY, shaped, mm_per_px=1).warnings}
     assert "shapes_differ" not in said and fitter.inspector.cache.model(KEY).knows_part_only
     assert "shapes_differ" in {notice.code for notice in fitter.grow(KEY, whole, mm_per_px=1).warnings}

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from backend.service.models import ModelCache
 from backend.service.queue import InferenceQueue
 from backend.service.warmup import rehearse
 from backend.storage import ModelStore, StoredMemory
-from tests.parts import good_files, quick_settings
+from tests.parts import good_files, image_file, part, quick_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,3 +100,32 @@ def test_after_the_rehearsal_the_first_request_loads_nothing_more(tmp_path: Path
     command = [sys.executable, "-c", FIRST_REQUEST, str(tmp_path)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     assert run.stdout.split() == []
+
+
+def called(work: Callable[[], object]) -> set[str]:
+    """The functions of decoding and the memory that `work` calls in this thread, by file and name."""
+    seen: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(ROOT / "backend"):
+            seen.add(f"{path.relative_to(ROOT / 'backend').as_posix()} {frame.f_code.co_name}")
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return {name for name in seen if name.startswith(("base/decoding.py", "memory/", "patchcore.py"))}
+
+
+def test_a_request_takes_no_way_that_the_rehearsal_did_not_take(tmp_path: Path) -> None:
+    inspector, key = Inspector(quick_settings(tmp_path)), ModelKey.of("Master1", "Pattern")
+    Fitter(inspector).fit(key, good_files(1), mm_per_px=1)
+    queue = inspector.host.queue()
+    cache = ModelCache(inspector.store, cache_mb=64, knn_backend="auto")
+    rehearsed = called(lambda: rehearse(queue, cache))
+    asked = called(lambda: inspector.infer(key, image_file(part(9)), mm_per_px=1))
+    inspector.close()
+    assert "base/decoding.py decode" in asked
+    assert asked - rehearsed <= {"base/decoding.py of"}  # the settings are read as options

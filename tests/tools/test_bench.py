@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
-from backend.tools.bench import Plan, run_bench
+from backend.base.config import load_settings
+from backend.tools.bench import Plan, Request, answered, connect, fitted, run_bench, served
+from backend.tools.bench_stages import encoded, pictures
 from backend.tools.cli import app
 
 STAGES = {"decode", "resize", "forward", "knn", "post", "png", "json", "end to end"}
@@ -21,10 +23,13 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELS_DIR", str(tmp_path / "models"))
 
 
-def test_the_service_is_timed_over_http_and_leaves_no_model_behind(tmp_path: Path) -> None:
-    out, console = tmp_path / "bench.json", Console(record=True, width=200)
+@pytest.mark.slow
+def test_the_service_is_timed_over_http_beside_torch_and_leaves_no_model_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench.json"
     plan = Plan(fits=(2,), sides=(448,), clients=(1, 2), requests=4, repeats=3, reference=True)
-    run_bench(plan, out=out, console=console)
+    run_bench(plan, out=out)
     report = json.loads(out.read_text("utf-8"))
     assert set(report["stages"]["448²"]) == STAGES
     assert [row["images"] for row in report["fits"]] == [2] and report["fits"][0]["rows"] > 0
@@ -33,9 +38,22 @@ def test_the_service_is_timed_over_http_and_leaves_no_model_behind(tmp_path: Pat
         assert 0 < row["p50"] <= row["p95"] <= row["p99"] and row["per_s"] > 0 and row["bare"] > 0
     assert report["reference"]["p50"] > 0 and report["reference"]["ours / reference"] > 0
     assert report["machine"]["extractor"] == "texture" and report["machine"]["cores"] >= 1
-    shown = console.export_text()
+    shown = capsys.readouterr().out
     assert "POST /infer" in shown and "POST /fit_ok" in shown
     assert not (tmp_path / "models").exists()
+
+
+def test_a_request_is_encoded_once_and_the_service_reads_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with served(load_settings(models_dir=tmp_path / "models", datasets_dir=tmp_path / "datasets")) as (url, pid):
+        answer, spent = fitted(url, 2, "png", rng)
+        request = Request.of("image", [encoded(pictures(1, 112, rng)[0], "jpg")])
+        with connect(url) as connection:
+            first, second = (answered(request.post(connection, "/infer")) for _ in range(2))
+            with pytest.raises(RuntimeError, match="/fit_ok answered 4"):
+                answered(request.post(connection, "/fit_ok"))
+    assert answer["n_images"] == 2 and spent > 0 and pid > 0
+    assert first["score"] == second["score"] > 0
 
 
 def test_stages_alone_need_no_service(tmp_path: Path) -> None:
@@ -45,3 +63,9 @@ def test_stages_alone_need_no_service(tmp_path: Path) -> None:
     report = json.loads(out.read_text("utf-8"))
     assert set(report["stages"]["112²"]) == STAGES
     assert report["infers"] == [] and report["fits"] == []
+
+
+def test_a_service_that_cannot_start_is_said_at_once(tmp_path: Path) -> None:
+    settings = load_settings(model_name="resnet18", weights=str(tmp_path / "absent.pth"), require_pretrained=True)
+    with pytest.raises(RuntimeError, match="did not start"), served(settings):
+        pytest.fail("it must not start")

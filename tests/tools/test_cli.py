@@ -1,101 +1,43 @@
-"""The command line, command by command, as a person types it."""
+"""The command line as a person types it: help, options, and what a mistake is answered with."""
 
-import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
-import cv2
 import pytest
 from typer.testing import CliRunner, Result
 
-from backend.base.config import load_settings
+from backend.base.errors import MemoryNotFound
 from backend.base.keys import ModelKey
-from backend.samples.collector import Collector
-from backend.service.images import ImageFile
-from backend.storage import ModelStore
-from backend.tools.cli import app
-from tests.parts import encoded, part
+from backend.tools import cli
 
-
-@pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with twelve good parts and one bad one; models and samples are kept beside them."""
-    for folder, seeds, bad in (("good", range(12), False), ("bad", range(50, 51), True)):
-        (tmp_path / folder).mkdir()
-        for seed in seeds:
-            picture = part(seed)
-            if bad:
-                cv2.circle(picture, (60, 60), 30, (0, 0, 255), -1)
-            (tmp_path / folder / f"{seed:02d}.png").write_bytes(encoded(picture, "PNG"))
-    own = {"MODEL_NAME": "texture", "INPUT_SIZE": "112", "MODELS_DIR": "models", "DATASETS_DIR": "datasets"}
-    for name, value in own.items():
-        monkeypatch.setenv(name, str(tmp_path / value) if name.endswith("_DIR") else value)
-    return tmp_path
+COMMANDS = [
+    "bank", "bench", "calibrate", "certify", "demo", "doctor", "evaluate", "fit", "infer", "rebuild", "serve",
+    "settings",
+]  # fmt: skip
+HEAVY = {"torch", "timm", "faiss", "sklearn", "numpy", "cv2", "fastapi", "matplotlib", "openvino", "uvicorn"}
 
 
 def run(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
+    return CliRunner().invoke(cli.app, [str(word) for word in words], env={"COLUMNS": "300"})
 
 
-def test_a_fit_may_be_told_what_the_part_is(desk: Path) -> None:
-    rows = []
-    for shape in ([], ["--shape", '{"kind": "circle", "cx": 56, "cy": 56, "r": 20}']):
-        assert run("fit", desk / "good", "--roi", "Disc", *shape).exit_code == 0
-        rows.append(json.loads(next(desk.rglob("manifest.json")).read_text())["n_embeddings"])
-    assert 0 < rows[1] < rows[0] / 2
+def test_help_opens_without_the_libraries_that_take_long() -> None:
+    code = f"import sys, backend.tools.cli; sys.exit(', '.join({HEAVY!r} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
 
 
-def test_a_folder_is_fitted_and_its_model_is_on_disk(desk: Path) -> None:
-    result = run("fit", desk / "good", "--role", "Line", "--roi", "Disc", "--recipe", "r2", "--mm-per-px", 0.2)
-    assert result.exit_code == 0, result.output
-    assert "12 images" in result.output
-    stored = ModelStore(desk / "models").load_memory(ModelKey.of("Line", "Disc", "r2"))
-    assert stored.metadata["n_images"] == 12 and stored.metadata["mm_per_px"] == 0.2
+def test_help_lists_the_commands() -> None:
+    text = run("--help").output
+    assert [name for name in COMMANDS if not re.search(rf"^\W*{name}\b", text, re.MULTILINE)] == []
 
 
-def test_inspections_leave_an_overlay_each_and_a_line_of_json(desk: Path) -> None:
-    assert run("fit", desk / "good").exit_code == 0
-    result = run("infer", desk / "good" / "03.png", desk / "bad", "--out", desk / "overlays", "--json")
-    assert result.exit_code == 0, result.output
-    rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
-    assert [Path(row["file"]).name for row in rows] == ["03.png", "50.png"]
-    assert rows[1]["score"] > rows[0]["score"]
-    for row in rows:
-        assert cv2.imread(row["overlay"]) is not None
-        assert row["threshold"] is None and row["decision"] is None
-
-
-def test_without_json_a_table_shows_score_and_picture(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
-    assert run("fit", desk / "good").exit_code == 0
-    shape = json.dumps({"kind": "circle", "cx": 60, "cy": 60, "r": 50})
-    result = run("infer", desk / "bad", "--out", desk / "overlays", "--shape", shape)
-    assert result.exit_code == 0, result.output
-    assert "bad_50_overlay.png" in result.output and "score" in result.output
-
-
-def test_a_folder_without_images_is_refused_by_name(desk: Path) -> None:
-    (desk / "empty").mkdir()
-    result = run("fit", desk / "empty")
-    assert result.exit_code == 2 and "there is no image" in result.output
-    assert not (desk / "models").exists() or not list((desk / "models").rglob("memory.npz"))
-
-
-def test_a_lost_model_is_rebuilt_from_its_samples(desk: Path) -> None:
-    nothing = run("rebuild")
-    assert nothing.exit_code == 0, nothing.output
-    collector = Collector(load_settings())
-    collector.inspector.start()
-    key = ModelKey.of("Line", "Disc")
-    files = [ImageFile.named(p.name, p.read_bytes) for p in sorted((desk / "good").iterdir())]
-    collector.fit(key, files, mm_per_px=0.2)
-    before = collector.inspector.cache.model(key).stored.emb
-    collector.inspector.close()
-    ModelStore(desk / "models").folder(key).joinpath("memory.npz").unlink()
-    other = run("rebuild", "--role", "Other")
-    assert other.exit_code == 0 and "Line" not in other.output
-    result = run("rebuild")
-    assert result.exit_code == 0 and "Line/Disc" in result.output, result.output
-    assert (ModelStore(desk / "models").load_memory(key).emb == before).all()
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_what_it_does(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0 and command in result.output
 
 
 def test_settings_are_printed_as_the_documents_have_them() -> None:
@@ -104,6 +46,74 @@ def test_settings_are_printed_as_the_documents_have_them() -> None:
     assert "| `CORESET_RATE` | `0.02` |" in result.output
 
 
-def test_the_bank_wants_a_recipe_that_exists(desk: Path) -> None:
-    result = run("bank", desk / "good", "--embedding-version", "nonsense")
+@pytest.mark.parametrize("text", ["1;2", "1,x", "0", "-1", "1.5", "1,,2", "²"])
+@pytest.mark.parametrize("words", [("evaluate", "{set}", "--shots"), ("bench", "--fits"), ("bench", "--clients")])
+def test_lists_of_numbers_that_are_none_are_shown(tmp_path: Path, words: tuple[str, ...], text: str) -> None:
+    result = run(*(word.format(set=tmp_path) for word in words), text)
+    assert result.exit_code == 2
+    assert repr(text) in result.output and "1,2,4" in result.output
+
+
+SCORES = ("--ok-scores", "0.2 0.3")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("{good}", *SCORES), ("--ng-scores", "0.9"), ("--ng", "{good}"), ("{good}", "--ng-scores", "0.9"),
+     (*SCORES, "--ng", "{good}")],
+)  # fmt: skip
+def test_a_calibration_comes_from_folders_or_from_scores(tmp_path: Path, words: tuple[str, ...]) -> None:
+    result = run("calibrate", *(word.format(good=tmp_path) for word in words))
+    assert result.exit_code == 2
+    assert "--ok-scores" in result.output and "folder of good parts" in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("8,3 9", "'8,3'"), ("0.2 1_0", "'1_0'"), ("nan", "'nan'"), ("0.2 inf", "'inf'"), ("0.2;x", "'0.2;x'"),
+     ("1e400", "'1e400'"), ("0x10", "'0x10'"), ("[0.2]", "'[0.2]'")],
+)  # fmt: skip
+def test_a_score_that_is_no_number_is_shown(text: str, shown: str) -> None:
+    result = run("calibrate", "--ok-scores", text)
+    assert result.exit_code == 2
+    assert shown in result.output and "is no number" in result.output
+
+
+def test_a_decimal_comma_is_answered_with_a_point() -> None:
+    assert "use a point" in run("calibrate", "--ok-scores", "8,3").output
+
+
+def test_the_bank_wants_a_recipe_that_exists(tmp_path: Path) -> None:
+    result = run("bank", tmp_path, "--embedding-version", "nonsense")
     assert result.exit_code == 2 and "known versions are" in result.output
+
+
+@pytest.mark.parametrize("name", ["pieza[roja].png", "[/red].png"])
+@pytest.mark.parametrize("command", ["infer", "fit", "bank", "evaluate", "calibrate"])
+def test_a_path_that_does_not_exist_is_named_letter_by_letter(tmp_path: Path, command: str, name: str) -> None:
+    result = run(command, tmp_path / name)
+    assert result.exit_code == 2
+    assert name in result.output
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryNotFound(key=ModelKey.of("Line", "Disc")), "Line/Disc"),
+        (FileNotFoundError(2, "No such file or directory", "parts/a[1].png"), "parts/a[1].png: No such file"),
+        (PermissionError(13, "Permission denied", "models"), "models: Permission denied"),
+    ],
+)
+def test_what_goes_wrong_ends_with_a_sentence_and_no_traceback(
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "settings_table", broken)
+    monkeypatch.setattr(sys, "argv", ["backend", "settings"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and words in line

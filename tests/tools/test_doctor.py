@@ -48,6 +48,20 @@ def test_too_little_disk_is_bad(tmp_path: Path) -> None:
     assert finding.level == "bad" and "MIN_FREE_MB" in finding.says
 
 
+def test_a_database_of_verdicts_that_cannot_be_used_is_bad(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"no database" * 200)
+    for url, says in (
+        ("mysql://x/y", "not mysql"),
+        (f"sqlite:///{tmp_path / 'file'}", "damaged"),
+        (f"sqlite:///{tmp_path / 'file' / 'x.db'}", "cannot be written"),
+        ("postgresql://nobody@/nothing?host=/nowhere", "cannot be reached"),
+    ):
+        finding = found(tmp_path, "RESULTS_DB", results_db=url)
+        assert finding.level == "bad" and says in finding.says, finding
+    assert found(tmp_path, "RESULTS_DB", results_db="none").level == "note"
+    assert found(tmp_path, "RESULTS_DB", results_db=f"sqlite:///{tmp_path / 'new' / 'x.db'}").level == "ok"
+
+
 def test_a_taken_port_is_bad(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

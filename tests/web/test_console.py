@@ -48,7 +48,8 @@ def cookies(shared_data: Path, inside: str) -> list[Path]:
 
 def resnet(shared_data: Path) -> dict[str, Any]:
     weights = str(shared_data / "weights" / "resnet18_layers1-3.safetensors")
-    return {"model_name": "resnet18", "weights": weights, "resnet_weights": weights, "input_size": 256}
+    own = {"model_name": "resnet18", "weights": weights, "resnet_weights": weights, "input_size": 256}
+    return {**own, "runtime": "torch", "precision": "fp32"}  # converting a network for OpenVINO takes longer than this
 
 
 def fit(console: Console, files: list[Path]) -> None:
@@ -128,7 +129,8 @@ def test_a_broken_cookie_is_learned_calibrated_inspected_and_masked(console: Ope
     expect(page.locator("#changed")).to_be_visible()
     page.check("input[name=mode][value='0']", force=True)
     expect(page.locator("#verdict[data-decision=ng]")).to_be_visible()
-    assert desk.calls[before:] == [], "the threshold moves without asking the server"
+    asked = [call for call in desk.calls[before:] if call != "GET health"]  # which it looks at every 20 s
+    assert asked == [], "the threshold moves without asking the server"
 
     page.check("input[name=kind][value=annulus]", force=True)
     box = page.locator("#stage").bounding_box()
@@ -326,12 +328,17 @@ def test_after_a_new_fit_the_parts_on_the_page_are_scored_again(console: Open, p
     desk.open("fit", **MODEL)
     fit(desk, pieces["learn"])
     calibrate(desk, pieces["good"], pieces["bad"])
-    former = infer(desk, pieces["good"][0])["score"]
+    former = infer(desk, pieces["bad"][0])["score"]
     desk.tab("fit")
     page.click("#fit-clear")
-    fit(desk, pieces["bad"])
+    page.set_input_files("#fit-files", pieces["bad"])
+    page.check("input[name=fit-how][value=replace]", force=True)
+    page.click("#fit-go")
+    page.click("#ask-yes")
+    expect(page.locator("#fit-result")).to_contain_text("Imágenes: 3.")
+    desk.settled(9)
     scores = {path: infer(desk, path)["score"] for path in (*pieces["good"], *pieces["bad"])}
-    assert scores[pieces["good"][0]] != former
+    assert scores[pieces["bad"][0]] < former
     desk.tab("calibrate")
     with page.expect_request("**/calibrate_ng") as asked:
         page.click("#cal-go")
@@ -467,11 +474,13 @@ def test_a_failure_is_followed_by_a_look_at_the_service(console: Open, pieces: P
     page.route("**/infer", lambda route: route.abort())
     desk.tab("inspect")
     page.set_input_files("#parts-files", pieces["good"][:1])
-    expect(page.locator("#service")).to_have_attribute("data-state", "bad", timeout=5000)
+    expect(page.locator("#service")).to_have_attribute(
+        "data-state", "bad", timeout=15_000
+    )  # it looks every 20 s anyway
     expect(page.locator("#state li")).to_have_count(0)
     expect(page.locator("#verdict[data-decision=failed]")).to_contain_text("No inspeccionada")
     page.unroute("**/health")
-    expect(page.locator("#service")).to_have_attribute("data-state", "ok", timeout=10_000)
+    expect(page.locator("#service")).to_have_attribute("data-state", "ok")
     expect(page.locator("#state")).to_contain_text("Aprendido")
 
 

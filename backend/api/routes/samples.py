@@ -1,24 +1,34 @@
-"""Stored samples: upload, list, look at, delete."""
+"""Stored samples: upload, list, look at, look for what is not good among them, relabel, delete."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Path, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Path, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 from starlette.datastructures import UploadFile as AnyUpload
 
+from backend.api.answers import reviewed_fields
+from backend.api.problems import language_of
 from backend.api.requests import (
     ERRORS,
     CollectorDep,
     FormKey,
     QueryKey,
+    RecipeHeader,
+    body_of,
+    described,
     identity,
+    run_job,
     run_tracked,
     sentences,
 )
+from backend.api.schemas import RelabelRequest
 from backend.api.uploads import UploadRoute, uploads
+from backend.assurance.review import Reviewer
+from backend.assurance.suspects import SHOWN
 from backend.base.decoding import ImageOptions, decode
+from backend.base.errors import InvalidValue
 from backend.base.images import encode_jpeg, resize
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
@@ -115,6 +125,41 @@ def get_thumb(
     scale = min(1.0, size / max(image.shape[:2]))
     small = resize(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
     return Response(encode_jpeg(small), media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@router.get("/datasets/suspects", responses=ERRORS)
+async def get_suspects(
+    request: Request,
+    collector: CollectorDep,
+    key: QueryKey,
+    limit: Annotated[int, Query(ge=1, le=200, description="Samples at most, the most suspect first.")] = SHOWN,
+    heatmap: Annotated[bool, Query(description="With a heatmap of what sets each apart.")] = True,
+) -> dict[str, Any]:
+    """The stored OK samples by how much they stand out from the others, as a bad part among good ones does."""
+    review = await run_tracked(request, lambda job: Reviewer(collector, key).review(limit, job))
+    language = language_of(request.headers)
+    return {
+        "suspects": [reviewed_fields(one, language, heatmap=heatmap) for one in review.parts],
+        "n_images": review.n_images,
+        "warnings": sentences(request, review.notices),
+        **identity(request, key),
+    }
+
+
+@router.post("/datasets/relabel", responses=ERRORS, openapi_extra=described(RelabelRequest))
+async def relabel(
+    request: Request,
+    collector: CollectorDep,
+    body: Annotated[RelabelRequest, Depends(body_of(RelabelRequest))],
+    x_recipe_id: RecipeHeader = None,
+) -> dict[str, Any]:
+    """Give a sample the other label. A memory fitted with it stays as it is until the next fit."""
+    key = ModelKey.of(body.role_id, body.roi_id, body.recipe_id or x_recipe_id)
+    label, to = check_label(body.label), check_label(body.to)
+    if label == to:
+        raise InvalidValue(field="to", value=repr(to), expected=LABELS[1 - LABELS.index(label)])
+    there = await run_job(request, lambda _: collector.samples.move(key, body.filename, label, to))
+    return {"filename": there, "from": label, "to": to, **identity(request, key)}
 
 
 @router.delete("/datasets/file", responses=ERRORS)

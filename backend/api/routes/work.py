@@ -3,73 +3,50 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from time import monotonic
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ValidationError
 from starlette.concurrency import iterate_in_threadpool
 
 from backend.api.answers import scored_fields
 from backend.api.catalogue import sentence
 from backend.api.problems import language_of
+from backend.api.recording import Recording, trace_of
 from backend.api.requests import (
     ERRORS,
     CollectorDep,
     ProgressDep,
     RecipeHeader,
+    body_of,
+    described,
     identity,
     run_tracked,
     sentences,
+    terms_of,
 )
 from backend.api.schemas import CalibrateDatasetRequest, CalibrateDatasetResponse, InferDatasetRequest
 from backend.api.uploads import UploadRoute
-from backend.base.errors import BadForm, InspectionError, ProgressNotFound
+from backend.base.errors import InspectionError, ProgressNotFound
 from backend.base.keys import ModelKey
+from backend.records.verdicts import Verdict
 from backend.samples.collector import Scores
 from backend.samples.scoring import Scored
 from backend.samples.store import check_label
-from backend.service.jobs import TrackedJob
+from backend.service.jobs import Job, TrackedJob
 
 router = APIRouter(route_class=UploadRoute, tags=["samples"])
 
-M = TypeVar("M", bound=BaseModel)
 NDJSON = "application/x-ndjson"
 SSE_PERIOD_S = 0.1
 SSE_KEEPALIVE_S = 15.0
 SSE_WAIT_S = 5.0
-
-
-def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
-    """A dependency that reads `model` from a JSON body or from a form."""
-
-    async def read(request: Request) -> M:
-        try:
-            if request.headers.get("content-type", "").lower().startswith(("multipart/", "application/x-www-form")):
-                form = await request.form()
-                given: Any = {name: form.getlist(name) if name == "labels" else form[name] for name in form}
-            else:
-                given = await request.json()
-            return model.model_validate(given)
-        except ValidationError as err:
-            raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in err.errors()]) from err
-        except (ValueError, RecursionError) as err:
-            raise BadForm() from err
-
-    return read
-
-
-def described(model: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI says of a body that `body_of` reads."""
-    schema = model.model_json_schema()
-    forms = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
-    return {"requestBody": {"required": True, "content": {form: {"schema": schema} for form in forms}}}
 
 
 @router.post(
@@ -94,6 +71,7 @@ async def calibrate_dataset(
         area_mm2_thr=body.area_mm2_thr,
         default_mm_per_px=body.default_mm_per_px,
         require_ng=body.require_ng,
+        terms=terms_of(body),
     )
     result = await run_tracked(request, lambda job: calibrate(job=job))
     known = {
@@ -125,7 +103,14 @@ async def infer_dataset(
     """
     key = ModelKey.of(body.role_id, body.roi_id, body.recipe_id or x_recipe_id)
     labels = list(dict.fromkeys(check_label(label) for label in body.labels))
-    answer = _Items(request, key, include_heatmap=body.include_heatmap)
+    said = {
+        "part_id": body.part_id,
+        "batch_id": body.batch_id,
+        "station_id": body.station_id,
+        "operator": body.operator,
+    }
+    recording = Recording(request, trace_of(request, "infer_dataset", said))
+    answer = _Items(request, key, recording, include_heatmap=body.include_heatmap)
     score = partial(
         collector.score, key, labels, default_mm_per_px=body.default_mm_per_px, leave_out=body.leave_one_out
     )
@@ -134,7 +119,7 @@ async def infer_dataset(
         with job.failing():
             scores = await anyio.to_thread.run_sync(lambda: score(job=job), limiter=request.app.state.limiter)
         return StreamingResponse(answer.lines(scores, job), media_type=NDJSON)
-    return await run_tracked(request, lambda job: answer.whole(score(job=job)))
+    return await run_tracked(request, lambda job: answer.whole(score(job=job), job))
 
 
 @router.get("/progress/{request_id:path}", response_model=None, responses=ERRORS)
@@ -177,21 +162,21 @@ async def _events(job: TrackedJob, request_id: str) -> AsyncIterator[str]:
 class _Items:
     """The answer of /infer_dataset, whole or line by line."""
 
-    def __init__(self, request: Request, key: ModelKey, *, include_heatmap: bool) -> None:
-        self.request, self.key, self.include_heatmap = request, key, include_heatmap
+    def __init__(self, request: Request, key: ModelKey, recording: Recording, *, include_heatmap: bool) -> None:
+        self.request, self.key, self.recording, self.include_heatmap = request, key, recording, include_heatmap
         self.language = language_of(request.headers)
         self.n_errors = 0
 
-    def whole(self, scores: Scores) -> dict[str, Any]:
-        items = [self.item(scored, scores.threshold) for scored in scores.items]
+    def whole(self, scores: Scores, job: Job) -> dict[str, Any]:
+        items = [self.item(scored, scores, job) for scored in scores.items]
         return {**self.summary(scores), "items": items}
 
     async def lines(self, scores: Scores, job: TrackedJob) -> AsyncIterator[str]:
         """One JSON object a line; a client that goes away stops the scoring."""
         try:
             with job.ending():
-                async for scored in iterate_in_threadpool(scores.items):
-                    yield _line(self.item(scored, scores.threshold))
+                async for item in iterate_in_threadpool(self.item(scored, scores, job) for scored in scores.items):
+                    yield _line(item)
                 yield _line(self.summary(scores))
         except InspectionError as err:
             text = sentence(err, self.language)
@@ -210,9 +195,17 @@ class _Items:
             **identity(self.request, self.key),
         }
 
-    def item(self, scored: Scored, threshold: float | None) -> dict[str, Any]:
+    def item(self, scored: Scored, scores: Scores, job: Job) -> dict[str, Any]:
         self.n_errors += scored.error is not None
-        return scored_fields(scored, threshold, self.language, heatmap=self.include_heatmap)
+        named: dict[str, Any] = {}
+        if scored.inspection is not None and scored.file is not None:
+            told = [*scores.notices, *scored.notices]
+            verdict = Verdict(
+                self.key, scored.file, scored.inspection, scores.provenance, told, left_out=scored.left_out
+            )
+            named, notices = self.recording.add(verdict, job)
+            scored = replace(scored, notices=(*scored.notices, *notices))
+        return {**scored_fields(scored, scores.criteria, self.language, heatmap=self.include_heatmap), **named}
 
 
 def _line(value: dict[str, Any]) -> str:

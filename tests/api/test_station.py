@@ -2,22 +2,21 @@
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from backend.base.config import Settings
 from backend.tools.demo import served
-from tests.station import dotnet_form, part
+from tests.parts import FormPart, dotnet, encoded, part, picture_part, quick_settings, text_parts
 
 IDS = {"role_id": "Master1", "roi_id": "Pattern"}
 N_OK = 4
 
 
-def images_with_metas(label: str, seeds: range) -> list[tuple[str, str, bytes, str]]:
+def images_with_metas(label: str, seeds: range) -> list[FormPart]:
     """`images` and `metas` parts as the station interleaves them."""
     parts = []
     for seed in seeds:
@@ -29,16 +28,18 @@ def images_with_metas(label: str, seeds: range) -> list[tuple[str, str, bytes, s
             "angle": 12.5,
             "timestamp": "2026-01-31T12:00:00Z",
             "mm_per_px": 0.2,
-            "shape_json": '{"kind":"circle","cx":56,"cy":56,"r":50}' if seed % 2 else {"kind": "rect", **RECT},
+            "shape_json": CIRCLE if seed % 2 else {"kind": "rect", **RECT},
             "created_at_utc": None,
             "source_path": "C:\\fotos\\pieza.png",
         }
-        parts.append(("images", name, part(seed, bad=label == "ng"), "image/png"))
-        parts.append(("metas", "", json.dumps(meta).encode(), "application/json; charset=utf-8"))
+        picture = encoded(part(seed, defect=label == "ng"))
+        parts.append(FormPart("images", picture, "image/png", name))
+        parts.append(FormPart("metas", json.dumps(meta).encode(), "application/json; charset=utf-8"))
     return parts
 
 
-RECT = {"x": 4, "y": 4, "w": 100, "h": 100}
+RECT = {"x": 4, "y": 4, "w": 88, "h": 88}
+CIRCLE = '{"kind":"circle","cx":48,"cy":48,"r":44}'
 
 
 class Station:
@@ -58,18 +59,14 @@ class Station:
         assert (answer["request_id"], answer["recipe_id"]) == (request_id, self.recipe)
         return answer
 
-    def post(self, path: str, fields: dict[str, str], parts: list[tuple[str, str, bytes, str]] = []) -> dict[str, Any]:  # noqa: B006
-        body, headers = dotnet_form(fields, parts)
+    def post(self, path: str, fields: dict[str, str], parts: Sequence[FormPart] = ()) -> dict[str, Any]:
+        headers, body = dotnet([*text_parts(fields), *parts])
         return self.call("POST", path, content=body, headers=headers)
 
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    folder = tmp_path_factory.mktemp("station")
-    settings = Settings(
-        models_dir=folder / "models", datasets_dir=folder / "datasets", model_name="texture", input_size=112
-    )
-    with served(settings) as client:
+    with served(quick_settings(tmp_path_factory.mktemp("station"))) as client:
         del client.headers["Accept-Language"]
         yield client
 
@@ -104,10 +101,10 @@ def test_the_stations_calls_in_its_order(live: httpx.Client, recipe: str | None)
 
     first = {**key, "label": "ok", "filename": classes["ok"]["files"][0]}
     sent = live.get("/datasets/file", params=first, headers=station.headers)
-    assert (sent.content, sent.headers["content-type"]) == (part(0), "image/png")
+    assert (sent.content, sent.headers["content-type"]) == (encoded(part(0)), "image/png")
     meta = station.call("GET", "/datasets/meta", params=first)
     assert (meta["angle"], meta["mm_per_px"], meta["shape_json"]) == (12.5, 0.2, {"kind": "rect", **RECT})
-    assert (meta["width"], meta["height"], meta["shape"]["kind"]) == (112, 112, "rect")
+    assert (meta["width"], meta["height"], meta["shape"]["kind"]) == (96, 96, "rect")
     assert live.get("/datasets/thumb", params=first, headers=station.headers).headers["content-type"] == "image/jpeg"
 
     fitted = station.post("/fit_ok", {**key, "mm_per_px": "0.2", "memory_fit": "false", "use_dataset": "true"})
@@ -127,9 +124,8 @@ def test_the_stations_calls_in_its_order(live: httpx.Client, recipe: str | None)
     assert all(item["heatmap_png_base64"] and item["n_regions"] >= 1 for item in scored["items"][N_OK:])
     assert {"x", "y", "w", "h", "area_px", "area_mm2"} <= scored["items"][-1]["regions"][0].keys()
 
-    body = [("image", "pieza.png", part(200, bad=True), "image/png")]
-    shape = '{"kind":"circle","cx":56,"cy":56,"r":50}'
-    inspected = station.post("/infer", {**key, "mm_per_px": "0.2", "shape": shape}, body)
+    bad = picture_part("image", 200, defect=True)
+    inspected = station.post("/infer", {**key, "mm_per_px": "0.2", "shape": CIRCLE}, [bad])
     assert inspected["decision"] == "ng"
     state = station.call("GET", "/state", params=key)
     assert (state["memory_fitted"], state["calib_present"]) == (True, True)
@@ -149,17 +145,16 @@ def test_a_recipe_without_its_own_artefacts_does_not_borrow_anothers(live: httpx
     other = Station(live, "azul")
     assert other.call("GET", "/state", params=ids)["memory_fitted"] is False
     assert other.call("GET", "/datasets/list", params=ids)["classes"]["ok"]["count"] == 0
-    body, headers = dotnet_form({**ids, "mm_per_px": "0.2"}, [("image", "a.png", part(1), "image/png")])
+    headers, body = dotnet([*text_parts({**ids, "mm_per_px": "0.2"}), picture_part("image", 1)])
     refused = live.post("/infer", content=body, headers=headers | {"X-Recipe-Id": "azul"})
     assert (refused.status_code, "Memoria no encontrada" in refused.json()["error"]) == (400, True)
 
 
 def test_what_was_uploaded_lies_on_disk_as_the_station_would_export_it(tmp_path: Path) -> None:
-    settings = Settings(models_dir=tmp_path / "m", datasets_dir=tmp_path / "d", model_name="texture", input_size=112)
-    with served(settings) as client:
+    with served(quick_settings(tmp_path)) as client:
         Station(client, None).post("/datasets/ng/upload", IDS, images_with_metas("ng", range(1)))
-    (image,) = (tmp_path / "d" / "Master1" / "Pattern" / "ng").glob("SAMPLE_*.png")
-    assert image.read_bytes() == part(0, bad=True)
+    (image,) = (tmp_path / "datasets" / "Master1" / "Pattern" / "ng").glob("SAMPLE_*.png")
+    assert image.read_bytes() == encoded(part(0, defect=True))
     meta = json.loads(image.with_suffix(".json").read_text("utf-8"))
     known = {"role_id", "roi_id", "mm_per_px", "shape", "timestamp_utc", "source", "sha256", "width", "height"}
     assert known | {"angle", "timestamp", "shape_json"} <= meta.keys()

@@ -1,65 +1,28 @@
 """The service as an operator starts it: another process, its output and its exit code."""
 
-import os
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.api.service import calibrate, fit, infer
-
-PROJECT_ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def environment(root: Path, **given: str) -> dict[str, str]:
-    own = {"MODEL_NAME": "texture", "INPUT_SIZE": "112", "MODELS_DIR": str(root / "models"), "THREADS": "1"}
-    return {**os.environ, "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1", **own, **given}
-
-
-@contextmanager
-def running(env: Mapping[str, str], *command: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    """`python -m command --port N` and a client of it, once it answers."""
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command, "--port", str(port)], cwd=PROJECT_ROOT, env=dict(env),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8",
-    )  # fmt: skip
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            for _ in range(600):
-                try:
-                    client.get("/health")
-                    break
-                except httpx.TransportError:
-                    assert process.poll() is None, process.stderr and process.stderr.read()
-                    time.sleep(0.1)
-            yield process, client
-    finally:
-        process.terminate()
-        process.communicate(timeout=40)
+from tests.faults.service import ROOT, environment, free_port, running
 
 
 def test_uvicorn_finds_the_app_by_name(tmp_path: Path) -> None:
-    with running(environment(tmp_path), "uvicorn", "backend.app:app") as (process, client):
+    started = running(tmp_path, command="uvicorn backend.app:app")
+    with started as service, httpx.Client(base_url=service.url, timeout=60) as client:
         assert fit(client).status_code == 200
         assert infer(client).json()["threshold"] is None
-    assert process.returncode in (0, -15)
+    assert service.process.returncode in (0, -15)
 
 
 def test_two_workers_share_their_models(tmp_path: Path) -> None:
-    with running(environment(tmp_path), "backend", "serve", "--workers", "2") as (_, client):
+    with running(tmp_path, workers=2) as service, httpx.Client(base_url=service.url, timeout=60) as client:
         fresh = {"Connection": "close"}
         versions = {fit(client).json()["model_version"] for _ in range(4)}
         assert len(versions) == 4
@@ -74,7 +37,7 @@ def test_two_workers_share_their_models(tmp_path: Path) -> None:
 
 def ended(env: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=PROJECT_ROOT, env=dict(env), timeout=120,
+        [sys.executable, "-m", *arguments], cwd=ROOT, env=dict(env), timeout=300,
         capture_output=True, text=True, encoding="utf-8", check=False,
     )  # fmt: skip
 
@@ -121,5 +84,5 @@ def test_a_bad_setting_is_a_sentence_for_whoever_imports_the_app(tmp_path: Path)
 
 def test_importing_the_app_builds_no_model(tmp_path: Path) -> None:
     code = "import sys, backend.app; sys.exit(any(m in sys.modules for m in ('torch', 'timm', 'faiss', 'sklearn')))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, env=environment(tmp_path), check=False)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(tmp_path), check=False)
     assert result.returncode == 0

@@ -1,0 +1,151 @@
+"""What cannot be meant is refused or said, on its way in and in every answer that it touches."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.api.service import FORM, GOOD, IDS, calibrate, fit, infer
+from tests.parts import encoded, part
+
+ENGLISH = {"Accept-Language": "en"}
+
+
+def warnings(answer: Any) -> str:
+    assert answer.status_code == 200, answer.text
+    return " ".join(answer.json()["warnings"])
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"kind": "rect", "x": 1, "y": 2, "w": 30, "h": 40, "angle": 45},
+        {"kind": "rect", "x": 1, "y": 2, "w": 30, "h": 40, "rotation": 0},
+        {"kind": "circle", "cx": 40, "cy": 40, "r": 20, "r_inner": 10},
+        {"kind": "annulus", "cx": 40, "cy": 40, "r": 20, "r_inner": 10, "inner": 3},
+    ],
+)
+def test_a_shape_with_keys_of_another_is_refused_and_they_are_named(fitted: TestClient, extra: dict[str, Any]) -> None:
+    answer = infer(fitted, headers=ENGLISH, shape=json.dumps(extra))
+    assert (answer.status_code, answer.json()["code"]) == (400, "shape_unknown_keys")
+    assert list(extra)[-1] in answer.json()["error"]
+
+
+@pytest.mark.parametrize("sent", ["0,2", "8,3", "1_0", "1'000", "1 000"])
+def test_a_number_that_a_station_mistypes_is_shown_and_a_point_is_asked_for(fitted: TestClient, sent: str) -> None:
+    answer = infer(fitted, headers=ENGLISH, mm_per_px=sent)
+    assert answer.status_code == 422
+    assert sent in answer.json()["error"] and "point" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("sent", ["0.2", " 0.2 ", "2e-1", "+.2", "1."])
+def test_numbers_as_stations_write_them_are_taken(fitted: TestClient, sent: str) -> None:
+    assert infer(fitted, mm_per_px=sent).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"ok_scores": [41, 38, 44] * 10}, "No score reaches the threshold"),
+        ({"ok_scores": [0.0] * 30}, "threshold is 0"),
+        ({"ok_scores": [0.2] * 30}, "All OK scores are equal"),
+        ({"ok_scores": [0.2, 0.21] * 20, "score_percentile": 0.99}, "may mean 99"),
+        ({"ok_scores": [0.2, 0.21] * 20, "score_percentile": 5}, "may mean 95"),
+    ],
+)
+def test_a_calibration_that_cannot_be_meant_says_so_and_so_does_every_inspection_under_it(
+    fitted: TestClient, body: dict[str, Any], said: str
+) -> None:
+    sent = {**IDS, "mm_per_px": 0.2, **body}
+    assert said in warnings(fitted.post("/calibrate_ng", json=sent, headers=ENGLISH))
+    assert said in warnings(infer(fitted, headers=ENGLISH))
+    calibrate(fitted, ok_scores=[0.2, 0.21] * 20)
+    assert said not in warnings(infer(fitted, headers=ENGLISH))
+
+
+def test_one_image_or_copies_of_one_are_said_in_the_fit_and_in_every_inspection(client: TestClient) -> None:
+    for count in (1, 5):
+        files = [("images", (f"{n}.png", GOOD, "image/png")) for n in range(count)]
+        answer = client.post("/fit_ok", data=FORM, files=files, headers=ENGLISH)
+        assert "single image" in warnings(answer)
+        assert "single image" in warnings(infer(client, headers=ENGLISH))
+        refused = client.post("/calibrate_dataset", json=IDS, headers=ENGLISH)
+        assert refused.status_code == 400
+        assert "only" in refused.json()["error"] or "without it" in refused.json()["error"]
+    assert "single image" not in warnings(fit(client))
+
+
+@pytest.mark.parametrize("factor", [2, 4, 0.5])
+def test_a_camera_that_changed_its_resolution_is_warned_of(fitted: TestClient, factor: float) -> None:
+    image = part(40)
+    side = round(96 * factor)
+    binned = encoded(np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), np.uint8))
+    assert "The ROI measures" in warnings(infer(fitted, binned, headers=ENGLISH))
+    same = {**FORM, "mm_per_px": str(0.2 / factor)}
+    answer = fitted.post("/infer", data=same, files={"image": ("a.png", binned, "image/png")}, headers=ENGLISH)
+    assert "The ROI measures" not in warnings(answer)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "zstd"])
+@pytest.mark.parametrize("path", ["/calibrate_ng", "/infer"])
+def test_a_compressed_body_is_refused_by_name(client: TestClient, path: str, encoding: str) -> None:
+    answer = client.post(path, content=gzip.compress(b"{}"), headers={**ENGLISH, "Content-Encoding": encoding})
+    assert (answer.status_code, answer.json()["code"]) == (415, "encoded_body")
+    assert encoding in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/livez", "/readyz", "/health", "/state?role_id=a&roi_id=b", "/openapi.json", "/docs"]
+)
+def test_head_is_answered_as_get_without_the_body(client: TestClient, path: str) -> None:
+    got, head = client.get(path), client.head(path)
+    assert head.status_code == got.status_code and head.content == b""
+    assert head.headers["content-type"] == got.headers["content-type"]
+
+
+def test_a_model_whose_name_differs_in_case_alone_is_refused_before_anything_is_written(
+    fitted: TestClient, tmp_path: Path
+) -> None:
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    files = [("images", ("a.png", GOOD, "image/png"))]
+    answer = fitted.post("/fit_ok", data={**FORM, "role_id": "MASTER1"}, files=files, headers=ENGLISH)
+    assert (answer.status_code, answer.json()["code"]) == (409, "id_twin")
+    assert "Master1" in answer.json()["error"]
+    upload = fitted.post("/datasets/ok/upload", data={**IDS, "roi_id": "pattern"}, files=files, headers=ENGLISH)
+    assert upload.status_code == 409
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+POLYGON = {"mm_per_px": 0.2, "shape": {"kind": "polygon", "points": [[0, 0], [9, 0], [9, 9]]}}
+
+
+def test_sidecars_that_are_not_understood_are_named_wherever_samples_are_used(client: TestClient) -> None:
+    files: list[Any] = [("images", (f"{n}.png", encoded(part(n)), "image/png")) for n in range(3)]
+    metas: list[Any] = [("metas", (None, json.dumps(POLYGON)))] * 3
+    assert client.post("/datasets/ok/upload", data=IDS, files=files + metas).status_code == 200
+    fitted = client.post("/fit_ok", data={**FORM, "use_dataset": "true"}, headers=ENGLISH)
+    assert "polygon" in warnings(fitted)
+    assert "polygon" in warnings(client.post("/calibrate_dataset", json=IDS, headers=ENGLISH))
+    items = client.post("/infer_dataset", json=IDS, headers=ENGLISH).json()["items"]
+    assert all("polygon" in " ".join(item["warnings"]) for item in items)
+
+
+@pytest.mark.parametrize(
+    ("written", "read", "said"),
+    [("0.4", 0.4, ""), (" .4 ", 0.4, ""), ("0,4", 0.2, "(0,4)"), ("wide", 0.2, "(wide)"), (-1, 0.2, "(-1)")],
+)
+def test_a_number_as_text_in_a_folder_is_read_or_named(
+    fitted: TestClient, tmp_path: Path, written: Any, read: float, said: str
+) -> None:
+    folder = next((tmp_path / "datasets").rglob("ok")).parent / "ng"
+    folder.mkdir(exist_ok=True)
+    (folder / "part.png").write_bytes(GOOD)
+    (folder / "part.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"mm_per_px": written}).encode())
+    (item,) = fitted.post("/infer_dataset", json={**IDS, "labels": ["ng"]}, headers=ENGLISH).json()["items"]
+    assert item["mm_per_px"] == read
+    assert said in " ".join(item["warnings"])
