@@ -42,7 +42,7 @@ def _backbone(options: ExtractorOptions) -> Extractor:
     if options.model_name == "texture":
         from backend.extractors.texture import TextureFeatures
 
-        return TextureFeatures(options.input_size, options.input_edge)
+        return TextureFeatures(options.input_size, options.input_edge, options.input_aspect)
     if options.threads:
         importlib.import_module("torch").set_num_threads(options.threads)
     reference = _network(options)

@@ -195,11 +195,13 @@ ERRORS: dict[str, Entry] = {
         400,
         es=(
             "Token grid mismatch: got {got}, expected {expected}. {name} no tiene las proporciones del ROI con que se "
-            "entrenó: envía el mismo recorte o repite /fit_ok."
+            "entrenó: envía el mismo recorte con el INPUT_ASPECT de entonces, o repite /fit_ok; para recortes de "
+            "proporciones distintas está INPUT_ASPECT=square."
         ),
         en=(
             "Token grid mismatch: got {got}, expected {expected}. {name} does not have the proportions of the fitted "
-            "ROI: send the same crop, or run /fit_ok again."
+            "ROI: send the same crop under the INPUT_ASPECT of then, or run /fit_ok again; crops of different "
+            "proportions take INPUT_ASPECT=square."
         ),
     ),
     "extractor_mismatch": Entry(

@@ -145,6 +145,9 @@ class Settings(BaseSettings):
     input_edge: Literal["area", "smaller"] = Field(
         "area", description="Whether INPUT_SIZE is the root of the area or the ROI's smaller edge."
     )
+    input_aspect: Literal["keep", "square"] = Field(
+        "keep", description="`square` brings every ROI to INPUT_SIZE², for crops that differ in proportion."
+    )
     blocks: Names = Field((), description="ViT blocks whose tokens are joined, as 9,11; -1: the last; empty: 9, 11.")
     tiles: int = Field(1, ge=1, le=8, description="Tiles per side that an ROI is seen in; more find smaller defects.")
     tile_overlap: float = Field(0.25, ge=0, le=0.9, description="Share of a tile that its neighbour sees too.")

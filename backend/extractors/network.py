@@ -48,6 +48,7 @@ class NetworkFeatures(Extractor):
         self.shared = shared
         self.precision = options.precision
         self.input_size, self.input_edge = options.input_size, options.input_edge
+        self.input_aspect = options.input_aspect
         rows, cols = self.grid(self.input_size, self.input_size)
         self.run = TorchRunner(
             model,

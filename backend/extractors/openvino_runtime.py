@@ -50,6 +50,7 @@ class OpenVinoFeatures(Extractor):
         self.name, self.fingerprint, self.reach = reference.name, reference.fingerprint, reference.reach
         self.dim, self.patch = reference.dim, reference.patch
         self.input_size, self.input_edge = reference.input_size, reference.input_edge
+        self.input_aspect = reference.input_aspect
         cores = threads or available_cores()
         self.streams = min(cores, MOST_STREAMS)
         self._core = openvino.Core()

@@ -1,6 +1,7 @@
 """What an Inspector answers: verdicts, calibrations, warnings."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from backend.base.errors import ExtractorMismatch, MemoryNotFound
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.extractors.texture import TextureFeatures
+from backend.roi_mask import Shape
 from backend.service.fitting import Fitter
 from backend.service.inspection import Inspector
 from tests.parts import good_files, image_file, part, quick_settings, tree
@@ -126,6 +128,29 @@ def test_an_older_memory_of_another_width_is_refused(inspector: Inspector) -> No
     older(inspector, dim=50)
     with pytest.raises(ExtractorMismatch, match="theirs=50 dims, "):
         inspector.infer(KEY, BAD, mm_per_px=1)
+
+
+def stretched(seed: int, width: int, **kind: Any) -> Any:
+    """A part of 96×96 pixels, brought to another width."""
+    return cv2.resize(part(seed, **kind), (width, 96), interpolation=cv2.INTER_AREA)
+
+
+def test_crops_of_any_proportion_are_one_model_under_a_square_aspect(tmp_path: Path) -> None:
+    inspector = opened(tmp_path, coreset_rate=0.5, input_aspect="square")
+    files = [image_file(stretched(n, width)) for n, width in enumerate((60, 96, 130, 192, 80, 150))]
+    assert Fitter(inspector).fit(KEY, files, mm_per_px=0.2).token_shape == (8, 8)
+    scores = [inspector.infer(KEY, image_file(stretched(30 + n, 70 + 20 * n)), mm_per_px=0.2) for n in range(6)]
+    inspector.calibrate(KEY, ok_scores=[found.inspection.score for found in scores], mm_per_px=0.2, area_mm2_thr=0.1)
+    bad = image_file(stretched(51, 192, defect=True))  # from (64, 48) to (128, 54) in its own pixels
+    result = inspector.infer(KEY, bad, mm_per_px=0.2)
+    region = result.inspection.regions[0]
+    x, y, w, h = region.bbox
+    assert x < 96 < x + w and y < 51 < y + h and x + w <= 192 and w > h
+    assert region.area_mm2 == pytest.approx(region.area_px * 0.04) and codes(result.warnings) == set()
+    beside = replace(bad, shape=Shape("rect", {"x": 0, "y": 60, "w": 192, "h": 36}))
+    masked = inspector.infer(KEY, beside, mm_per_px=0.2).inspection
+    assert masked.anomaly_map.shape == (96, 192) and not masked.anomaly_map[:60].any() and masked.anomaly_map[60:].all()
+    inspector.close()
 
 
 def test_warnings_of_a_calibration(inspector: Inspector) -> None:
