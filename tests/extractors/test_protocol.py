@@ -21,9 +21,10 @@ def test_an_option_is_the_setting_of_its_name_with_the_same_default() -> None:
 
 def test_every_setting_of_an_extractor_reaches_it() -> None:
     given = {
-        "model_name": "resnet18", "weights": "here.pth", "input_size": 120, "input_edge": "smaller", "input_aspect": "square", "device": "cpu",
-        "runtime": "openvino", "precision": "bf16", "threads": 3, "blocks": ("-1", "5"), "resnet_offset": 2.5,
-        "patchcore_patch_size": 7, "patchcore_stride": 4, "tiles": 2, "tile_overlap": 0.5,
+        "model_name": "resnet18", "weights": "here.pth", "input_size": 120, "input_edge": "smaller",
+        "input_aspect": "square", "device": "cpu", "runtime": "openvino", "precision": "bf16", "threads": 3,
+        "blocks": ("-1", "5"), "resnet_offset": 2.5, "patchcore_patch_size": 7, "patchcore_stride": 4, "tiles": 2,
+        "tile_overlap": 0.5,
     }  # fmt: skip
     options = ExtractorOptions.of(Settings(**given))  # type: ignore[arg-type]
     assert set(settings_of(ExtractorOptions)) == set(given)
