@@ -29,12 +29,14 @@ class LiteFeatures(NetworkFeatures):
         WeightsUnavailable: the weights cannot be found, read or fitted to the model.
     """
 
+    reach = 2.5  # the finest stages are averaged over 5 × 8 pixels
+
     def __init__(self, options: ExtractorOptions) -> None:
         from backend.extractors.tokens import LiteTokens
 
         model = _trunk(find_weights(NAME, options.weights, options.weights_dir))
         self.tokens = LiteTokens(model)
-        joined = f"{LiteTokens.stages}|{LiteTokens.window}|{LiteTokens.constant}"
+        joined = "|".join(map(str, (LiteTokens.stages, LiteTokens.windows, LiteTokens.weights, LiteTokens.constant)))
         super().__init__(
             model,
             replace(options, precision="fp32") if options.precision == "auto" else options,

@@ -110,14 +110,16 @@ class ResNetTokens(nn.Module):
 class LiteTokens(nn.Module):
     """Stages of timm's EfficientNet-Lite0 on the grid of its stride 16, each of unit length, joined.
 
-    A stage's channels are brought to mean 0 and deviation 1, as its batch norms know them, and averaged over 3×3 on the
-    stage's own grid (Roth et al. 2022, section 3.1, eq. 2). Before a stage is brought to unit length a constant joins
-    it: it keeps how strongly the stage responds, which unit length alone would lose. The stages have strides of 8, 16,
-    16 and 32 pixels, so that fine marks tell as well as whole shapes.
+    A stage's channels are brought to mean 0 and deviation 1, as its batch norms know them, and averaged over a window
+    of the stage's own grid, or of a grid of 8 pixels where its own is finer (Roth et al. 2022, section 3.1, eq. 2).
+    Before a stage is brought to unit length a constant joins it: it keeps how strongly the stage responds, which unit
+    length alone would lose. The stages have strides of 4, 8, 16, 16 and 32 pixels, so that fine marks tell as well as
+    whole shapes; the finest, which knows colour, counts for more.
     """
 
-    stages = (2, 3, 4, 6)
-    window = 3
+    stages = (1, 2, 3, 4, 6)
+    windows = (5, 5, 5, 5, 3)
+    weights = (1.5, 1.0, 1.0, 1.0, 1.0)
     constant = 3.0
 
     def __init__(self, model: Any) -> None:
@@ -136,12 +138,15 @@ class LiteTokens(nn.Module):
         for number, stage in enumerate(self.model.blocks):
             found = stage(found)
             if number in self.stages:
-                joined.append(self._on_grid(self.standardised[len(joined)](found), grid))
+                n = len(joined)
+                joined.append(self.weights[n] * self._on_grid(self.standardised[n](found), self.windows[n], grid))
         return torch.cat(joined, dim=1).flatten(2).transpose(1, 2)
 
-    def _on_grid(self, stage: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def _on_grid(self, stage: torch.Tensor, window: int, grid: tuple[int, int]) -> torch.Tensor:
         """(B, C, h, w) -> (B, C + 1, *grid), of unit length at each place."""
-        stage = functional.avg_pool2d(stage, self.window, 1, self.window // 2)
+        if stage.shape[-1] == 4 * grid[1]:
+            stage = functional.avg_pool2d(stage, 2)
+        stage = functional.avg_pool2d(stage, window, 1, window // 2)
         size = tuple(stage.shape[-2:])
         if size == (2 * grid[0], 2 * grid[1]):
             stage = functional.avg_pool2d(stage, 2)
@@ -152,7 +157,8 @@ class LiteTokens(nn.Module):
 
     def shared(self) -> torch.Tensor:
         """(dim,) unit: the direction of the constants, which every token has a large part in."""
-        return functional.normalize(torch.cat([torch.tensor([0.0] * n + [1.0]) for n in self.channels]), dim=0)
+        parts = [torch.tensor([0.0] * n + [w]) for n, w in zip(self.channels, self.weights, strict=True)]
+        return functional.normalize(torch.cat(parts), dim=0)
 
 
 class _Standardised(nn.Module):

@@ -122,7 +122,8 @@ class ExtractorHost:
                 logger.warning("%s", err)
                 continue
             logger.warning("degraded, running on %s: %s", name, missing)
-            self.degraded = Notice("degraded", {**missing.values, "extractor": name})
+            model, reason = missing.values["model"], missing.values["reason"]
+            self.degraded = Notice("degraded", {"model": model, "reason": reason, "extractor": name})
             return extractor
         raise missing
 

@@ -22,7 +22,8 @@ from tests.parts import part
 
 Map = NDArray[np.float32]
 DAISY = 985  # of ImageNet's thousand classes
-STRIDES = {2: 8, 3: 16, 4: 16, 6: 32}  # of the stages whose responses become tokens
+# Of the stages whose responses become tokens: stride, side of the window that is averaged, and weight.
+STAGES = {1: (4, 5, 1.5), 2: (8, 5, 1.0), 3: (16, 5, 1.0), 4: (16, 5, 1.0), 6: (32, 3, 1.0)}
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +44,25 @@ def batch(pixels: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(pixels.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1)
 
 
-def averaged(stage: Map) -> Map:
-    """3×3 sums over nine; what lies outside the image counts as zeros."""
-    padded = np.pad(stage, ((0, 0), (1, 1), (1, 1)))
+def averaged(stage: Map, window: int) -> Map:
+    """Sums over windows by their size; what lies outside the image counts as zeros."""
+    padded = np.pad(stage, ((0, 0), *[(window // 2, window // 2)] * 2))
     rows, cols = stage.shape[1:]
-    windows = [padded[:, y : y + rows, x : x + cols] for y in range(3) for x in range(3)]
+    windows = [padded[:, y : y + rows, x : x + cols] for y in range(window) for x in range(window)]
     return np.asarray(np.mean(windows, axis=0), np.float32)
 
 
-def on_grid(stage: Map, stride: int, grid: tuple[int, int]) -> Map:
+def halved(stage: Map) -> Map:
+    channels, rows, cols = stage.shape
+    return np.asarray(stage.reshape(channels, rows // 2, 2, cols // 2, 2).mean((2, 4)))
+
+
+def on_grid(stage: Map, stride: int, window: int, grid: tuple[int, int]) -> Map:
+    if stride == 4:
+        stage, stride = halved(stage), 8
+    stage = averaged(stage, window)
     if stride == 8:
-        return np.asarray(stage.reshape(len(stage), grid[0], 2, grid[1], 2).mean((2, 4)))
+        return halved(stage)
     given = torch.from_numpy(stage)[None]
     return np.asarray(functional.interpolate(given, grid, mode="bilinear", align_corners=False)[0].numpy())
 
@@ -74,7 +83,7 @@ def test_tokens_are_standardised_stages_beside_a_constant(
 ) -> None:
     image = prepare(part(1, height=90, width=120), grid, 16)
     parts = []
-    for stage, stride in STRIDES.items():
+    for stage, (stride, window, weight) in STAGES.items():
         found: list[Map] = []
         hook = model.blocks[stage].register_forward_hook(lambda _, __, out, f=found: f.append(out[0].numpy()))
         with torch.no_grad():
@@ -85,9 +94,9 @@ def test_tokens_are_standardised_stages_beside_a_constant(
         variance = sum(norm.weight.detach().numpy() ** 2 for norm in norms)
         length = np.sqrt(variance * len(variance))
         standard = (found[0] - mean[:, None, None]) / length[:, None, None]
-        columns = on_grid(averaged(standard), stride, grid).reshape(len(mean), -1)
-        parts.append(unit(np.vstack([columns, np.full((1, columns.shape[1]), 3, np.float32)])))
-    expected = np.concatenate(parts).T / 2  # four parts of unit length each
+        columns = on_grid(standard, stride, window, grid).reshape(len(mean), -1)
+        parts.append(weight * unit(np.vstack([columns, np.full((1, columns.shape[1]), 3, np.float32)])))
+    expected = unit(np.concatenate(parts)).T
     tokens = extractor.extract([image])
     assert tokens.shape == (1, grid[0] * grid[1], extractor.dim) and tokens.dtype == np.float32
     np.testing.assert_allclose(tokens[0], expected, atol=1e-5)
@@ -103,10 +112,10 @@ def test_a_batch_gives_what_its_images_give_alone(extractor: LiteFeatures) -> No
 
 def test_stored_memories_stay_readable(extractor: LiteFeatures) -> None:
     """Stored memories hang on these: whoever changes how tokens are taken, changes them on purpose."""
-    assert (extractor.name, extractor.patch, extractor.dim, extractor.fingerprint) == ("lite", 16, 556, FINGERPRINT)
+    assert (extractor.name, extractor.patch, extractor.dim, extractor.fingerprint) == ("lite", 16, 581, FINGERPRINT)
 
 
-FINGERPRINT = "4f14d2beef35c3c9"
+FINGERPRINT = "752816b758656ebd"
 
 
 def test_it_computes_in_fp32_unless_told_otherwise(extractor: LiteFeatures) -> None:
