@@ -207,9 +207,9 @@ def test_a_contour_outlines_its_region(three_spots: Float) -> None:
     assert all(three_spots[py, px] >= 0.5 for px, py in region.contour)
 
 
-def test_over_12_megapixels_everything_comes_back_in_the_senders_pixels() -> None:
+def test_of_a_large_roi_everything_comes_back_in_the_senders_pixels() -> None:
     size = RoiSize(6000, 8000)
-    assert size.working == (3000, 4000) and size.scale == pytest.approx(0.5)
+    assert size.working == (887, 1182) and size.scale == pytest.approx(0.1478, abs=1e-4)
     distances = np.full((27, 36), 0.1, np.float32)
     distances[9:12, 12:15] = 1.0
     found = inspect_map(distances, Roi(size, (27, 36), mm_per_px=0.01), Criteria(threshold=0.55))
@@ -225,6 +225,23 @@ def test_over_12_megapixels_everything_comes_back_in_the_senders_pixels() -> Non
     picture = read(heatmap_png(found, "relative", *heatmap_range(found, "relative", 0.55)))
     assert picture.shape == (6000, 8000)
     assert picture[int(10.5 * cell), int(13.5 * cell)] > 200 and picture[100, 100] < 20
+
+
+@pytest.mark.parametrize("side", [1448, 2000])
+def test_the_map_of_a_large_roi_gives_the_score_of_a_map_at_its_own_size(side: int) -> None:
+    distances = (0.3 + 0.05 * np.random.default_rng(side).standard_normal((32, 32))).astype(np.float32)
+    distances[10:14, 12:18] += 0.5
+    roi = Roi(RoiSize(side, side), (32, 32), mm_per_px=0.05)
+    small, whole = inspect_map(distances, roi, Criteria(threshold=0.5, area_mm2_thr=1.0)), enlarge(distances, side)
+    assert small.score == pytest.approx(np.percentile(whole, 99), rel=0.001)
+    assert small.stats["mean"] == pytest.approx(whole.mean(), rel=0.001)
+    assert sum(region.area_px for region in small.regions) == pytest.approx(np.count_nonzero(whole >= 0.5), rel=0.005)
+
+
+def enlarge(token_map: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """The token map at `side` × `side` pixels by OpenCV's own filters, blurred as an anomaly map is."""
+    large = cv2.resize(token_map, (side, side), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.GaussianBlur(large, (0, 0), 1.0), np.float32)
 
 
 @pytest.fixture
@@ -546,8 +563,8 @@ def test_the_engine_of_the_documents_is_the_same_pipeline(problem: tuple[Float, 
 
 def test_a_mask_at_working_size_speaks_of_sent_pixels() -> None:
     assert working_mask(None, RoiSize(40, 50)) is None
-    large = working_mask(Shape("rect", {"x": 2000, "y": 1000, "w": 4000, "h": 600}), RoiSize(6000, 8000))
-    assert large is not None and large.shape == (3000, 4000)
-    assert large[500:800, 1000:3000].all() and large.sum() == 300 * 2000
+    large = working_mask(Shape("rect", {"x": 200, "y": 100, "w": 400, "h": 60}), RoiSize(2048, 2048))
+    assert large is not None and large.shape == (1024, 1024)
+    assert large[50:80, 100:300].all() and large.sum() == 30 * 200
     with pytest.raises(MaskEmpty, match="width=8000, height=6000"):
         working_mask(Shape("rect", {"x": 9000, "y": 0, "w": 5, "h": 5}), RoiSize(6000, 8000))

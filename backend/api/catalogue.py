@@ -716,8 +716,10 @@ NOTICES: dict[str, Words] = {
         en="The ROI gave a grid of {got} tokens and was fitted to the memory's, {expected}.",
     ),
     "image_downscaled": Words(
-        es="La imagen de {megapixels:.1f} MP se redujo a 12 MP para el análisis; las coordenadas son las originales.",
-        en="The {megapixels:.1f} MP image was scaled down to 12 MP for analysis; coordinates are the original ones.",
+        es="La imagen de {megapixels:.1f} MP es mayor de lo que el análisis aprovecha: se analizó reducida. "
+        "Las coordenadas son las de la imagen enviada.",
+        en="The {megapixels:.1f} MP image is larger than the analysis can use: it was analysed at a smaller size. "
+        "Coordinates are those of the image that was sent.",
     ),
     "mm_per_px_differs": Words(
         es="mm_per_px es {got} y la memoria se hizo con {expected}: las áreas usan {got}.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -126,6 +126,15 @@ def certify(
         **({} if review is None else {"suspects": _suspects(review)}),
         "notices": [_notice(one) for one in [*parts.notices, *scorer.notices, *unreadable]],
     }
+
+
+def notices_of(certificate: Mapping[str, Any]) -> list[Notice]:
+    """What the service had to say while the certificate was made."""
+    return [_read(**one) for one in certificate.get("notices", [])]
+
+
+def _read(code: str, values: dict[str, Any]) -> Notice:
+    return Notice(code, values)
 
 
 def _shown_size(kind: Kind, curves: Sequence[Curve]) -> float:

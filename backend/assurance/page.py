@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from backend.assurance.certificate import notices_of
 from backend.assurance.defects import GRADES, KINDS, ZONES
 from backend.assurance.words import Language, words
 from backend.base.messages import Notice
@@ -345,9 +346,7 @@ class _Page:
 
     def notices(self) -> str:
         """What the service had to say while it was made."""
-        said = dict.fromkeys(
-            escape(self.say(Notice(one["code"], one["values"]), self.language)) for one in self.made["notices"]
-        )
+        said = dict.fromkeys(escape(self.say(notice, self.language)) for notice in notices_of(self.made))
         items = "".join(f"<li>{text}</li>" for text in said)
         return f"<section><h2>{self.w('notices')}</h2><ul>{items}</ul></section>" if items else ""
 

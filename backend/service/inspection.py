@@ -13,6 +13,7 @@ from backend.base.arrays import few_threads_each
 from backend.base.config import Settings
 from backend.base.decoding import ImageOptions
 from backend.base.errors import DamagedFile
+from backend.base.images import LARGE_PIXELS
 from backend.base.keys import ModelKey, twins
 from backend.base.messages import Notice
 from backend.calib import FEW_OK, GoodScores, Wanted, decide
@@ -264,7 +265,7 @@ def _about_twins(root: Path, key: ModelKey) -> list[Notice]:
 def _about_roi(roi: Roi, model: FittedModel, aspect: Aspect) -> list[Notice]:
     """What is to be said of an image's size, scale and shape beside those the memory was fitted with."""
     notices = []
-    if roi.size.scale < 1:
+    if roi.size.height * roi.size.width > LARGE_PIXELS:
         notices.append(Notice("image_downscaled", {"megapixels": roi.size.height * roi.size.width / 1e6}))
     if len(model.stored.images) and len(model.stored.known_images) == 1:
         notices.append(Notice("one_image"))

@@ -159,6 +159,7 @@ def test_a_broken_cookie_is_learned_calibrated_inspected_and_masked(console: Ope
     assert not desk.errors
 
 
+@pytest.mark.slow
 def test_a_rusty_disc_is_told_with_its_ring_as_the_mask(console: Open, tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
 
