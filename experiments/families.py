@@ -2,6 +2,7 @@
 
     python -m experiments.families halves --sets ../shared/data/{cookies,pills,coffee} --model lite
     python -m experiments.families crops --sets ../shared/data/pills --model lite
+    python -m experiments.families compressed --sets ../shared/data/{cookies,pills,coffee} --model lite
 
 A half has every other test image of each class, in the order of the names. The network runs once for all settings that
 leave it alone.
@@ -141,6 +142,33 @@ def crops(sets: Sets, model: Model, input_size: int = 448) -> None:
             for result in bench.run({}, [one, cropped(one, Path(own))]):
                 low, high = result.interval.low, result.interval.high
                 line([result.set_name, f"{result.figures.image.auroc:.4f}", f"[{low:.3f}, {high:.3f}]"])
+
+
+@app.command()
+def compressed(sets: Sets, model: Model, input_size: int = 448, tokens: Tokens = None) -> None:
+    """What memories in fewer digits cost: RAM, image AUROC, and the scores of the test images."""
+    line(["set", "MEMORY_DTYPE", "MB", "image AUROC", "largest difference of a score", "ms of float32's"])
+    line(["---"] * 6)
+    given = [read_set(folder) for folder in sets]
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(tokens or Path(folder), settings_base(model, input_size))
+        found = {dtype: bench.run({"memory_dtype": dtype}, given) for dtype in ("float32", "float16", "int8")}
+    for number, one in enumerate(given):
+        whole = found["float32"][number]
+        for dtype, results in found.items():
+            own, scores = results[number], _columns(whole)[1]
+            differs = float(np.abs(_columns(own)[1] / scores - 1).max())
+            ms = own.cost.inspect_ms / whole.cost.inspect_ms
+            line(
+                [
+                    one.name,
+                    dtype,
+                    f"{own.cost.memory_mb:.2f}",
+                    f"{own.figures.image.auroc:.4f}",
+                    f"{differs:.3%}",
+                    f"{ms:.2f}",
+                ]
+            )
 
 
 if __name__ == "__main__":

@@ -170,9 +170,10 @@ class Settings(BaseSettings):
     foreground_mask: Literal["none", "pca"] = Field(
         "none", description="Leave out background tokens, told by the good tokens' first principal component."
     )
-    patchcore_faiss_fp16: bool = Field(
-        False, description="Accepted and without effect: memories are searched in float32, whatever it says."
+    memory_dtype: Literal["float32", "float16", "int8"] = Field(
+        "float32", description="How memories are kept, on disk and in RAM; int8: each column in 256 steps."
     )
+    patchcore_faiss_fp16: bool = Field(False, description="Older spelling of MEMORY_DTYPE=float16.")
     patchcore_knn_k: int = Field(1, ge=1, le=100, description="Neighbours whose distances are averaged.")
     patchcore_density_k: int = Field(
         0,
@@ -374,6 +375,14 @@ class Settings(BaseSettings):
         switch = next((data[n] for n in _names("patchcore_use_gpu") if n in data), None)
         if switch is not None and not any(n in data for n in _names("device")):
             data = {**data, "device": "cpu" if str(switch).strip().lower() in _NO else "auto"}
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _half_switch(cls, data: dict[str, Any]) -> dict[str, Any]:
+        switch = next((data[n] for n in _names("patchcore_faiss_fp16") if n in data), None)
+        if switch is not None and not any(n in data for n in _names("memory_dtype")):
+            data = {**data, "memory_dtype": "float32" if str(switch).strip().lower() in _NO else "float16"}
         return data
 
 

@@ -55,7 +55,6 @@ SETTINGS_THAT_COUNT = (
     *settings_of(ImageOptions),
     *settings_of(FitOptions),
     *settings_of(Scoring),
-    "patchcore_faiss_fp16",
     "threshold_margin",
 )
 

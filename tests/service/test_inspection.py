@@ -16,6 +16,7 @@ from backend.extractors.texture import TextureFeatures
 from backend.roi_mask import Shape
 from backend.service.fitting import Fitter
 from backend.service.inspection import Inspector
+from backend.service.models import ModelCache
 from tests.parts import good_files, image_file, part, quick_settings, tree
 
 KEY = ModelKey.of("Master1", "Pattern")
@@ -151,6 +152,26 @@ def test_crops_of_any_proportion_are_one_model_under_a_square_aspect(tmp_path: P
     masked = inspector.infer(KEY, beside, mm_per_px=0.2).inspection
     assert masked.anomaly_map.shape == (96, 192) and not masked.anomaly_map[:60].any() and masked.anomaly_map[60:].all()
     inspector.close()
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("float16", 0.5), ("int8", 0.27)])
+def test_a_memory_in_fewer_digits_takes_less_and_scores_the_same(
+    inspector: Inspector, tmp_path: Path, dtype: Any, share: float
+) -> None:
+    short = opened(tmp_path / "short", coreset_rate=0.5, memory_dtype=dtype)
+    found = []
+    for own in (inspector, short):
+        Fitter(own).fit(KEY, good_files(6), mm_per_px=0.2)
+        own.cache = ModelCache(own.store, cache_mb=100, knn_backend="auto")  # what is read from the file
+        memory = own.cache.model(KEY).memory
+        scores = [own.infer(KEY, file, mm_per_px=0.2).inspection.score for file in (GOOD, BAD)]
+        found.append((memory.rows.nbytes, scores, own.store.stamp(KEY)))
+    (whole, scores, stamp), (less, others, smaller) = found
+    assert less <= share * whole + 1000 and others == pytest.approx(scores, rel=5e-3) and others != scores
+    assert stamp is not None and smaller is not None and smaller[1] < stamp[1]
+    grown = Fitter(short).grow(KEY, [image_file(part(20), "new.png")], mm_per_px=0.2)
+    assert grown.coreset_size > 192 and short.cache.model(KEY).stored.rows.nbytes < share * whole * 1.3 + 1000
+    short.close()
 
 
 def test_warnings_of_a_calibration(inspector: Inspector) -> None:
