@@ -42,7 +42,7 @@ class Memory(Protocol):
         """(T,) mean Euclidean distance of each row of q to its k nearest rows, weighed by how densely these lie."""
         ...
 
-    def weight(self, q: Float, neighbours: int) -> float:
+    def weight(self, q: Float, neighbours: int, *, leave_out: int | None = None) -> float:
         """How much one row (D,) counts as its image's score: PatchCore, eq. 7."""
         ...
 
@@ -245,6 +245,7 @@ class Inspection:
         ranked: the values of the anomaly map inside the mask, by rank.
         regions: what is at or above the threshold, largest first; empty without a threshold.
         roi: what was inspected.
+        weight: what the score was multiplied by, where scores are re-weighted (PatchCore, eq. 7).
     """
 
     score: float
@@ -254,6 +255,7 @@ class Inspection:
     ranked: Ranked
     regions: list[Region]
     roi: Roi
+    weight: float = 1.0
 
 
 def inspect(
@@ -278,7 +280,9 @@ def inspect(
     inside = token_mask(roi.mask, roi.grid) if part_only and roi.mask is not None else None
     distances = token_map(tokens, roi.grid, memory, scoring, inside=inside, leave_out=leave_out)
     mark("knn")
-    weight = (lambda token: memory.weight(tokens[token], scoring.reweight)) if scoring.reweight else None
+    weight = 1.0
+    if scoring.reweight:
+        weight = memory.weight(tokens[farthest(distances, roi)], scoring.reweight, leave_out=leave_out)
     inspection = inspect_map(distances, roi, criteria, weight)
     mark("post")
     return inspection
@@ -306,12 +310,17 @@ def token_map(
     return distances
 
 
-def inspect_map(
-    token_map: Float, roi: Roi, criteria: Criteria, weight: Callable[[int], float] | None = None
-) -> Inspection:
+def farthest(token_map: Float, roi: Roi) -> int:
+    """The number of the token that is farthest from the memory, of those that touch the part."""
+    inside = None if roi.mask is None else token_mask(roi.mask, roi.grid)
+    return int((token_map if inside is None else np.where(inside, token_map, -1.0)).argmax())
+
+
+def inspect_map(token_map: Float, roi: Roi, criteria: Criteria, weight: float = 1.0) -> Inspection:
     """What a token map (rows, columns) says of `roi`.
 
-    `weight`: how much a token counts, by its number, where scores are re-weighted.
+    `weight`: what the score is multiplied by, where scores are re-weighted. The threshold is one of such scores, so the
+    map, which is not, is compared with the threshold divided by it.
     """
     distances = anomaly_map(token_map, roi, criteria.scoring.blur_sigma)
     ranked = Ranked(distances, roi.mask)
@@ -320,9 +329,14 @@ def inspect_map(
     if criteria.scoring.method == "area":
         score, smallest = area_score(distances, roi.mask, smallest)
     else:
-        score = image_score(token_map, ranked, stats, roi, criteria.scoring, weight)
-    found = regions(distances, roi, criteria.threshold, smallest)
-    return Inspection(score, stats, token_map, distances, ranked, found, roi)
+        score = weight * image_score(token_map, ranked, stats, roi, criteria.scoring)
+    found = regions(distances, roi, level_of(criteria.threshold, weight), smallest)
+    return Inspection(score, stats, token_map, distances, ranked, found, roi, weight)
+
+
+def level_of(threshold: float | None, weight: float) -> float | None:
+    """Where the map of an image whose score weighs `weight` is at the threshold, which is one of weighted scores."""
+    return threshold if threshold is None or weight == 1 else threshold / max(weight, 1e-9)
 
 
 def anomaly_map(token_map: Float, roi: Roi, blur_sigma: float) -> Float:
@@ -366,17 +380,12 @@ def image_score(
     stats: dict[str, float],
     roi: Roi,
     scoring: Scoring,
-    weight: Callable[[int], float] | None,
 ) -> float:
     """The score of an anomaly map, given by rank with its statistics, or of the token map that it came from."""
-    if scoring.where == "roi" and weight is None:
+    if scoring.where == "roi":
         return score_of(ranked, scoring, stats)
     inside = None if roi.mask is None else token_mask(roi.mask, roi.grid)
-    score = score_of(ranked, scoring, stats) if scoring.where == "roi" else score_of(Ranked(token_map, inside), scoring)
-    if weight is None:
-        return score
-    farthest = int((token_map if inside is None else np.where(inside, token_map, -1.0)).argmax())
-    return score * weight(farthest)
+    return score_of(Ranked(token_map, inside), scoring)
 
 
 def score_of(values: Ranked, scoring: Scoring, stats: dict[str, float] | None = None) -> float:
@@ -494,7 +503,7 @@ def heatmap_range(inspection: Inspection, scale: HeatmapScale, threshold: float 
     The top of an absolute heatmap is twice the threshold, or without one the image's own maximum.
     """
     if scale == "absolute":
-        top = max(2.0 * threshold if threshold else 0.0, inspection.stats["max"])
+        top = max(2.0 * (level_of(threshold, inspection.weight) or 0.0), inspection.stats["max"])
         return 0.0, float(top) or 1.0
     low, high = inspection.ranked.percentile(1.0), inspection.ranked.percentile(99.0)
     return (low, high) if high > low else (low, low + 1e-6)

@@ -115,11 +115,18 @@ class Bench:
             [files[one.place] for one in ranked[:FIRST]], [files[one.place] for one in ranked if one.stands_out]
         )
 
-    def auroc(self, tested: Sequence[LabelledImage]) -> float:
-        """Image AUROC of the last fit."""
-        files = [ImageFile.named(one.path.name, one.path.read_bytes) for one in tested]
-        scores = [self.inspector.infer(KEY, file, mm_per_px=1.0, heatmap="none").inspection.score for file in files]
-        return float(roc_auc_score([one.defective for one in tested], scores))
+    def scores(self, tested: Sequence[LabelledImage]) -> dict[LabelledImage, float]:
+        """The scores that the last fit gives."""
+        files = {one: ImageFile.named(one.path.name, one.path.read_bytes) for one in tested}
+        return {
+            one: self.inspector.infer(KEY, file, mm_per_px=1.0, heatmap="none").inspection.score
+            for one, file in files.items()
+        }
+
+
+def auroc(scores: dict[LabelledImage, float]) -> float:
+    """Image AUROC of these scores."""
+    return float(roc_auc_score([one.defective for one in scores], list(scores.values())))
 
 
 @dataclass
@@ -138,23 +145,25 @@ def hide_and_seek(
     model: Model,
     input_size: InputSize = 448,
     draws: Annotated[int, typer.Option(min=1, help="Draws of hidden parts for each row.")] = 4,
-    auroc: Annotated[bool, typer.Option(help="With the AUROC before and after, of the first draw.")] = True,
+    tested: Annotated[int, typer.Option(min=2, help="Test images at most, drawn at random, of which AUROC is.")] = 1000,
 ) -> None:
     """Recall among the first ten suspects, false discoveries, and the AUROC with, and without, what was found."""
     settings = settings_of(model, input_size)
     cells = ["set", "hidden", "how", f"among the first {FIRST}", "named by the fit", "of these good"]
-    _line([*cells, *(["AUROC clean", "with them", "found ones left out"] if auroc else [])])
-    _line(["---"] * (len(cells) + (3 if auroc else 0)))
+    _line([*cells, "AUROC clean", "with them", "found ones left out"])
+    _line(["---"] * (len(cells) + 3))
     for given in map(read_set, sets):
         with Bench.opened(settings) as bench:
-            _of_set(given, bench, draws, auroc)
+            _of_set(given, bench, draws, tested)
 
 
-def _of_set(given: InspectionSet, bench: Bench, draws: int, auroc: bool) -> None:
+def _of_set(given: InspectionSet, bench: Bench, draws: int, most: int) -> None:
     good = [ImageFile(str(one.path), one.path.read_bytes) for one in given.train]
     bad = [one for one in given.test if one.defective]
     clean = str(len(bench.fit(good).standing_out))
-    _line([given.name, "0", "–", "–", clean, clean, *(["–"] * 3 if auroc else [])])
+    _line([given.name, "0", "–", "–", clean, clean, "–", "–", "–"])
+    test = [given.test[n] for n in sorted(np.random.default_rng(0).permutation(len(given.test))[:most].tolist())]
+    scores = bench.scores(test)
     for n in range(1, MOST + 1):
         for way in get_args(Way) if n > 1 else ("alone",):
             counts, figures = Counts(), list[float]()
@@ -165,24 +174,15 @@ def _of_set(given: InspectionSet, bench: Bench, draws: int, auroc: bool) -> None
                 counts.found += len(named.found)
                 counts.named += len(named.standing_out)
                 counts.named_good += sum(not is_bad(file) for file in named.standing_out)
-                if auroc and draw == 0:
-                    figures = _aurocs(bench, good, hidden, named, given.test)
+                if draw == 0:
+                    gone = {file.name for file in hidden}
+                    left = {one: score for one, score in scores.items() if f"bad {one.path}" not in gone}
+                    with_them = bench.scores(list(left))
+                    bench.fit([*good, *(file for file in hidden if file not in named.found)])
+                    figures = [auroc(left), auroc(with_them), auroc(bench.scores(list(left)))]
             recall = f"{counts.found}/{counts.hidden}"
             row = [given.name, str(n), way, recall, str(counts.named), str(counts.named_good)]
             _line([*row, *(f"{value:.4f}" for value in figures)])
-
-
-def _aurocs(
-    bench: Bench, good: list[ImageFile], hidden: list[ImageFile], named: Named, test: Sequence[LabelledImage]
-) -> list[float]:
-    """Of the clean fit, of the one with the hidden parts, and of the one without those that were found."""
-    gone = {file.name for file in hidden}
-    tested = [one for one in test if f"bad {one.path}" not in gone]
-    spoiled = bench.auroc(tested)
-    bench.fit([*good, *(file for file in hidden if file not in named.found)])
-    mended = bench.auroc(tested)
-    bench.fit(good)
-    return [bench.auroc(tested), spoiled, mended]
 
 
 def _line(cells: Sequence[str]) -> None:

@@ -7,6 +7,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -319,31 +322,45 @@ def test_regions_are_the_connected_components(rng: np.random.Generator, share: f
     assert [r.area_px for r in found] == sorted((r.area_px for r in found), reverse=True)
 
 
-def random_map(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Float, Roi]:
-    """A token map and an ROI of a random grid, mask and scale."""
-    grid = int(rng.integers(1, 12)), int(rng.integers(1, 12))
-    mask = rng.random(size) < rng.choice([0.5, 0.8, 1.0])
-    mask[size[0] // 2, size[1] // 2] = True
-    roi = Roi(RoiSize(*size), grid, mask if rng.random() < 0.6 else None, float(rng.choice([0.01, 0.2, 1.0])))
-    return rng.random(grid, np.float32), roi
+sides = st.integers(1, 70)
+levels = st.floats(0, 2, width=32)
+some_areas = st.one_of(st.just(0.0), st.floats(1e-6, 1e6))
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_scored_by_area_a_part_is_bad_exactly_when_a_region_of_that_area_is_there(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    distances, roi = random_map(rng, (int(rng.integers(1, 90)), int(rng.integers(1, 90))))
-    area = float(rng.choice([0.0, 1e-4, 0.3, 5.0, 1e5]))
-    scoring = Scoring(method="area", area_mm2=area if rng.random() < 0.5 else None)
+@given(
+    distances=arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=levels),
+    size=st.tuples(sides, sides),
+    masked=st.one_of(st.none(), st.tuples(st.integers(0, 2**32 - 1), st.floats(0.02, 1.0))),
+    mm_per_px=st.floats(1e-3, 1e3),
+    area=some_areas,
+    own_area=st.booleans(),
+    threshold=st.one_of(levels, st.floats(0, 2)),
+)
+def test_scored_by_area_a_part_is_bad_exactly_when_a_region_of_that_area_is_there(
+    distances: Float,
+    size: tuple[int, int],
+    masked: tuple[int, float] | None,
+    mm_per_px: float,
+    area: float,
+    own_area: bool,
+    threshold: float,
+) -> None:
+    mask = None
+    if masked is not None:
+        mask = np.random.default_rng(masked[0]).random(size) < masked[1]
+        mask[size[0] // 2, size[1] // 2] = True
+    roi = Roi(RoiSize(*size), distances.shape, mask, mm_per_px)
+    scoring = Scoring(method="area", area_mm2=area if own_area else None)
     found = inspect_map(distances, roi, Criteria(scoring, None, area))
     at = np.float32(found.score)
     around = [float(np.nextafter(at, np.float32(way))) for way in (-np.inf, np.inf)]
-    inside = found.anomaly_map if roi.mask is None else found.anomaly_map[roi.mask]
-    thresholds = [found.score, *around, np.nextafter(found.score, 2), np.nextafter(found.score, 0)]
-    for threshold in [*thresholds, 0.0, 2.0, *rng.choice(inside.ravel(), 5).astype(float), *rng.random(5)]:
-        criteria = Criteria(scoring, float(threshold), area)
+    for level in [threshold, found.score, *around, np.nextafter(found.score, 2), np.nextafter(found.score, 0)]:
+        criteria = Criteria(scoring, float(level), area)
         again = inspect_map(distances, roi, criteria)
         assert again.score == found.score
-        assert bool(again.regions) == (again.score >= threshold) == criteria.rejects(again.score)
+        assert bool(again.regions) == (again.score >= level) == criteria.rejects(again.score)
+        whole = roi.size.height * roi.size.width if mask is None else np.count_nonzero(mask)
+        assert all(one.area_mm2 >= area or one.area_px <= whole < roi.pixels(area) for one in again.regions)
 
 
 def test_scored_by_area_the_score_is_the_level_that_a_region_of_that_area_reaches() -> None:
@@ -505,7 +522,7 @@ def test_a_reweighted_score_is_weighed_by_the_farthest_token_inside_the_mask(mas
         def distances(self, q: Float, k: int = 1, *, leave_out: int | None = None, density: int = 0) -> Float:
             return np.linspace(0.1, 0.9, len(q), dtype=np.float32)
 
-        def weight(self, q: Float, neighbours: int) -> float:
+        def weight(self, q: Float, neighbours: int, *, leave_out: int | None = None) -> float:
             asked.append((q.tolist(), neighbours))
             return 0.5
 

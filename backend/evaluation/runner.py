@@ -55,6 +55,7 @@ SETTINGS_THAT_COUNT = (
     *settings_of(ImageOptions),
     *settings_of(FitOptions),
     *settings_of(Scoring),
+    "area_mm2_thr",
     "threshold_margin",
 )
 
@@ -241,7 +242,7 @@ class Evaluator:
 
     def _picture(self, why: str, scored: ScoredImage) -> Shown:
         found = self._infer(scored.image).inspection
-        return Shown(why, scored.image, scored.score, side_by_side(scored.image, found))
+        return Shown(why, scored.image, scored.score, side_by_side(scored.image, found, ImageOptions.of(self.settings)))
 
 
 class _Reported(Job):
