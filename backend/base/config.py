@@ -36,7 +36,7 @@ from pydantic_settings import (
 
 from backend.base.errors import InvalidSettings
 from backend.base.messages import Fault, Notice, Phrase, faults_of
-from backend.base.presets import PRESETS, Preset
+from backend.base.presets import Preset, preset_for
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG_YAML = PROJECT_ROOT / "backend" / "config.yaml"
@@ -363,7 +363,9 @@ class Settings(BaseSettings):
     @classmethod
     def _preset(cls, data: dict[str, Any]) -> dict[str, Any]:
         chosen = next((data[n] for n in _names("preset") if n in data), "none")
-        filled = PRESETS.get(str(chosen).strip().lower(), {})
+        default = cls.model_fields["model_name"].default
+        model = next((data[n] for n in _names("model_name") if n in data), default)
+        filled = preset_for(str(chosen).strip().lower(), str(model).strip())
         method = next((data[n] for n in _names("score_method") if n in data), "")
         if str(method).strip().lower() == "area":  # what a preset scores where does not hold for another method
             filled = {name: value for name, value in filled.items() if name not in _NOT_WITH_AREA}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -178,9 +178,17 @@ class TorchRunner:
         """(B, H, W, 3) uint8 on the device -> (B, T, D) float32 on the device."""
         network = self._network(*pixels.shape[1:3])
         low = self.precision != "fp32"
-        with torch.autocast(self.device, DTYPES[self.precision] if low else None, enabled=low, cache_enabled=False):
+        in_low = torch.autocast(self.device, DTYPES[self.precision] if low else None, enabled=low, cache_enabled=False)
+        with in_low, _whole_float32():
             rows: torch.Tensor = network(pixels)
             return rows
+
+
+def _whole_float32() -> AbstractContextManager[None]:
+    """Keeps cuDNN from rounding the numbers of fp32 convolutions to TF32, which moves rows by some ten-thousandths."""
+    cudnn = torch.backends.cudnn
+    kept = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    return cudnn.flags(**kept, allow_tf32=False)
 
 
 class _Graph:

@@ -18,6 +18,9 @@ from backend.base.images import resize
 from backend.extractors.lite import LiteFeatures
 from backend.extractors.protocol import ExtractorOptions, prepare
 from backend.extractors.weights import PACKAGED, PackagedWeights, find_weights, read_state
+from backend.features import build_extractor
+from backend.infer import Criteria, Roi, RoiSize, inspect
+from backend.patchcore import PatchCoreMemory
 from tests.parts import part
 
 Map = NDArray[np.float32]
@@ -150,3 +153,13 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_file(timm.create_model("resnet18", pretrained=False).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(WeightsUnavailable, match="weights_misfit"):
         LiteFeatures(ExtractorOptions(weights=str(tmp_path / "other.safetensors")))
+
+
+def test_scores_do_not_depend_on_who_computes(extractor: LiteFeatures) -> None:
+    pytest.importorskip("openvino")
+    other = build_extractor(ExtractorOptions(model_name="lite", device="cpu", runtime="openvino", input_size=128))
+    assert (other.runtime, other.fingerprint) == ("openvino", extractor.fingerprint)
+    good, bad = (prepare(part(5, height=128, width=128, defect=defect), (8, 8), 16) for defect in (False, True))
+    memory, roi = PatchCoreMemory(extractor.extract([good])[0]), Roi(RoiSize(128, 128), (8, 8))
+    ours, theirs = (inspect(own.extract([bad])[0], memory, roi, Criteria()).score for own in (extractor, other))
+    assert ours > 0.02 and abs(ours - theirs) < 1e-5
