@@ -122,7 +122,7 @@ class DinoV2Features(NetworkFeatures):
         )
         load_weights(model, source, options.model_name)
         depth = len(model.blocks)
-        self.blocks = _blocks_of(options.blocks, depth) or (depth - 3, depth - 1)
+        self.blocks = _blocks_of(options.blocks, depth) or (3 * depth // 4, depth - 1)
         super().__init__(
             model,
             options,
