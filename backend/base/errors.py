@@ -74,6 +74,7 @@ InspectionError
 ├── ReadOnlyStore: path
 ├── NotRecorded: reason, retry_after
 ├── RecordsUnavailable: reason, retry_after
+├── DriftNewer: version, known
 ├── BankNotFound: path
 ├── BankMismatch: theirs, ours
 ├── ResNetUnavailable: model, reason
@@ -382,6 +383,10 @@ class NotRecorded(InspectionError):
 
 class RecordsUnavailable(InspectionError):
     code = "records_unavailable"
+
+
+class DriftNewer(InspectionError):
+    code = "drift_newer"
 
 
 class BankNotFound(InspectionError):
