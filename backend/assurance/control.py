@@ -14,6 +14,8 @@ WEIGHT = 0.12
 """Of the newest part (Roberts 1959): a step of one standard deviation shows after some fifteen parts."""
 CLIP = 3.5
 """Standard deviations that one part counts at most, so that a single odd part is no drift."""
+MARGIN = 1.1
+"""How much wider limits are than the past alone says: parts to come differ a little more than those drawn again."""
 LEAST = 0.3
 """Standard deviations that a limit is away from the centre at least."""
 PARTS_PER_ALARM = 1000
@@ -43,7 +45,7 @@ class Limits:
         Args:
             looks: (n, J) numbers of parts.
             distances: (m, K - J) more numbers, of some of the parts or of others.
-            alike: charts whose reach is the same, because there are many of them and few parts.
+            alike: charts whose reach is that of their mean at least, because there are many of them and few parts.
         """
         rng = np.random.default_rng(seed)
         centre = np.concatenate([looks.mean(axis=0), distances.mean(axis=0)])
@@ -63,7 +65,7 @@ class Limits:
                 seen[step - _BEGIN] = np.abs(mean)
         reach = np.quantile(seen[::4].reshape(-1, seen.shape[2]), 0.995, axis=0)
         for charts in alike:
-            reach[charts] = reach[charts].mean()
+            reach[charts] = np.maximum(reach[charts], reach[charts].mean())
         reach = np.maximum(reach, 1e-6)
         farthest = (seen / reach).max(axis=2)
         low, high = 0.5, 5.0
@@ -71,7 +73,7 @@ class Limits:
             middle = (low + high) / 2
             begun = np.count_nonzero((farthest[1:] > middle) & (farthest[:-1] <= middle)) / farthest[1:].size
             low, high = (middle, high) if begun > 1 / PARTS_PER_ALARM else (low, middle)
-        return cls(centre, spread, np.maximum(reach * high, LEAST))
+        return cls(centre, spread, np.maximum(MARGIN * reach * high, LEAST))
 
     def standardised(self, numbers: Float) -> Float:
         """Numbers (…, K) in standard deviations from the centre, CLIP at most."""

@@ -6,7 +6,6 @@ its limits the parts drift, and the cause is the one whose effect is most of wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.assurance.control import WEIGHT
-from backend.assurance.likeness import BANDS_AT, CELLS_AT, CHANGES, N_FEATURES, PLACED, PLACES, TINTS_AT, Float
+from backend.assurance.likeness import BANDS_AT, CELLS_AT, N_FEATURES, PLACED, PLACES, TINTS_AT, Float
 from backend.assurance.reference import (
     ALL_AT,
     DIRT_AT,
@@ -115,19 +114,18 @@ class Finding:
     cause: Cause | None = None
     place: tuple[float, float] | None = None
     since_us: int = 0
-    evidence: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, float] = field(default_factory=dict)
     seen: int = 0
     learnt: int = 0
     wanted: int = 0
 
 
 def find(chart: Chart, gauge: Gauge) -> Finding:
-    """What the charts say."""
-    evidence = evidence_of(chart, gauge) if chart.seen else {}
+    """What the charts say, without the evidence."""
     if not chart.since_us:
-        return Finding("steady", evidence=evidence, seen=chart.seen)
+        return Finding("steady", seen=chart.seen)
     cause, place = cause_of(chart, gauge)
-    return Finding("drift", cause, place, chart.since_us, evidence, chart.seen)
+    return Finding("drift", cause, place, chart.since_us, seen=chart.seen)
 
 
 def cause_of(chart: Chart, gauge: Gauge) -> tuple[Cause, tuple[float, float] | None]:
@@ -141,7 +139,9 @@ def cause_of(chart: Chart, gauge: Gauge) -> tuple[Cause, tuple[float, float] | N
         return "parts", _hottest(chart.numbers[DISTANCES_AT][1:])
     white = chart.white
     total = max(float(white @ white) - len(white) * _VARIANCE, 0.2 * float(white @ white))
-    explained = {cause: float(((white @ span) ** 2).sum()) - span.shape[1] * _VARIANCE for cause, span in _spans(gauge)}
+    explained = {
+        cause: float(((white @ span) ** 2).sum()) - span.shape[1] * _VARIANCE for cause, span in gauge.spans.items()
+    }
     darker = white @ gauge.whitening.directions[:, DIRT_AT]
     explained["dirt"] = max(float(darker.max()), 0.0) ** 2 - _VARIANCE
     best = max(explained, key=lambda cause: explained[cause])
@@ -153,17 +153,6 @@ def cause_of(chart: Chart, gauge: Gauge) -> tuple[Cause, tuple[float, float] | N
     return best, None  # type: ignore[return-value]
 
 
-def _spans(gauge: Gauge) -> Iterator[tuple[str, Float]]:
-    """(N_FEATURES, r) orthonormal columns for each cause, of what its changes of all sizes have in common."""
-    directions, at = gauge.whitening.directions, 0
-    for cause, changes in CHANGES.items():
-        own = directions[:, at : at + len(changes)]
-        columns, sizes, _ = np.linalg.svd(own, full_matrices=False)
-        yield cause, columns[:, sizes > 0.25 * sizes[0]][:, :4]
-        at += len(changes)
-    yield "focus", np.linalg.qr(directions[:, at : at + 2])[0]
-
-
 def _hottest(distances: Float) -> tuple[float, float] | None:
     """The centre of the cell whose distance has grown, if few have."""
     grown = np.clip(distances, 0, None) ** 2
@@ -173,7 +162,7 @@ def _hottest(distances: Float) -> tuple[float, float] | None:
     return (column + 0.5) / DISTANCES_A_SIDE, (row + 0.5) / DISTANCES_A_SIDE
 
 
-def evidence_of(chart: Chart, gauge: Gauge) -> dict[str, Any]:
+def evidence_of(chart: Chart, gauge: Gauge) -> dict[str, float]:
     """How the last parts differ from the first ones.
 
     Shares in percent: brightness, contrast, red and blue beside green, sharpness (of details of a pixel), distance (the

@@ -7,8 +7,10 @@ by applying the cause to the first pictures: a gain lifts all cells alike, a tur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,6 +32,8 @@ _DARK = 4.0
 DIRT_RADIUS = 0.1
 PLACES_A_SIDE = 8
 _STEPS = 3
+_FARTHEST = np.array([SIDE / 2, SIDE / 2, 0.5, 0.5])
+_UNITS = np.array([1 / SIDE, 1 / SIDE, 180 / np.pi, 1.0])
 
 
 class Placing:
@@ -49,48 +53,48 @@ class Placing:
         steepest = np.stack([dx, dy, x * dy - y * dx, x * dx + y * dy, self.mean, np.ones_like(dx)], -1)
         flat = (steepest * _window()[..., None]).reshape(-1, 6)
         damping = np.diag([1e-3, 1e-3, 1e-3, 1e-3, 0, 1e-9]) * (flat**2).sum(0).max()
-        self._solve = np.linalg.solve(flat.T @ flat + damping, flat.T)
+        solve = np.linalg.solve(flat.T @ flat + damping, flat.T)[:PLACED] * _window().ravel()
+        self._solve = solve.astype(np.float32)
         self._taper = cv2.createHanningWindow((SIDE, SIDE), cv2.CV_32F)
+        self._middle, self._spread = _middle_and_spread(self.mean)
 
     def place(self, grey: Small) -> Float:
         """(4,) how far to the right and down in shares of the side, turned by how many degrees, log of the size."""
         grey = _smooth(grey)
+        # It multiplies what it is given by the window.
         (dx, dy), response = cv2.phaseCorrelate(self.mean.copy(), grey.copy(), self._taper)
-        best = np.zeros(4)
-        if response > 0.2 and max(abs(dx), abs(dy)) < SIDE / 4:
-            best[:2] = dx, dy
+        certain = response > 0.2 and max(abs(dx), abs(dy)) < SIDE / 4
+        best = np.array([dx, dy, 0.0, 0.0]) if certain else np.zeros(PLACED)
         for _ in range(_STEPS):
             warped = cv2.warpAffine(
                 grey,
-                _matrix(best),
+                _matrix(*best.tolist()),
                 (SIDE, SIDE),
                 flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
                 borderMode=cv2.BORDER_REPLICATE,
             )
-            warped = _alike(np.asarray(warped, np.float32), self.mean)
-            step = self._solve @ ((warped - self.mean) * _window()).ravel()
-            # A picture is the mean one moved by `best`: what is left is a move by minus the step.
-            best += np.clip([-step[0], -step[1], -step[2], -step[3]], -SIDE / 8, SIDE / 8)
-            best[2:] = np.clip(best[2:], -0.5, 0.5)
-        best[:2] = np.clip(best[:2], -SIDE / 2, SIDE / 2)
-        return np.array([best[0] / SIDE, best[1] / SIDE, np.degrees(best[2]), best[3]])
+            middle, spread = _middle_and_spread(warped)
+            alike = (warped - middle) * (self._spread / max(spread, 1e-3)) + self._middle
+            # A picture is the mean one moved by `best`, so what is left is a move by minus the step.
+            best -= np.clip(self._solve @ (alike - self.mean).ravel(), -SIDE / 8, SIDE / 8)
+            best = np.clip(best, -_FARTHEST, _FARTHEST)
+        return np.asarray(best * _UNITS)
 
 
-def _matrix(moved: Float) -> Float:
-    """(2, 3): where a pixel of the mean picture is in one that was `moved` (dx, dy, radians, log size)."""
-    c, s, centre = np.exp(moved[3]) * np.cos(moved[2]), np.exp(moved[3]) * np.sin(moved[2]), (SIDE - 1) / 2
-    return np.array(
-        [[c, -s, centre - c * centre + s * centre + moved[0]], [s, c, centre - s * centre - c * centre + moved[1]]]
-    )
+def _matrix(dx: float, dy: float, radians: float, log_size: float) -> Float:
+    """(2, 3): where a pixel of a picture is in one that was moved, turned about its middle and enlarged."""
+    size, centre = math.exp(log_size), (SIDE - 1) / 2
+    c, s = size * math.cos(radians), size * math.sin(radians)
+    return np.array([[c, -s, centre * (1 - c + s) + dx], [s, c, centre * (1 - s - c) + dy]])
 
 
 def _smooth(grey: Small) -> Small:
     return np.asarray(cv2.GaussianBlur(grey, (0, 0), 1.0), np.float32)
 
 
-def _alike(grey: Small, mean: Small) -> Small:
-    """`grey` with mean and spread of `mean`."""
-    return np.asarray((grey - grey.mean()) * (mean.std() / max(float(grey.std()), 1e-3)) + mean.mean(), np.float32)
+def _middle_and_spread(grey: NDArray[Any]) -> tuple[float, float]:
+    middle, spread = cv2.meanStdDev(grey)
+    return float(middle[0, 0]), float(spread[0, 0])
 
 
 @cache
@@ -139,9 +143,19 @@ def _lit(change: Callable[[Small], Small]) -> Change:
     return apply
 
 
-def _gained(red: float, green: float, blue: float) -> Change:
-    gains = np.array([red, green, blue], np.float32)
-    return _lit(lambda image: image * gains)
+def _gained(gain: float) -> Change:
+    return _lit(lambda image: image * np.float32(gain))
+
+
+def _tinted(red: float, blue: float) -> Change:
+    """Red and blue gained, and all so that the picture stays as bright."""
+    gains = np.array([red, 1.0, blue], np.float32)
+
+    def apply(image: Small) -> Small:
+        tinted = image * gains
+        return np.asarray(tinted * ((image @ _GREY).mean() / max(float((tinted @ _GREY).mean()), 1.0)), np.float32)
+
+    return _lit(apply)
 
 
 def _bent(gamma: float) -> Change:
@@ -149,7 +163,7 @@ def _bent(gamma: float) -> Change:
 
 
 def _moved(dx: float = 0, dy: float = 0, degrees: float = 0, size: float = 0) -> Change:
-    matrix = _matrix(np.array([dx * SIDE, dy * SIDE, np.radians(degrees), size]))
+    matrix = _matrix(dx * SIDE, dy * SIDE, math.radians(degrees), size)
 
     def apply(one: Appearance) -> Appearance:
         moved = cv2.warpAffine(
@@ -168,8 +182,8 @@ def fouled(place: tuple[float, float]) -> Change:
 
 
 CHANGES: dict[str, tuple[Change, ...]] = {
-    "light": (*(_gained(g, g, g) for g in (0.9, 1.1, 0.75, 1.25)), *(_bent(g) for g in (1.15, 0.87))),
-    "colour": (_gained(1.06, 1, 1), _gained(1, 1, 1.06), _gained(0.94, 1, 1), _gained(1, 1, 0.94), _gained(1, 1.06, 1)),
+    "light": (*(_gained(gain) for gain in (0.9, 1.1, 0.75, 1.25)), *(_bent(gamma) for gamma in (1.15, 0.87))),
+    "colour": (_tinted(1.06, 1), _tinted(0.94, 1), _tinted(1, 1.06), _tinted(1, 0.94)),
     "position": tuple(
         _moved(*by) for by in ((0.03,), (-0.03,), (0, 0.03), (0, -0.03), (0, 0, 0, 0.04), (0, 0, 0, -0.04))
     ),

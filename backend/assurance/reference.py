@@ -152,7 +152,7 @@ class Whitening:
 
     def of(self, features: Float) -> Float:
         """Features (…, N_FEATURES) from the centre, in independent standard deviations."""
-        return ((features - self.centre) / self.spread) @ self.matrix
+        return np.asarray(((features - self.centre) / self.spread) @ self.matrix)
 
 
 def _correlation(z: Float) -> Float:
@@ -192,6 +192,16 @@ class Gauge:
         distances = reference.distances[known] if self.knows_distances else np.zeros((n, N_DISTANCES))
         self.limits = Limits.of(looks, distances, (DIRT_AT, slice(MEDIAN_AT + 1, N_NUMBERS)))
         self.distances = self.limits.centre[MEDIAN_AT:]
+
+    @cached_property
+    def spans(self) -> dict[str, Float]:
+        """(N_FEATURES, r) orthonormal columns for each cause: what its changes of all sizes have in common."""
+        directions, at, found = self.whitening.directions, 0, {}
+        for cause, changes in CHANGES.items():
+            columns, sizes, _ = np.linalg.svd(directions[:, at : at + len(changes)], full_matrices=False)
+            found[cause] = columns[:, sizes > 0.25 * sizes[0]][:, :4]
+            at += len(changes)
+        return {**found, "focus": np.linalg.qr(directions[:, at : at + 2])[0]}
 
     def numbers(self, white: Float, distances: Float) -> Float:
         """(N_NUMBERS,) standardised numbers of a part of whitened features `white`."""

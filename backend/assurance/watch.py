@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from cachetools import LRUCache
 
-from backend.assurance.drift import Cause, Chart, Finding, distances_of, find
+from backend.assurance.drift import Cause, Chart, Finding, distances_of, evidence_of, find
 from backend.assurance.likeness import Float, features_of
 from backend.assurance.reference import FEWEST, N_DISTANCES, VERSION, Reference
 from backend.base.config import Settings
@@ -33,8 +33,9 @@ from backend.storage import ModelStore
 logger = logging.getLogger(__name__)
 
 FILE = "drift.npz"
-PAUSE_S = 0.5
+PAUSE_S = 1.0
 MOST_WAITING = 2048
+LEARNT = 2**31  # parts learnt from, once that is over
 _TRIES = 20
 
 
@@ -114,10 +115,10 @@ class Watched:
             if self.learnt >= wanted:
                 new = np.array(self.rows)
                 self.reference = self.reference.joined(new[:, :-N_DISTANCES], new[:, -N_DISTANCES:])
-                self.rows, self.chart = [], Chart()
+                self.rows, self.learnt, self.chart = [], LEARNT, Chart()
 
     def finding(self, wanted: int) -> Finding:
-        """What there is to say."""
+        """What there is to say, without the evidence."""
         if self.reference is None:
             return Finding("learning", learnt=self.learnt, wanted=wanted, seen=self.learnt)
         found = find(self.chart, self.reference.gauge)
@@ -126,8 +127,14 @@ class Watched:
             return replace(found, state=state, learnt=self.learnt, wanted=wanted)  # type: ignore[arg-type]
         return found
 
+    def evidence(self) -> dict[str, float]:
+        """How the last parts look beside the first ones."""
+        return evidence_of(self.chart, self.reference.gauge) if self.reference and self.chart.seen else {}
+
     def learning(self) -> bytes:
-        """What it still learns from, as an npz file."""
+        """What it still learns from, as an npz file; empty once it has learnt."""
+        if self.learnt == LEARNT:
+            return b""
         file = io.BytesIO()
         empty = np.zeros((0, 0))
         np.savez(
@@ -143,6 +150,8 @@ class Watched:
     @classmethod
     def read(cls, kept: KeptDrift, reference: Reference | None) -> Watched:
         """What is kept. Raises ValueError, KeyError, OSError, zipfile.BadZipFile: it is damaged."""
+        if not kept.learnt:
+            return cls(kept.generation, reference, learnt=LEARNT, chart=Chart.read(kept.chart))
         with np.load(io.BytesIO(kept.learnt), allow_pickle=False) as npz:
             learnt, rows = int(npz["learnt"]), [row.astype(np.float64) for row in npz["rows"]]
             stored: zip[tuple[Any, Any, Any]] = zip(npz["colour"], npz["bands"], npz["distances"], strict=True)
@@ -156,8 +165,8 @@ class Watched:
 class DriftWatch:
     """Watches the parts of all models.
 
-    Parts wait for a thread that wakes up twice a second. What it finds is kept in `drifts` in one step: a worker that
-    was overtaken by another one adds its parts to what that one wrote.
+    Parts wait for a thread that wakes up once a second at most. What it finds is kept in `drifts` in one step: a worker
+    that was overtaken by another one adds its parts to what that one wrote.
 
     Args:
         wanted: good parts after a fit that limits are learnt from; 0: nothing is watched.
@@ -221,7 +230,7 @@ class DriftWatch:
         if isinstance(trouble, DriftNewer):
             raise trouble
         watched, _ = self._load(key, generation)
-        return watched.finding(self.wanted)
+        return replace(watched.finding(self.wanted), evidence=watched.evidence())
 
     def states(self) -> Sequence[tuple[ModelKey, KeptDrift]]:
         """The state and cause of every model. Raises RecordsUnavailable."""
@@ -345,7 +354,7 @@ class DriftWatch:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, OSError, zipfile.BadZipFile) as err:
-            logger.warning("%s cannot be used, so the first parts are learnt from: %s", self._path(key), err)
+            logger.warning("%s cannot be used, so first parts are learnt from: %s", self._path(key), err)
             return None
 
     def _remember(self, key: ModelKey, result: FitResult) -> None:
@@ -363,9 +372,7 @@ class DriftWatch:
             data = made.to_bytes(str(metadata["generation"]))
             write_atomic(self._path(key), lambda file: file.write(data))
         except (DiskFull, ReadOnlyStore, DriftNewer, OSError) as err:
-            logger.warning(
-                "the pictures of the fit of %s are not kept, so the first parts are learnt from: %s", key, err
-            )
+            logger.warning("the pictures of the fit of %s are not kept, so first parts are learnt from: %s", key, err)
 
 
 def watch_of(store: ModelStore, ledger: Ledger | None, settings: Settings) -> DriftWatch:
