@@ -48,25 +48,21 @@ RAMP = 300
 
 def gain(factor: float) -> Change:
     """Another exposure."""
-
     return lambda image: image * np.float32(factor)
 
 
 def gamma(exponent: float) -> Change:
     """Another response of the camera."""
-
     return lambda image: np.asarray(255 * (image / 255) ** exponent, np.float32)
 
 
 def warmer(factor: float) -> Change:
     """More red and less blue."""
-
     return lambda image: image * np.array([1 / factor, 1, factor], np.float32)
 
 
 def blur(sigma: float) -> Change:
     """Out of focus, by so many pixels."""
-
     return lambda image: np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.float32)
 
 
@@ -176,14 +172,12 @@ class Results:
 
 def image_file(image: BGR) -> ImageFile:
     """The image as a station sends it."""
-
     data = cv2.imencode(".bmp", np.clip(np.rint(image), 0, 255).astype(np.uint8))[1].tobytes()
     return ImageFile("part.bmp", lambda: data)
 
 
 def read(path: Path) -> BGR:
     """An image, float32."""
-
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise typer.BadParameter(f"{path} is no image")
@@ -280,8 +274,8 @@ def main(
     data: Annotated[Path, typer.Option(help="The folder with pills, cookies and coffee.")] = ROOT.parent
     / "shared/data",
     half: Annotated[int, typer.Option(help="Which half of the images.", min=0, max=1)] = 1,
-    seeds: Annotated[int, typer.Option(help="Sequences of each kind and set.")] = 5,
-    most: Annotated[int, typer.Option(help="Good parts of a set that sequences are drawn from.")] = 40,
+    seeds: Annotated[int, typer.Option(help="Sequences of each kind and set.")] = 4,
+    most: Annotated[int, typer.Option(help="Good parts of a set that sequences are drawn from.")] = 30,
 ) -> None:
     """Print the tables as Markdown."""
     cv2.setNumThreads(1)

@@ -30,6 +30,8 @@ Verdict = Literal["learning", "steady", "drift"]
 
 ENDED = 0.6
 """Share of its limits that all charts are back within when a drift is over."""
+CALM = 0.35
+"""Share of its limit that a chart is usually within: a drift began when its chart was so for the last time."""
 EXPLAINED = 0.35
 """Share of what has changed that a cause explains at least."""
 ODD = 3.0
@@ -45,7 +47,7 @@ class Chart:
         numbers: (N_NUMBERS,) weighted means of standardised numbers.
         white: (N_FEATURES,) of whitened features.
         features, distances: of what was measured, for people.
-        turned_us: (N_NUMBERS,) when each of `numbers` was last on the other side of 0, µs since 1970.
+        calm_us: (N_NUMBERS,) when each of `numbers` was last near 0, µs since 1970.
         seen: parts so far.
         since_us: when the drift began that is under way; 0 without one.
     """
@@ -54,7 +56,7 @@ class Chart:
     white: Float = field(default_factory=lambda: np.zeros(N_FEATURES))
     features: Float = field(default_factory=lambda: np.zeros(N_FEATURES))
     distances: Float = field(default_factory=lambda: np.zeros(N_DISTANCES))
-    turned_us: Float = field(default_factory=lambda: np.zeros(N_NUMBERS))
+    calm_us: Float = field(default_factory=lambda: np.zeros(N_NUMBERS))
     seen: int = 0
     since_us: int = 0
 
@@ -64,19 +66,18 @@ class Chart:
         numbers = gauge.numbers(white, distances)
         if self.seen == 0:
             self.features[:], self.distances[:] = gauge.whitening.centre, gauge.distances
-            self.turned_us[:] = time_us
+            self.calm_us[:] = time_us
         length = float(np.linalg.norm(white)) / N_FEATURES**0.5
-        former = self.numbers.copy()
         shrunk = min(1.0, ODD / max(length, 1e-9))
         self.numbers += WEIGHT * (numbers - self.numbers)
         self.white += WEIGHT * (white * shrunk - self.white)
         self.features += WEIGHT * (features - self.features)
         self.distances += WEIGHT * (distances - self.distances)
-        self.turned_us[(former > 0) != (self.numbers > 0)] = time_us
         self.seen += 1
         beyond = self.beyond(gauge)
+        self.calm_us[beyond < CALM] = time_us
         if not self.since_us and beyond.max() > 1:
-            self.since_us = int(self.turned_us[beyond.argmax()])
+            self.since_us = int(self.calm_us[beyond.argmax()])
         elif self.since_us and beyond.max() < ENDED:
             self.since_us = 0
 
@@ -95,8 +96,8 @@ class Chart:
         sizes = (N_NUMBERS, N_FEATURES, N_FEATURES, N_DISTANCES, N_NUMBERS, 1, 1)
         if len(numbers) != sum(sizes):
             raise ValueError(f"{len(numbers)} numbers are no chart")
-        means, white, features, distances, turned, seen, since = np.split(numbers, np.cumsum(sizes)[:-1])
-        return cls(means, white, features, distances, turned, int(seen[0]), int(since[0]))
+        means, white, features, distances, calm, seen, since = np.split(numbers, np.cumsum(sizes)[:-1])
+        return cls(means, white, features, distances, calm, int(seen[0]), int(since[0]))
 
 
 @dataclass(frozen=True)

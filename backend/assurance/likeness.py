@@ -52,7 +52,7 @@ class Placing:
         y, x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
         steepest = np.stack([dx, dy, x * dy - y * dx, x * dx + y * dy, self.mean, np.ones_like(dx)], -1)
         flat = (steepest * _window()[..., None]).reshape(-1, 6)
-        damping = np.diag([1e-3, 1e-3, 1e-3, 1e-3, 0, 1e-9]) * (flat**2).sum(0).max()
+        damping = np.diag([1e-3] * PLACED + [1e-9, 1e-9]) * max((flat**2).sum(axis=0).max(), 1.0)
         solve = np.linalg.solve(flat.T @ flat + damping, flat.T)[:PLACED] * _window().ravel()
         self._solve = solve.astype(np.float32)
         self._taper = cv2.createHanningWindow((SIDE, SIDE), cv2.CV_32F)

@@ -158,11 +158,10 @@ class Whitening:
 def _correlation(z: Float) -> Float:
     n, p = z.shape
     sample = z.T @ z / n
-    size = np.trace(sample) / p
-    from_even = ((sample - size * np.eye(p)) ** 2).sum()
+    from_none = ((sample - np.eye(p)) ** 2).sum()
     noise = ((z**2).sum(axis=1) ** 2).sum() / n**2 - (sample**2).sum() / n
-    shrink = float(np.clip(noise / max(from_even, 1e-9), _SHRINK, 1.0))
-    return np.asarray((1 - shrink) * sample + shrink * size * np.eye(p))
+    shrink = float(np.clip(noise / max(from_none, 1e-9), _SHRINK, 1.0))
+    return np.asarray((1 - shrink) * sample + shrink * np.eye(p))
 
 
 def _unit(columns: Float) -> Float:

@@ -37,6 +37,7 @@ PAUSE_S = 1.0
 MOST_WAITING = 2048
 LEARNT = 2**31  # parts learnt from, once that is over
 _TRIES = 20
+_DAMAGED = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile)
 
 
 CHANGED: dict[Cause, Phrase] = {
@@ -318,7 +319,7 @@ class DriftWatch:
         if kept is not None and kept.generation == generation:
             try:
                 return Watched.read(kept, self._reference(key, kept)), kept
-            except (ValueError, KeyError, OSError, zipfile.BadZipFile) as err:
+            except _DAMAGED as err:
                 logger.warning("the drift of %s is learnt anew, because what was kept is damaged: %s", key, err)
         of_fit = self._of_fit(key, generation)
         anew = replace(kept, reference="") if kept else None
@@ -353,7 +354,7 @@ class DriftWatch:
             return Reference.read(data)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as err:
+        except _DAMAGED as err:
             logger.warning("%s cannot be used, so first parts are learnt from: %s", self._path(key), err)
             return None
 

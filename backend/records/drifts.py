@@ -144,11 +144,12 @@ class SharedDrifts:
             self.ledger.ready()
             with suppress(_Overtaken), database.writing() as connection:
                 if kept.revision == 0:
-                    done = connection.execute(database.insert_new(drifts).values(**_names(key), **values))
+                    write = database.insert_new(drifts).values(**_names(key), **values)
+                    done = connection.execute(write.returning(drifts.c.revision)).first() is not None
                 else:
                     same = and_(_of(drifts.c, key), drifts.c.revision == kept.revision)
-                    done = connection.execute(update(drifts).where(same).values(**values))
-                if done.rowcount != 1:
+                    done = connection.execute(update(drifts).where(same).values(**values)).rowcount == 1
+                if not done:
                     raise _Overtaken
                 if reference is not None:
                     self._replace_reference(connection, key, reference)
