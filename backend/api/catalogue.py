@@ -365,6 +365,11 @@ ERRORS: dict[str, Entry] = {
         es="Este servicio no guarda las inspecciones (RESULTS_DB=none): indica una base de datos en RESULTS_DB.",
         en="This service keeps no inspections (RESULTS_DB=none): name a database in RESULTS_DB.",
     ),
+    "study_not_usable": Entry(
+        400,
+        es="El estudio {path} no se puede usar: {reason}.",
+        en="The study {path} cannot be used: {reason}.",
+    ),
     "drift_newer": Entry(
         409,
         es="Lo que se sabe de la deriva lo escribió una versión más nueva del programa (formato {version}; esta conoce "
@@ -784,6 +789,32 @@ NOTICES: dict[str, Words] = {
     "samples_left_out": Words(
         es="Muestras que no se han podido usar: {n}. {reasons}", en="Samples that could not be used: {n}. {reasons}"
     ),
+    "study_same_picture": Words(
+        es="Imágenes puntuadas más de una vez, que no cuentan como repetición porque no muestran variación: {n}, de "
+        "las piezas {parts}. Haz fotos nuevas.",
+        en="Pictures scored more than once, which are no repeats since they show no variance: {n}, of the parts "
+        "{parts}. Take fresh pictures.",
+    ),
+    "study_no_reference": Words(
+        es="Falta la referencia de las piezas, así que no se sabe quién acierta: añade la columna reference, o revisa "
+        "las inspecciones de todas ellas.",
+        en="The parts have no reference, so it is not known who is right: add the column reference, or review "
+        "inspections of all of them.",
+    ),
+    "study_one_kind": Words(
+        es="Todas las piezas son de la misma clase: con buenas y malas se sabría cuánto se escapa y cuánto se rechaza "
+        "sin motivo.",
+        en="All parts are of one kind: with good and bad ones it would be known what is missed and what is rejected "
+        "without need.",
+    ),
+    "study_one_appraiser": Words(
+        es="Con un solo evaluador no se puede comparar a unos con otros: haz que otra persona mire las mismas piezas.",
+        en="One appraiser cannot be compared with others: have another person look at the same parts.",
+    ),
+    "study_few_parts": Words(
+        es="Piezas del estudio: {n}. AIAG pide al menos {wanted}, y los intervalos son por eso anchos.",
+        en="Parts of the study: {n}. AIAG asks for {wanted} at least, and intervals are wide for that reason.",
+    ),
     "drift": Words(
         es="Las piezas ya no se ven como al principio desde {since}: {cause}. Mira GET /drift.",
         en="Parts have not looked as they did at first since {since}: {cause}. See GET /drift.",
@@ -898,6 +929,47 @@ PHRASES: dict[str, Words] = {
         es="{days} días como mucho con bucket={bucket}", en="at most {days} days with bucket={bucket}"
     ),
     "records_full": Words(es="no queda espacio en el disco de la base de datos", en="the database's disk is full"),
+    "study_columns": Words(
+        es="su primera línea debe nombrar la columna part y al menos una de rating y score, y nombra {found}",
+        en="its first line must name the column part and at least one of rating and score, and names {found}",
+    ),
+    "study_no_part": Words(
+        es="la línea {line} no dice de qué pieza es", en="line {line} does not say which part it is of"
+    ),
+    "study_rating": Words(
+        es="la línea {line} dice {value} donde va ok o ng (o 1 o 0)",
+        en="line {line} says {value} where ok or ng (or 1 or 0) belongs",
+    ),
+    "study_score": Words(
+        es="la línea {line} dice {value} donde va la puntuación", en="line {line} says {value} where the score belongs"
+    ),
+    "study_unequal": Words(
+        es="{appraiser} ha mirado la pieza {part} un número de veces distinto del resto ({n} en vez de {wanted}); "
+        "complétalas o quita esa pieza",
+        en="{appraiser} looked at the part {part} another number of times than is usual ({n} instead of {wanted}); "
+        "complete them, or leave that part out",
+    ),
+    "study_reference_missing": Words(
+        es="la pieza {part} no tiene referencia y otras sí; pónsela, o quita la columna",
+        en="the part {part} has no reference and others have one; add it, or leave the column out",
+    ),
+    "study_reference_differs": Words(
+        es="la pieza {part} tiene dos referencias distintas; deja una",
+        en="the part {part} has two references; keep one",
+    ),
+    "study_one_appraiser_alone": Words(
+        es="hay un solo evaluador y ninguna referencia con que compararlo; añade otro, o la columna reference",
+        en="there is one appraiser and no reference to compare with; add another one, or the column reference",
+    ),
+    "study_no_repeats": Words(
+        es="hacen falta dos piezas al menos, cada una con dos imágenes distintas con su mismo part_id",
+        en="it takes two parts at least, each with two different pictures under its part_id",
+    ),
+    "study_no_variance": Words(
+        es="las puntuaciones de cada pieza son idénticas: parecen la misma imagen; haz fotos nuevas de cada pieza",
+        en="the scores of each part are identical, as of the same picture; take fresh pictures of each part",
+    ),
+    "study_of_records": Words(es="de las inspecciones guardadas", en="of recorded inspections"),
     "drift_light": Words(es="ha cambiado la luz", en="the light has changed"),
     "drift_colour": Words(
         es="ha cambiado el color de la luz o de la cámara", en="the colour of light or camera has changed"

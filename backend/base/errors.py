@@ -36,6 +36,7 @@ InspectionError
 │   ├── MetaInvalid: name, field, value, expected
 │   ├── BrokenImages: total, count, reasons
 │   ├── NotEnoughSamples: key, n, wanted
+│   ├── StudyNotUsable: path, reason
 │   ├── NgRequired: key
 │   ├── ThresholdAndPromise
 │   ├── CalibrationNeeded: key
@@ -231,6 +232,10 @@ class BrokenImages(BadRequest):
 
 class NotEnoughSamples(BadRequest):
     code = "not_enough_samples"
+
+
+class StudyNotUsable(BadRequest):
+    code = "study_not_usable"
 
 
 class NgRequired(BadRequest):

@@ -78,7 +78,7 @@ def fouled(image: BGR) -> BGR:
         ("position", lambda image: moved(image, right=0.03)),
         ("turn", lambda image: moved(image, degrees=5)),
         ("dirt", fouled),
-        ("parts", lambda image: scene(7)),
+        ("parts", lambda image: image[:, ::-1]),  # the left-hand variant
     ],
 )
 def test_a_change_is_found_at_once_and_its_cause_named(
