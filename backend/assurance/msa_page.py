@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from html import escape
 
 from backend.assurance.msa import (
@@ -51,7 +52,8 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .crossed { display: grid; grid-template-columns: repeat(3, 1fr); gap: 2mm 6mm; }
 .crossed > div { break-inside: avoid; }
 .signing { break-inside: avoid; }
-.signing td { height: 13mm; border: 0.2mm solid #999; padding: 1mm 2mm; width: 25%; }
+.signing table { width: calc(100% - 0.5mm); }
+.signing td { height: 9mm; border: 0.2mm solid #999; padding: 1mm 2mm; width: 25%; }
 .signing th { border: 0.2mm solid #999; padding: 1mm 2mm; }
 @media screen {
   html { background: #f4f4f4; }
@@ -100,8 +102,8 @@ class _Page:
         return escape((es if self.language == "es" else en).format(**values))
 
     def number(self, value: float, digits: int) -> str:
-        """A number as it is written here."""
-        text = f"{value:.{digits}f}"
+        """A number as it is written here, halves rounded up as by hand."""
+        text = str(Decimal(str(float(value))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
         return text.replace(".", ",") if self.language == "es" else text
 
     def share(self, one: Share) -> str:
@@ -175,7 +177,8 @@ class _Page:
                 for p in one.pairs
             )
             said += f'<h2>{self.w("between_appraisers")}</h2><div class="crossed">{pairs}</div>'
-        return said + f"<p class='small'>{self.w('kappa_criteria', good=KAPPA_GOOD, poor=KAPPA_POOR)}</p>"
+        good, poor = (self.number(limit, 2) for limit in (KAPPA_GOOD, KAPPA_POOR))
+        return said + f"<p class='small'>{self.w('kappa_criteria', good=good, poor=poor)}</p>"
 
     def appraisers(self, appraisers: Sequence[Appraiser]) -> str:
         """One line for each, and AIAG's criteria."""

@@ -42,7 +42,7 @@ PAGE: dict[str, tuple[str, str]] = {
     ),
     "repeatability": ("Repetibilidad de la puntuación", "Repeatability of the score"),
     "repeatability_is": (
-        "Cada pieza se fotografió varias veces de nuevo. Análisis de varianza de un factor con piezas aleatorias; los "
+        "Cada pieza se fotografió de nuevo varias veces. Análisis de varianza de un factor con piezas aleatorias; los "
         "intervalos son del 95 %.",
         "Each part was photographed several times anew. One-way analysis of variance with random parts; intervals are "
         "of 95 %.",
@@ -50,7 +50,7 @@ PAGE: dict[str, tuple[str, str]] = {
     "parts_scores": ("Piezas · puntuaciones", "Parts · scores"),
     "within": ("Desviación típica de la misma pieza (EV)", "Standard deviation within a part (EV)"),
     "between": ("Desviación típica entre piezas (PV)", "Standard deviation between parts (PV)"),
-    "ev": ("EV de la variación total", "EV of total variation"),
+    "ev": ("EV como parte de la variación total", "EV as a share of all variation"),
     "ndc": ("Categorías distintas (ndc)", "Distinct categories (ndc)"),
     "doubtful": (
         "Umbral, y alrededor de él lo que otra foto puede cambiar",
