@@ -19,10 +19,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 
 from backend import __version__
-from backend.api.answers import infer_fields, suspect_fields
+from backend.api.answers import Answer, infer_fields, suspect_fields
 from backend.api.catalogue import sentence
 from backend.api.limits import BodyLimit, HeadAsGet
 from backend.api.metrics import Measured, Metrics
@@ -263,7 +262,7 @@ async def infer(
     heatmap: Annotated[
         str | None, Form(description="relative, absolute, color or none; HEATMAP_SCALE without it.")
     ] = None,
-) -> JSONResponse:
+) -> Answer:
     """Inspect one part: its score, the verdict, a heatmap and the regions that differ from good parts.
 
     The verdict is recorded before it is answered; `inspection_id` is its name there.
@@ -284,8 +283,7 @@ async def infer(
     logger.info("infer %s: score %.6g, threshold %s, %s ms", key, score, result.threshold, result.timings_ms)
     metrics: Metrics = request.app.state.metrics
     metrics.inspected(key, result)
-    # Past FastAPI's check against the schema: it would take long over half a megabyte of our own making.
-    return JSONResponse({**identity(request, key), **named, **infer_fields(result, language_of(request.headers))})
+    return Answer({**identity(request, key), **named, **infer_fields(result, language_of(request.headers))})
 
 
 def _heatmap_scale(value: str | None) -> HeatmapScale | None:

@@ -257,13 +257,15 @@ class PatchCoreMemory:
             mean[~self.foreground.of(q)] = 0.0
         return mean
 
-    def weight(self, q: Array, neighbours: int) -> float:
+    def weight(self, q: Array, neighbours: int, *, leave_out: int | None = None) -> float:
         """How much the patch `q` (D,) counts as the score of its image (Roth et al. 2022, section 3.3, eq. 7).
 
         1 − exp‖q − m*‖ / Σ exp‖q − m‖, where m* is the row nearest to q and m are the `neighbours` rows nearest to m*,
-        itself among them: the farther the nearest row is from the other rows, the more the patch weighs.
+        itself among them: the farther the nearest row is from the other rows, the more the patch weighs. Rows of the
+        image `leave_out` are neither. Raises NothingLeft, ValueError: as `distances`.
         """
-        rows = self._search.rows
+        keep = self._kept(leave_out)
+        rows = self._search.rows if keep is None else self._search.rows[keep]
         to_q = np.sqrt(_squares(rows, _mapped(q[None], self.whiten)[0]))
         nearest = int(to_q.argmin())
         around = np.argsort(_squares(rows, rows[nearest]), kind="stable")[:neighbours]

@@ -7,6 +7,7 @@ index.faiss   FAISS flat index of emb, followed by a trailer that names the gene
 calib.json    the threshold and what it was made for
 certificate.json  what was found of the model the last time it was certified
 manifest.json the metadata again, for people
+.version      of a deleted model, its last model_version: the next model of that name goes on from there
 
 A deleted model stays for a while in .trash/<utc>/<role>/<roi>/, from where its files can be moved back.
 """
@@ -24,7 +25,7 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -35,14 +36,13 @@ from numpy.typing import NDArray
 
 from backend.base.errors import (
     DamagedFile,
-    DiskFull,
     InvalidId,
     MemoryNotFound,
     ReadOnlyReplica,
-    ReadOnlyStore,
     RecipeInvalid,
+    StorageFailed,
 )
-from backend.base.files import disk_errors, one_writer, patiently, utc_now, write_atomic, write_json
+from backend.base.files import disk_errors, one_writer, patiently, read_fault, utc_now, write_atomic, write_json
 from backend.base.keys import ModelKey, folder_of
 from backend.calib import GoodScores
 from backend.patchcore import Reserve, checked_extras
@@ -56,6 +56,8 @@ _CALIBRATED = {
     "score_percentile": (0.0, 100.0),
 }
 _TRAILER = b"BDI-GENERATION:"
+_VERSION = ".version"
+_VERSIONS = re.compile(r"(\d{4})\.(\d+)")
 _TRASH = ".trash"
 _TRASHED = "%Y%m%dT%H%M%S%fZ"
 # A deletion moves them in this order: without memory.npz the model is gone.
@@ -160,6 +162,8 @@ class ModelStore:
     def save_memory(self, key: ModelKey, memory: StoredMemory, index: bytes | None = None) -> StoredMemory:
         """Replace the memory in one step, then what is derived from it. The caller holds `writing(key)`.
 
+        Its version is a new one, whatever became of the former memory: it may be damaged, or in the trash.
+
         `index`: what index.faiss is to hold.
 
         Returns:
@@ -175,7 +179,7 @@ class ModelStore:
                 **memory.metadata,
                 "model": str(key),
                 "generation": uuid.uuid4().hex,
-                "model_version": next_version(self._former_metadata(key).get("model_version")),
+                "model_version": next_version(self._last_version(key)),
                 "created_utc": utc_now(),
             },
         )
@@ -191,11 +195,11 @@ class ModelStore:
         # The memory is committed, so what fails from here on is no failure.
         try:
             self.write_derived(key, stored, index)
-        except (DiskFull, ReadOnlyStore, OSError) as err:
+        except (StorageFailed, OSError) as err:
             logger.warning("index and manifest of %s could not be written, so the next load does it: %s", key, err)
         try:
             self._write_reserve(key, stored.generation, memory.reserve)
-        except (DiskFull, ReadOnlyStore, OSError) as err:
+        except (StorageFailed, OSError) as err:
             logger.warning(
                 "the reserve of %s could not be written, so the next growth chooses among new images alone: %s",
                 key,
@@ -254,6 +258,7 @@ class ModelStore:
         Raises:
             MemoryNotFound: it was never fitted.
             DamagedFile: the file is cut off, is no npz, or its arrays do not fit each other.
+            StorageFailed, OutOfMemory: it cannot be read for a reason that does not lie in it.
         """
         path = self.folder(key) / "memory.npz"
         try:
@@ -263,7 +268,7 @@ class ModelStore:
         except (FileNotFoundError, NotADirectoryError) as err:
             raise MemoryNotFound(key=key) from err
         except _NPZ_ERRORS as err:
-            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/fit_ok") from err
+            raise read_fault(err, path, path=self._relative(path), remedy="/fit_ok") from err
         try:
             return _stored_memory(arrays, metadata)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as err:
@@ -273,6 +278,9 @@ class ModelStore:
         """What a growth of `stored` may still take; None without a file, or with one that is damaged or of another.
 
         The growth then chooses among its new images alone.
+
+        Raises:
+            StorageFailed, OutOfMemory: it cannot be read for a reason that does not lie in it.
         """
         path = self.folder(key) / "reserve.npz"
         try:
@@ -283,6 +291,9 @@ class ModelStore:
         except FileNotFoundError:
             return None
         except _NPZ_ERRORS as err:
+            fault = read_fault(err, path, path=self._relative(path), remedy="/fit_ok")
+            if not isinstance(fault, DamagedFile):
+                raise fault from err
             logger.warning("%s cannot be used, so this growth chooses among new images alone: %s", path, err)
             return None
 
@@ -302,7 +313,7 @@ class ModelStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
-            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/calibrate_ng") from err
+            raise read_fault(err, path, path=self._relative(path), remedy="/calibrate_ng") from err
 
     def save_certificate(self, key: ModelKey, certificate: dict[str, Any]) -> None:
         """Replace certificate.json in one step. Raises DiskFull, ReadOnlyStore."""
@@ -320,7 +331,7 @@ class ModelStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, RecursionError) as err:
-            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/certify") from err
+            raise read_fault(err, path, path=self._relative(path), remedy="/certify") from err
         if not isinstance(found, dict):
             raise DamagedFile(path=self._relative(path), reason="it is no JSON object", remedy="/certify")
         return found
@@ -351,6 +362,8 @@ class ModelStore:
         if not any((folder / name).exists() for name in ("memory.npz", "calib.json")):
             raise MemoryNotFound(key=key)
         trash = self.root / _TRASH / datetime.now(timezone.utc).strftime(_TRASHED) / key.path
+        version = self._last_version(key).encode()
+        write_atomic(folder / _VERSION, lambda file: file.write(version))
         with disk_errors(trash):
             trash.mkdir(parents=True)
             for name in _FILES:
@@ -374,11 +387,15 @@ class ModelStore:
             logger.info("emptied %d models deleted more than %g days ago from the trash", gone, days)
         return gone
 
-    def _former_metadata(self, key: ModelKey) -> dict[str, Any]:
-        try:
-            return self.load_memory(key).metadata
-        except (MemoryNotFound, DamagedFile):
-            return {}
+    def _last_version(self, key: ModelKey) -> str:
+        """The highest version that the memory, its manifest and what a deletion left say; empty where none does."""
+        said: list[object] = [self.manifest(key).get("model_version")]
+        with suppress(MemoryNotFound, DamagedFile):
+            said.append(self.load_memory(key).metadata.get("model_version"))
+        with suppress(FileNotFoundError, UnicodeDecodeError):
+            said.append((self.folder(key) / _VERSION).read_text("ascii"))
+        known = [str(version) for version in said if _VERSIONS.fullmatch(str(version))]
+        return max(known, key=_by_number, default="")
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root.parent).as_posix()
@@ -450,10 +467,15 @@ def next_version(former: object) -> str:
     When the clock says an earlier year than the former version, that year's numbers go on.
     """
     year = datetime.now(timezone.utc).year
-    match = re.fullmatch(r"(\d{4})\.(\d+)", str(former or ""))
+    match = _VERSIONS.fullmatch(str(former or ""))
     if match and int(match[1]) >= year:
         return f"{match[1]}.{int(match[2]) + 1}"
     return f"{year}.1"
+
+
+def _by_number(version: str) -> tuple[int, int]:
+    year, _, number = version.partition(".")
+    return int(year), int(number)
 
 
 def _brief(err: Exception) -> str:

@@ -1,7 +1,8 @@
 """Drift on real parts: false alarms, delays and causes. Tables of docs/ACCURACY.md.
 
-    python experiments/drift.py                     # the half of the images that figures are reported on
-    python experiments/drift.py --half 0            # the half that settings were chosen on
+    python -m experiments.drift sequences              # the half of the images that figures are reported on
+    python -m experiments.drift sequences --half 0     # the half that settings were chosen on
+    python -m experiments.drift cost                   # processor time of one part
 
 A model of each set is fitted on some of its good parts (the weight-free extractor); sequences of 2,000 parts are drawn
 with replacement from the others, and in each something changes after 1,000 parts, at once or by and by. All of it goes
@@ -10,12 +11,12 @@ the way that /infer goes.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import process_time
 from typing import Annotated, get_args
 
 import cv2
@@ -23,18 +24,16 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from backend.assurance.drift import Cause, Chart, cause_of, distances_of  # noqa: E402
-from backend.assurance.likeness import features_of  # noqa: E402
-from backend.assurance.reference import N_DISTANCES, Gauge, Reference  # noqa: E402
-from backend.base.config import Settings  # noqa: E402
-from backend.base.images import list_images  # noqa: E402
-from backend.base.keys import ModelKey  # noqa: E402
-from backend.service.fitting import Fitter  # noqa: E402
-from backend.service.images import ImageFile  # noqa: E402
-from backend.service.inspection import Inspector  # noqa: E402
+from backend.assurance.drift import Cause, Chart, cause_of, distances_of
+from backend.assurance.likeness import features_of
+from backend.assurance.reference import N_DISTANCES, Gauge, Reference
+from backend.base.config import Settings
+from backend.base.images import list_images
+from backend.base.keys import ModelKey
+from backend.service.appearance import appearance_of
+from backend.service.fitting import Fitter
+from backend.service.images import ImageFile
+from backend.service.inspection import Inspector
 
 app = typer.Typer(add_completion=False)
 BGR = NDArray[np.float32]
@@ -270,9 +269,8 @@ def designs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 @app.command()
-def main(
-    data: Annotated[Path, typer.Option(help="The folder with pills, cookies and coffee.")] = ROOT.parent
-    / "shared/data",
+def sequences(
+    data: Annotated[Path, typer.Option(help="The folder with pills, cookies and coffee.")] = Path("../shared/data"),
     half: Annotated[int, typer.Option(help="Which half of the images.", min=0, max=1)] = 1,
     seeds: Annotated[int, typer.Option(help="Sequences of each kind and set.")] = 4,
     most: Annotated[int, typer.Option(help="Good parts of a set that sequences are drawn from.")] = 30,
@@ -302,6 +300,30 @@ def main(
             results.add("coffee, designs", bench, none, other, [seed, half])
         bench.inspector.close()
     report(results)
+
+
+@app.command()
+def cost(data: Annotated[Path, typer.Option(help="The folder with coffee.")] = Path("../shared/data")) -> None:
+    """Print the processor time that one part takes, by step, on one thread."""
+    cv2.setNumThreads(1)
+    images = [read(path).astype(np.uint8) for path in good(data / "coffee", 1)[:40]]
+    pixels = [np.asarray(cv2.resize(image, (448, 448)), np.uint8) for image in images]
+    seen = [appearance_of(one) for one in pixels]
+    reference, chart = Reference.of(seen), Chart()
+    features = [features_of(one, reference.placing) for one in seen]
+    gauge, nowhere = reference.gauge, np.zeros(N_DISTANCES)
+    steps: dict[str, Callable[[int], object]] = {
+        "appearance, while it is inspected": lambda n: appearance_of(pixels[n]),
+        "features, in the background": lambda n: features_of(seen[n], reference.placing),
+        "charts, in the background": lambda n: chart.add(gauge, features[n], nowhere, 1),
+        "state, once a second at most": lambda n: chart.to_bytes(),
+    }
+    typer.echo("| step | processor time, ms |\n| --- | --- |")
+    for name, step in steps.items():
+        started = process_time()
+        for n in range(400):
+            step(n % len(pixels))
+        typer.echo(f"| {name} | {1000 * (process_time() - started) / 400:.2f} |")
 
 
 def report(results: Results) -> None:

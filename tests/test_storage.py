@@ -28,6 +28,7 @@ from backend.base.errors import (
     ReadOnlyReplica,
     ReadOnlyStore,
     RecipeInvalid,
+    StorageFailed,
 )
 from backend.base.keys import ModelKey, check_id, check_recipe
 from backend.patchcore import PatchCoreMemory, Reserve
@@ -298,8 +299,13 @@ class Broken:
             file.write(b"half of it")
             fail()
 
+        opened = Path.open
+
+        def to_write(path: Path, mode: str = "r", *args: Any, **named: Any) -> Any:
+            return fail() if "x" in mode else opened(path, mode, *args, **named)
+
         if step == "open":
-            patch.setattr(Path, "open", fail)
+            patch.setattr(Path, "open", to_write)
         elif step == "write":
             patch.setattr(np, "savez", half)
         elif step == "fsync":
@@ -313,7 +319,7 @@ FAULTS = [
     (errno.EDQUOT, DiskFull),
     (errno.EROFS, ReadOnlyStore),
     (errno.EACCES, ReadOnlyStore),
-    (errno.EIO, OSError),
+    (errno.EIO, StorageFailed),
 ]
 
 

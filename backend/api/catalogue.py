@@ -141,6 +141,13 @@ ERRORS: dict[str, Entry] = {
         es="{name}: la imagen mide {width}×{height} px; el límite es de {limit} megapíxeles (MAX_IMAGE_MP).",
         en="{name}: the image is {width}×{height} px; the limit is {limit} megapixels (MAX_IMAGE_MP).",
     ),
+    "too_many_tokens": Entry(
+        400,
+        es="{name}: con INPUT_EDGE=smaller, {width}×{height} px dan {tokens} tokens y el límite es {limit}: recorta la "
+        "imagen o usa INPUT_EDGE=area.",
+        en="{name}: with INPUT_EDGE=smaller, {width}×{height} px make {tokens} tokens, and the limit is {limit}: crop "
+        "the image, or set INPUT_EDGE=area.",
+    ),
     "empty_upload": Entry(400, es="Archivo vacío.", en="The file is empty."),
     "unreadable_upload": Entry(400, es="No se pudo decodificar la imagen.", en="The image could not be decoded."),
     "invalid_shape": Entry(400, es="shape no es válido.", en="shape is not valid."),
@@ -269,6 +276,17 @@ ERRORS: dict[str, Entry] = {
         400,
         es="{key} no tiene un umbral que se aplique: calibra con /calibrate_ng o /calibrate_dataset y repite.",
         en="{key} has no threshold that applies: calibrate with /calibrate_ng or /calibrate_dataset and try again.",
+    ),
+    "good_parts_rejected": Entry(
+        400,
+        es=(
+            "{key}: piezas buenas probadas: {n}; las que el umbral deja pasar: {passed}; hacen falta {wanted}. Calibra "
+            "con /calibrate_dataset y repite."
+        ),
+        en=(
+            "{key}: good parts tried: {n}; those that the threshold passes: {passed}; needed: {wanted}. Calibrate with "
+            "/calibrate_dataset and try again."
+        ),
     ),
     "threshold_and_promise": Entry(
         400,
@@ -446,6 +464,20 @@ ERRORS: dict[str, Entry] = {
         es="Otro entrenamiento de {key} está en curso: reintenta en {retry_after} s.",
         en="Another fit of {key} is under way: try again in {retry_after} s.",
     ),
+    "out_of_memory": Entry(
+        503,
+        es="La máquina se ha quedado sin memoria: reintenta en {retry_after} s, cierra otros programas o baja "
+        "MAX_IMAGE_MP, FIT_MEMORY_MB y CACHE_MB. No ha cambiado nada.",
+        en="The machine ran out of memory: try again in {retry_after} s, close other programs, or lower MAX_IMAGE_MP, "
+        "FIT_MEMORY_MB and CACHE_MB. Nothing was changed.",
+    ),
+    "storage_failed": Entry(
+        503,
+        es="El sistema no deja leer ni escribir {path} ({reason}). El fichero no está dañado por eso: corrige la causa "
+        "y reintenta en {retry_after} s.",
+        en="The system does not let {path} be read or written ({reason}). That does not mean that it is damaged: mend "
+        "the cause and try again in {retry_after} s.",
+    ),
     "device_out_of_memory": Entry(
         503,
         es="La GPU se quedó sin memoria: cierra otros programas que la usen, baja INPUT_SIZE o usa DEVICE=cpu.",
@@ -508,6 +540,13 @@ ERRORS: dict[str, Entry] = {
         500,
         es="Error interno. Busca el identificador {request_id} en el registro del servicio.",
         en="Internal error. Look for the identifier {request_id} in the service's log.",
+    ),
+    "extractor_fault": Entry(
+        500,
+        es="El extractor {model} ha dado valores que no son números: la imagen no tiene la culpa. Usa PRECISION=fp32 o "
+        "RUNTIME=torch, y comprueba los pesos con python -m backend doctor.",
+        en="The extractor {model} gave values that are no numbers, which is not the image's fault. Set PRECISION=fp32 "
+        "or RUNTIME=torch, and check the weights with python -m backend doctor.",
     ),
     "artifact_damaged": Entry(
         500,
@@ -590,6 +629,12 @@ NOTICES: dict[str, Words] = {
         "indica cuántos tiene en PIXEL_BITS.",
         en="The image uses values of up to {highest} and could go up to {most}: if the camera does not shift its "
         "bits, say in PIXEL_BITS how many it has.",
+    ),
+    "pixel_bits_differ": Words(
+        es="El modelo se entrenó con PIXEL_BITS={expected} y ahora es {got}: las imágenes de 16 bits se leen de otra "
+        "manera. Vuelve al valor anterior o repite /fit_ok y la calibración.",
+        en="The model was fitted with PIXEL_BITS={expected}, and it is {got} now: 16-bit images are read in another "
+        "way. Go back to the former value, or run /fit_ok and the calibration again.",
     ),
     "degraded": Words(
         es="Servicio degradado: sin los pesos de {model} se usa el extractor sin pesos 'texture' ({reason}).",
@@ -695,6 +740,14 @@ NOTICES: dict[str, Words] = {
             "compare the images with each other."
         ),
     ),
+    "too_few_to_compare": Words(
+        es="Imágenes que se pueden comparar entre sí: {n}. Con menos de {wanted} no se distingue ninguna.",
+        en="Images that can be compared with each other: {n}. With fewer than {wanted} none can be told apart.",
+    ),
+    "certificate_not_kept": Words(
+        es="El modelo cambió o se borró mientras se certificaba: este certificado no se ha guardado. Repite /certify.",
+        en="The model changed or was deleted while it was certified: this certificate is not kept. Run /certify again.",
+    ),
     "suspects_found": Words(
         es="Se apartan de las demás: {names}. Mira esas imágenes y deja fuera las que no sean de piezas buenas.",
         en="These stand out from the others: {names}. Look at them, and leave out those that are not of good parts.",
@@ -720,8 +773,10 @@ NOTICES: dict[str, Words] = {
         en="The ROI gave a grid of {got} tokens and was fitted to the memory's, {expected}.",
     ),
     "image_downscaled": Words(
-        es="La imagen de {megapixels:.1f} MP se redujo a 12 MP para el análisis; las coordenadas son las originales.",
-        en="The {megapixels:.1f} MP image was scaled down to 12 MP for analysis; coordinates are the original ones.",
+        es="La imagen de {megapixels:.1f} MP es mayor de lo que el análisis aprovecha: se analizó reducida. "
+        "Las coordenadas son las de la imagen enviada.",
+        en="The {megapixels:.1f} MP image is larger than the analysis can use: it was analysed at a smaller size. "
+        "Coordinates are those of the image that was sent.",
     ),
     "mm_per_px_differs": Words(
         es="mm_per_px es {got} y la memoria se hizo con {expected}: las áreas usan {got}.",
@@ -1208,6 +1263,10 @@ FAULTS: dict[str, Words] = {
     "path_type": Words(es="debe ser una ruta", en="must be a path"),
     # FastAPI has only this one: it found text where an upload belongs.
     "value_error": Words(es="debe ser un fichero", en="must be a file"),
+    "no_such_block": Words(
+        es="la red no tiene el bloque {block}: van de {least} a {most}",
+        en="the network has no block {block}: they go from {least} to {most}",
+    ),
     "hashed_key": Words(
         es="tras sha256: van las 64 cifras hexadecimales del SHA-256 de una clave",
         en="after sha256: come the 64 hexadecimal digits of a key's SHA-256",

@@ -135,12 +135,18 @@ class HitMiss:
     @cached_property
     def _fit(self) -> tuple[float, float]:
         """Logit at the middle of the log sizes, and slope: those of the greatest likelihood."""
+        away = self._x - self._middle
 
-        def loss(given: Array) -> float:
-            return -self._log_likelihood(self._middle, float(given[0]), math.exp(given[1]))
+        def loss(given: Array) -> tuple[float, Array]:
+            """Minus the log likelihood of a height and the logarithm of a slope, and its gradient."""
+            slope = math.exp(given[1])
+            towards = self._signs * (given[0] + slope * away)
+            each = -self._signs * expit(-towards)
+            return -float(log_expit(towards).sum()), np.array([each.sum(), slope * (each * away).sum()])
 
         bounds = [(-_SUREST, _SUREST), (math.log(_FLATTEST), math.log(_STEEPEST))]
-        tried = [minimize(loss, [0.0, start], bounds=bounds, method="L-BFGS-B") for start in (0.0, 2.0)]
+        starts = ([0.0, 0.0], [0.0, 2.0])
+        tried = [minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B") for start in starts]
         found = min(tried, key=lambda one: float(one.fun))
         return float(found.x[0]), math.exp(found.x[1])
 

@@ -36,8 +36,10 @@ from backend.base.errors import (
     ImageTooLarge,
     ImageTooSmall,
     InspectionError,
+    OutOfMemory,
     UndecodableImage,
 )
+from backend.base.files import is_the_machines
 from backend.base.messages import Notice, Phrase
 from backend.base.options import filled, option
 
@@ -128,6 +130,7 @@ def decode(data: bytes, *, name: str = "image", options: ImageOptions | None = N
 
     Raises:
         EmptyFile, UndecodableImage, ImageTooSmall, ImageTooLarge: with `name` in their text.
+        OutOfMemory: the machine's memory does not hold the pixels.
     """
     options = options or ImageOptions()
     reader = _reader(data, name)
@@ -142,7 +145,9 @@ def decode(data: bytes, *, name: str = "image", options: ImageOptions | None = N
     except InspectionError:
         raise
     except _DECODER_ERRORS as err:
-        raise UndecodableImage(name=name, reason=_corrupt(err)) from err
+        raise _decoder_fault(err, name) from err
+    except MemoryError as err:
+        raise OutOfMemory(retry_after=5) from err
 
 
 def read_header(data: bytes, *, name: str = "image") -> Header:
@@ -175,6 +180,13 @@ def _reader(data: bytes, name: str) -> _Reader:
         if fits:
             return kind(data)
     raise UndecodableImage(name=name, reason=Phrase("format_not_read"))
+
+
+def _decoder_fault(err: Exception, name: str) -> InspectionError:
+    """What a decoder's error says of the file, unless it was the machine that failed."""
+    if (isinstance(err, cv2.error) and err.code == cv2.Error.StsNoMem) or is_the_machines(err):
+        return OutOfMemory(retry_after=5)
+    return UndecodableImage(name=name, reason=_corrupt(err))
 
 
 def _corrupt(err: Exception) -> Phrase:

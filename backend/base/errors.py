@@ -16,6 +16,7 @@ InspectionError
 │   │   ├── UndecodableImage: name, reason
 │   │   ├── ImageTooSmall: name, width, height, limit
 │   │   ├── ImageTooLarge: name, width, height, limit
+│   │   ├── TooManyTokens: name, width, height, tokens, limit
 │   │   ├── EmptyUpload
 │   │   └── UndecodableUpload
 │   ├── InvalidShape
@@ -40,6 +41,7 @@ InspectionError
 │   ├── NgRequired: key
 │   ├── ThresholdAndPromise
 │   ├── CalibrationNeeded: key
+│   ├── GoodPartsRejected: key, n, passed, wanted
 │   └── OnlyImage: name
 ├── InvalidFields: reason
 ├── Unauthorized
@@ -70,9 +72,11 @@ InspectionError
 ├── NotReady: retry_after
 ├── FitInProgress: key, retry_after
 ├── DeviceOutOfMemory: retry_after
-├── DiskFull: path
+├── OutOfMemory: retry_after
+├── StorageFailed: path, reason, retry_after
+│   ├── DiskFull: path
+│   └── ReadOnlyStore: path
 ├── DatasetsFull: used, limit, wanted
-├── ReadOnlyStore: path
 ├── NotRecorded: reason, retry_after
 ├── RecordsUnavailable: reason, retry_after
 ├── DriftNewer: version, known
@@ -81,6 +85,7 @@ InspectionError
 ├── ResNetUnavailable: model, reason
 ├── RoiUnreadable: path
 ├── ServerFault
+│   ├── ExtractorFault: model
 │   └── DamagedFile: path, reason, remedy
 └── StartupError: reason
     ├── WeightsUnavailable: model, reason
@@ -152,6 +157,10 @@ class ImageTooSmall(BadImage):
 
 class ImageTooLarge(BadImage):
     code = "image_too_large"
+
+
+class TooManyTokens(BadImage):
+    code = "too_many_tokens"
 
 
 class EmptyUpload(BadImage):
@@ -248,6 +257,10 @@ class ThresholdAndPromise(BadRequest):
 
 class CalibrationNeeded(BadRequest):
     code = "calibration_needed"
+
+
+class GoodPartsRejected(BadRequest):
+    code = "good_parts_rejected"
 
 
 class OnlyImage(BadRequest):
@@ -370,16 +383,24 @@ class DeviceOutOfMemory(InspectionError):
     code = "device_out_of_memory"
 
 
-class DiskFull(InspectionError):
+class OutOfMemory(InspectionError):
+    code = "out_of_memory"
+
+
+class StorageFailed(InspectionError):
+    code = "storage_failed"
+
+
+class DiskFull(StorageFailed):
     code = "disk_full"
+
+
+class ReadOnlyStore(StorageFailed):
+    code = "store_read_only"
 
 
 class DatasetsFull(InspectionError):
     code = "datasets_full"
-
-
-class ReadOnlyStore(InspectionError):
-    code = "store_read_only"
 
 
 class NotRecorded(InspectionError):
@@ -412,6 +433,10 @@ class RoiUnreadable(InspectionError):
 
 class ServerFault(InspectionError):
     code = "internal_error"
+
+
+class ExtractorFault(ServerFault):
+    code = "extractor_fault"
 
 
 class DamagedFile(ServerFault):

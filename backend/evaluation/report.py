@@ -13,13 +13,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from backend.base.images import decode_image, encode_jpeg, resize, to_base64
+from backend.base.decoding import ImageOptions
+from backend.base.images import encode_jpeg, resize, to_base64
 from backend.calib import choose_threshold
 from backend.evaluation.figures import Rates, roc_points
 from backend.evaluation.pictures import overlay
 from backend.evaluation.results import FewShot, Figures, ScoredImage, SetResult, Shown
 from backend.evaluation.sets import LabelledImage
 from backend.infer import Inspection
+from backend.service.images import ImageFile, decoded
 
 PICTURE_WIDTH = 640
 PICTURE_QUALITY = 88
@@ -89,10 +91,14 @@ def worth_showing(scored: Sequence[ScoredImage], *, each: int = 6) -> list[tuple
     return [("miss", s) for s in bad[:each]] + [("false alarm", s) for s in good[:each]] + typical
 
 
-def side_by_side(image: LabelledImage, found: Inspection) -> bytes:
-    """JPEG of the ROI with the defect's mask outlined and, to its right, of the same under its anomaly map."""
+def side_by_side(image: LabelledImage, found: Inspection, options: ImageOptions | None = None) -> bytes:
+    """JPEG of the ROI with the defect's mask outlined and, to its right, of the same under its anomaly map.
+
+    `options`: how its file is read.
+    """
     height, width = found.anomaly_map.shape
-    plain = resize(decode_image(image.path.read_bytes(), name=image.path.name), height, width)
+    with decoded(ImageFile(image.path.name, image.path.read_bytes), options) as (_, seen):
+        plain = resize(seen.pixels, height, width)
     low, high = (float(v) for v in np.percentile(found.anomaly_map, [1, 99.9]))
     heated = overlay(
         plain, found.anomaly_map, low=low, high=max(high, low), score=found.score, threshold=None, mask=found.roi.mask

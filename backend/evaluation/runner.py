@@ -46,6 +46,7 @@ SETTINGS_THAT_COUNT = (
     *settings_of(FitOptions),
     *settings_of(Scoring),
     "patchcore_faiss_fp16",
+    "area_mm2_thr",
     "threshold_margin",
 )
 
@@ -197,7 +198,7 @@ class Evaluator:
 
     def _picture(self, why: str, scored: ScoredImage) -> Shown:
         found = self._infer(scored.image).inspection
-        return Shown(why, scored.image, scored.score, side_by_side(scored.image, found))
+        return Shown(why, scored.image, scored.score, side_by_side(scored.image, found, ImageOptions.of(self.settings)))
 
 
 class _Reported(Job):

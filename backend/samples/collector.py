@@ -9,14 +9,13 @@ from typing import Any
 
 from backend.base.config import Settings
 from backend.base.errors import (
-    DiskFull,
     FitInProgress,
     InspectionError,
     MemoryNotFound,
     NgRequired,
     NotEnoughSamples,
     OnlyImage,
-    ReadOnlyStore,
+    StorageFailed,
 )
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
@@ -275,7 +274,7 @@ class Collector:
             if self.samples.folder(key).is_dir():
                 try:
                     self.history.append(key, "delete", {})
-                except (DiskFull, ReadOnlyStore) as err:
+                except StorageFailed as err:
                     logger.warning("the deletion of %s is not recorded: %s", key, err)
         store.empty_trash(self.settings.trash_days)
         return folder.relative_to(store.root).as_posix()

@@ -25,7 +25,6 @@ from time import monotonic
 from typing import Any
 
 from backend.base.errors import (
-    DamagedFile,
     DatasetNotFound,
     DatasetsFull,
     InvalidFilename,
@@ -35,7 +34,7 @@ from backend.base.errors import (
     RecipeInvalid,
     SampleNotFound,
 )
-from backend.base.files import disk_errors, one_writer, require_room, utc_now, write_atomic, write_json
+from backend.base.files import disk_errors, one_writer, read_fault, require_room, utc_now, write_atomic, write_json
 from backend.base.images import ENDINGS, image_header, is_image_name
 from backend.base.keys import ModelKey, folder_of
 from backend.base.messages import Notice
@@ -183,7 +182,7 @@ class SampleStore:
             return {}
         except (OSError, ValueError, RecursionError) as err:
             where = path.relative_to(self.root.parent).as_posix()
-            raise DamagedFile(path=where, reason=str(err)[:160], remedy=f"/datasets/{label}/upload") from err
+            raise read_fault(err, path, path=where, remedy=f"/datasets/{label}/upload") from err
         return meta
 
     def digests(self, key: ModelKey, label: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from backend.base.config import Settings
 from backend.base.errors import DeviceOutOfMemory, NotReady, WeightsUnavailable
 from backend.base.messages import Notice
 from backend.extractors.protocol import Extractor, ExtractorOptions
-from backend.features import build_extractor
+from backend.features import build_extractor, check_options
 from backend.service.queue import InferenceQueue
 
 logger = logging.getLogger(__name__)
@@ -52,11 +52,18 @@ class ExtractorHost:
         self._broken = False
 
     def start(self) -> None:
-        """Load the extractor and run it once. Raises WeightsUnavailable when REQUIRE_PRETRAINED is set."""
+        """Load the extractor and run it once.
+
+        Raises:
+            InvalidSettings: the model lacks what a setting names.
+            WeightsUnavailable: with REQUIRE_PRETRAINED.
+        """
         with self._starting:
             if self._started:
                 return
             self._started = True
+        if self._given is None:
+            check_options(ExtractorOptions.of(self.settings))
         if self._given is not None:
             self._up(self._given)
         elif self.settings.require_pretrained:

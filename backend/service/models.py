@@ -13,12 +13,11 @@ from cachetools import LRUCache
 
 from backend.base.arrays import square_norms
 from backend.base.errors import (
-    DiskFull,
     ExtractorMismatch,
     FitInProgress,
     MemoryNotFound,
     ReadOnlyReplica,
-    ReadOnlyStore,
+    StorageFailed,
 )
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
@@ -144,7 +143,7 @@ class ModelCache:
                 if self.store.stamp(key) == stamp:
                     self.store.write_derived(key, stored, index)
                     logger.info("rebuilt index and manifest of %s", key)
-        except (FitInProgress, DiskFull, ReadOnlyReplica, ReadOnlyStore, OSError) as err:
+        except (FitInProgress, ReadOnlyReplica, StorageFailed, OSError) as err:
             logger.warning("index and manifest of %s are not rebuilt now: %s", key, err)
 
 

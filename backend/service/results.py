@@ -30,6 +30,7 @@ class FitResult:
     timings_ms: dict[str, float]
     warnings: list[Notice]
     left_out: LeftOut | None = None
+    changed: bool = True
     appearances: Sequence[Appearance] = ()
 
 

@@ -605,6 +605,7 @@ def test_what_a_fit_records_of_its_options_makes_them_again() -> None:
         "seed",
         "patchcore_distance",
         "foreground_mask",
+        "pixel_bits",
         "augment",
     ]
     settings = Settings(fit_memory_mb=77, coreset_rate=0.1, patchcore_distance="mahalanobis", max_coreset=9)

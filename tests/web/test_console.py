@@ -159,6 +159,7 @@ def test_a_broken_cookie_is_learned_calibrated_inspected_and_masked(console: Ope
     assert not desk.errors
 
 
+@pytest.mark.slow
 def test_a_rusty_disc_is_told_with_its_ring_as_the_mask(console: Open, tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
 
@@ -723,7 +724,7 @@ def test_all_of_it_works_by_keyboard(console: Open, pieces: Pieces) -> None:
     page = desk.page
     desk.open("fit", **MODEL)
     page.focus("#tab-fit")
-    for name in ("calibrate", "inspect", "resnet", "fit"):
+    for name in ("calibrate", "inspect", "samples", "station", "history", "resnet", "fit"):
         page.keyboard.press("ArrowRight")
         expect(page.locator(f"#tab-{name}")).to_be_focused()
         expect(page.locator(f"#{name}")).to_be_visible()

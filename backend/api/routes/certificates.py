@@ -22,11 +22,10 @@ from backend.api.requests import (
 )
 from backend.api.schemas import CertifyRequest
 from backend.api.uploads import UploadRoute
-from backend.assurance.certificate import CertificateOptions, certify_stored
+from backend.assurance.certificate import CertificateOptions, certify_stored, notices_of
 from backend.assurance.page import page
 from backend.base.errors import CertificateNotFound
 from backend.base.keys import ModelKey
-from backend.base.messages import Notice
 
 router = APIRouter(route_class=UploadRoute, tags=["models"])
 
@@ -71,4 +70,4 @@ def get_certificate(
 
 def _sentences(request: Request, made: dict[str, Any]) -> list[str]:
     language = language_of(request.headers)
-    return [sentence(Notice(one["code"], one["values"]), language) for one in made.get("notices", [])]
+    return [sentence(notice, language) for notice in notices_of(made)]

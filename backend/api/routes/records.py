@@ -19,7 +19,7 @@ from backend.api.catalogue import Language, sentence
 from backend.api.problems import language_of
 from backend.api.recording import LedgerDep
 from backend.api.requests import ERRORS, CollectorDep, identity, sentences
-from backend.base.decoding import ImageOptions, decode
+from backend.base.decoding import ImageOptions
 from backend.base.errors import ImageNotKept, InvalidValue, RecordsUnavailable
 from backend.base.keys import ModelKey
 from backend.base.messages import Message, Phrase
@@ -34,6 +34,7 @@ from backend.records.record import VERDICTS, Verdict
 from backend.records.summaries import span_of, summary
 from backend.records.verdicts import checked_text
 from backend.samples.store import Draft, check_label, media_type
+from backend.service.images import ImageFile, decoded
 
 router = APIRouter(tags=["records"], responses=ERRORS)
 
@@ -194,15 +195,23 @@ def get_image(ledger: LedgerDep, inspection_id: str) -> Response:
 
 
 @router.get("/inspections/{inspection_id}/overlay", response_class=Response)
-def get_overlay(ledger: LedgerDep, collector: CollectorDep, inspection_id: str) -> Response:
+def get_overlay(
+    ledger: LedgerDep,
+    collector: CollectorDep,
+    inspection_id: str,
+    width: Annotated[Text, Query(description="At most so many pixels wide, 16 to 4096.")] = None,
+) -> Response:
     """A PNG of the anomaly map and the regions over the image, or over a plain ground where that was not kept."""
+    wide = None if width is None else _whole("width", width, 4096, least=16)
     found = ledger.inspection(inspection_id)
     try:
         data, _ = ledger.image(found)
-        image = decode(data, options=ImageOptions.of(collector.settings)).pixels
+        file = ImageFile(str(found.item.get("filename") or "image"), lambda: data)
+        with decoded(file, ImageOptions.of(collector.settings)) as (_, seen):
+            png = overlay(found, seen.pixels, wide)
     except ImageNotKept:
-        image = None
-    return Response(overlay(found, image), media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
+        png = overlay(found, None, wide)
+    return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
 
 
 @router.post("/inspections/{inspection_id}/review")
@@ -322,10 +331,10 @@ def _number(field: str, text: str | None) -> float | None:
     return number
 
 
-def _whole(field: str, text: str, most: int) -> int:
-    """A whole number from 1 to `most`. Raises InvalidValue."""
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:12]) <= most:
+def _whole(field: str, text: str, most: int, *, least: int = 1) -> int:
+    """A whole number from `least` to `most`. Raises InvalidValue."""
+    if not text.isascii() or not text.isdecimal() or not least <= int(text[:12]) <= most:
         raise InvalidValue(
-            field=field, value=repr(text[:40]), expected=Phrase("whole_number", {"least": 1, "most": most})
+            field=field, value=repr(text[:40]), expected=Phrase("whole_number", {"least": least, "most": most})
         )
     return int(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Form, Path, Query, Request, Response, UploadFile
@@ -27,7 +28,7 @@ from backend.api.schemas import RelabelRequest
 from backend.api.uploads import UploadRoute, uploads
 from backend.assurance.review import Reviewer
 from backend.assurance.suspects import SHOWN
-from backend.base.decoding import ImageOptions, decode
+from backend.base.decoding import ImageOptions
 from backend.base.errors import InvalidValue
 from backend.base.images import encode_jpeg, resize
 from backend.base.keys import ModelKey
@@ -36,7 +37,7 @@ from backend.roi_mask import parse_shape
 from backend.samples.collector import Collector
 from backend.samples.intake import drafts
 from backend.samples.store import LABELS, Kept, check_label, media_type
-from backend.service.images import ImageFile
+from backend.service.images import ImageFile, decoded
 
 router = APIRouter(route_class=UploadRoute, tags=["samples"])
 
@@ -120,10 +121,10 @@ def get_thumb(
     size: Annotated[int, Query(ge=16, le=1024, description="Longer side at most, px.")] = 160,
 ) -> Response:
     """A small JPEG of a sample."""
-    data = collector.samples.read(key, check_label(label), filename)
-    image = decode(data, name=filename, options=ImageOptions.of(collector.settings)).pixels
-    scale = min(1.0, size / max(image.shape[:2]))
-    small = resize(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
+    file = ImageFile(filename, partial(collector.samples.read, key, check_label(label), filename))
+    with decoded(file, ImageOptions.of(collector.settings)) as (_, found):
+        scale = min(1.0, size / max(found.pixels.shape[:2]))
+        small = resize(found.pixels, *(max(1, round(side * scale)) for side in found.pixels.shape[:2]))
     return Response(encode_jpeg(small), media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
