@@ -19,7 +19,7 @@ from backend.assurance.drift import Cause, Chart, Finding, distances_of, evidenc
 from backend.assurance.likeness import Float, features_of
 from backend.assurance.reference import FEWEST, N_DISTANCES, VERSION, Reference
 from backend.base.config import Settings
-from backend.base.errors import DamagedFile, DiskFull, DriftNewer, InspectionError, MemoryNotFound, ReadOnlyStore
+from backend.base.errors import DiskFull, DriftNewer, InspectionError, MemoryNotFound, ReadOnlyStore
 from backend.base.files import write_atomic
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice, Phrase
@@ -180,7 +180,7 @@ class DriftWatch:
         self._waiting: dict[ModelKey, deque[Part]] = {}
         self._fits: dict[ModelKey, FitResult] = {}
         self._known: dict[ModelKey, Finding] = {}
-        self._troubles: dict[ModelKey, InspectionError] = {}
+        self._troubles: dict[ModelKey, Exception] = {}
         self._references: LRUCache[str, Reference] = LRUCache(64)
         self._lock, self._turn = threading.Lock(), threading.Lock()
         self._wake, self._closed = threading.Event(), False
@@ -234,8 +234,9 @@ class DriftWatch:
         return replace(watched.finding(self.wanted), evidence=watched.evidence())
 
     def states(self) -> Sequence[tuple[ModelKey, KeptDrift]]:
-        """The state and cause of every model. Raises RecordsUnavailable."""
-        return self.drifts.states() if self.wanted else ()
+        """The state and cause of every model that is there. Raises RecordsUnavailable."""
+        known = self.drifts.states() if self.wanted else ()
+        return [(key, kept) for key, kept in known if self.store.stamp(key) is not None]
 
     def take_in(self) -> None:
         """Add the parts that wait to the charts of their models."""
@@ -277,16 +278,15 @@ class DriftWatch:
                     watched.add(part, self.wanted)
                 if self._save(key, watched, kept, former):
                     return
-        except (InspectionError, OSError) as err:
+        except (InspectionError, OSError, ValueError) as err:  # the last of numbers that cannot be reckoned with
             if str(self._troubles.get(key)) != str(err):
                 logger.warning("the drift of %s is not watched now: %s", key, err)
-            self._troubles[key] = (
-                err if isinstance(err, InspectionError) else DamagedFile(path=FILE, reason=str(err), remedy="/fit_ok")
-            )
+            self._troubles[key] = err
 
     def _save(self, key: ModelKey, watched: Watched, kept: KeptDrift | None, former: Reference | None) -> bool:
         found = watched.finding(self.wanted)
-        new = watched.reference if watched.reference is not former or (kept is None and former) else None
+        unsaved = watched.reference is not former or kept is None or not kept.reference
+        new = watched.reference if unsaved else None
         data = new.to_bytes() if new else None
         digest = digest_of(data) if data is not None else kept.reference if kept else ""
         saved = self.drifts.save(

@@ -93,13 +93,12 @@ def test_components_of_variance_are_found_again() -> None:
     scores = [(part + rng.normal(0, 0.02, rng.integers(2, 6))).tolist() for part in rng.normal(0.5, 0.1, 400)]
     found = repeatability([*scores, [0.4]], threshold=0.7)
     assert found is not None
-    assert (found.n_parts, found.within, found.between) == (
-        400,
-        pytest.approx(0.02, rel=0.05),
-        pytest.approx(0.1, rel=0.1),
-    )
+    assert found.n_parts == 400
+    assert found.within == pytest.approx(0.02, rel=0.05)
+    assert found.between == pytest.approx(0.1, rel=0.1)
     assert found.low < 0.02 < found.high
-    assert (found.judgement, found.ndc) == ("marginal", pytest.approx(7, abs=1))
+    assert found.judgement == "marginal"
+    assert 6 <= found.ndc <= 8
     assert found.doubtful == pytest.approx(1.96 * 0.02, rel=0.05)
 
 
@@ -107,7 +106,7 @@ def test_the_interval_of_the_standard_deviation_holds_as_often_as_it_says() -> N
     rng = np.random.default_rng(1)
     held = 0
     for _ in range(300):
-        found = repeatability(rng.normal(0.5, 0.02, (5, 3)) + rng.normal(0, 0.1, (5, 1)))
+        found = repeatability((rng.normal(0.5, 0.02, (5, 3)) + rng.normal(0, 0.1, (5, 1))).tolist())
         assert found is not None
         held += found.low <= 0.02 <= found.high
     assert stats.binomtest(held, 300, 0.95).pvalue > 0.01

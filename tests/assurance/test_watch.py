@@ -142,6 +142,22 @@ def test_parts_of_another_memory_do_not_count_and_a_new_memory_begins_anew(
     assert watch.finding(KEY).learnt == 3
 
 
+def test_after_a_refit_the_pictures_of_the_new_fit_count(fitted: tuple[Inspector, FitResult]) -> None:
+    inspector, result = fitted
+    drifts = OwnDrifts()
+    watch = DriftWatch(inspector.store, drifts, WANTED)
+    told(watch, result, 100, WANTED + FEWEST)
+    watch.take_in()
+    kept = drifts.load(KEY)
+    assert kept is not None
+    drifts._kept[KEY] = kept.__class__(**{**kept.__dict__, "generation": "former"})
+    watch.fitted(KEY, result)
+    told(watch, result, 200, 5)
+    assert watch.finding(KEY).learnt == 5
+    told(watch, result, 300, 8, dark=True)
+    assert watch.finding(KEY).cause == "light"
+
+
 def test_a_state_of_a_newer_version_is_left_alone_and_said(fitted: tuple[Inspector, FitResult]) -> None:
     inspector, result = fitted
     drifts = OwnDrifts()
