@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sqlalchemy import Connection, select
 
 from backend.assurance.msa import FEW_PARTS, Agreement, Ratings, Study, agreement, repeatability
 from backend.base.errors import StudyNotUsable
-from backend.base.keys import ModelKey
 from backend.base.messages import Notice, Phrase
-from backend.records.tables import facets, inspections, reviews
+from backend.records.repeats import Seen
 
 GOOD = frozenset({"ok", "good", "pass", "1", "true", "go", "bueno", "buena", "bien", "conforme"})
 BAD = frozenset({"ng", "ko", "bad", "fail", "0", "false", "nogo", "no-go", "nok", "malo", "mala", "mal", "no conforme"})
@@ -123,43 +121,24 @@ def _score(path: Path, line: int, text: str) -> float | None:
     return score
 
 
-def of_records(connection: Connection, key: ModelKey, batch: str | None = None) -> tuple[list[Look], float | None]:
-    """The recorded looks at parts of `key` that have a part_id, oldest first, and the last threshold.
+def of_records(seen: Sequence[Seen]) -> tuple[list[Look], float | None]:
+    """The looks of recorded inspections, oldest first, and the last threshold.
 
     What people said of a part in reviews is its reference; the last word counts.
     """
-    own, facet = inspections.c, facets.c
-    wanted = (
-        select(own.id, own.part_id, own.score, own.threshold, facet.decision, own.image_sha256)
-        .join(facets, own.facet_id == facet.id)
-        .where(facet.role_id == key.role_id, facet.roi_id == key.roi_id, facet.recipe_id == key.recipe_id)
-        .where(own.part_id.is_not(None))
-        .order_by(own.time_us, own.id)
-    )
-    if batch is not None:
-        wanted = wanted.where(own.batch_id == batch)
-    rows = connection.execute(wanted).all()
-    part_of = {row.id: str(row.part_id) for row in rows}
-    said: dict[str, bool] = {}
-    numbers = list(part_of)
-    for at in range(0, len(numbers), 500):
-        chosen = reviews.c.inspection_id.in_(numbers[at : at + 500])
-        asked = select(reviews.c.inspection_id, reviews.c.verdict).where(chosen).order_by(reviews.c.time_us)
-        for review in connection.execute(asked):
-            if review.verdict in {"good", "bad"}:
-                said[part_of[review.inspection_id]] = review.verdict == "good"
+    said = {one.part_id: one.good for one in sorted(seen, key=lambda one: one.said_us) if one.good is not None}
     looks = [
         Look(
-            part_of[row.id],
+            one.part_id,
             SERVICE,
-            None if row.decision is None else row.decision == "ok",
-            said.get(part_of[row.id]),
-            row.score,
-            bytes(row.image_sha256).hex(),
+            None if one.decision is None else one.decision == "ok",
+            said.get(one.part_id),
+            one.score,
+            one.image_sha256,
         )
-        for row in rows
+        for one in seen
     ]
-    thresholds = [row.threshold for row in rows if row.threshold is not None]
+    thresholds = [one.threshold for one in seen if one.threshold is not None]
     return looks, thresholds[-1] if thresholds else None
 
 

@@ -14,6 +14,7 @@ from backend.assurance.words import Language
 from backend.base.files import disk_errors, utc_now, write_atomic, write_json
 from backend.base.keys import ModelKey
 from backend.base.messages import Phrase
+from backend.records.repeats import seen_parts
 from backend.tools.records import opened
 from backend.tools.terminal import say, sentence
 
@@ -34,7 +35,7 @@ def analyse(path: Path | None, key: ModelKey, batch: str | None, *, out: Path, l
         of_record = catalogue.sentence(Phrase("study_of_records"), language)
         name = f"{key} · {of_record}" + (f" · {batch}" if batch else "")
         with opened() as ledger, ledger.reading() as connection:
-            looks, threshold = of_records(connection, key, batch)
+            looks, threshold = of_records(seen_parts(connection, key, batch))
         study = analysed(name, looks, threshold)
     when = utc_now()
     write_json(out / "msa.json", {"study": name, "created_utc": when, "version": __version__, **as_dict(study)})

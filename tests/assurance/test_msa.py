@@ -17,6 +17,7 @@ from backend.base.keys import ModelKey
 from backend.base.messages import Phrase
 from backend.records.entries import ReviewDraft
 from backend.records.ledger import Ledger
+from backend.records.repeats import seen_parts
 from tests.records.made import record
 
 AIAG = Path(__file__).resolve().parent.parent / "data" / "aiag_attributes.csv"
@@ -201,7 +202,7 @@ def test_the_record_is_a_study_of_the_parts_that_were_seen_several_times(tmp_pat
     for part, verdict in (("P1", "good"), ("P2", "bad"), ("P3", "good")):
         ledger.review(ReviewDraft(inspection_id=str(names[part]), verdict=verdict))  # type: ignore[arg-type]
     with ledger.reading() as connection:
-        found, threshold = of_records(connection, KEY, "study")
+        found, threshold = of_records(seen_parts(connection, KEY, "study"))
     study = analysed("records", found, threshold)
     ledger.close()
     assert study.repeatability is not None and study.agreement is not None
