@@ -44,6 +44,7 @@ from backend.base.errors import (
 )
 from backend.base.files import disk_errors, one_writer, patiently, read_fault, utc_now, write_atomic, write_json
 from backend.base.keys import ModelKey, folder_of
+from backend.base.messages import Phrase
 from backend.calib import GoodScores
 from backend.patchcore import Reserve, checked_extras
 
@@ -268,11 +269,11 @@ class ModelStore:
         except (FileNotFoundError, NotADirectoryError) as err:
             raise MemoryNotFound(key=key) from err
         except _NPZ_ERRORS as err:
-            raise read_fault(err, path, path=self._relative(path), remedy="/fit_ok") from err
+            raise read_fault(err, path, path=self._relative(path), remedy=Phrase("the_learning")) from err
         try:
             return _stored_memory(arrays, metadata)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as err:
-            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/fit_ok") from err
+            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy=Phrase("the_learning")) from err
 
     def load_reserve(self, key: ModelKey, stored: StoredMemory) -> Reserve | None:
         """What a growth of `stored` may still take; None without a file, or with one that is damaged or of another.
@@ -291,7 +292,7 @@ class ModelStore:
         except FileNotFoundError:
             return None
         except _NPZ_ERRORS as err:
-            fault = read_fault(err, path, path=self._relative(path), remedy="/fit_ok")
+            fault = read_fault(err, path, path=self._relative(path), remedy=Phrase("the_learning"))
             if not isinstance(fault, DamagedFile):
                 raise fault from err
             logger.warning("%s cannot be used, so this growth chooses among new images alone: %s", path, err)
@@ -313,7 +314,7 @@ class ModelStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
-            raise read_fault(err, path, path=self._relative(path), remedy="/calibrate_ng") from err
+            raise read_fault(err, path, path=self._relative(path), remedy=Phrase("the_calibration")) from err
 
     def save_certificate(self, key: ModelKey, certificate: dict[str, Any]) -> None:
         """Replace certificate.json in one step. Raises DiskFull, ReadOnlyStore."""
@@ -331,9 +332,11 @@ class ModelStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, RecursionError) as err:
-            raise read_fault(err, path, path=self._relative(path), remedy="/certify") from err
+            raise read_fault(err, path, path=self._relative(path), remedy=Phrase("the_certificate")) from err
         if not isinstance(found, dict):
-            raise DamagedFile(path=self._relative(path), reason="it is no JSON object", remedy="/certify")
+            raise DamagedFile(
+                path=self._relative(path), reason="it is no JSON object", remedy=Phrase("the_certificate")
+            )
         return found
 
     def keys(self) -> list[ModelKey]:

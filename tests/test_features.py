@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from backend.base.errors import WeightsUnavailable
+from backend.api.catalogue import sentence
+from backend.base.config import Settings
+from backend.base.errors import InvalidSettings, WeightsUnavailable
 from backend.extractors.neighbourhood import Neighbourhood, Tiled
 from backend.extractors.protocol import ExtractorOptions, prepare
 from backend.extractors.resnet import ResNetFeatures
 from backend.extractors.texture import TextureFeatures
-from backend.features import DinoV2Features, build_extractor
+from backend.features import DinoV2Features, build_extractor, check_options
+from backend.service.host import ExtractorHost
 from tests.parts import part
 
 NAME = "vit_small_patch14_dinov2.lvd142m"
@@ -132,3 +135,14 @@ def test_threads_are_set_when_asked(tmp_path: Path) -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("blocks", [("12",), ("-13",), ("9", "99")])
+def test_a_block_that_the_network_does_not_have_is_refused_by_name_at_the_start(
+    tmp_path: Path, blocks: tuple[str, ...]
+) -> None:
+    host = ExtractorHost(Settings(blocks=blocks, models_dir=tmp_path))
+    with pytest.raises(InvalidSettings) as caught:
+        host.start()
+    assert "BLOCKS" in sentence(caught.value, "en") and blocks[-1] in sentence(caught.value, "es")
+    check_options(ExtractorOptions(blocks=(11, -12)))

@@ -208,7 +208,11 @@ class Settings(BaseSettings):
     max_files: int = Field(1000, ge=1, description="Files in one request at most.")
     max_image_mp: float = Field(100, gt=0, description="Megapixels of one image at most, read from its header.")
     pixel_bits: PixelBits = Field(
-        None, description="Significant bits of 16-bit images whose header does not say it (auto, 8, 10, 12, 14, 16)."
+        None,
+        description=(
+            "Significant bits of 16-bit images whose header does not say it (8, 10, 12, 14, 16; auto: 12 where no "
+            "value reaches 4096, else 16)."
+        ),
     )
     max_queue: int = Field(64, ge=1, description="Requests that may wait for the extractor; more get a 503.")
     max_batch: AutoInt = Field(
