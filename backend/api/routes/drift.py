@@ -8,14 +8,14 @@ from fastapi import APIRouter, Request
 
 from backend.api.catalogue import sentence
 from backend.api.problems import language_of
-from backend.api.requests import ERRORS, QueryKey, identity
+from backend.api.requests import RESPONSES, QueryKey, identity
 from backend.api.schemas import DriftResponse
 from backend.assurance.watch import ADVICE, DriftWatch, place_words, utc
 
 router = APIRouter(tags=["models"])
 
 
-@router.get("/drift", response_model=DriftResponse, response_model_exclude_unset=True, responses=ERRORS)
+@router.get("/drift", response_model=DriftResponse, response_model_exclude_unset=True, responses=RESPONSES)
 def drift(request: Request, key: QueryKey) -> dict[str, Any]:
     """Whether the parts of a model look as they did at first, and if not: what has changed, since when, what to do.
 
