@@ -894,8 +894,8 @@ NOTICES: dict[str, Words] = {
         en="Parts of the study: {n}. AIAG asks for {wanted} at least, and intervals are wide for that reason.",
     ),
     "drift": Words(
-        es="Las piezas ya no se ven como al principio desde {since}: {cause}. Mira GET /drift.",
-        en="Parts have not looked as they did at first since {since}: {cause}. See GET /drift.",
+        es="Las piezas ya no se ven como al principio desde {since}: {cause}.",
+        en="Parts have not looked as they did at first since {since}: {cause}.",
     ),
     "drift_unknown": Words(
         es="No se vigila la deriva de este modelo. {reason}", en="This model's drift is not watched. {reason}"
