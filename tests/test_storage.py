@@ -34,6 +34,7 @@ from backend.base.errors import (
 from backend.base.files import read_fault
 from backend.base.keys import ModelKey, check_id, check_recipe
 from backend.base.messages import Phrase
+from backend.memory.compact import compacted, in_float32, rows_dtype
 from backend.patchcore import PatchCoreMemory, Reserve
 from backend.service.models import ModelCache
 from backend.storage import ModelStore, StoredMemory, next_version
@@ -71,6 +72,21 @@ def test_a_memory_comes_back_as_it_was_saved(store: ModelStore) -> None:
     assert loaded.grid == (3, 4) and loaded.image_ids.tolist() == list(range(12))
     assert loaded.metadata == saved.metadata and loaded.fingerprint == "f1"
     assert loaded.generation == saved.generation != ""
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_rows_in_fewer_digits_come_back_as_they_were_kept(store: ModelStore, dtype: Any) -> None:
+    kept = compacted(rows(), dtype)
+    spare = Reserve(rows(3, 5), np.arange(5, dtype=np.int32), 0.25)
+    with store.writing(KEY):
+        store.save_memory(KEY, replace(made(reserve=spare), rows=kept), PatchCoreMemory(kept).index_bytes())
+    loaded = store.load_memory(KEY)
+    assert rows_dtype(loaded.rows) == dtype and (loaded.emb == in_float32(kept)).all()
+    assert 0 < np.abs(loaded.emb - rows()).max() < 0.005
+    reserve = store.load_reserve(KEY, loaded)
+    assert reserve is not None and (reserve.emb == in_float32(compacted(spare.emb, dtype))).all()
+    with np.load(store.folder(KEY) / "memory.npz") as npz:  # codes are not called emb, or a reader took them for rows
+        assert ("emb" in npz.files) is (dtype == "float16")
 
 
 def test_plain_numpy_and_json_read_what_is_written(store: ModelStore) -> None:

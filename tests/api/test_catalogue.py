@@ -178,7 +178,11 @@ def test_messages_within_a_sentence_are_said_in_its_language() -> None:
     faults = [Fault("k", "missing"), Fault("m", "float_type")]
     said: list[tuple[Any, str, str]] = [
         (errors.WeightsUnavailable(model="m", reason=why), "no existe el fichero w.pth", "there is no file w.pth"),
-        (Notice("degraded", {"model": "m", "reason": why}), "(no existe el fichero w.pth)", "(there is no file w.pth)"),
+        (
+            Notice("degraded", {"model": "m", "reason": why, "extractor": "x"}),
+            "(no existe el fichero w.pth)",
+            "(there is no file w.pth)",
+        ),
         (
             errors.BrokenImages(total=3, count=2, reasons=broken),
             "2. a.png: Archivo vacío. b.png: No se pudo",

@@ -605,6 +605,7 @@ def test_what_a_fit_records_of_its_options_makes_them_again() -> None:
         "seed",
         "patchcore_distance",
         "foreground_mask",
+        "memory_dtype",
         "pixel_bits",
         "augment",
     ]
