@@ -108,9 +108,11 @@ def test_one_byte_changed_in_any_column_is_named(written: Ledger, database: Data
         with tampered(database, partial(_run, change)) as found:
             assert found, f"{table.name}.{column.name}"
             if table in ENTRIES:
-                name = f"{keys[victim.id >> 40]}-{victim.id & 0xFFFFFF}"
-                how = "it was removed" if column.name == "id" else "it was changed"
-                assert found[0].startswith(f"{name}: {how}"), (column.name, found)
+                name, moved = (f"{keys[victim.id >> 40]}-{(victim.id & 0xFFFFFF) + step}" for step in (0, 97))
+                named = {f"{name}: it was changed"}
+                if column.name == "id":
+                    named = {f"{name}: it was removed", f"{moved}: it was inserted"}
+                assert found[0] in named, (column.name, found)
     assert faults(database, written.images) == []
 
 
