@@ -7,7 +7,9 @@ import importlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from backend.base.errors import WeightsUnavailable
+from backend.base.errors import InvalidSettings, WeightsUnavailable
+from backend.base.messages import Fault
+from backend.extractors.lite import LiteFeatures
 from backend.extractors.network import NetworkFeatures
 from backend.extractors.protocol import Extractor, ExtractorOptions
 from backend.extractors.resnet import ResNetFeatures, is_resnet
@@ -16,7 +18,7 @@ from backend.extractors.weights import find_weights, fingerprint, load_weights, 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["DinoV2Features", "build_extractor"]
+__all__ = ["DinoV2Features", "build_extractor", "check_options"]
 
 
 def build_extractor(options: ExtractorOptions) -> Extractor:
@@ -25,6 +27,7 @@ def build_extractor(options: ExtractorOptions) -> Extractor:
     Raises:
         WeightsUnavailable: the weights cannot be found, read or fitted to the model.
         BackendUnavailable: `runtime` is openvino, and it is not installed.
+        InvalidSettings: see check_options.
     """
     from backend.extractors.neighbourhood import Neighbourhood, Tiled
 
@@ -41,15 +44,47 @@ def _backbone(options: ExtractorOptions) -> Extractor:
     if options.model_name == "texture":
         from backend.extractors.texture import TextureFeatures
 
-        return TextureFeatures(options.input_size, options.input_edge)
+        return TextureFeatures(options.input_size, options.input_edge, options.input_aspect)
     if options.threads:
         importlib.import_module("torch").set_num_threads(options.threads)
-    reference: NetworkFeatures = ResNetFeatures(options) if is_resnet(options.model_name) else DinoV2Features(options)
+    reference = _network(options)
     if options.runtime == "torch" or reference.device != "cpu":
         return reference
     from backend.extractors.openvino_runtime import with_openvino
 
     return with_openvino(reference, options)
+
+
+def _network(options: ExtractorOptions) -> NetworkFeatures:
+    if options.model_name == "lite":
+        return LiteFeatures(options)
+    return ResNetFeatures(options) if is_resnet(options.model_name) else DinoV2Features(options)
+
+
+def check_options(options: ExtractorOptions) -> None:
+    """Look at what can be told of options without the weights.
+
+    Raises:
+        InvalidSettings: BLOCKS names a block that the model does not have.
+    """
+    if not options.blocks or options.model_name in {"lite", "texture"} or is_resnet(options.model_name):
+        return
+    import timm
+    import torch
+
+    if timm.is_model(options.model_name):
+        with torch.device("meta"):
+            model: Any = timm.create_model(options.model_name, pretrained=False, **_undrawn(options.model_name))
+        _blocks_of(options.blocks, len(model.blocks))
+
+
+def _blocks_of(given: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """The numbers of blocks of a network of so many, negative ones counted from the last. Raises InvalidSettings."""
+    for block in given:
+        if not -depth <= block < depth:
+            limits = {"block": block, "least": -depth, "most": depth - 1}
+            raise InvalidSettings(reason=[Fault("BLOCKS", "no_such_block", limits)])
+    return tuple(block % depth for block in given)
 
 
 def _undrawn(model_name: str) -> dict[str, Any]:
@@ -71,7 +106,7 @@ class DinoV2Features(NetworkFeatures):
         given: options by name, in place of those in `options`: DinoV2Features(input_size=448, device="cpu").
 
     Raises:
-        WeightsUnavailable: as build_extractor.
+        WeightsUnavailable, InvalidSettings: as build_extractor.
         TypeError: there is no option of that name.
     """
 
@@ -87,7 +122,7 @@ class DinoV2Features(NetworkFeatures):
         )
         load_weights(model, source, options.model_name)
         depth = len(model.blocks)
-        self.blocks = tuple(block % depth for block in options.blocks) or (depth - 3, depth - 1)
+        self.blocks = _blocks_of(options.blocks, depth) or (3 * depth // 4, depth - 1)
         super().__init__(
             model,
             options,

@@ -32,6 +32,7 @@ Mask = NDArray[np.bool_]
 HeatmapScale = Literal["relative", "absolute", "color", "none"]
 Method = Literal["percentile", "max", "top_mean", "power_mean", "area"]
 TOP_SHARE = 0.01
+_STEPS_PER_TOKEN = 8
 
 
 class Memory(Protocol):
@@ -41,7 +42,7 @@ class Memory(Protocol):
         """(T,) mean Euclidean distance of each row of q to its k nearest rows, weighed by how densely these lie."""
         ...
 
-    def weight(self, q: Float, neighbours: int) -> float:
+    def weight(self, q: Float, neighbours: int, *, leave_out: int | None = None) -> float:
         """How much one row (D,) counts as its image's score: PatchCore, eq. 7."""
         ...
 
@@ -244,6 +245,7 @@ class Inspection:
         ranked: the values of the anomaly map inside the mask, by rank.
         regions: what is at or above the threshold, largest first; empty without a threshold.
         roi: what was inspected.
+        weight: what the score was multiplied by, where scores are re-weighted (PatchCore, eq. 7).
     """
 
     score: float
@@ -253,6 +255,7 @@ class Inspection:
     ranked: Ranked
     regions: list[Region]
     roi: Roi
+    weight: float = 1.0
 
 
 def inspect(
@@ -277,7 +280,9 @@ def inspect(
     inside = token_mask(roi.mask, roi.grid) if part_only and roi.mask is not None else None
     distances = token_map(tokens, roi.grid, memory, scoring, inside=inside, leave_out=leave_out)
     mark("knn")
-    weight = (lambda token: memory.weight(tokens[token], scoring.reweight)) if scoring.reweight else None
+    weight = 1.0
+    if scoring.reweight:
+        weight = memory.weight(tokens[farthest(distances, roi)], scoring.reweight, leave_out=leave_out)
     inspection = inspect_map(distances, roi, criteria, weight)
     mark("post")
     return inspection
@@ -305,12 +310,17 @@ def token_map(
     return distances
 
 
-def inspect_map(
-    token_map: Float, roi: Roi, criteria: Criteria, weight: Callable[[int], float] | None = None
-) -> Inspection:
+def farthest(token_map: Float, roi: Roi) -> int:
+    """The number of the token that is farthest from the memory, of those that touch the part."""
+    inside = None if roi.mask is None else token_mask(roi.mask, roi.grid)
+    return int((token_map if inside is None else np.where(inside, token_map, -1.0)).argmax())
+
+
+def inspect_map(token_map: Float, roi: Roi, criteria: Criteria, weight: float = 1.0) -> Inspection:
     """What a token map (rows, columns) says of `roi`.
 
-    `weight`: how much a token counts, by its number, where scores are re-weighted.
+    `weight`: what the score is multiplied by, where scores are re-weighted. The threshold is one of such scores, so the
+    map, which is not, is compared with the threshold divided by it.
     """
     distances = anomaly_map(token_map, roi, criteria.scoring.blur_sigma)
     ranked = Ranked(distances, roi.mask)
@@ -319,9 +329,14 @@ def inspect_map(
     if criteria.scoring.method == "area":
         score, smallest = area_score(distances, roi.mask, smallest)
     else:
-        score = image_score(token_map, ranked, stats, roi, criteria.scoring, weight)
-    found = regions(distances, roi, criteria.threshold, smallest)
-    return Inspection(score, stats, token_map, distances, ranked, found, roi)
+        score = weight * image_score(token_map, ranked, stats, roi, criteria.scoring)
+    found = regions(distances, roi, level_of(criteria.threshold, weight), smallest)
+    return Inspection(score, stats, token_map, distances, ranked, found, roi, weight)
+
+
+def level_of(threshold: float | None, weight: float) -> float | None:
+    """Where the map of an image whose score weighs `weight` is at the threshold, which is one of weighted scores."""
+    return threshold if threshold is None or weight == 1 else threshold / max(weight, 1e-9)
 
 
 def anomaly_map(token_map: Float, roi: Roi, blur_sigma: float) -> Float:
@@ -365,30 +380,32 @@ def image_score(
     stats: dict[str, float],
     roi: Roi,
     scoring: Scoring,
-    weight: Callable[[int], float] | None,
 ) -> float:
     """The score of an anomaly map, given by rank with its statistics, or of the token map that it came from."""
-    if scoring.where == "roi" and weight is None:
+    if scoring.where == "roi":
         return score_of(ranked, scoring, stats)
     inside = None if roi.mask is None else token_mask(roi.mask, roi.grid)
-    score = score_of(ranked, scoring, stats) if scoring.where == "roi" else score_of(Ranked(token_map, inside), scoring)
-    if weight is None:
-        return score
-    farthest = int((token_map if inside is None else np.where(inside, token_map, -1.0)).argmax())
-    return score * weight(farthest)
+    return score_of(Ranked(token_map, inside), scoring)
 
 
 def score_of(values: Ranked, scoring: Scoring, stats: dict[str, float] | None = None) -> float:
-    """The score of values by rank under `scoring`; `stats` are their statistics, where they are known already."""
-    if scoring.method == "percentile":
-        return values.percentile(scoring.percentile)
-    if scoring.method == "max":
-        return float(values.max)
-    if scoring.method == "power_mean":
-        return values.power_mean(scoring.power)
-    if stats and scoring.top_share == TOP_SHARE:
-        return stats["top1_mean"]
-    return values.top_mean(max(1, round(values.n * scoring.top_share)))
+    """The score of values by rank under `scoring`; `stats` are their statistics, where they are known already.
+
+    The method area is a level of the anomaly map, which ranks do not tell: `area_score` finds it.
+    """
+    match scoring.method:
+        case "percentile":
+            return values.percentile(scoring.percentile)
+        case "max":
+            return float(values.max)
+        case "power_mean":
+            return values.power_mean(scoring.power)
+        case "top_mean":
+            if stats and scoring.top_share == TOP_SHARE:
+                return stats["top1_mean"]
+            return values.top_mean(max(1, round(values.n * scoring.top_share)))
+        case "area":
+            raise ValueError("a score by area is a level of the anomaly map")
 
 
 def statistics(values: Ranked) -> dict[str, float]:
@@ -444,6 +461,7 @@ def estimated_area(anomaly_map: Float, roi: Roi, region: Mask, corner: tuple[int
     A token tells of its neighbours too, so a map is a blurred picture of the defect, and a low threshold makes regions
     many times as large. Half the height is where a blurred edge was. The surroundings are the median within a token
     of the box around the region, other regions aside; what is at that level and connected with the region counts.
+    A map changes little within an eighth of a token, so of a finer map every n-th row and column are looked at.
 
     Args:
         region: (h, w) bool, in its box.
@@ -453,10 +471,14 @@ def estimated_area(anomaly_map: Float, roi: Roi, region: Mask, corner: tuple[int
     down, across = (round(side / n) for side, n in zip(anomaly_map.shape, roi.grid, strict=True))
     top, left = max(0, y - down), max(0, x - across)
     box = slice(top, y + height + down), slice(left, x + width + across)
-    values = anomaly_map[box]
-    own = np.zeros(values.shape, np.bool_)
+    step = max(1, min(down, across) // _STEPS_PER_TOKEN)
+    own = np.zeros(anomaly_map[box].shape, np.bool_)
     own[y - top : y - top + height, x - left : x - left + width] = region
-    inside = np.ones(values.shape, np.bool_) if roi.mask is None else roi.mask[box]
+    if not own[::step, ::step].any():
+        step = 1
+    values: Float = np.ascontiguousarray(anomaly_map[box][::step, ::step])
+    own = own[::step, ::step]
+    inside = np.ones(values.shape, np.bool_) if roi.mask is None else roi.mask[box][::step, ::step]
     lowest, peak = float(values[own].min()), float(values[own].max())
     around = values[inside & (values < lowest)]
     ground = float(np.median(around)) if around.size else 0.0
@@ -465,7 +487,7 @@ def estimated_area(anomaly_map: Float, roi: Roi, region: Mask, corner: tuple[int
     touched = np.zeros(int(labels.max()) + 1, np.bool_)
     touched[labels[own]] = True
     touched[0] = False
-    return int(np.count_nonzero(touched[labels]))
+    return int(np.count_nonzero(touched[labels])) * int(step) ** 2
 
 
 def _region(points: NDArray[Any], box: tuple[int, int, int, int], roi: Roi, pixels: tuple[int, int]) -> Region:
@@ -488,7 +510,7 @@ def heatmap_range(inspection: Inspection, scale: HeatmapScale, threshold: float 
     The top of an absolute heatmap is twice the threshold, or without one the image's own maximum.
     """
     if scale == "absolute":
-        top = max(2.0 * threshold if threshold else 0.0, inspection.stats["max"])
+        top = max(2.0 * (level_of(threshold, inspection.weight) or 0.0), inspection.stats["max"])
         return 0.0, float(top) or 1.0
     low, high = inspection.ranked.percentile(1.0), inspection.ranked.percentile(99.0)
     return (low, high) if high > low else (low, low + 1e-6)

@@ -1,15 +1,19 @@
 """What thresholds promise, held against what they keep: tables of docs/ACCURACY.md.
 
-    python experiments/promises.py bounds
-    python experiments/promises.py bounds --scores SCORES.json      # and good scores of real sets, resampled
+    python -m experiments.promises bounds
+    python -m experiments.promises bounds --scores SCORES.json      # and good scores of real sets, resampled
+    python -m experiments.promises p-values --scores SCORES.json
+    python -m experiments.promises splits --sets SET … --model resnet18=WEIGHTS --input-size 256 --scores SCORES.json
 
 `bounds` draws good scores from distributions whose tail is known, has the service choose the threshold, and looks up
-what it really rejects.
+what it really rejects. `splits` divides the good parts of real sets at random into parts to fit, to calibrate and to
+test on.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,17 +24,20 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.stats import betabinom
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from backend.calib import (  # noqa: E402
+from backend.calib import (
+    Basis,
     GoodScores,
+    Wanted,
     choose_threshold,
+    decide,
     false_reject,
     promised_threshold,
     upper_bound,
 )
+from backend.evaluation.sets import read_set
+from experiments.embedded import EmbeddedSet, InputSize, Model, Sets, settings_of
 
 app = typer.Typer(add_completion=False)
 Values = NDArray[np.float64]
@@ -77,37 +84,45 @@ KNOWN = {
 }
 
 
+Draws = Annotated[int, typer.Option(min=100, help="Draws of good scores for each row.")]
+RealScores = Annotated[Path | None, typer.Option(exists=True, help="Good scores by set, as `splits` writes them.")]
+
+
 @app.command()
-def bounds(
-    draws: Annotated[int, typer.Option(min=100, help="Draws of good scores for each row.")] = 10_000,
-    scores: Annotated[
-        Path | None, typer.Option(exists=True, help="Good scores by set, as `splits` writes them.")
-    ] = None,
-) -> None:
-    """How often the rate that a threshold rejects lies within what was promised, and how often p-values are small."""
-    populations = {name: Population.known(one) for name, one in KNOWN.items()}
-    if scores:
-        real = json.loads(scores.read_text("utf-8"))
-        populations |= {f"{name}, resampled": Population.resampled(values) for name, values in real.items()}
+def bounds(draws: Draws = 10_000, scores: RealScores = None) -> None:
+    """How often the rate that a threshold rejects lies within what was promised.
+
+    The column with bad parts is of a fifth of the draws.
+    """
     _line(["scores", "n", *(f"{rate:.1%}" for rate in RATES), "p99 rule", "p95 rule", "with bad parts", "chosen"])
     _line(["---"] * (len(RATES) + 6))
-    for name, population in populations.items():
+    for name, population in _populations(scores).items():
         for n in SIZES:
-            rng = np.random.default_rng([n, draws])
-            drawn = population.draw(rng, (draws, n))
+            drawn = population.draw(np.random.default_rng([n, draws]), (draws, n))
             kept = [_kept(drawn, population, rate) for rate in RATES]
             rules = [_rule_kept(drawn, population, percentile) for percentile in (99, 95)]
-            others = [_kept_with_bad_parts(drawn, population), _chosen_kept(drawn, population)]
+            others = [_kept_with_bad_parts(drawn[: draws // 5], population), _chosen_kept(drawn, population)]
             _line([name, str(n), *map(_share, [*kept, *rules, *others])])
-    typer.echo("")
+
+
+@app.command()
+def p_values(draws: Draws = 10_000, scores: RealScores = None) -> None:
+    """How often the p-value of a good part is at most α."""
     _line(["scores", "n", *(f"P(p ≤ {alpha})" for alpha in ALPHAS)])
     _line(["---"] * (len(ALPHAS) + 2))
-    for name, population in populations.items():
+    for name, population in _populations(scores).items():
         for n in SIZES:
             rng = np.random.default_rng([n, draws, 1])
             drawn, tested = population.draw(rng, (draws, n)), population.draw(rng, (draws, 1))[:, 0]
             p = np.array([GoodScores.of(ok).p_value(score) for ok, score in zip(drawn.tolist(), tested, strict=True)])
             _line([name, str(n), *(f"{np.mean(p <= alpha):.4f}" for alpha in ALPHAS)])
+
+
+def _populations(scores: Path | None) -> dict[str, Population]:
+    """The known distributions, and the real scores in a file."""
+    real = json.loads(scores.read_text("utf-8")) if scores else {}
+    known = {name: Population.known(one) for name, one in KNOWN.items()}
+    return known | {f"{name}, resampled": Population.resampled(values) for name, values in real.items()}
 
 
 def _kept(drawn: Values, population: Population, rate: float) -> float | None:
@@ -144,6 +159,113 @@ def _chosen_kept(drawn: Values, population: Population) -> float:
     n = drawn.shape[1]
     limits = np.array([upper_bound(n - k, n, 0.95) for k in range(1, n + 1)])
     return float(np.mean((population.above(np.sort(drawn, axis=1)) <= limits).all(axis=1)))
+
+
+RULES = {"p99": Wanted(), "≤ 10 %": Wanted(max_false_reject=0.1), "≤ 20 %": Wanted(max_false_reject=0.2)}
+OF_TESTED = (0.05, 0.1, 0.2)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One division of a set's good parts: scores to set a threshold with, of either basis, and scores to test it on."""
+
+    held_out: Values
+    leave_one_out: Values
+    tested: Values
+
+    @classmethod
+    def drawn(cls, one: EmbeddedSet, seed: int) -> Split:
+        """A third of the good parts to fit on, a third to calibrate with, and the rest to test."""
+        order = np.random.default_rng(seed).permutation(len(one.good)).tolist()
+        third = len(order) // 3
+        fitted, held_out, tested = order[:third], order[third : 2 * third], order[2 * third :]
+        memory = one.memory(fitted, seed)
+        own = one.scores(memory, fitted, leave_out=True)
+        return cls(one.scores(memory, held_out), own, one.scores(memory, tested))
+
+
+@app.command()
+def splits(
+    sets: Sets,
+    model: Model,
+    input_size: InputSize = 448,
+    n: Annotated[int, typer.Option(min=2, help="Random divisions of each set.")] = 50,
+    scores: Annotated[Path | None, typer.Option(help="File for the held-out good scores by set, for `bounds`.")] = None,
+) -> None:
+    """Promised and seen false rejects, for parts outside the fit and for parts of it left out one by one."""
+    titles = [
+        "set",
+        "basis",
+        "n",
+        "rule",
+        "promised",
+        "expected at most",
+        "seen",
+        "seen within the promise",
+        "expected to be",
+    ]
+    _line([*titles, *(f"P(p ≤ {alpha})" for alpha in OF_TESTED)])
+    _line(["---"] * (len(titles) + len(OF_TESTED)))
+    real: dict[str, list[float]] = json.loads(scores.read_text("utf-8")) if scores and scores.exists() else {}
+    for folder in sets:
+        one = EmbeddedSet(read_set(folder), settings_of(model, input_size))
+        drawn = [Split.drawn(one, seed) for seed in range(n)]
+        bases: dict[Basis, list[Values]] = {
+            "held_out": [split.held_out for split in drawn],
+            "leave_one_out": [split.leave_one_out for split in drawn],
+        }
+        for basis, of_splits in bases.items():
+            small = _small_p_values(of_splits, drawn)
+            for name, wanted in RULES.items():
+                cells = _promised_and_seen(of_splits, drawn, wanted)
+                if cells:
+                    _line([one.name, basis, str(len(of_splits[0])), name, *cells, *small])
+                small = [""] * len(OF_TESTED)
+        real[one.name] = sorted(np.concatenate([drawn[0].held_out, drawn[0].tested]).tolist())
+    if scores:
+        scores.write_text(json.dumps(real), "utf-8")
+
+
+def _promised_and_seen(of_splits: Sequence[Values], drawn: Sequence[Split], wanted: Wanted) -> list[str]:
+    """What was promised, what exchangeable parts would show, and what the tested ones did; nothing if none could be.
+
+    Of n + 1 exchangeable parts, any is as likely the one that was not scored: a threshold at the k-th of n good scores
+    rejects (n + 1 − k) / (n + 1) of the others on average, and of m others a number that is beta-binomial. It is fewer
+    where the threshold lies between two scores. Seen is a rate among few parts, so it is above the promise now and then
+    although the true rate is not: the last figure says how often it would not be.
+    """
+    decisions = [decide(ok.tolist(), [], wanted) for ok in of_splits]
+    if wanted.max_false_reject is not None and decisions[0].rule != "promised":
+        return []
+    seen = [split.tested > decision.value for split, decision in zip(drawn, decisions, strict=True)]
+    limits = [decision.false_reject.upper_bound for decision in decisions]
+    above = [round(decision.false_reject.estimate * len(ok)) for decision, ok in zip(decisions, of_splits, strict=True)]
+    expected = float(np.mean([(k + 1) / (len(ok) + 1) for k, ok in zip(above, of_splits, strict=True)]))
+    within = np.mean([one.mean() <= limit for one, limit in zip(seen, limits, strict=True)])
+    due = [
+        betabinom.cdf(math.floor(limit * len(one)), len(one), k + 1, len(ok) - k)
+        for limit, one, k, ok in zip(limits, seen, above, of_splits, strict=True)
+    ]
+    means = [float(one.mean()) for one in seen]
+    error = float(np.std(means)) / len(means) ** 0.5
+    return [
+        f"{np.mean(limits):.1%}",
+        f"{expected:.1%}",
+        f"{np.mean(means):.1%} ± {error:.1%}",
+        f"{within:.0%}",
+        f"{np.mean(due):.0%}",
+    ]
+
+
+def _small_p_values(of_splits: Sequence[Values], drawn: Sequence[Split]) -> list[str]:
+    """How often the p-value of a tested part is at most each of OF_TESTED."""
+    p = np.concatenate(
+        [
+            [GoodScores.of(ok.tolist()).p_value(score) for score in split.tested]
+            for ok, split in zip(of_splits, drawn, strict=True)
+        ]
+    )
+    return [f"{np.mean(p <= alpha):.3f}" for alpha in OF_TESTED]
 
 
 def _share(value: float | None) -> str:

@@ -7,6 +7,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -207,9 +210,9 @@ def test_a_contour_outlines_its_region(three_spots: Float) -> None:
     assert all(three_spots[py, px] >= 0.5 for px, py in region.contour)
 
 
-def test_over_12_megapixels_everything_comes_back_in_the_senders_pixels() -> None:
+def test_of_a_large_roi_everything_comes_back_in_the_senders_pixels() -> None:
     size = RoiSize(6000, 8000)
-    assert size.working == (3000, 4000) and size.scale == pytest.approx(0.5)
+    assert size.working == (887, 1182) and size.scale == pytest.approx(0.1478, abs=1e-4)
     distances = np.full((27, 36), 0.1, np.float32)
     distances[9:12, 12:15] = 1.0
     found = inspect_map(distances, Roi(size, (27, 36), mm_per_px=0.01), Criteria(threshold=0.55))
@@ -225,6 +228,23 @@ def test_over_12_megapixels_everything_comes_back_in_the_senders_pixels() -> Non
     picture = read(heatmap_png(found, "relative", *heatmap_range(found, "relative", 0.55)))
     assert picture.shape == (6000, 8000)
     assert picture[int(10.5 * cell), int(13.5 * cell)] > 200 and picture[100, 100] < 20
+
+
+@pytest.mark.parametrize("side", [1448, 2000])
+def test_the_map_of_a_large_roi_gives_the_score_of_a_map_at_its_own_size(side: int) -> None:
+    distances = (0.3 + 0.05 * np.random.default_rng(side).standard_normal((32, 32))).astype(np.float32)
+    distances[10:14, 12:18] += 0.5
+    roi = Roi(RoiSize(side, side), (32, 32), mm_per_px=0.05)
+    small, whole = inspect_map(distances, roi, Criteria(threshold=0.5, area_mm2_thr=1.0)), enlarge(distances, side)
+    assert small.score == pytest.approx(np.percentile(whole, 99), rel=0.001)
+    assert small.stats["mean"] == pytest.approx(whole.mean(), rel=0.001)
+    assert sum(region.area_px for region in small.regions) == pytest.approx(np.count_nonzero(whole >= 0.5), rel=0.005)
+
+
+def enlarge(token_map: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """The token map at `side` × `side` pixels by OpenCV's own filters, blurred as an anomaly map is."""
+    large = cv2.resize(token_map, (side, side), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.GaussianBlur(large, (0, 0), 1.0), np.float32)
 
 
 @pytest.fixture
@@ -302,31 +322,45 @@ def test_regions_are_the_connected_components(rng: np.random.Generator, share: f
     assert [r.area_px for r in found] == sorted((r.area_px for r in found), reverse=True)
 
 
-def random_map(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Float, Roi]:
-    """A token map and an ROI of a random grid, mask and scale."""
-    grid = int(rng.integers(1, 12)), int(rng.integers(1, 12))
-    mask = rng.random(size) < rng.choice([0.5, 0.8, 1.0])
-    mask[size[0] // 2, size[1] // 2] = True
-    roi = Roi(RoiSize(*size), grid, mask if rng.random() < 0.6 else None, float(rng.choice([0.01, 0.2, 1.0])))
-    return rng.random(grid, np.float32), roi
+sides = st.integers(1, 70)
+levels = st.floats(0, 2, width=32)
+some_areas = st.one_of(st.just(0.0), st.floats(1e-6, 1e6))
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_scored_by_area_a_part_is_bad_exactly_when_a_region_of_that_area_is_there(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    distances, roi = random_map(rng, (int(rng.integers(1, 90)), int(rng.integers(1, 90))))
-    area = float(rng.choice([0.0, 1e-4, 0.3, 5.0, 1e5]))
-    scoring = Scoring(method="area", area_mm2=area if rng.random() < 0.5 else None)
+@given(
+    distances=arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=levels),
+    size=st.tuples(sides, sides),
+    masked=st.one_of(st.none(), st.tuples(st.integers(0, 2**32 - 1), st.floats(0.02, 1.0))),
+    mm_per_px=st.floats(1e-3, 1e3),
+    area=some_areas,
+    own_area=st.booleans(),
+    threshold=st.one_of(levels, st.floats(0, 2)),
+)
+def test_scored_by_area_a_part_is_bad_exactly_when_a_region_of_that_area_is_there(
+    distances: Float,
+    size: tuple[int, int],
+    masked: tuple[int, float] | None,
+    mm_per_px: float,
+    area: float,
+    own_area: bool,
+    threshold: float,
+) -> None:
+    mask = None
+    if masked is not None:
+        mask = np.random.default_rng(masked[0]).random(size) < masked[1]
+        mask[size[0] // 2, size[1] // 2] = True
+    roi = Roi(RoiSize(*size), distances.shape, mask, mm_per_px)
+    scoring = Scoring(method="area", area_mm2=area if own_area else None)
     found = inspect_map(distances, roi, Criteria(scoring, None, area))
     at = np.float32(found.score)
     around = [float(np.nextafter(at, np.float32(way))) for way in (-np.inf, np.inf)]
-    inside = found.anomaly_map if roi.mask is None else found.anomaly_map[roi.mask]
-    thresholds = [found.score, *around, np.nextafter(found.score, 2), np.nextafter(found.score, 0)]
-    for threshold in [*thresholds, 0.0, 2.0, *rng.choice(inside.ravel(), 5).astype(float), *rng.random(5)]:
-        criteria = Criteria(scoring, float(threshold), area)
+    for level in [threshold, found.score, *around, np.nextafter(found.score, 2), np.nextafter(found.score, 0)]:
+        criteria = Criteria(scoring, float(level), area)
         again = inspect_map(distances, roi, criteria)
         assert again.score == found.score
-        assert bool(again.regions) == (again.score >= threshold) == criteria.rejects(again.score)
+        assert bool(again.regions) == (again.score >= level) == criteria.rejects(again.score)
+        whole = roi.size.height * roi.size.width if mask is None else np.count_nonzero(mask)
+        assert all(one.area_mm2 >= area or one.area_px <= whole < roi.pixels(area) for one in again.regions)
 
 
 def test_scored_by_area_the_score_is_the_level_that_a_region_of_that_area_reaches() -> None:
@@ -488,7 +522,7 @@ def test_a_reweighted_score_is_weighed_by_the_farthest_token_inside_the_mask(mas
         def distances(self, q: Float, k: int = 1, *, leave_out: int | None = None, density: int = 0) -> Float:
             return np.linspace(0.1, 0.9, len(q), dtype=np.float32)
 
-        def weight(self, q: Float, neighbours: int) -> float:
+        def weight(self, q: Float, neighbours: int, *, leave_out: int | None = None) -> float:
             asked.append((q.tolist(), neighbours))
             return 0.5
 
@@ -546,8 +580,20 @@ def test_the_engine_of_the_documents_is_the_same_pipeline(problem: tuple[Float, 
 
 def test_a_mask_at_working_size_speaks_of_sent_pixels() -> None:
     assert working_mask(None, RoiSize(40, 50)) is None
-    large = working_mask(Shape("rect", {"x": 2000, "y": 1000, "w": 4000, "h": 600}), RoiSize(6000, 8000))
-    assert large is not None and large.shape == (3000, 4000)
-    assert large[500:800, 1000:3000].all() and large.sum() == 300 * 2000
+    large = working_mask(Shape("rect", {"x": 200, "y": 100, "w": 400, "h": 60}), RoiSize(2048, 2048))
+    assert large is not None and large.shape == (1024, 1024)
+    assert large[50:80, 100:300].all() and large.sum() == 30 * 200
     with pytest.raises(MaskEmpty, match="width=8000, height=6000"):
         working_mask(Shape("rect", {"x": 9000, "y": 0, "w": 5, "h": 5}), RoiSize(6000, 8000))
+
+
+def test_regions_of_a_reweighted_score_are_where_the_weighted_map_is_at_the_threshold(
+    problem: tuple[Float, Float],
+) -> None:
+    tokens, bank = problem
+    memory, roi, scoring = PatchCoreMemory(bank), roi_of(50, 70, (5, 7)), Scoring(method="max", reweight=5)
+    score = inspect(tokens, memory, roi, Criteria(scoring)).score
+    for share, seen in ((0.999, True), (1.001, False)):
+        found = inspect(tokens, memory, roi, Criteria(scoring, score * share))
+        assert 0 < found.weight < 1 and bool(found.regions) == seen
+        assert heatmap_range(found, "absolute", score * share)[1] == pytest.approx(2 * score * share / found.weight)

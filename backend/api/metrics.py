@@ -69,8 +69,9 @@ class Metrics:
         self.degraded.set(inspector.host.degraded is not None)
 
     def fitted(self, key: ModelKey, result: FitResult) -> None:
-        """Count a fit."""
-        self.fits.labels(*_labels(key)).inc()
+        """Count a fit, unless it found nothing new and left the memory as it was."""
+        if result.changed:
+            self.fits.labels(*_labels(key)).inc()
         self._staged("/fit_ok", result.timings_ms)
 
     def inspected(self, key: ModelKey, result: InferResult) -> None:

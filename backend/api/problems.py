@@ -6,6 +6,7 @@ import ipaddress
 import re
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -24,8 +25,10 @@ from backend.base.errors import (
     InvalidFields,
     MethodNotAllowed,
     NotFound,
+    OutOfMemory,
     ServerFault,
 )
+from backend.base.files import is_the_machines, storage_fault
 from backend.base.messages import Phrase, faults_of, field_name
 
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
@@ -175,5 +178,9 @@ def _allowed(request: Request) -> str:
 
 
 def unexpected(scope: Scope, error: Exception) -> JSONResponse:
-    """The answer to an exception that no layer turned into an InspectionError: a 500 `internal_error`."""
-    return problem(scope, ServerFault(), cause=error)
+    """The answer to an exception that no layer turned into an InspectionError: what the machine lacks, or a 500."""
+    known: InspectionError = ServerFault()
+    if is_the_machines(error):
+        name = PurePath(str(getattr(error, "filename", None) or "?")).name
+        known = storage_fault(error, name) if isinstance(error, OSError) else OutOfMemory(retry_after=5)
+    return problem(scope, known, cause=error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from backend.assurance.detection import Curve, Detection
 from backend.assurance.parts import FEWEST, Parts, PartScorer, Picture
 from backend.assurance.review import Review, Reviewed, Reviewer
 from backend.assurance.stability import Stability, stability
+from backend.assurance.suspects import FEWEST as FEWEST_COMPARED
 from backend.assurance.suspects import SHOWN
-from backend.base.errors import NotEnoughSamples, ReadOnlyReplica
+from backend.base.errors import GoodPartsRejected, NotEnoughSamples, ReadOnlyReplica
 from backend.base.files import utc_now
 from backend.base.images import encode_jpeg, resize, to_base64
 from backend.base.keys import ModelKey
@@ -51,8 +52,11 @@ class CertificateOptions:
 def certify_stored(collector: Collector, key: ModelKey, options: CertificateOptions, job: Job) -> dict[str, Any]:
     """Certify a model on its stored good parts, look for suspects among them, and keep the certificate with it.
 
+    It is not kept, and says so, where the model is another or none by then.
+
     Raises:
-        MemoryNotFound, ExtractorMismatch, DamagedFile, CalibrationNeeded, NotEnoughSamples, Cancelled.
+        MemoryNotFound, ExtractorMismatch, DamagedFile, CalibrationNeeded, NotEnoughSamples, GoodPartsRejected,
+        Cancelled.
         ReadOnlyReplica, DiskFull, ReadOnlyStore, FitInProgress: it cannot be kept.
     """
     inspector = collector.inspector
@@ -63,6 +67,8 @@ def certify_stored(collector: Collector, key: ModelKey, options: CertificateOpti
     review = Reviewer(collector, key).review(SHOWN, job)
     made = certify(inspector, key, parts, review=review, options=options, job=job)
     with inspector.store.writing(key, inspector.settings.fit_wait_s):
+        if inspector.store.manifest(key).get("generation") != made["model"]["generation"]:
+            return {**made, "notices": [*made["notices"], _notice(Notice("certificate_not_kept"))]}
         inspector.store.save_certificate(key, made)
     return made
 
@@ -85,18 +91,24 @@ def certify(
     Raises:
         MemoryNotFound, ExtractorMismatch, DamagedFile, Cancelled.
         CalibrationNeeded: no threshold applies.
-        NotEnoughSamples: fewer than five of the parts can be scored, or are passed.
+        NotEnoughSamples: fewer than five of the parts can be scored.
+        GoodPartsRejected: fewer than five of them are passed.
     """
     options, job = options or CertificateOptions(), job or Job()
     scorer = PartScorer(inspector, key)
     fine, scores, errors = scorer.readable(parts.chosen, job)
     passed = [part for part, score in zip(fine, scores, strict=True) if not scorer.rejects(score)]
+    if len(fine) < FEWEST:
+        raise NotEnoughSamples(key=key, n=len(fine), wanted=FEWEST)
     if len(passed) < FEWEST:
-        raise NotEnoughSamples(key=key, n=len(passed), wanted=FEWEST)
+        raise GoodPartsRejected(key=key, n=len(fine), passed=len(passed), wanted=FEWEST)
     detection = Detection(scorer, passed, trials=options.trials, seed=options.seed)
     curves = detection.curves(job)
     sizes = {kind: _shown_size(kind, curves) for kind in KINDS}
     unreadable = [Notice("samples_left_out", {"n": len(errors), "reasons": errors[:5]})] if errors else []
+    said = [*parts.notices, *scorer.notices, *unreadable, *(review.notices if review else [])]
+    notices = [notice for n, notice in enumerate(said) if notice not in said[:n]]
+    compared = review if review and review.n_images >= FEWEST_COMPARED else None
     return {
         "certificate_version": VERSION,
         "created_utc": utc_now(),
@@ -123,9 +135,18 @@ def certify(
             ],
         },
         "stability": [_stability(one) for one in stability(scorer, fine, job, seed=options.seed)],
-        **({} if review is None else {"suspects": _suspects(review)}),
-        "notices": [_notice(one) for one in [*parts.notices, *scorer.notices, *unreadable]],
+        **({} if compared is None else {"suspects": _suspects(compared)}),
+        "notices": [_notice(one) for one in notices],
     }
+
+
+def notices_of(certificate: Mapping[str, Any]) -> list[Notice]:
+    """What the service had to say while the certificate was made."""
+    return [_read(**one) for one in certificate.get("notices", [])]
+
+
+def _read(code: str, values: dict[str, Any]) -> Notice:
+    return Notice(code, values)
 
 
 def _shown_size(kind: Kind, curves: Sequence[Curve]) -> float:

@@ -71,8 +71,14 @@ class Curve:
 
 
 @dataclass
-class _Cell:
-    """The defects of one kind, zone and grade so far; sizes as shares of the part's area, and in mm²."""
+class Cell:
+    """The defects of one kind, zone and grade so far.
+
+    Attributes:
+        shares, areas: their sizes, as shares of the part's area and in mm².
+        hits: whether each was found.
+        groups: the number of the part that each was on.
+    """
 
     kind: Kind
     zone: Zone
@@ -94,6 +100,7 @@ class _Cell:
         return rng.permutation(low * (high / low) ** even)
 
     def curve(self) -> Curve:
+        """What was found of them."""
         n, n_found = len(self.hits), sum(self.hits)
         if n == 0:
             return Curve(self.kind, self.zone, self.grade, 0, 0)
@@ -145,8 +152,8 @@ class Detection:
     ) -> None:
         self.scorer, self.parts, self.trials = scorer, parts, trials
         self._rng = np.random.default_rng([seed, len(parts)])
-        self._cells = [_Cell(*names) for names in product(kinds, ZONES, GRADES)]
-        self._orders = [self._rng.permutation(len(parts)) for _ in self._cells]
+        self.cells = [Cell(*names) for names in product(kinds, ZONES, GRADES)]
+        self._orders = [self._rng.permutation(len(parts)) for _ in self.cells]
 
     def curves(self, job: Job) -> list[Curve]:
         """The curve of each kind, zone and grade. Raises Cancelled."""
@@ -161,15 +168,15 @@ class Detection:
                 self._try(seen, number, plan.get(number, []), donor, job)
                 donor, done = seen.picture, done + 1
                 progress(done, total)
-        return [cell.curve() for cell in self._cells]
+        return [cell.curve() for cell in self.cells]
 
-    def _planned(self, first: int, last: int) -> dict[int, list[tuple[_Cell, float]]]:
+    def _planned(self, first: int, last: int) -> dict[int, list[tuple[Cell, float]]]:
         """The defects number `first` … `last` of every cell, with their shares, by the part that they are made on.
 
         Shares are drawn before it is known which part they are for: below what a part can show they are raised to that.
         """
-        plan: dict[int, list[tuple[_Cell, float]]] = {}
-        for cell, order in zip(self._cells, self._orders, strict=True):
+        plan: dict[int, list[tuple[Cell, float]]] = {}
+        for cell, order in zip(self.cells, self._orders, strict=True):
             shares = cell.next_shares(last - first, self._smallest(), self._rng)
             for n, share in zip(range(first, last), shares.tolist(), strict=True):
                 plan.setdefault(int(order[n % len(order)]), []).append((cell, share))
@@ -180,12 +187,12 @@ class Detection:
         return _SMALLEST_TOKENS / (rows * columns)
 
     def _try(
-        self, seen: Seen, number: int, wanted: Sequence[tuple[_Cell, float]], donor: Picture | None, job: Job
+        self, seen: Seen, number: int, wanted: Sequence[tuple[Cell, float]], donor: Picture | None, job: Job
     ) -> None:
         height, width = seen.picture.shape[:2]
         zones, whole = zones_of(seen.mask, height, width), height * width
         of_part = whole if seen.mask is None else int(seen.mask.sum())
-        made: list[tuple[_Cell, float]] = []
+        made: list[tuple[Cell, float]] = []
 
         def pictures() -> Iterator[Picture]:
             for cell, share in wanted:
@@ -214,7 +221,7 @@ class Detection:
         seen, donor = self.scorer.see(self.parts[0]), self.scorer.see(self.parts[-1]).picture
         centre = zones_of(seen.mask, *seen.picture.shape[:2])["centre"]
         found = []
-        for kind in dict.fromkeys(cell.kind for cell in self._cells):
+        for kind in dict.fromkeys(cell.kind for cell in self.cells):
             area = areas(kind)
             made = make_defect(
                 seen.picture,

@@ -11,40 +11,47 @@ from typing import Any
 
 import numpy as np
 
+from backend.assurance.certificate import notices_of
 from backend.assurance.defects import GRADES, KINDS, ZONES
+from backend.assurance.detection import FEWEST
 from backend.assurance.words import Language, words
 from backend.base.messages import Notice
 
 WORTH_SAYING = 0.1  # a rate of rejects from which a change is named on the first lines
 
+_BAR = 260  # px
 _COLOURS = {"clear": "#1f5fa8", "faint": "#b4690e"}
 _STYLE = """
-@page { size: A4; margin: 16mm 15mm; }
-:root { color: #1c1c1c; font: 10.5pt/1.45 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
+@page { size: A4; margin: 15mm; @bottom-right { content: counter(page) " / " counter(pages); font-size: 8pt; } }
+:root { color: #1c1c1c; font: 10.5pt/1.4 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
 body { max-width: 180mm; margin: 0 auto; padding: 6mm 0; }
 h1 { font-size: 20pt; margin: 0 0 1mm; }
-h2 { font-size: 13pt; margin: 8mm 0 2mm; padding-bottom: 0.8mm; border-bottom: 0.4mm solid #1f5fa8; }
+h2 { font-size: 13pt; margin: 7mm 0 2mm; padding-bottom: 0.8mm; border-bottom: 0.4mm solid #1f5fa8; }
 h2, h3 { break-after: avoid; }
 h3 { font-size: 10.5pt; margin: 3mm 0 1mm; }
 p { margin: 0 0 2mm; }
 .by, .small { color: #555; font-size: 9pt; }
 .short { background: #eef3fa; border-radius: 2mm; padding: 3mm 4mm; break-inside: avoid; }
+.short h2 { margin-top: 0; border: 0; }
 .short p:last-child, .short ul:last-child { margin-bottom: 0; }
 ul { margin: 0 0 2mm; padding-left: 5mm; }
 table { border-collapse: collapse; width: 100%; font-size: 9pt; margin-bottom: 2mm; }
 th { text-align: left; font-weight: 600; }
-th, td { padding: 0.8mm 2mm 0.8mm 0; border-bottom: 0.2mm solid #ddd; vertical-align: top; }
+th, td { padding: 0.6mm 2mm 0.6mm 0; border-bottom: 0.2mm solid #ddd; vertical-align: top; }
 tr { break-inside: avoid; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .identity th { width: 48mm; }
 .identity td { overflow-wrap: anywhere; }
-.kinds { display: grid; grid-template-columns: 1fr; gap: 2mm; }
-.kind { break-inside: avoid; border-bottom: 0.2mm solid #ddd; padding-bottom: 2mm; }
+.kind { break-inside: avoid; }
+.kind table { font-size: 8.5pt; line-height: 1.3; }
+.lead { break-after: avoid; break-inside: avoid; }
 .row { display: flex; gap: 3mm; align-items: flex-start; }
 .row figure { margin: 0; text-align: center; font-size: 8pt; color: #555; }
-.row figure img { display: block; width: 24mm; height: 24mm; object-fit: cover; image-rendering: auto; }
-.suspect { break-inside: avoid; }
-.suspect img { width: 38mm; height: auto; }
+.row figure img { display: block; width: 24mm; height: 24mm; object-fit: cover; }
+.row figure:has(img) { width: 27mm; }
+.suspects { display: grid; grid-template-columns: 1fr 1fr; gap: 2mm 4mm; }
+.suspect { break-inside: avoid; overflow-wrap: anywhere; }
+.suspect img { width: 40mm; height: auto; }
 svg { display: block; }
 svg text { font: 7pt system-ui, "Segoe UI", Arial, sans-serif; fill: #444; }
 .swatch { display: inline-block; width: 4mm; height: 1mm; vertical-align: middle; margin-right: 1mm; }
@@ -87,7 +94,7 @@ class _Page:
             self.not_said(),
             self.notices(),
         ]
-        when = self.made["created_utc"][:16].replace("T", " ") + " UTC"
+        when = _moment(self.made["created_utc"])
         return (
             f'<!doctype html>\n<html lang="{self.language}">\n<head>\n<meta charset="utf-8">\n'
             f'<meta name="viewport" content="width=device-width">\n<title>{title}</title>\n<style>{_STYLE}</style>\n'
@@ -123,7 +130,10 @@ class _Page:
             bound = self.percent(promise["upper_bound"], up=True)
             confidence = self.percent(promise["confidence"])
             lines.append(f"<p>{self.w('short_reject', bound=bound, confidence=confidence)}</p>")
-        found, not_found = self.smallest_found()
+        if missed := self.made["calibration"].get("misses"):
+            n = missed["n_ng"]
+            lines.append(f"<p>{self.w('short_misses', n=n, missed=round(missed['estimate'] * n))}</p>")
+        found, not_found, too_few = self.smallest_found()
         if found:
             items = "".join(
                 f"<li>{self.w(f'kind_{kind}')}: <b>{self.size(kind, mm2, mm)}</b></li>" for kind, mm2, mm in found
@@ -132,6 +142,9 @@ class _Page:
         if not_found:
             kinds = ", ".join(words(f"kind_{kind}", self.language) for kind in not_found)
             lines.append(f"<p>{self.w('short_not', kinds=kinds)}</p>")
+        if too_few:
+            kinds = ", ".join(words(f"kind_{kind}", self.language) for kind in too_few)
+            lines.append(f"<p>{self.w('short_few', kinds=kinds)}</p>")
         lines.append(self.short_suspects())
         changes = [one for one in self.made["stability"] if one["what"] != "none"]
         worst = max(changes, key=lambda one: one["rate"])
@@ -142,17 +155,22 @@ class _Page:
             lines.append(f"<p>{self.w('short_sturdy')}</p>")
         return f'<section class="short"><h2>{self.w("in_short")}</h2>{"".join(lines)}</section>'
 
-    def smallest_found(self) -> tuple[list[tuple[str, float, float]], list[str]]:
-        """Of each kind the size from which clear defects are found in every zone, in mm² and mm; then other kinds."""
-        found, not_found = list[tuple[str, float, float]](), list[str]()
+    def smallest_found(self) -> tuple[list[tuple[str, float, float]], list[str], list[str]]:
+        """Of each kind the size from which clear defects are found in every zone, in mm² and mm.
+
+        Then the kinds of which no size is, and those of which too few were tried to tell.
+        """
+        found, not_found, too_few = list[tuple[str, float, float]](), list[str](), list[str]()
         for kind in KINDS:
             clear = [c for c in self.curves() if c["kind"] == kind and c["grade"] == "clear"]
             if clear and all("a90_95_mm2" in curve for curve in clear):
                 worst = max(clear, key=lambda curve: curve["a90_95_mm2"])
                 found.append((kind, worst["a90_95_mm2"], worst["a90_95_mm"]))
-            elif clear:
+            elif any(curve["n"] >= FEWEST and "a90_95_mm2" not in curve for curve in clear):
                 not_found.append(kind)
-        return found, not_found
+            elif clear:
+                too_few.append(kind)
+        return found, not_found, too_few
 
     def curves(self) -> Sequence[Mapping[str, Any]]:
         """What was found of each kind, zone and grade."""
@@ -161,7 +179,7 @@ class _Page:
     def size(self, kind: str, mm2: float, mm: float) -> str:
         """A size in mm² and as a length."""
         across = "long" if kind == "scratch" else "across"
-        return f"{self.number(mm2, up=True)} mm² ({self.w(across, mm=self.number(mm, up=True))})"
+        return f"{self.number(mm2, up=True)}\u00a0mm² ({self.w(across, mm=self.number(mm, up=True))})"
 
     def short_suspects(self) -> str:
         """One line about suspects; nothing where nobody looked for them."""
@@ -176,29 +194,32 @@ class _Page:
         """Who the model is."""
         model, calibration = self.made["model"], self.made["calibration"]
         rule = self.w(
-            f"rule_{calibration.get('rule', 'percentile')}", percentile=calibration.get("score_percentile", 99)
+            f"rule_{calibration.get('rule', 'percentile')}",
+            percentile=self.number(calibration.get("score_percentile", 99)),
         )
         scoring = model["scoring"]
-        scored = scoring["method"] + (f" {scoring['percentile']:g}" if scoring["method"] == "percentile" else "")
+        scored = words(f"scored_{scoring['method']}", self.language, percentile=self.number(scoring["percentile"], 4))
         grid = " × ".join(str(n) for n in model.get("token_shape", []))
         rows = [
             ("generation", model["generation"]),
             ("model_version", model.get("model_version", "")),
-            ("fitted", model.get("created_utc", "")),
+            ("fitted", _moment(model.get("created_utc", ""))),
             ("extractor", model.get("extractor", "")),
             ("fingerprint", model.get("fingerprint", "")),
             ("input", f"{model.get('input_size', '')} px, {grid}"),
             ("rows", model.get("coreset_size", "")),
             ("n_images", len(model["samples"])),
             ("samples_hash", model["samples_sha256"]),
-            ("scored_by", f"{scored}, ≥ {self.number(model['area_mm2_thr'])} mm²"),
+            ("scored_by", scored),
+            ("smallest", f"{self.number(model['area_mm2_thr'])} mm²"),
             ("scale", f"{self.number(calibration.get('mm_per_px', 1.0))} mm/px"),
         ]
         table = "".join(f"<tr><th>{self.w(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in rows)
         table += f"<tr><th>{self.w('threshold')}</th><td>{self.number(calibration['threshold'], 5)}, {rule}</td></tr>"
         if note := calibration.get("note"):
             table += f"<tr><th>{self.w('note')}</th><td>{escape(note)}</td></tr>"
-        return f'<section><h2>{self.w("identity")}</h2><table class="identity">{table}</table></section>'
+        text = self.w("identity_text", n=len(model["samples"]))
+        return f'<section><h2>{self.w("identity")}</h2><p>{text}</p><table class="identity">{table}</table></section>'
 
     def rejects(self) -> str:
         """The promise about good parts, what was seen, and what was missed."""
@@ -231,8 +252,9 @@ class _Page:
                     confidence=self.percent(missed["confidence"]),
                 )
             )
-        picture = _histogram(parts["scores"], calibration["threshold"], words("scores", self.language))
-        text = "".join(f"<p>{one}</p>" for one in said)
+        labels = words("score", self.language), words("threshold", self.language)
+        picture = _histogram(parts["scores"], calibration["threshold"], labels, self.number)
+        text = "".join(f"<p>{one}</p>" for one in [*said, self.w("scores_text")])
         return f"<section><h2>{self.w('rejects')}</h2>{text}{picture}</section>"
 
     def detection(self) -> str:
@@ -241,13 +263,15 @@ class _Page:
         mm_per_px = self.number(self.made["calibration"].get("mm_per_px", 1.0))
         head = self.w("detects_text", parts=found["n_parts"], trials=found["trials"])
         zones = self.w(f"zones_of_{found['zones_of']}")
-        text = f"<p>{head} {zones} {self.w('detects_px', mm_per_px=mm_per_px)}</p><p class='small'>{self.legend()}</p>"
+        how = f"{zones} {self.w('detects_px', mm_per_px=mm_per_px)}"
+        read = self.w("detects_read")
+        text = f"<p>{head} {how}</p><p>{read}</p><p class='small lead'>{self.legend()}</p>"
         examples = {one["kind"]: one for one in found["examples"]}
         kinds = [
             self.kind(kind, list(curves), examples.get(kind))
             for kind, curves in groupby(self.curves(), key=lambda curve: curve["kind"])
         ]
-        return f'<section><h2>{self.w("detects")}</h2>{text}<div class="kinds">{"".join(kinds)}</div></section>'
+        return f"<section><h2>{self.w('detects')}</h2>{text}{''.join(kinds)}</section>"
 
     def legend(self) -> str:
         """Which colour is which grade."""
@@ -284,13 +308,13 @@ class _Page:
     def curve_row(self, curve: Mapping[str, Any]) -> str:
         """A line of the table of one kind."""
         if "a90_95_mm2" in curve:
-            assured = self.size(curve["kind"], curve["a90_95_mm2"], curve["a90_95_mm"])
-        elif "largest_mm2" in curve:
+            assured = f"<b>{self.size(curve['kind'], curve['a90_95_mm2'], curve['a90_95_mm'])}</b>"
+        elif curve["n"] >= FEWEST:
             assured = self.w("never", largest=f"{self.number(curve['largest_mm2'])} mm²")
         else:
             assured = self.w("few")
         likely = [f"{self.number(curve[name])} mm²" if name in curve else "–" for name in ("a50_mm2", "a90_mm2")]
-        cells = [f"{curve['n_found']}/{curve['n']}", *likely, f"<b>{assured}</b>"]
+        cells = [f"{curve['n_found']}/{curve['n']}", *likely, assured]
         numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
         zone, grade = self.w(f"zone_{curve['zone']}"), self.w(f"grade_{curve['grade']}")
         return f"<tr><td>{zone}</td><td>{grade}</td>{numbers}</tr>"
@@ -313,16 +337,17 @@ class _Page:
             + "</div>"
             for part in looked["parts"]
         )
-        return f"<section><h2>{self.w('suspects')}</h2><p>{self.w('suspects_text')}</p>{shown}</section>"
+        text = f'<p class="lead">{self.w("suspects_text")}</p>'
+        return f'<section><h2>{self.w("suspects")}</h2>{text}<div class="suspects">{shown}</div></section>'
 
     def stability(self) -> str:
         """What each change does to the rate of rejects."""
         rows = "".join(
-            f"<tr><td>{escape(self.change(one))}</td><td>{_bar(one['rate'], one['upper_bound'])}</td>"
+            f"<tr><td>{escape(self.change(one)).capitalize()}</td><td>{_bar(one['rate'], one['upper_bound'])}</td>"
             f'<td class="number">{one["n_rejected"]}/{one["n"]}</td></tr>'
             for one in self.made["stability"]
         )
-        head = f"<tr><th></th><th></th><th class='number'>{self.w('rejected')}</th></tr>"
+        head = f"<tr><th></th><th>{_scale()}</th><th class='number'>{self.w('rejected')}</th></tr>"
         text = f"<p>{self.w('stability_text')}</p><table>{head}{rows}</table>"
         return f"<section><h2>{self.w('stability')}</h2>{text}</section>"
 
@@ -345,9 +370,7 @@ class _Page:
 
     def notices(self) -> str:
         """What the service had to say while it was made."""
-        said = dict.fromkeys(
-            escape(self.say(Notice(one["code"], one["values"]), self.language)) for one in self.made["notices"]
-        )
+        said = dict.fromkeys(escape(self.say(notice, self.language)) for notice in notices_of(self.made))
         items = "".join(f"<li>{text}</li>" for text in said)
         return f"<section><h2>{self.w('notices')}</h2><ul>{items}</ul></section>" if items else ""
 
@@ -373,7 +396,8 @@ def _curves(curves: Sequence[Mapping[str, Any]], number: Callable[[float], str],
     for area in _decades(low, high):
         x, y = at(area, 0).split(",")
         parts.append(f'<path d="M{x},{top} V{y}" stroke="#eee" stroke-width="0.6"/>')
-        parts.append(f'<text x="{x}" y="{height - bottom + 9}" text-anchor="middle">{number(area)}</text>')
+        anchor = "end" if float(x) > width - 12 else "middle"
+        parts.append(f'<text x="{x}" y="{height - bottom + 9}" text-anchor="{anchor}">{number(area)}</text>')
     for curve in drawn:
         colour, points = _COLOURS[curve["grade"]], curve["points"]
         line = " L".join(at(a, p) for a, p in zip(points["mm2"], points["pod"], strict=True))
@@ -388,12 +412,17 @@ def _curves(curves: Sequence[Mapping[str, Any]], number: Callable[[float], str],
 def _decades(low: float, high: float) -> Iterable[float]:
     """Powers of ten between two logarithms, or two round numbers where there are fewer than two."""
     found = [10.0**n for n in range(int(np.ceil(low)), int(np.floor(high)) + 1)]
-    return found if len(found) > 1 else [float(f"{10 ** (low + share * (high - low)):.1g}") for share in (0.15, 0.85)]
+    if len(found) > 1:
+        return found
+    round_numbers = [float(f"{10 ** (low + share * (high - low)):.1g}") for share in (0.15, 0.85)]
+    return [area for area in round_numbers if low <= np.log10(area) <= high]
 
 
-def _histogram(scores: Sequence[float], threshold: float, label: str) -> str:
-    """An SVG of the good scores and the threshold."""
-    width, height, bottom = 640, 96, 16
+def _histogram(
+    scores: Sequence[float], threshold: float, labels: tuple[str, str], number: Callable[[float], str]
+) -> str:
+    """An SVG of the good scores and the threshold; `labels` name the axis and the threshold."""
+    width, height, top, bottom = 640, 110, 12, 16
     low, high = min([*scores, threshold]), max([*scores, threshold])
     low, high = low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9)
     counts, edges = np.histogram(scores, bins=40, range=(low, high))
@@ -402,24 +431,47 @@ def _histogram(scores: Sequence[float], threshold: float, label: str) -> str:
     def x(value: float) -> float:
         return float((value - low) / (high - low) * width)
 
+    def tall(n: int) -> float:
+        return n / most * (height - top - bottom)
+
     bars = "".join(
-        f'<rect x="{x(edge):.1f}" y="{(1 - n / most) * (height - bottom):.1f}" width="{width / 40 - 1:.1f}" '
-        f'height="{n / most * (height - bottom):.1f}" fill="#7a9cc6"/>'
+        f'<rect x="{x(edge):.1f}" y="{height - bottom - tall(n):.1f}" width="{width / 40 - 1:.1f}" '
+        f'height="{tall(n):.1f}" fill="#7a9cc6"/>'
         for n, edge in zip(counts.tolist(), edges.tolist(), strict=False)
         if n
     )
-    line = f'<path d="M{x(threshold):.1f},0 V{height - bottom}" stroke="#b02a2a" stroke-width="2"/>'
+    at, side = x(threshold), "end" if threshold > (low + high) / 2 else "start"
+    line = f'<path d="M{at:.1f},0 V{height - bottom}" stroke="#b02a2a" stroke-width="2"/>'
+    line += (
+        f'<text x="{at + (-5 if side == "end" else 5):.1f}" y="8" text-anchor="{side}">'
+        f"{escape(labels[1])} {number(threshold)}</text>"
+    )
     ends = "".join(
-        f'<text x="{at}" y="{height - 4}" text-anchor="{anchor}">{value:.3g}</text>'
+        f'<text x="{at}" y="{height - 4}" text-anchor="{anchor}">{number(value)}</text>'
         for at, anchor, value in ((0, "start", low), (width, "end", high))
     )
-    middle = f'<text x="{width / 2}" y="{height - 4}" text-anchor="middle">{escape(label)}</text>'
-    return f'<svg width="100%" viewBox="0 0 {width} {height}" role="img">{bars}{line}{ends}{middle}</svg>'
+    middle = f'<text x="{width / 2}" y="{height - 4}" text-anchor="middle">{escape(labels[0])}</text>'
+    ground = f'<path d="M0,{height - bottom} H{width}" stroke="#bbb" stroke-width="0.6"/>'
+    return f'<svg width="100%" viewBox="0 0 {width} {height}" role="img">{bars}{ground}{line}{ends}{middle}</svg>'
+
+
+def _scale() -> str:
+    """An SVG of the marks above a column of bars."""
+    marks = "".join(
+        f'<text x="{share * _BAR:.0f}" y="8" text-anchor="{anchor}">{share:.0%}</text>'.replace("%", "\u00a0%")
+        for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end"))
+    )
+    return f'<svg width="{_BAR}" height="10" role="img">{marks}</svg>'
+
+
+def _moment(utc: str) -> str:
+    """A time as people write it, to the minute."""
+    return f"{utc[:16].replace('T', ' ')} UTC" if utc else ""
 
 
 def _bar(rate: float, bound: float) -> str:
     """An SVG of a rate from 0 to 1, and a line up to its bound."""
-    width = 260
+    width = _BAR
     return (
         f'<svg width="{width}" height="10" role="img"><rect width="{width}" height="10" fill="#f0f0f0"/>'
         f'<rect width="{rate * width:.1f}" height="10" fill="#b4690e"/>'

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.assurance.suspects import Suspect, suspects
+from backend.assurance.suspects import FEWEST, Suspect, suspects
 from backend.base.images import decode_image
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
@@ -41,7 +42,7 @@ class Reviewed:
     def heatmap(self) -> NDArray[np.uint8]:
         """What sets it apart, (h, w, 3) uint8 BGR in colours, of the ROI's size."""
         low, high = heatmap_range(self.inspection, "relative", None)
-        return decode_image(heatmap_png(self.inspection, "color", low, high))
+        return decode_image(heatmap_png(self.inspection, "color", low, high), max_megapixels=math.inf)
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,12 @@ class Reviewer:
         ids = np.full(len(memory), _STRANGER) if memory.image_ids is None else memory.image_ids
         self.rows = RowsByImage(memory.emb, ids)
         self.depth = self.rows.depth(len(self.names))
+        self.notices = [notice for notice in self.scorer.notices if notice.code != "not_calibrated"]
 
     def review(self, limit: int, job: Job) -> Review:
         """The `limit` samples that stand out most. Raises Cancelled."""
         if np.count_nonzero(self.rows.images != _STRANGER) < 2:
-            return Review([], 0, [*self.scorer.notices, Notice("images_of_rows_unknown")])
+            return Review([], 0, [*self.notices, Notice("images_of_rows_unknown")])
         looked_at, errors = [], []
         for read, tokens in self._embedded(self.names, job):
             if read.error or tokens is None:
@@ -82,7 +84,8 @@ class Reviewer:
         found = LeftOut(np.array([one.scores for _, one in looked_at]), [one.companions for _, one in looked_at])
         ranked = suspects(found)[:limit] if looked_at else []
         parts = self._shown({names[one.place]: one for one in ranked}, job)
-        return Review(parts, len(names), [*self.scorer.notices, *about_left_out(errors)])
+        few = [Notice("too_few_to_compare", {"n": len(names), "wanted": FEWEST})] if len(names) < FEWEST else []
+        return Review(parts, len(names), [*self.notices, *about_left_out(errors), *few])
 
     def _shown(self, ranked: dict[str, Suspect], job: Job) -> list[Reviewed]:
         """The parts with their maps, for which they are read once more: the maps of all would not fit in memory."""

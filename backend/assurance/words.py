@@ -45,7 +45,23 @@ PAGE: dict[str, tuple[str, str]] = {
         "None of the small changes of light, focus, position or angle that were tried makes it reject more "
         "than a tenth of the good parts.",
     ),
+    "short_misses": (
+        "De {n} piezas malas conocidas se le escapan {missed}.",
+        "Of {n} known bad parts it misses {missed}.",
+    ),
+    "short_few": (
+        "De estos se probaron demasiado pocos para asegurar un tamaño: {kinds}.",
+        "Too few of these were tried to assure a size: {kinds}.",
+    ),
     "identity": ("Qué modelo es", "Which model this is"),
+    "identity_text": (
+        "Un modelo aprende de imágenes de piezas buenas ({n} en este) qué aspecto tienen. A cada imagen nueva le da "
+        "una puntuación: cuánto se apartan sus zonas más raras de todo lo que vio al aprender. Por encima del umbral "
+        "la pieza se rechaza. Los datos siguientes dicen qué modelo es exactamente.",
+        "A model learns from pictures of good parts ({n} for this one) what they look like. It gives each new picture "
+        "a score: how far its strangest places are from all that it saw when it learnt. Above the threshold the part "
+        "is rejected. What follows says exactly which model this is.",
+    ),
     "generation": ("Generación", "Generation"),
     "model_version": ("Versión del modelo", "Model version"),
     "fitted": ("Aprendido el", "Learnt on"),
@@ -56,6 +72,24 @@ PAGE: dict[str, tuple[str, str]] = {
     "n_images": ("Imágenes de piezas buenas aprendidas", "Images of good parts learnt from"),
     "samples_hash": ("SHA-256 de todas ellas", "SHA-256 of all of them"),
     "scored_by": ("Cómo se puntúa", "How it is scored"),
+    "scored_percentile": (
+        "el percentil {percentile} de lo que se aparta cada punto",
+        "the {percentile}th percentile of how far each point is off",
+    ),
+    "scored_max": ("el punto que más se aparta", "the point that is farthest off"),
+    "scored_top_mean": (
+        "la media de los puntos que más se apartan",
+        "the mean of the points that are farthest off",
+    ),
+    "scored_power_mean": (
+        "una media en la que pesan los puntos que más se apartan",
+        "a mean in which the points that are farthest off weigh most",
+    ),
+    "scored_area": (
+        "lo que se aparta como poco una zona del tamaño menor que cuenta",
+        "how far a place of the smallest size that counts is off at least",
+    ),
+    "smallest": ("Zona menor que se señala", "Smallest place that is marked"),
     "threshold": ("Umbral", "Threshold"),
     "rule_percentile": (
         "por el percentil {percentile} de las buenas",
@@ -91,25 +125,32 @@ PAGE: dict[str, tuple[str, str]] = {
         "{confidence} % de confianza.",
         "Of {n} known bad parts it missed {missed}: between {low} and {high} % with a confidence of {confidence} %.",
     ),
-    "scores": ("puntuación", "score"),
+    "score": ("puntuación", "score"),
+    "scores_text": (
+        "Cada barra dice cuántas de esas piezas buenas tienen esa puntuación. La raya roja es el umbral.",
+        "Each bar says how many of these good parts have that score. The red line is the threshold.",
+    ),
     "basis_held_out": ("que el modelo no había visto", "which the model had not seen"),
     "basis_leave_one_out": (
-        "que el modelo había visto, cada una puntuada como si no",
-        "which the model had seen, each scored as if it had not",
+        "todas o algunas de las que aprendió el modelo, puntuadas como si no las hubiera visto",
+        "all or some of which the model learnt from, those scored as if it had not seen them",
     ),
     "basis_given": ("con las puntuaciones que envió el cliente", "with the scores that the client sent"),
     "detects": ("Defectos que encuentra", "Defects that it finds"),
     "detects_text": (
         "En {parts} piezas buenas se dibujaron defectos de tamaños conocidos, {trials} de cada clase, zona y "
-        "contraste, y cada uno se inspeccionó con el umbral. Las curvas dicen qué parte de ellos se encuentra "
-        "según su tamaño; la franja es lo que no baja de ahí con un 95 % de confianza. «a50» y «a90» son los "
-        "tamaños desde los que lo más probable es encontrar la mitad y nueve de cada diez; «a90/95» es el "
-        "tamaño desde el que se encuentran al menos nueve de cada diez, con esa confianza.",
+        "contraste, y cada uno se inspeccionó con el umbral.",
         "On {parts} good parts defects of known sizes were drawn, {trials} of each kind, zone and contrast, "
-        "and each was inspected at the threshold. The curves say which share of them is found by their size; "
-        "the band is what that does not fall below, with a confidence of 95 %. “a50” and “a90” are the sizes "
-        "from which half and nine of ten are most likely found; “a90/95” is the size from which at least nine "
-        "of ten are found, with that confidence.",
+        "and each was inspected at the threshold.",
+    ),
+    "detects_read": (
+        "Las curvas dicen qué parte de ellos se encuentra según su tamaño; la franja es lo que no baja de ahí con un "
+        "95 % de confianza. «a50» y «a90» son los tamaños desde los que lo más probable es encontrar la mitad y nueve "
+        "de cada diez; «a90/95» es el tamaño desde el que se encuentran al menos nueve de cada diez, con esa "
+        "confianza.",
+        "The curves say which share of them is found by their size; the band is what that does not fall below, with "
+        "a confidence of 95 %. “a50” and “a90” are the sizes from which half and nine of ten are most likely found; "
+        "“a90/95” is the size from which at least nine of ten are found, with that confidence.",
     ),
     "zones_of_part": (
         "Las zonas van del borde de la pieza a su centro.",
@@ -205,6 +246,7 @@ PAGE: dict[str, tuple[str, str]] = {
 
 
 def words(name: str, language: Language, **values: object) -> str:
-    """The words of that name, with their values."""
+    """The words of that name, with their values; no unit is parted from its number at the end of a line."""
     es, en = PAGE[name]
-    return (es if language == "es" else en).format(**values)
+    text = (es if language == "es" else en).format(**values)
+    return text.replace(" %", "\u00a0%").replace(" mm", "\u00a0mm")

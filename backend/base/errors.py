@@ -1,13 +1,15 @@
 """Everything that can go wrong. Each class has a stable code, and carries the values named after the colon.
 
 Codes and values are all that is known here: the HTTP status and the sentences of each code are in
-`backend.api.catalogue`, and `str(error)` is for logs. A new error takes three steps: a line of this tree, its class
-below, its entry in the catalogue. An error with `retry_after` (seconds) is answered with that header.
+`backend.api.catalogue`, and `str(error)` is for logs. A new error takes four steps: a line of this tree, its class
+below, its entry in the catalogue, and its row in docs/API_REFERENCE.md. An error with `retry_after` (seconds) is
+answered with that header.
 
 InspectionError
 ├── BadRequest: reason
 │   ├── BadForm
 │   ├── InvalidValue: field, value, expected
+│   ├── FieldTwice: field
 │   ├── InvalidId: field, value
 │   ├── RecipeInvalid: value
 │   ├── NoImages
@@ -16,11 +18,12 @@ InspectionError
 │   │   ├── UndecodableImage: name, reason
 │   │   ├── ImageTooSmall: name, width, height, limit
 │   │   ├── ImageTooLarge: name, width, height, limit
+│   │   ├── TooManyTokens: name, width, height, tokens, limit
 │   │   ├── EmptyUpload
 │   │   └── UndecodableUpload
 │   ├── InvalidShape
 │   │   ├── ShapeNotJson
-│   │   ├── ShapeUnknownKind: kind
+│   │   ├── ShapeUnknownKind: kind, known
 │   │   ├── ShapeUnknownKeys: kind, keys, known
 │   │   ├── ShapeBadNumber: kind, field, rule
 │   │   ├── ShapeInverted: r, r_inner
@@ -39,6 +42,7 @@ InspectionError
 │   ├── NgRequired: key
 │   ├── ThresholdAndPromise
 │   ├── CalibrationNeeded: key
+│   ├── GoodPartsRejected: key, n, passed, wanted
 │   └── OnlyImage: name
 ├── InvalidFields: reason
 ├── Unauthorized
@@ -69,9 +73,11 @@ InspectionError
 ├── NotReady: retry_after
 ├── FitInProgress: key, retry_after
 ├── DeviceOutOfMemory: retry_after
-├── DiskFull: path
+├── OutOfMemory: retry_after
+├── StorageFailed: path, reason, retry_after
+│   ├── DiskFull: path
+│   └── ReadOnlyStore: path
 ├── DatasetsFull: used, limit, wanted
-├── ReadOnlyStore: path
 ├── NotRecorded: reason, retry_after
 ├── RecordsUnavailable: reason, retry_after
 ├── BankNotFound: path
@@ -79,6 +85,7 @@ InspectionError
 ├── ResNetUnavailable: model, reason
 ├── RoiUnreadable: path
 ├── ServerFault
+│   ├── ExtractorFault: model
 │   └── DamagedFile: path, reason, remedy
 └── StartupError: reason
     ├── WeightsUnavailable: model, reason
@@ -120,6 +127,10 @@ class InvalidValue(BadRequest):
     code = "invalid_value"
 
 
+class FieldTwice(BadRequest):
+    code = "field_twice"
+
+
 class InvalidId(BadRequest):
     code = "invalid_id"
 
@@ -150,6 +161,10 @@ class ImageTooSmall(BadImage):
 
 class ImageTooLarge(BadImage):
     code = "image_too_large"
+
+
+class TooManyTokens(BadImage):
+    code = "too_many_tokens"
 
 
 class EmptyUpload(BadImage):
@@ -242,6 +257,10 @@ class ThresholdAndPromise(BadRequest):
 
 class CalibrationNeeded(BadRequest):
     code = "calibration_needed"
+
+
+class GoodPartsRejected(BadRequest):
+    code = "good_parts_rejected"
 
 
 class OnlyImage(BadRequest):
@@ -364,16 +383,24 @@ class DeviceOutOfMemory(InspectionError):
     code = "device_out_of_memory"
 
 
-class DiskFull(InspectionError):
+class OutOfMemory(InspectionError):
+    code = "out_of_memory"
+
+
+class StorageFailed(InspectionError):
+    code = "storage_failed"
+
+
+class DiskFull(StorageFailed):
     code = "disk_full"
+
+
+class ReadOnlyStore(StorageFailed):
+    code = "store_read_only"
 
 
 class DatasetsFull(InspectionError):
     code = "datasets_full"
-
-
-class ReadOnlyStore(InspectionError):
-    code = "store_read_only"
 
 
 class NotRecorded(InspectionError):
@@ -402,6 +429,10 @@ class RoiUnreadable(InspectionError):
 
 class ServerFault(InspectionError):
     code = "internal_error"
+
+
+class ExtractorFault(ServerFault):
+    code = "extractor_fault"
 
 
 class DamagedFile(ServerFault):

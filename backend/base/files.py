@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -17,10 +18,25 @@ from typing import IO, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from backend.base.errors import DiskFull, FitInProgress, ReadOnlyStore
+from backend.base.errors import (
+    DamagedFile,
+    DiskFull,
+    FitInProgress,
+    InspectionError,
+    OutOfMemory,
+    ReadOnlyStore,
+    StorageFailed,
+)
+from backend.base.messages import Phrase
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", -1)}
+# What a file's own content brings about: an archive whose directory points nowhere, a folder in the file's place.
+_OF_CONTENT = {None, errno.EINVAL, errno.EISDIR}
+_OF_MACHINE = _FULL | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EROFS, getattr(errno, "ESTALE", -1)}
+_UNPACKED = 1000  # times its size that a file may hold once it is unpacked; more is a damaged header's claim
 
 # Seconds between tries: Windows refuses to rename over a file, or to open it, while another process still holds it.
 PAUSES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if os.name == "nt" else ()
@@ -126,12 +142,55 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """An OSError inside that means a full or read-only disk becomes DiskFull or ReadOnlyStore, which name `path`."""
+    """An OSError inside becomes what `storage_fault` makes of it."""
     try:
         yield
     except OSError as err:
-        if err.errno in {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", -1)}:
-            raise DiskFull(path=path.name) from err
-        if isinstance(err, PermissionError) or err.errno == errno.EROFS:
-            raise ReadOnlyStore(path=path.name) from err
-        raise
+        raise storage_fault(err, path.name) from err
+
+
+def is_the_machines(err: BaseException) -> bool:
+    """Whether an error speaks of the machine, wherever it comes up: no memory, no open files left, a broken disk."""
+    return isinstance(err, MemoryError) or (isinstance(err, OSError) and err.errno in _OF_MACHINE)
+
+
+def storage_fault(err: OSError, path: str) -> StorageFailed:
+    """The error for a file that cannot be written: a full disk, one that is read-only, or what the system says."""
+    if err.errno in _FULL:
+        return DiskFull(path=path)
+    if isinstance(err, PermissionError) or err.errno == errno.EROFS:
+        return ReadOnlyStore(path=path)
+    return StorageFailed(path=path, reason=_brief(err), retry_after=5)
+
+
+def read_fault(err: Exception, file: Path, *, path: str, remedy: Phrase | str) -> InspectionError:
+    """The error for a file that cannot be read: it is damaged, or the system does not hand it over.
+
+    Too many open files, too little memory or a network drive that is gone say nothing of what the file holds.
+
+    Args:
+        path: what the error calls the file.
+        remedy: the work, or the command, that makes a damaged file again.
+    """
+    if isinstance(err, OSError) and err.errno in _FULL:
+        return DiskFull(path=path)
+    if isinstance(err, OSError) and err.errno not in _OF_CONTENT:
+        return StorageFailed(path=path, reason=_brief(err), retry_after=5)
+    if isinstance(err, MemoryError) and not _claims_too_much(err, file):
+        return OutOfMemory(retry_after=5)
+    return DamagedFile(path=path, reason=_brief(err), remedy=remedy)
+
+
+def _claims_too_much(err: MemoryError, file: Path) -> bool:
+    """Whether NumPy was asked for an array that so small a file cannot hold."""
+    shape, dtype = getattr(err, "shape", ()), getattr(err, "dtype", None)
+    claimed = math.prod(shape) * dtype.itemsize if dtype else 0
+    try:
+        return claimed > _UNPACKED * file.stat().st_size
+    except OSError:
+        return False
+
+
+def _brief(err: Exception) -> str:
+    text = err.strerror if isinstance(err, OSError) and err.strerror else str(err)
+    return " ".join(text.split())[:160] or type(err).__name__

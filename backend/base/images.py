@@ -25,7 +25,9 @@ Pixels = NDArray[np.uint8]
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 _PNG = b"\x89PNG\r\n\x1a\n"
-WORKING_PIXELS = 12_000_000
+# What an anomaly map is made at, at most: a map of 64 × 64 tokens has 256 pixels to each there.
+WORKING_PIXELS = 1 << 20
+LARGE_PIXELS = 12_000_000
 
 
 # Folders that an operating system or a file server keeps beside a person's own; hidden ones are known by their dot.
@@ -80,7 +82,7 @@ def is_large(data: bytes) -> bool:
         header = read_header(data)
     except BadImage:
         return False
-    return header.width * header.height > WORKING_PIXELS
+    return header.width * header.height > LARGE_PIXELS
 
 
 def image_header(data: bytes, *, name: str = "image") -> tuple[str, int, int]:
@@ -144,5 +146,5 @@ def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
 
 
 def working_scale(height: int, width: int) -> float:
-    """Factor (≤ 1) that brings an image over 12 megapixels down to 12."""
+    """Factor (≤ 1) that brings a map of more than WORKING_PIXELS down to as many."""
     return min(1.0, math.sqrt(WORKING_PIXELS / (height * width)))

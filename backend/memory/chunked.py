@@ -46,12 +46,14 @@ class Budget:
         megabytes: of 2^20 bytes, for all embeddings at once, or for what a coreset in passes holds.
         rate, limit: rows of the coreset, see `coreset_size`.
         seed: draws its first row.
+        centres: (M, D) rows that a memory has already, which the coreset goes on from.
     """
 
     megabytes: float
     rate: float
     limit: int
     seed: int
+    centres: Float | None = None
 
     def holds(self, n_rows: int, width: int) -> bool:
         """Whether (n_rows, width) float32 embeddings fit."""
@@ -70,7 +72,9 @@ class Budget:
         n = coreset_size(n_rows, self.rate, self.limit)
         rng = np.random.default_rng(self.seed)
         budget = int(self.megabytes * 2**20)
-        return kcenter_greedy_chunked(chunks, n, rate=min(1.0, 2 * n / n_rows), budget=budget, rng=rng)
+        return kcenter_greedy_chunked(
+            chunks, n, rate=min(1.0, 2 * n / n_rows), budget=budget, centres=self.centres, rng=rng
+        )
 
 
 def kcenter_greedy_chunked(

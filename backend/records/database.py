@@ -24,7 +24,7 @@ from sqlalchemy.exc import (
 )
 
 from backend.base.config import PROJECT_ROOT
-from backend.base.errors import DiskFull, InspectionError, ReadOnlyStore, RecordsRefused
+from backend.base.errors import DiskFull, InspectionError, RecordsRefused, StorageFailed
 from backend.base.files import disk_errors
 from backend.base.messages import Phrase
 
@@ -165,7 +165,7 @@ def _held(path: Path) -> Iterator[None]:
         raise Unavailable(Phrase("records_locked"), passing=True) from err
     except DiskFull as err:
         raise Unavailable(Phrase("records_full"), passing=False) from err
-    except ReadOnlyStore as err:
+    except StorageFailed as err:
         raise Unavailable(Phrase("records_read_only"), passing=False) from err
     try:
         yield

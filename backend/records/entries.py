@@ -21,7 +21,7 @@ from backend.records.chain import (
     review_hash,
 )
 from backend.records.database import Database
-from backend.records.record import Record, Verdict, entry_id, now_us, parse_public_id, plain, public_id
+from backend.records.record import Record, Verdict, entry_id, now_us, parse_public_id, plain, public_id, storable
 from backend.records.tables import chains, events, facets, images, inspections, reviews
 
 CLOSED = "closed"  # the event that a chain ends with
@@ -186,7 +186,7 @@ class InspectionDraft:
             "request_id": record.request_id,
             "key_id": record.key_id,
             "generation": record.generation,
-            "image_name": _storable(record.image_name),
+            "image_name": storable(record.image_name),
             "image_sha256": record.image_sha256,
             "image_size": record.image_size,
             "image_store": image.store if image else None,
@@ -198,11 +198,6 @@ class InspectionDraft:
     def enter(self, batch: Batch) -> None:
         """Take the next place in the chain."""
         batch.inspection(self.facet, self.row, self.image)
-
-
-def _storable(text: str) -> str:
-    """A file's name may hold what no database takes: bytes that are no UTF-8, and NUL."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\ufffd")
 
 
 def _finite(number: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,13 +11,12 @@ from numpy.typing import NDArray
 
 from backend.base.images import encode_png, resize
 from backend.base.messages import Message, Notice, Phrase
-from backend.infer import Roi, RoiSize, anomaly_map
+from backend.infer import Roi, RoiSize, anomaly_map, level_of
 from backend.records.queries import Whole
 from backend.records.record import token_map_of
 from backend.roi_mask import build_mask, parse_shape
 
 GROUND = 96  # the grey of a picture whose image was not kept
-MAX_PIXELS = 4_000_000
 _REVIEWS = {"good": "review_good", "bad": "review_bad", "unclear": "review_unclear"}
 _OUTLINE = (64, 64, 255)
 _PART = (255, 200, 0)
@@ -68,19 +66,20 @@ def _largest(regions: Sequence[Mapping[str, Any]]) -> Phrase:
     return Phrase("why_regions", {"n": len(regions), "area": largest["area_mm2"], "x": x, "y": y, "w": w, "h": h})
 
 
-def overlay(found: Whole, image: NDArray[np.uint8] | None) -> bytes:
+def overlay(found: Whole, image: NDArray[np.uint8] | None, width: int | None = None) -> bytes:
     """PNG of the image, or of a plain ground, with the anomaly map over it and the regions outlined.
 
     The map is drawn again from the token map; where it reaches the threshold it covers half of what is below. A
-    picture over 4 megapixels is scaled down.
+    picture is no larger than an anomaly map.
 
     Args:
         image: (H, W, 3) uint8 BGR as it was inspected, or None.
+        width: of the picture, in px, at most; None: as wide as the image.
     """
     details = found.details
     sent = RoiSize(int(details["height"]), int(details["width"]))
-    scale = min(1.0, math.sqrt(MAX_PIXELS / (sent.height * sent.width)))
-    height, width = max(1, round(sent.height * scale)), max(1, round(sent.width * scale))
+    scale = min(sent.scale, (width or sent.width) / sent.width)
+    height, width = max(1, int(sent.height * scale)), max(1, int(sent.width * scale))
     ground = np.full((height, width, 3), GROUND, np.uint8) if image is None else resize(image, height, width).copy()
     shape = parse_shape(details.get("shape"))
     mask = build_mask(shape.scaled(scale) if shape else None, height, width)
@@ -88,7 +87,8 @@ def overlay(found: Whole, image: NDArray[np.uint8] | None) -> bytes:
         blur = scale * float(details.get("scoring", {}).get("blur_sigma", 0.0))
         tokens = token_map_of(found.token_map, details["token_shape"])
         heat = anomaly_map(tokens, Roi(RoiSize(height, width), tokens.shape, mask), blur)
-        top = found.item.get("threshold") or float(heat.max()) or 1.0
+        level = level_of(found.item.get("threshold"), float(details.get("scoring", {}).get("weight", 1.0)))
+        top = level or float(heat.max()) or 1.0
         ground = _glowing(ground, heat, top)
     scaled = [np.rint(np.array(region["contour"], np.float64) * scale) for region in details.get("regions", [])]
     thick = max(1, round(max(height, width) / 400))

@@ -27,7 +27,7 @@ from typing import Any
 from filelock import FileLock
 from sqlalchemy import Connection, Row, delete, func, select
 
-from backend.base.errors import DiskFull, ReadOnlyStore
+from backend.base.errors import DiskFull, StorageFailed
 from backend.base.files import disk_errors, patiently, write_atomic
 from backend.base.images import image_header
 from backend.base.messages import Phrase
@@ -174,7 +174,7 @@ class ImageStore:
                         if not marker.exists():
                             write_atomic(marker, lambda file: file.write(secrets.token_hex(4).encode()))
                         self._name = marker.read_text("ascii").strip()
-            except (DiskFull, ReadOnlyStore) as err:
+            except StorageFailed as err:
                 raise _no_room(err) from err
         return self._name
 
@@ -253,7 +253,7 @@ class ImageStore:
         if not path.exists():
             try:
                 write_atomic(path, lambda file: file.write(image.data))
-            except (DiskFull, ReadOnlyStore) as err:
+            except StorageFailed as err:
                 raise _no_room(err) from err
 
     def _make_room(self, size: int) -> None:
@@ -299,7 +299,7 @@ class ImageStore:
         return freed
 
 
-def _no_room(err: DiskFull | ReadOnlyStore) -> NoRoom:
+def _no_room(err: StorageFailed) -> NoRoom:
     return NoRoom(Phrase("images_disk_full" if isinstance(err, DiskFull) else "images_read_only"))
 
 

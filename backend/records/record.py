@@ -108,18 +108,23 @@ class Record:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON holds it: numbers that JSON lacks become null, and what is of no JSON type its text."""
-    if value is None or isinstance(value, bool | int | str):
+    """`value` as JSON holds it: numbers that it lacks become null, texts storable, and what is of no type its text."""
+    if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float | np.floating):
         return float(value) + 0.0 if math.isfinite(value) else None
     if isinstance(value, np.integer):
         return int(value)
     if isinstance(value, Mapping):
-        return {str(name): plain(one) for name, one in value.items()}
-    if isinstance(value, Sequence):
+        return {storable(str(name)): plain(one) for name, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(one) for one in value]
-    return str(value)
+    return storable(str(value))
+
+
+def storable(text: str) -> str:
+    r"""`text` as every database and every JSON takes it: a byte that is no UTF-8 becomes `\udcff`, and NUL a mark."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\ufffd")
 
 
 def token_map_of(data: bytes, grid: Sequence[int]) -> NDArray[np.float32]:

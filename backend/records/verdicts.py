@@ -130,6 +130,7 @@ class Verdict:
                 **asdict(made.criteria.scoring),
                 "area_mm2_thr": made.criteria.area_mm2_thr,
                 **({"left_out": True} if self.left_out else {}),
+                **({"weight": found.weight} if found.weight != 1 else {}),
             },
             calibration=made.calibration,
             stats=found.stats,

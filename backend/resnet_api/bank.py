@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import BankNotFound, DamagedFile
-from backend.base.files import utc_now, write_atomic, write_json
+from backend.base.errors import BankNotFound
+from backend.base.files import read_fault, utc_now, write_atomic, write_json
 from backend.base.messages import Notice
 from backend.patchcore import PatchCoreMemory, l2_normalize
 
@@ -77,7 +77,7 @@ class BankStore:
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValueError, TypeError) as err:
-            raise DamagedFile(path=CONFIG, reason=_brief(err), remedy=REMEDY) from err
+            raise read_fault(err, self.folder / CONFIG, path=CONFIG, remedy=REMEDY) from err
         return given
 
     def load(self) -> Bank:
@@ -96,7 +96,7 @@ class BankStore:
         except (FileNotFoundError, NotADirectoryError) as err:
             raise BankNotFound(path=str(self.path)) from err
         except _UNREADABLE as err:
-            raise DamagedFile(path=BANK, reason=_brief(err), remedy=REMEDY) from err
+            raise read_fault(err, self.path, path=BANK, remedy=REMEDY) from err
         about, notices = _agreed(own, self.config())
         return Bank(memory, about, notices)
 
@@ -148,7 +148,3 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _brief(err: Exception) -> str:
-    return " ".join(str(err).split())[:160] or type(err).__name__

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.config import PROJECT_ROOT, Settings
-from backend.base.decoding import ImageOptions, decode
+from backend.base.decoding import ImageOptions
 from backend.base.errors import (
     BankMismatch,
     EmptyFile,
@@ -47,7 +47,7 @@ from backend.resnet_api.pictures import (
     relative_threshold,
     scored_area,
 )
-from backend.service.images import ImageFile
+from backend.service.images import ImageFile, decoded
 from backend.service.jobs import Job
 from backend.service.queue import InferenceQueue
 
@@ -294,9 +294,10 @@ class Predictor:
 
     def _grey(self, file: ImageFile) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """The image as (IMG_SIZE, IMG_SIZE) uint8 grey, and the (height, width) it came with. Raises BadImage."""
-        image = decode(file.read(), name=file.name, options=ImageOptions.of(self.settings)).pixels
         side = self.settings.img_size
-        return resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), side, side), image.shape[:2]
+        with decoded(file, ImageOptions.of(self.settings)) as (_, found):
+            image = found.pixels
+            return resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), side, side), image.shape[:2]
 
     def _scored_area(self) -> NDArray[np.bool_] | None:
         """The mask that ROI_PATH and IGNORE_BORDER_PCT describe. Raises RoiUnreadable."""

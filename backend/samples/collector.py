@@ -9,14 +9,13 @@ from typing import Any
 
 from backend.base.config import Settings
 from backend.base.errors import (
-    DiskFull,
     FitInProgress,
     InspectionError,
     MemoryNotFound,
     NgRequired,
     NotEnoughSamples,
     OnlyImage,
-    ReadOnlyStore,
+    StorageFailed,
 )
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
@@ -27,13 +26,14 @@ from backend.samples.history import FitHistory
 from backend.samples.rebuild import Rebuilder
 from backend.samples.recorder import Recorder
 from backend.samples.scoring import Sample, SampleScorer, Scored
-from backend.samples.store import LABELS, Draft, Kept, SampleStore, Sidecar
+from backend.samples.store import LABELS, Draft, Kept, SampleStore
 from backend.service.calibration import Terms
 from backend.service.fitting import Fitter
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job
 from backend.service.results import CalibrationResult, FitResult, Provenance
+from backend.service.sidecars import Sidecar
 
 logger = logging.getLogger(__name__)
 
@@ -275,7 +275,7 @@ class Collector:
             if self.samples.folder(key).is_dir():
                 try:
                     self.history.append(key, "delete", {})
-                except (DiskFull, ReadOnlyStore) as err:
+                except StorageFailed as err:
                     logger.warning("the deletion of %s is not recorded: %s", key, err)
         store.empty_trash(self.settings.trash_days)
         return folder.relative_to(store.root).as_posix()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
-from backend.base.decoding import ImageOptions, decode
+from backend.base.decoding import ImageOptions
 from backend.base.errors import (
     BadImage,
     BrokenImages,
@@ -20,8 +20,9 @@ from backend.base.errors import (
 )
 from backend.base.messages import Notice
 from backend.roi_mask import Shape
-from backend.samples.store import Draft, known_shape
-from backend.service.images import DECODERS, ImageFile
+from backend.samples.store import Draft
+from backend.service.images import DECODERS, ImageFile, decoded
+from backend.service.sidecars import known_shape
 
 NAMED = 20  # broken images that an error names
 
@@ -49,8 +50,7 @@ def drafts(
     if not files:
         raise NoImages()
     parsed = _parsed(metas, files)
-    _check(files, options)
-    notices: list[Notice] = []
+    notices = _checked(files, options)
     ready = []
     for file, meta in zip(files, parsed, strict=True):
         own = _shape(file.name, meta, notices) or shape
@@ -85,18 +85,23 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _check(files: Sequence[ImageFile], options: ImageOptions | None) -> None:
-    def broken(file: ImageFile) -> BadImage | None:
+def _checked(files: Sequence[ImageFile], options: ImageOptions | None) -> list[Notice]:
+    """What is to be said of how the images are read, each code once. Raises BrokenImages."""
+
+    def read(file: ImageFile) -> BadImage | tuple[Notice, ...]:
         try:
-            decode(file.read(), name=file.name, options=options)
+            with decoded(file, options) as (_, found):
+                return found.notices
         except BadImage as err:
             return err
-        return None
 
     with ThreadPoolExecutor(DECODERS, thread_name_prefix="check") as pool:
-        found = [err for err in pool.map(broken, files) if err]
-    if found:
-        raise BrokenImages(total=len(files), count=len(found), reasons=found[:NAMED])
+        found = list(pool.map(read, files))
+    broken = [one for one in found if isinstance(one, BadImage)]
+    if broken:
+        raise BrokenImages(total=len(files), count=len(broken), reasons=broken[:NAMED])
+    said = [notice for one in found if not isinstance(one, BadImage) for notice in one]
+    return list({notice.code: notice for notice in reversed(said)}.values())
 
 
 def _mm_per_px(name: str, meta: dict[str, Any]) -> float | None:

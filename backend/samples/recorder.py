@@ -13,10 +13,9 @@ from typing import Any
 from backend.base.config import Settings
 from backend.base.errors import (
     DatasetsFull,
-    DiskFull,
     FitInProgress,
     InspectionError,
-    ReadOnlyStore,
+    StorageFailed,
 )
 from backend.base.files import write_atomic, write_json
 from backend.base.keys import ModelKey
@@ -28,7 +27,7 @@ from backend.service.images import ImageFile
 
 logger = logging.getLogger(__name__)
 
-_STORE_TROUBLE = (DatasetsFull, DiskFull, ReadOnlyStore, FitInProgress)
+_STORE_TROUBLE = (DatasetsFull, StorageFailed, FitInProgress)
 
 
 class DebugFolder:
@@ -99,7 +98,7 @@ class Recorder:
         }
         try:
             self.debug.write(f"{key}_{name}", heatmap_png(inspection, "relative", low, high), numbers)
-        except (DiskFull, ReadOnlyStore) as err:
+        except StorageFailed as err:
             logger.warning("the debug heatmap of %s cannot be written: %s", key, err)
 
     def _record(self, key: ModelKey, write: Callable[[], None]) -> list[Notice]:
@@ -107,7 +106,7 @@ class Recorder:
             return []
         try:
             write()
-        except (DiskFull, ReadOnlyStore) as err:
+        except StorageFailed as err:
             return [self._trouble("record_not_written", key, err)]
         return []
 

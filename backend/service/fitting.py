@@ -31,7 +31,7 @@ from backend.memory.chunked import Budget
 from backend.memory.coreset import Progress, coreset_of, coreset_size
 from backend.memory.foreground import Foreground
 from backend.memory.left_out import LeftOut
-from backend.patchcore import Backend, Distance, PatchCoreMemory, Reserve
+from backend.patchcore import Backend, Distance, PatchCoreMemory, Reserve, RowsDtype
 from backend.service.embedding import Augmentation, Embeddings, embed_images, rows_of_several
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
@@ -58,6 +58,7 @@ class FitOptions:
     foreground: Literal["none", "pca"] = option("none", "foreground_mask", recorded=True)
     rotation_deg: float = option(0.0, "augment_rotation_deg")
     jitter: float = option(0.0, "augment_jitter")
+    dtype: RowsDtype = option("float32", "memory_dtype", recorded=True)
     backend: Backend = option("auto", "knn_backend")
     memory_mb: float = option(4096, "fit_memory_mb")
     images: ImageOptions = field(default_factory=ImageOptions)
@@ -71,12 +72,14 @@ class FitOptions:
     def of_step(cls, recorded: Mapping[str, Any], settings: Settings) -> FitOptions:
         """As `recorded`, the metadata of an earlier fit or growth, has it; what that does not say, as `settings` do."""
         known = {own: recorded[name] for own, name in cls._recorded().items() if name in recorded}
-        return replace(cls.of(settings), **known, **recorded.get("augment", {}))
+        own = cls.of(settings)
+        images = replace(own.images, pixel_bits=recorded.get("pixel_bits", own.images.pixel_bits))
+        return replace(own, **known, **recorded.get("augment", {}), images=images)
 
     def metadata(self) -> dict[str, Any]:
         """What the metadata of a memory holds of it."""
         recorded = {name: getattr(self, own) for own, name in self._recorded().items()}
-        return {**recorded, "augment": asdict(self.augmentation)}
+        return {**recorded, "pixel_bits": self.images.pixel_bits, "augment": asdict(self.augmentation)}
 
     @classmethod
     def _recorded(cls) -> dict[str, str]:
@@ -106,7 +109,7 @@ def embed(
     options: FitOptions,
     old: StoredMemory | None = None,
 ) -> Embeddings:
-    """Embeddings of images that become a memory, in passes if need be, or join `old`, on its grid.
+    """Embeddings of images that become a memory or join `old`, on its grid; in passes if need be.
 
     Raises:
         BadImage, TokenGridMismatch, MaskEmpty, Cancelled.
@@ -119,7 +122,7 @@ def embed(
         seed=options.seed,
         expected=old.grid if old else None,
         images=options.images,
-        budget=None if old else options.budget,
+        budget=replace(options.budget, centres=old.emb) if old else options.budget,
     )
 
 
@@ -173,7 +176,7 @@ class NewMemory:
             **({"masked": True} if embeddings.masked else {}),
             "images": _images(files, embeddings),
         }
-        return cls(memory, embeddings.grid, metadata)
+        return cls(memory.kept_as(options.dtype), embeddings.grid, metadata)
 
     @classmethod
     def grown(
@@ -202,20 +205,21 @@ class NewMemory:
             "n_embeddings": memory.n_embeddings,
             "n_added": len(images),
             "coreset_rate_applied": len(memory) / memory.n_embeddings,
+            **({"in_passes": True} if embeddings.passes else {}),
             "radius": grown.radius,
             "radius_before": grown.radius_before,
             "n_reserve": grown.n_reserve,
             "grown_from": old.generation,
             "images": [*old.images, *images],
         }
-        return cls(memory, embeddings.grid, metadata)
+        return cls(memory.kept_as(options.dtype), embeddings.grid, metadata)
 
     @property
     def stored(self) -> StoredMemory:
         """The memory as a store takes it and a growth goes on from."""
         memory = self.memory
         image_ids = memory.image_ids if memory.image_ids is not None else np.full(len(memory), -1, np.int32)
-        return StoredMemory(memory.emb, self.grid, image_ids, self.metadata, memory.extras, memory.reserve)
+        return StoredMemory(memory.rows, self.grid, image_ids, self.metadata, memory.extras, memory.reserve)
 
 
 def _images(files: Sequence[ImageFile], embeddings: Embeddings) -> list[dict[str, str]]:
@@ -248,6 +252,8 @@ def grown_memory(
 ) -> Grown:
     """The memory `old` with the coreset of new embeddings added: k-center greedy that starts from the old centres.
 
+    Of embeddings that were chosen in passes, which started from these centres too, the choice is among the chosen ones.
+
     The new rows and what earlier images have in `old.reserve` are chosen from alike: as in one fit of all images whose
     first centres were the old ones, as far as the reserve reaches. Without one, from the new rows alone.
 
@@ -260,16 +266,18 @@ def grown_memory(
     Returns:
         The old rows, then the new ones.
     """
-    n_old, beyond = len(old.emb), old.reserve.beyond if old.reserve else old.number("radius", 0.0)
+    n_old, beyond = len(old.rows), old.reserve.beyond if old.reserve else old.number("radius", 0.0)
+    n_new, passed = embeddings.n_embeddings, embeddings.passes.radius if embeddings.passes else 0.0
     emb, image_ids = _everything(old, embeddings)
-    n = max(0, min(_share(int(old.metadata["n_embeddings"]), len(embeddings.emb), rate), limit - n_old))
-    coreset = coreset_of(emb[n_old:], n, centres=old.emb, left=n_old + n, progress=progress)
+    n = max(0, min(_share(int(old.metadata["n_embeddings"]), n_new, rate), limit - n_old))
+    coreset = coreset_of(emb[n_old:], n, centres=emb[:n_old], left=n_old + n, progress=progress)
     kept, left = np.concatenate([np.arange(n_old), n_old + coreset.indices]), n_old + coreset.left
     memory = PatchCoreMemory(emb[kept], backend=backend, image_ids=image_ids[kept])
-    memory.reserve = Reserve(emb[left], image_ids[left], max(beyond, coreset.beyond))
-    memory.n_embeddings = int(old.metadata["n_embeddings"]) + len(embeddings.emb)
+    memory.reserve = Reserve(emb[left], image_ids[left], max(beyond, coreset.beyond + passed))
+    memory.n_embeddings = int(old.metadata["n_embeddings"]) + n_new
     n_reserve = len(old.reserve.emb) if old.reserve else 0
-    return Grown(memory, max(beyond, coreset.radius), max(beyond, coreset.radius_before), n_reserve)
+    after, before = (max(beyond, radius + passed) for radius in (coreset.radius, coreset.radius_before))
+    return Grown(memory, after, before, n_reserve)
 
 
 def _everything(old: StoredMemory, embeddings: Embeddings) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -298,6 +306,7 @@ class Fitter:
         self.inspector = inspector
         self.options = FitOptions.of(inspector.settings)
         self._fitting = threading.Lock()
+        self._fitted_now: ModelKey | None = None
 
     def fit(
         self,
@@ -361,18 +370,19 @@ class Fitter:
             fresh = [files[n] for n in _unknown(digests, model)]
             clock.mark("compare")
             if model and not fresh:
-                return self._result(model.stored, clock, len(files), [Notice("nothing_new")])
+                return self._unchanged(model.stored, clock, len(files))
+            begun = model.stored.generation if model else None
             embeddings = self._embed_fresh(key, fresh, model, queue, job)
             clock.mark("extract")
             with store.writing(key, self.inspector.settings.fit_wait_s):
                 model = self._growable(key, mm_per_px, embeddings.grid)
                 if model:
-                    if embeddings.passes:  # another process has fitted meanwhile: this was to be the first fit
+                    if embeddings.passes and model.stored.generation != begun:  # another process fitted meanwhile
                         raise FitInProgress(key=key, retry_after=1)
                     numbers = _unknown(embeddings.digests, model)
                     fresh, embeddings = [fresh[n] for n in numbers], embeddings.only(numbers)
                     if not fresh:
-                        return self._result(model.stored, clock, len(files), [Notice("nothing_new")])
+                        return self._unchanged(model.stored, clock, len(files))
                     old = replace(model.stored, reserve=store.load_reserve(key, model.stored))
                     new = NewMemory.grown(old, fresh, embeddings, options, job.stage("coreset"))
                 else:
@@ -397,17 +407,27 @@ class Fitter:
     ) -> FitResult:
         duplicates = [Notice("duplicates_left_out", {"n": n_duplicates})] if n_duplicates else []
         warnings = [*self.inspector.warnings(), *duplicates, *notices]
-        return FitResult(len(stored.emb), stored.grid, stored.metadata, clock.report(), warnings, left_out)
+        return FitResult(len(stored.rows), stored.grid, stored.metadata, clock.report(), warnings, left_out)
+
+    def _unchanged(self, stored: StoredMemory, clock: Clock, n_duplicates: int) -> FitResult:
+        """What a growth gives that brings nothing: the memory keeps its generation, its version and its time."""
+        return replace(self._result(stored, clock, n_duplicates, [Notice("nothing_new")]), changed=False)
 
     @contextmanager
     def turn(self, key: ModelKey, job: Job) -> Iterator[None]:
-        """One fit at a time in this process. Raises FitInProgress after FIT_WAIT_S seconds, Cancelled."""
+        """One fit at a time in this process.
+
+        Raises:
+            FitInProgress: another one took longer than FIT_WAIT_S; the error names its model.
+            Cancelled.
+        """
         deadline = monotonic() + self.inspector.settings.fit_wait_s
         while not self._fitting.acquire(timeout=0.1):
             job.check()
             if monotonic() >= deadline:
-                raise FitInProgress(key=key, retry_after=5)
+                raise FitInProgress(key=self._fitted_now or key, retry_after=5)
         try:
+            self._fitted_now = key
             yield
         finally:
             self._fitting.release()
@@ -431,14 +451,16 @@ class Fitter:
         """The memory that may grow, or None when there is none yet. Raises MemoryMismatch, DamagedFile."""
         extractor = self.inspector.host.queue().extractor
         try:
-            model, older = self.inspector.fitted(key)
+            model, doubts = self.inspector.fitted(key)
         except MemoryNotFound:
             return None
         except ExtractorMismatch as err:
             raise _mismatch(key, "extractor", err.values["ours"], err.values["theirs"]) from err
         if model.memory.kind:
             raise _mismatch(key, "PATCHCORE_DISTANCE", "l2", model.memory.kind)
-        if older:
+        for doubt in doubts:
+            if doubt.code == "pixel_bits_differ":
+                raise _mismatch(key, "PIXEL_BITS", doubt.values["got"], doubt.values["expected"])
             raise _mismatch(key, "extractor", f"{extractor.name}, {extractor.fingerprint}", "?")
         fitted = float(model.stored.metadata["mm_per_px"])
         if abs(fitted - mm_per_px) > 1e-6 * fitted:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.decoding import Decoded, ImageOptions, decode
-from backend.base.errors import TokenGridMismatch
+from backend.base.errors import TokenGridMismatch, TooManyTokens
 from backend.base.images import is_large
 from backend.base.messages import Notice
 from backend.extractors.protocol import RGB, Extractor, Grid, prepare
@@ -22,6 +23,7 @@ from backend.infer import RoiSize
 from backend.roi_mask import Shape
 
 DECODERS = 2
+MOST_ASPECT = 16  # times the tokens of a square ROI that a long one may become
 # A small file may decode to hundreds of megabytes, so at most one such image is decoded at a time.
 _LARGE = threading.Lock()
 
@@ -109,10 +111,13 @@ def fitted_grid(
     """The token grid of `image`, or `expected` when that is within one token per side, and a notice if it differs.
 
     Raises:
+        TooManyTokens: INPUT_EDGE=smaller makes too much of so long an image.
         TokenGridMismatch: it is further from `expected`; the error says `name`.
     """
     height, width = image.shape[:2]
-    grid = extractor.grid(height, width)
+    grid, limit = extractor.grid(height, width), MOST_ASPECT * prod(extractor.grid(*2 * (extractor.input_size,)))
+    if prod(grid) > limit:
+        raise TooManyTokens(name=name, width=width, height=height, tokens=prod(grid), limit=limit)
     if expected is None or grid == expected:
         return grid, ()
     if not _same_roi(height, width, expected, extractor):

@@ -13,10 +13,11 @@ from backend.base.arrays import few_threads_each
 from backend.base.config import Settings
 from backend.base.decoding import ImageOptions
 from backend.base.errors import DamagedFile
+from backend.base.images import LARGE_PIXELS
 from backend.base.keys import ModelKey, twins
 from backend.base.messages import Notice
 from backend.calib import FEW_OK, GoodScores, Wanted, decide
-from backend.extractors.protocol import Extractor
+from backend.extractors.protocol import Aspect, Extractor
 from backend.infer import Criteria, HeatmapScale, Inspection, Roi, Scoring, heatmap_png, heatmap_range
 from backend.service.calibration import Terms, about_promise, apply_calibration, doubts_of, promised_values
 from backend.service.host import ExtractorHost
@@ -78,13 +79,16 @@ class Inspector:
         return [self.host.degraded] if self.host.degraded else []
 
     def fitted(self, key: ModelKey) -> tuple[FittedModel, list[Notice]]:
-        """The model of `key`, if the running extractor made it; with a notice when an older file cannot say so.
+        """The model of `key`, if the running extractor made it, and what about it is in doubt.
+
+        That is an older file that cannot say who made it, or a fit that read images with another PIXEL_BITS.
 
         Raises:
             MemoryNotFound, ExtractorMismatch, DamagedFile.
         """
         model = self.cache.model(key)
-        return model, check_extractor(key, model, self.host.queue().extractor)
+        notices = check_extractor(key, model, self.host.queue().extractor)
+        return model, [*notices, *_about_pixels(model, self.settings)]
 
     def criteria(self, key: ModelKey, model: FittedModel) -> tuple[Criteria, list[Notice]]:
         """What `model` is judged by now, and what is to be said of its calibration. Raises DamagedFile."""
@@ -225,7 +229,7 @@ class Inspector:
                 *_about_twins(self.store.root, key),
                 *image.notices,
                 *of_calibration,
-                *_about_roi(inspection.roi, model),
+                *_about_roi(inspection.roi, model, queue.extractor.input_aspect),
                 *about_verdict(inspection, criteria),
             ],
         )
@@ -243,11 +247,19 @@ def about_verdict(inspection: Inspection, criteria: Criteria) -> list[Notice]:
 
 def _about_scoring(former: Criteria, new: Criteria) -> list[Notice]:
     """A notice when the scores of a calibration were made otherwise than those of the inspections to come."""
-    if former.scoring.percentile != new.scoring.percentile:
+    if new.scoring.method == "percentile" and former.scoring.percentile != new.scoring.percentile:
         return [Notice("percentile_changed", {"former": former.scoring.percentile, "new": new.scoring.percentile})]
     if new.scoring.method == "area" and former.smallest_mm2 != new.smallest_mm2:
         return [Notice("area_changed", {"former": f"{former.smallest_mm2:g}", "new": f"{new.smallest_mm2:g}"})]
     return []
+
+
+def _about_pixels(model: FittedModel, settings: Settings) -> list[Notice]:
+    """A notice when the memory's images were read with another PIXEL_BITS than images are now."""
+    ours, theirs = settings.pixel_bits, model.stored.metadata.get("pixel_bits", settings.pixel_bits)
+    if ours == theirs:
+        return []
+    return [Notice("pixel_bits_differ", {"got": ours or "auto", "expected": theirs or "auto"})]
 
 
 def _about_origin(key: ModelKey, model: FittedModel) -> list[Notice]:
@@ -261,17 +273,17 @@ def _about_twins(root: Path, key: ModelKey) -> list[Notice]:
     return [Notice("id_twin_exists", {"twin": twin, "own": str(key)}) for twin in twins(root, key)]
 
 
-def _about_roi(roi: Roi, model: FittedModel) -> list[Notice]:
+def _about_roi(roi: Roi, model: FittedModel, aspect: Aspect) -> list[Notice]:
     """What is to be said of an image's size, scale and shape beside those the memory was fitted with."""
     notices = []
-    if roi.size.scale < 1:
+    if roi.size.height * roi.size.width > LARGE_PIXELS:
         notices.append(Notice("image_downscaled", {"megapixels": roi.size.height * roi.size.width / 1e6}))
     if len(model.stored.images) and len(model.stored.known_images) == 1:
         notices.append(Notice("one_image"))
     fitted = model.stored.metadata.get("mm_per_px")
     if isinstance(fitted, float) and abs(roi.mm_per_px - fitted) > 0.01 * fitted:
         notices.append(Notice("mm_per_px_differs", {"got": roi.mm_per_px, "expected": fitted}))
-    else:
+    elif aspect == "keep":  # else crops are meant to differ
         notices += _about_size(roi, model)
     if model.knows_part_only and roi.mask is None:
         notices.append(Notice("shape_missing"))

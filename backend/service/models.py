@@ -13,12 +13,11 @@ from cachetools import LRUCache
 
 from backend.base.arrays import square_norms
 from backend.base.errors import (
-    DiskFull,
     ExtractorMismatch,
     FitInProgress,
     MemoryNotFound,
     ReadOnlyReplica,
-    ReadOnlyStore,
+    StorageFailed,
 )
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
@@ -144,13 +143,13 @@ class ModelCache:
                 if self.store.stamp(key) == stamp:
                     self.store.write_derived(key, stored, index)
                     logger.info("rebuilt index and manifest of %s", key)
-        except (FitInProgress, DiskFull, ReadOnlyReplica, ReadOnlyStore, OSError) as err:
+        except (FitInProgress, ReadOnlyReplica, StorageFailed, OSError) as err:
             logger.warning("index and manifest of %s are not rebuilt now: %s", key, err)
 
 
 def memory_of(stored: StoredMemory, backend: Backend) -> PatchCoreMemory:
     """The memory that measures as `stored` was fitted."""
-    return PatchCoreMemory.stored(stored.emb, stored.grid, stored.extras, backend=backend, image_ids=stored.image_ids)
+    return PatchCoreMemory.stored(stored.rows, stored.grid, stored.extras, backend=backend, image_ids=stored.image_ids)
 
 
 def check_extractor(key: ModelKey, model: FittedModel, extractor: Extractor) -> list[Notice]:

@@ -14,7 +14,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.errors import DeviceOutOfMemory, NotReady, QueueFull
+from backend.base.errors import DeviceOutOfMemory, ExtractorFault, NotReady, QueueFull
 from backend.extractors.protocol import RGB, Extractor
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,13 @@ class InferenceQueue:
                 self._admitted -= 1
 
     def submit(self, image: RGB, *, bulk: bool = False) -> Future[NDArray[np.float32]]:
-        """Queue one prepared image; the future gives its (T, D) float32 embeddings. Raises NotReady once closed."""
+        """Queue one prepared image; the future gives its (T, D) float32 embeddings.
+
+        The future raises ExtractorFault where these are not finite.
+
+        Raises:
+            NotReady: the queue is closed.
+        """
         item = _Item(image)
         with self._ready:
             if self._closed:
@@ -115,7 +121,10 @@ class InferenceQueue:
                 item.future.set_exception(err)
             return
         for item, tokens in answers:
-            item.future.set_result(tokens)
+            if np.isfinite(tokens).all():
+                item.future.set_result(tokens)
+            else:
+                item.future.set_exception(ExtractorFault(model=self.extractor.name))
 
     def _embed(self, images: Sequence[RGB]) -> list[NDArray[np.float32]]:
         tokens = self._within_memory(images)

@@ -29,6 +29,7 @@ class FitResult:
     timings_ms: dict[str, float]
     warnings: list[Notice]
     left_out: LeftOut | None = None
+    changed: bool = True
 
 
 @dataclass(frozen=True)

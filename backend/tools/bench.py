@@ -195,10 +195,10 @@ class Request:
     headers: dict[str, str]
 
     @classmethod
-    def of(cls, field_name: str, files: Sequence[bytes]) -> Request:
-        """The model's ids and `files`, all under `field_name`."""
+    def of(cls, field_name: str, files: Sequence[bytes], **fields: str) -> Request:
+        """The model's ids, other `fields`, and `files`, all under `field_name`."""
         parts = [(field_name, (f"{number}.png", file, "image/png")) for number, file in enumerate(files)]
-        made = httpx.Request("POST", "http://localhost", data=FORM, files=parts)
+        made = httpx.Request("POST", "http://localhost", data={**FORM, **fields}, files=parts)
         return cls(made.read(), {"Content-Type": made.headers["Content-Type"]})
 
     def post(self, connection: httpx.Client, path: str) -> httpx.Response:

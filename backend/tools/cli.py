@@ -249,6 +249,9 @@ def evaluate(
     ] = None,
     shots: Annotated[str, typer.Option(help="Figures with this few good parts too, as in 1,2,4.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Draws of those few parts.")] = 3,
+    perturb: Annotated[
+        bool, typer.Option("--perturb", help="Also test under changes of light, focus and position, in steps.")
+    ] = False,
     report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("evaluation.html"),
     as_json: Annotated[Path | None, typer.Option("--json", help="A file for the figures; - for stdout.")] = None,
 ) -> None:
@@ -260,7 +263,7 @@ def evaluate(
     models = [_settings_for(name, preset) for name in model or [""]]
     from backend.tools.evaluate import run_evaluation
 
-    if run_evaluation(sets, models, shots=few, draws=seeds, report=report, as_json=as_json):
+    if run_evaluation(sets, models, shots=few, draws=seeds, perturb=perturb, report=report, as_json=as_json):
         raise typer.Exit(1)
 
 

@@ -24,9 +24,9 @@ from backend.assurance.page import page
 from backend.assurance.parts import Parts
 from backend.assurance.words import Language
 from backend.base.config import Settings, load_settings
-from backend.base.decoding import ImageOptions, decode
+from backend.base.decoding import ImageOptions
 from backend.base.errors import BadImage, FitInProgress, InvalidShape, TokenGridMismatch
-from backend.base.files import disk_errors, write_atomic, write_json
+from backend.base.files import disk_errors, storage_fault, write_atomic, write_json
 from backend.base.images import encode_png, list_images, resize
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
@@ -37,7 +37,7 @@ from backend.samples.collector import Collector, basis_of
 from backend.samples.scoring import Sample, SampleScorer, Scored
 from backend.service.calibration import Terms
 from backend.service.fitting import Fitter
-from backend.service.images import ImageFile
+from backend.service.images import ImageFile, decoded
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job
 from backend.service.results import CalibrationResult, InferResult
@@ -190,7 +190,8 @@ def _write_overlay(out: Path, path: Path, data: bytes, result: InferResult, opti
         DiskFull, ReadOnlyStore.
     """
     found = result.inspection
-    image = decode(data, name=path.name, options=options).pixels
+    with decoded(ImageFile(path.name, lambda: data), options) as (_, seen):
+        image = resize(seen.pixels, *found.anomaly_map.shape)
     low, high = result.heatmap_range
     scale = found.roi.size.scale
     outlines = [
@@ -198,7 +199,7 @@ def _write_overlay(out: Path, path: Path, data: bytes, result: InferResult, opti
         for region in found.regions
     ]
     picture = overlay(
-        resize(image, *found.anomaly_map.shape),
+        image,
         found.anomaly_map,
         low=low,
         high=max(high, result.threshold or 0.0),
@@ -213,15 +214,22 @@ def _write_overlay(out: Path, path: Path, data: bytes, result: InferResult, opti
 
 
 def _write_new(out: Path, path: Path, png: bytes) -> Path:
-    """Write `<folder>_<stem>_overlay.png`, or where that is taken `<folder>_<stem>-2_overlay.png` and so on."""
-    stem = "_".join(part for part in (path.parent.name, path.stem) if part)[:120]
+    """Write `<folder>_<stem>_overlay.png`, or where that is taken `<folder>_<stem>-2_overlay.png` and so on.
+
+    A file's name has 255 bytes at most on common file systems, so a longer one is cut short.
+    """
+    stem = "_".join(part for part in (path.parent.name, path.stem) if part)
+    stem = stem.encode("utf-8", "surrogateescape")[:220].decode("utf-8", "ignore")
     for number in count(1):
         target = out / f"{stem}{'' if number == 1 else f'-{number}'}_overlay.png"
         try:
-            with disk_errors(target), target.open("xb") as file:
-                file.write(png)
+            file = target.open("xb")
         except FileExistsError:
             continue
+        except OSError as err:
+            raise storage_fault(err, target.name) from err
+        with disk_errors(target), file:
+            file.write(png)
         return target
     raise AssertionError("there is always another number")
 

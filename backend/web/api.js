@@ -104,7 +104,29 @@ export async function follow(path, signal, tell) {
   }
 }
 
-async function readEvents(response, tell) {
+/* Server-sent events for as long as `signal` lets them; after a break they go on where they were. `up` hears of both. */
+export async function listen(path, signal, tell, up) {
+  let place = "";
+  while (!signal.aborted) {
+    try {
+      const headers = { Accept: "text/event-stream", ...(place ? { "Last-Event-ID": place } : {}) };
+      const response = await send(path, { headers, signal, quiet: true });
+      up(true);
+      await readEvents(response, tell, (id) => (place = id));
+    } catch (err) {
+      if (err.name === "AbortError") return;
+      if (["not_found", "records_off"].includes(err.code) || err.status === 405) {
+        up(null);
+        return;
+      }
+    }
+    if (signal.aborted) return;
+    up(false);
+    await new Promise((done) => setTimeout(done, 1500));
+  }
+}
+
+async function readEvents(response, tell, remember = () => {}) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -113,6 +135,8 @@ async function readEvents(response, tell) {
     const blocks = (rest + value).split(/\r?\n\r?\n/);
     rest = blocks.pop();
     for (const block of blocks) {
+      const id = block.split(/\r?\n/).find((line) => line.startsWith("id:"));
+      if (id) remember(id.slice(3).trim());
       const data = block.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5)).join("\n");
       try {
         if (data) tell(JSON.parse(data));

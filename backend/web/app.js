@@ -3,12 +3,17 @@ import * as calibrate from "./calibrate.js";
 import { $, complain, images } from "./dom.js";
 import * as fit from "./fit.js";
 import { applyLanguage, language, t } from "./i18n.js";
+import * as past from "./history.js";
 import * as inspect from "./inspect.js";
 import { learn, offerModels, refreshState, showState, startModel } from "./model.js";
 import { addParts } from "./parts.js";
 import * as resnet from "./resnet.js";
+import { go, onPlace, place } from "./router.js";
+import * as samples from "./samples.js";
+import * as station from "./station.js";
 
-const TABS = ["fit", "calibrate", "inspect", "resnet"];
+const TABS = ["fit", "calibrate", "inspect", "samples", "station", "history", "resnet"];
+const WITH_MODEL = new Set(["fit", "calibrate", "inspect", "samples"]);
 const THEMES = ["auto", "light", "dark"];
 const PASTE = {
   fit: (files) => fit.addFiles(files),
@@ -20,17 +25,25 @@ let open = "inspect";
 let health = { status: "wait" };
 
 function goTo(name, focus = false) {
-  open = TABS.includes(name) ? name : "inspect";
+  go(TABS.includes(name) ? name : "inspect");
+  if (focus) $(`tab-${open}`).focus();
+}
+
+/* Show the view that the address names. */
+function showPlace(where) {
+  open = TABS.includes(where.view) ? where.view : "inspect";
   for (const tab of TABS) {
     const on = tab === open;
     $(tab).hidden = !on;
     $(`tab-${tab}`).setAttribute("aria-selected", on);
     $(`tab-${tab}`).tabIndex = on ? 0 : -1;
   }
-  if (focus) $(`tab-${open}`).focus();
-  if (location.hash !== `#${open}`) history.replaceState(null, "", `#${open}`);
+  $("model").hidden = !WITH_MODEL.has(open);
   if (open === "resnet") resnet.config();
-  $("model").hidden = open === "resnet";
+  if (open === "samples") samples.open();
+  if (open === "history") past.open(where);
+  if (open === "station") station.enter();
+  else station.leave();
 }
 
 function startTabs() {
@@ -42,7 +55,7 @@ function startTabs() {
     event.preventDefault();
     goTo(TABS[to % TABS.length], true);
   });
-  addEventListener("hashchange", () => goTo(location.hash.slice(1)));
+  onPlace(showPlace);
 }
 
 function showHealth() {
@@ -88,7 +101,7 @@ function startPrefs() {
   $("language").addEventListener("click", () => {
     speak(language === "es" ? "en" : "es");
     inspect.renumber();
-    for (const page of [fit, inspect, calibrate, resnet]) page.show();
+    for (const page of [fit, inspect, calibrate, samples, station, past, resnet]) page.show();
     if (open === "resnet") resnet.config();
   });
   $("theme").addEventListener("click", () => setTheme(THEMES[(THEMES.indexOf(theme()) + 1) % THEMES.length]));
@@ -113,7 +126,7 @@ function startPaste() {
   addEventListener("paste", (event) => {
     if (!event.clipboardData?.files.length) return;
     event.preventDefault();
-    PASTE[open](images(event.clipboardData.files));
+    PASTE[open]?.(images(event.clipboardData.files));
   });
   for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => {
     if (!event.defaultPrevented) event.preventDefault();
@@ -130,8 +143,11 @@ fit.startFit(goTo);
 inspect.startInspect();
 calibrate.startCalibrate(goTo);
 resnet.startResnet();
-const asked = location.hash.slice(1);
-goTo(asked || "inspect");
+samples.startSamples();
+station.startStation();
+past.startHistory();
+const asked = place().view;
+go(TABS.includes(asked) ? asked : "inspect", place().rest, place().filters, { replace: true });
 watchHealth();
 startModel().then((known) => known.length || asked || goTo("fit")).catch(complain);
 addEventListener("focus", () => {

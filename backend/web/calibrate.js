@@ -18,6 +18,11 @@ export function startCalibrate(goTo) {
     if (view.calibrated !== null) setThreshold(line);
     else show();
   });
+  $("cal-target").addEventListener("change", () => {
+    dragged = false;
+    if (view.threshold !== null) line = view.threshold;
+    show();
+  });
   $("cal-go").addEventListener("click", () => calibrate(goTo));
   onParts(() => {
     if (view.threshold !== null && !dragged) line = view.threshold;
@@ -31,6 +36,8 @@ export function startCalibrate(goTo) {
   });
   show();
 }
+
+const target = () => Number($("cal-target").value);
 
 const scored = (truth) => parts.filter((part) => part.truth === truth && part.result).map((part) => part.result.score);
 
@@ -102,7 +109,7 @@ async function calibrate(goTo) {
       ng_scores: ng,
       area_mm2_thr: Number($("cal-area").value),
       score_percentile: Number($("cal-percentile").value),
-      ...(dragged ? { threshold: line } : {}),
+      ...(dragged ? { threshold: line } : target() ? { max_false_reject: target() } : {}),
       ...(model.recipe ? { recipe_id: model.recipe } : {}),
     };
     const result = await json("/calibrate_ng", { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
@@ -118,11 +125,25 @@ function done(result, ok, ng, goTo) {
   const next = el("button", { type: "button", className: "primary", textContent: t("goInspect") });
   next.addEventListener("click", () => goTo("inspect"));
   const warnings = (result.warnings ?? []).map((text) => el("p", { className: "warn", textContent: text }));
+  const promise = result.false_reject ? el("p", { className: "promise", textContent: promised(result.false_reject) }) : null;
+  const misses = result.misses ? el("p", { textContent: missed(result.misses) }) : null;
   const words = t("calDone", { value: number(result.threshold), ok, ng });
-  $("cal-result").replaceChildren(el("div", { className: "notice", data: { state: "ok", threshold: result.threshold } }, el("p", {}, words), ...warnings, next));
+  $("cal-result").replaceChildren(el("div", { className: "notice", data: { state: "ok", threshold: result.threshold } }, ...[el("p", {}, words), promise, misses].filter(Boolean), ...warnings, next));
   learn({ calibrated: true, stale: "" });
   dragged = false;
   line = view.calibrated = view.threshold = result.threshold;
   again();
   refreshState();
+}
+
+const percent = (share) => `${number(100 * share, 1)} %`;
+
+/* What a threshold promises about good parts, in words. */
+function promised({ upper_bound: bound, confidence, n_ok: n, n_ok_needed: needed }) {
+  const promise = t("calPromise", { bound: percent(bound), confidence: percent(confidence) });
+  return needed > n ? `${promise} ${t("calNeeded", { n: needed - n })}` : promise;
+}
+
+function missed({ estimate, lower_bound: low, upper_bound: high, n_ng: n }) {
+  return t("calMisses", { estimate: percent(estimate), low: percent(low), high: percent(high), n });
 }

@@ -119,10 +119,35 @@ function done(result, goTo) {
     s: number((result.timings_ms?.total ?? 0) / 1000, 1),
   });
   const warnings = (result.warnings ?? []).map((text) => el("p", { className: "warn", textContent: text }));
-  say(words, "ok", ...warnings, el("p", { textContent: t("fitNext") }), next);
+  say(words, "ok", ...warnings, ...suspects(result.suspects ?? [], goTo), el("p", { textContent: t("fitNext") }), next);
   learn({ fitted: true, usable: true });
   remember();
   offerModels();
   refreshState();
   again();
+}
+
+/* The images that stand out from the others, and a way to learn again without them. */
+function suspects(found, goTo) {
+  if (!found.length) return [];
+  const mine = (name) => chosen.find((entry) => entry.file.name === name);
+  const list = el("ul", { className: "reasons", id: "fit-suspects" }, ...found.map((one) => {
+    const tick = el("input", { type: "checkbox", checked: true, value: one.filename, disabled: !mine(one.filename) });
+    return el("li", {}, el("label", { className: "check" }, tick, el("span", {}, el("strong", { textContent: one.filename }), el("small", { textContent: one.why }))));
+  }));
+  const again = el("button", { type: "button", id: "fit-without", textContent: t("fitWithout") });
+  again.disabled = !found.some((one) => mine(one.filename));
+  again.addEventListener("click", () => {
+    const out = new Set([...list.querySelectorAll("input:checked")].map((input) => input.value));
+    for (const name of out) {
+      const entry = mine(name);
+      if (!entry) continue;
+      chosen.splice(chosen.indexOf(entry), 1);
+      [...$("fit-list").children].find((item) => item.title === name)?.remove();
+    }
+    choose("fit-how", "replace");
+    show();
+    fit(goTo);
+  });
+  return [el("p", { className: "warn", textContent: t("fitSuspects") }), list, again];
 }

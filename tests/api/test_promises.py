@@ -81,6 +81,7 @@ def test_a_chosen_threshold_and_its_note_are_kept(unjudged: TestClient, tmp_path
         ({"threshold": 0.3, "max_false_reject": 0.1}, 400, "threshold_and_promise"),
         ({"max_false_reject": 0.6}, 422, "validation_error"),
         ({"max_false_reject": -0.1}, 422, "validation_error"),
+        ({"max_false_reject": "NaN"}, 422, "validation_error"),
         ({"confidence": 1}, 422, "validation_error"),
         ({"threshold": -1}, 422, "validation_error"),
         ({"note": "x" * 2001}, 422, "validation_error"),
@@ -89,6 +90,14 @@ def test_a_chosen_threshold_and_its_note_are_kept(unjudged: TestClient, tmp_path
 def test_what_cannot_be_meant_is_refused(unjudged: TestClient, asked: dict[str, Any], status: int, code: str) -> None:
     answer = calibrate(unjudged, ok_scores=TWENTY, **asked)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(("threshold", "words"), [(0, "ninguna pieza pasará"), (1e8, "toda pieza pasará")])
+def test_a_chosen_threshold_that_passes_all_or_none_is_pointed_out(
+    unjudged: TestClient, threshold: float, words: str
+) -> None:
+    answer = calibrate(unjudged, ok_scores=TWENTY, threshold=threshold).json()
+    assert answer["threshold"] == threshold and any(words in warning for warning in answer["warnings"])
 
 
 def test_infer_says_how_unusual_a_part_is(unjudged: TestClient) -> None:

@@ -74,7 +74,7 @@ def test_a_verdict_is_found_again_with_all_that_was_answered(recorded: TestClien
     score, threshold = f"{answer['score']:.4f}", f"{answer['threshold']:.4f}"
     assert found["reasons"][0] == f"NG: it scored {score}, and the threshold is {threshold}."
     assert found["p_value"] == answer["p_value"] == pytest.approx(1 / 31)
-    assert found["reasons"][1] == "0 of 30 good parts of the calibration score at least as high."
+    assert found["reasons"][1] == "Good parts of the calibration that score at least as high: 0 of 30."
     assert any(reason.startswith("Regions that reach the threshold: ") for reason in found["reasons"])
     assert faults(database(tmp_path)) == []
 

@@ -90,6 +90,30 @@ def test_without_samples_or_without_a_memory_there_is_nothing_to_look_at(client:
     assert client.get("/datasets/suspects", params=IDS).json()["suspects"] == []
 
 
+def test_of_one_to_three_images_and_of_equal_ones_none_is_suspect_and_a_sentence_says_why(client: TestClient) -> None:
+    for count in (1, 2, 3):
+        assert fit(client, count).json()["suspects"] == []
+        found = client.get("/datasets/suspects", params=IDS).json()
+        assert found["suspects"] == [] and len(found["warnings"]) == 1
+        client.request("DELETE", "/datasets/clear", params=IDS)
+    same = [("images", (f"{n}.png", encoded(part(40), compress_level=n), "image/png")) for n in range(6)]
+    assert client.post("/fit_ok", data=FORM, files=same).json()["suspects"] == []
+    found = client.get("/datasets/suspects", params=IDS).json()
+    assert found["suspects"] == [] and "aprende de nuevo" in found["warnings"][0]
+
+
+def test_a_name_that_the_other_label_has_is_not_lost(client: TestClient, tmp_path: Path) -> None:
+    fit(client, 3)
+    name = client.get("/datasets/list", params=IDS).json()["classes"]["ok"]["files"][0]
+    there = tmp_path / "datasets" / "Master1" / "Pattern" / "ng" / name
+    there.parent.mkdir(exist_ok=True)
+    there.write_bytes(BAD)
+    moved = client.post("/datasets/relabel", json={**IDS, "filename": name, "from": "ok", "to": "ng"}).json()
+    assert moved["filename"] != name and there.read_bytes() == BAD
+    classes = client.get("/datasets/list", params=IDS).json()["classes"]
+    assert classes["ng"]["files"] == sorted([name, moved["filename"]]) and classes["ok"]["count"] == 2
+
+
 @pytest.mark.parametrize(
     ("change", "status", "code"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,17 @@ from typing import Any
 import pytest
 
 from backend.api.catalogue import sentence
-from backend.assurance.certificate import CertificateOptions, certify, certify_stored
+from backend.assurance.certificate import CertificateOptions, certify, certify_stored, notices_of
 from backend.assurance.defects import GRADES, KINDS, ZONES
 from backend.assurance.page import page
 from backend.assurance.parts import Parts
 from backend.assurance.words import PAGE, Language, words
-from backend.base.errors import NotEnoughSamples
+from backend.base.errors import Cancelled, GoodPartsRejected
 from backend.samples.collector import Collector
 from backend.service.calibration import Terms
 from backend.service.jobs import Job
 from tests.assurance.conftest import KEY, fitted_collector
+from tests.parts import good_files
 
 QUICK = CertificateOptions(trials=3)
 
@@ -58,7 +60,7 @@ def test_parts_that_are_rejected_as_they_are_get_no_defects(tmp_path: Path) -> N
     collector = fitted_collector(tmp_path)
     scores = collector.inspector.cache.calibration(KEY)["good_scores"].values  # type: ignore[index]
     collector.inspector.calibrate(KEY, ok_scores=[0.001] * 20, mm_per_px=0.2)
-    with pytest.raises(NotEnoughSamples):
+    with pytest.raises(GoodPartsRejected):
         certify(collector.inspector, KEY, Parts.stored(collector, KEY, most=12, seed=0), options=QUICK)
     middle = sorted(scores)[len(scores) // 2]
     collector.inspector.calibrate(KEY, ok_scores=scores, mm_per_px=0.2, terms=Terms(threshold=middle))
@@ -133,9 +135,38 @@ def test_names_and_notes_are_text_and_no_markup(made: dict[str, Any]) -> None:
 def test_numbers_are_written_as_the_language_does_and_what_is_assured_is_rounded_up(made: dict[str, Any]) -> None:
     promise = {**made["calibration"]["false_reject"], "upper_bound": 0.04131}
     changed = {**made, "calibration": {**made["calibration"], "false_reject": promise}}
-    assert "4,2 %" in page(changed, "es", sentence) and "4.2 %" in page(changed, "en", sentence)
+    assert "4,2\u00a0%" in page(changed, "es", sentence) and "4.2\u00a0%" in page(changed, "en", sentence)
 
 
 def test_every_word_has_the_same_holes_in_both_languages() -> None:
     for es, en in PAGE.values():
         assert sorted(re.findall(r"{(\w+)}", es)) == sorted(re.findall(r"{(\w+)}", en))
+
+
+class At(Job):
+    """Does something when so many things of a stage are done."""
+
+    def __init__(self, stage: str, number: int, action: Callable[[Job], object]) -> None:
+        super().__init__()
+        self._at, self._action = (stage, number), action
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        if (stage, done) == self._at:
+            self._action(self)
+
+
+def test_a_certificate_that_was_cancelled_or_whose_model_changed_is_not_kept(tmp_path: Path) -> None:
+    collector = fitted_collector(tmp_path)
+    store, few = collector.inspector.store, CertificateOptions(trials=3, most_parts=5)
+    with pytest.raises(Cancelled):
+        certify_stored(collector, KEY, few, At("detection", 2, Job.cancel))
+    assert store.load_certificate(KEY) is None
+    actions = (
+        lambda _: collector.fit(KEY, good_files(4), mm_per_px=0.2),
+        lambda _: collector.delete_model(KEY),
+    )
+    for action in actions:
+        made = certify_stored(collector, KEY, few, At("stability", 5, action))
+        assert [one.code for one in notices_of(made)][-1] == "certificate_not_kept"
+        assert store.load_certificate(KEY) is None
+    collector.inspector.close()

@@ -251,9 +251,9 @@ def test_resizing_keeps_type_channels_and_brightness(picture: BGR, size: tuple[i
     assert resized.mean() == pytest.approx(picture.mean(), abs=1)
 
 
-def test_only_images_over_12_megapixels_are_scaled_down() -> None:
-    assert working_scale(3000, 4000) == 1.0
-    assert working_scale(6000, 8000) == pytest.approx(0.5)
+def test_only_maps_of_more_than_a_mebipixel_are_scaled_down() -> None:
+    assert working_scale(1024, 1024) == 1.0
+    assert working_scale(2048, 2048) == pytest.approx(0.5)
 
 
 PLAIN = [("PNG", "RGB"), ("PNG", "L"), ("PNG", "RGBA"), ("JPEG", "RGB"), ("JPEG", "L")]

@@ -134,6 +134,7 @@ def found_spots(inspector: Inspector, folder: Path, share: float) -> list[bool]:
     return [score(spotted(file, share, (0.45, 0.55))) > threshold for file in good[::2]]
 
 
+@pytest.mark.slow
 def test_the_recommended_setting_finds_a_small_spot_that_the_default_misses(tmp_path: Path, shared_data: Path) -> None:
     weights, found = shared_data / "weights" / WEIGHTS["resnet18"], {}
     for preset, rate in (("none", 0.02), ("recommended", PRESETS["recommended"]["coreset_rate"])):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -68,7 +69,8 @@ def rebuilt(collector: Collector, key: ModelKey = KEY) -> Collector:
 
 
 def lose_models(tmp_path: Path) -> None:
-    shutil.rmtree(tmp_path / "models")
+    """Move them away: something may still be written there, beside which a deletion would fail."""
+    (tmp_path / "models").rename(tmp_path / f"lost-{uuid4()}")
 
 
 @pytest.mark.parametrize("key", [KEY, RED])
@@ -236,7 +238,7 @@ def test_a_degraded_service_rebuilds_nothing(running: Callable[..., Collector], 
     running().fit(KEY, [part_file(n) for n in range(3)], mm_per_px=0.2)
     lose_models(tmp_path)
     collector = running()
-    collector.inspector.host.degraded = Notice("degraded", {"model": "m", "reason": "r"})
+    collector.inspector.host.degraded = Notice("degraded", {"model": "m", "reason": "r", "extractor": "x"})
     assert collector.rebuilder.lost() == [KEY]
     with pytest.raises(WeightsUnavailable):
         collector.rebuilder.rebuild(KEY)

@@ -159,6 +159,7 @@ def test_a_broken_cookie_is_learned_calibrated_inspected_and_masked(console: Ope
     assert not desk.errors
 
 
+@pytest.mark.slow
 def test_a_rusty_disc_is_told_with_its_ring_as_the_mask(console: Open, tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
 
@@ -503,13 +504,13 @@ def test_a_calibration_waits_for_the_scores_of_a_new_mask(console: Open, pieces:
     desk.tab("inspect")
     page.check("input[name=kind][value=circle]", force=True)
     desk.tab("calibrate")
-    expect(page.locator("#cal-ok-n")).to_have_text("0 puntuadas, faltan 6")
+    expect(page.locator("#cal-ok-n")).to_have_text("Puntuadas: 0. Por puntuar: 6")
     expect(page.locator("#cal-go")).to_be_disabled()
     open_again = True
     for route in held:
         route.continue_()
     expect(page.locator("#cal-go")).to_be_enabled()
-    expect(page.locator("#cal-ok-n")).to_have_text("6 puntuadas")
+    expect(page.locator("#cal-ok-n")).to_have_text("Puntuadas: 6")
 
 
 def test_a_mask_that_cannot_be_leaves_nothing_of_the_former_answer(console: Open, pieces: Pieces) -> None:
@@ -723,7 +724,7 @@ def test_all_of_it_works_by_keyboard(console: Open, pieces: Pieces) -> None:
     page = desk.page
     desk.open("fit", **MODEL)
     page.focus("#tab-fit")
-    for name in ("calibrate", "inspect", "resnet", "fit"):
+    for name in ("calibrate", "inspect", "samples", "station", "history", "resnet", "fit"):
         page.keyboard.press("ArrowRight")
         expect(page.locator(f"#tab-{name}")).to_be_focused()
         expect(page.locator(f"#{name}")).to_be_visible()

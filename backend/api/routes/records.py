@@ -18,8 +18,9 @@ from pydantic import BaseModel, Field
 from backend.api.catalogue import Language, sentence
 from backend.api.problems import language_of
 from backend.api.recording import LedgerDep
-from backend.api.requests import ERRORS, CollectorDep, identity, sentences
-from backend.base.decoding import ImageOptions, decode
+from backend.api.requests import RESPONSES, CollectorDep, identity, warned
+from backend.api.uploads import UploadRoute
+from backend.base.decoding import ImageOptions
 from backend.base.errors import ImageNotKept, InvalidValue, RecordsUnavailable
 from backend.base.keys import ModelKey
 from backend.base.messages import Message, Phrase
@@ -34,8 +35,9 @@ from backend.records.record import VERDICTS, Verdict
 from backend.records.summaries import span_of, summary
 from backend.records.verdicts import checked_text
 from backend.samples.store import Draft, check_label, media_type
+from backend.service.images import ImageFile, decoded
 
-router = APIRouter(tags=["records"], responses=ERRORS)
+router = APIRouter(route_class=UploadRoute, tags=["records"], responses=RESPONSES)
 
 STREAM_PERIOD_S = 0.4
 STREAM_KEEPALIVE_S = 15.0
@@ -98,6 +100,7 @@ class InspectionPage(BaseModel):
 
     items: list[dict[str, Any]]
     next_cursor: str | None = Field(description="Send it as `cursor` to go on; null at the end.")
+    warnings: list[str] = []
     request_id: str
 
 
@@ -124,7 +127,8 @@ def list_inspections(request: Request, ledger: LedgerDep, query: Annotated[PageQ
     with ledger.reading() as connection:
         found = page(connection, filters, order, limit, after)
     cursor = found.next.as_cursor() if found.next else None
-    return InspectionPage(items=found.items, next_cursor=cursor, request_id=request.state.request_id)
+    own = {"warnings": warned(request), "request_id": request.state.request_id}
+    return InspectionPage(items=found.items, next_cursor=cursor, **own)
 
 
 @router.get("/inspections/summary")
@@ -136,7 +140,7 @@ def summarise(request: Request, ledger: LedgerDep, query: Annotated[SummaryQuery
             raise InvalidValue(field=name, value=repr(getattr(filters, name)), expected=Phrase("not_in_summaries"))
     with ledger.reading() as connection:
         found = summary(connection, span_of(connection, query.bucket, filters, query.tz), filters)
-    return {**found, "request_id": request.state.request_id}
+    return {**found, "warnings": warned(request), "request_id": request.state.request_id}
 
 
 @router.get("/inspections/export", response_class=StreamingResponse)
@@ -194,15 +198,23 @@ def get_image(ledger: LedgerDep, inspection_id: str) -> Response:
 
 
 @router.get("/inspections/{inspection_id}/overlay", response_class=Response)
-def get_overlay(ledger: LedgerDep, collector: CollectorDep, inspection_id: str) -> Response:
+def get_overlay(
+    ledger: LedgerDep,
+    collector: CollectorDep,
+    inspection_id: str,
+    width: Annotated[Text, Query(description="At most so many pixels wide, 16 to 4096.")] = None,
+) -> Response:
     """A PNG of the anomaly map and the regions over the image, or over a plain ground where that was not kept."""
+    wide = None if width is None else _whole("width", width, 4096, least=16)
     found = ledger.inspection(inspection_id)
     try:
         data, _ = ledger.image(found)
-        image = decode(data, options=ImageOptions.of(collector.settings)).pixels
+        file = ImageFile(str(found.item.get("filename") or "image"), lambda: data)
+        with decoded(file, ImageOptions.of(collector.settings)) as (_, seen):
+            png = overlay(found, seen.pixels, wide)
     except ImageNotKept:
-        image = None
-    return Response(overlay(found, image), media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
+        png = overlay(found, None, wide)
+    return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
 
 
 @router.post("/inspections/{inspection_id}/review")
@@ -224,7 +236,7 @@ def review(request: Request, ledger: LedgerDep, inspection_id: str, body: Review
     )
     reviews = ledger.inspection(inspection_id).reviews
     own = {"inspection_id": inspection_id, "review_id": name, "request_id": request.state.request_id}
-    return {**own, "verdict": verdict, "reviews": reviews}
+    return {**own, "verdict": verdict, "reviews": reviews, "warnings": warned(request)}
 
 
 @router.post("/inspections/{inspection_id}/sample")
@@ -248,7 +260,7 @@ def make_sample(
         "saved": sum(one.new for one in kept),
         "files": [one.name for one in kept],
         "inspection_id": inspection_id,
-        "warnings": sentences(request, notices),
+        "warnings": warned(request, notices),
         **identity(request, key),
     }
 
@@ -322,10 +334,10 @@ def _number(field: str, text: str | None) -> float | None:
     return number
 
 
-def _whole(field: str, text: str, most: int) -> int:
-    """A whole number from 1 to `most`. Raises InvalidValue."""
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:12]) <= most:
+def _whole(field: str, text: str, most: int, *, least: int = 1) -> int:
+    """A whole number from `least` to `most`. Raises InvalidValue."""
+    if not text.isascii() or not text.isdecimal() or not least <= int(text[:12]) <= most:
         raise InvalidValue(
-            field=field, value=repr(text[:40]), expected=Phrase("whole_number", {"least": 1, "most": most})
+            field=field, value=repr(text[:40]), expected=Phrase("whole_number", {"least": least, "most": most})
         )
     return int(text)

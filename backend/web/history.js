@@ -1,0 +1,224 @@
+import { json, send } from "./api.js";
+import { trend } from "./charts.js";
+import { $, complain, el } from "./dom.js";
+import { brief, number, t } from "./i18n.js";
+import { decisionOf, modelOf, partOf, pictureOf, release, review, reviewer, thumb, verdictWord, when } from "./records.js";
+import { addressOf, go, place } from "./router.js";
+import { showVerdict } from "./verdict.js";
+
+const FIELDS = ["part_id", "batch_id", "station_id", "role_id", "roi_id", "decision", "reviewed", "since", "until", "min_score", "max_score", "order"];
+const TIMES = new Set(["since", "until"]);
+const PAGE = 50;
+const AROUND = 30;
+
+let turn = 0;
+let asked = "";
+let cursor = null;
+let shown = null;
+
+export function startHistory() {
+  $("hi-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    go("history", [], filtersOfForm());
+  });
+  $("hi-form").addEventListener("change", (event) => {
+    if (event.target.matches("select, [type=datetime-local]")) $("hi-form").requestSubmit();
+  });
+  $("hi-reset").addEventListener("click", () => go("history"));
+  $("hi-more").addEventListener("click", () => more().catch(trouble));
+  $("hi-export").addEventListener("click", () => save().catch(complain));
+  $("hi-back").addEventListener("click", () => go("history", [], place().filters));
+  $("hi-review").addEventListener("submit", (event) => {
+    event.preventDefault();
+    judge(event.submitter?.value).catch(complain);
+  });
+}
+
+/* Open what the address says: a search, or one inspection. */
+export function open({ rest, filters }) {
+  $("hi-list-view").hidden = Boolean(rest[0]);
+  $("hi-detail").hidden = !rest[0];
+  if (rest[0]) return detail(rest[0]).catch(trouble);
+  fillForm(filters);
+  const query = filters.toString();
+  if (asked === query && $("hi-list").children.length) return null;
+  asked = query;
+  return search().catch(trouble);
+}
+
+function filtersOfForm() {
+  const filters = new URLSearchParams();
+  for (const name of FIELDS) {
+    const value = $(`hi-${name}`).value.trim();
+    if (value && !(name === "order" && value === "newest")) filters.set(name, TIMES.has(name) ? new Date(value).toISOString() : value);
+  }
+  return filters;
+}
+
+function fillForm(filters) {
+  for (const name of FIELDS) {
+    const value = filters.get(name) ?? (name === "order" ? "newest" : "");
+    $(`hi-${name}`).value = TIMES.has(name) && value ? localTime(value) : value;
+  }
+}
+
+/* A time as <input type=datetime-local> takes it. */
+function localTime(iso) {
+  const time = new Date(iso);
+  if (Number.isNaN(time.getTime())) return "";
+  return new Date(time.getTime() - time.getTimezoneOffset() * 60000).toISOString().slice(0, 19);
+}
+
+async function search() {
+  cursor = null;
+  $("hi-list").replaceChildren();
+  $("hi-none").hidden = true;
+  $("hi-trouble").hidden = true;
+  await more();
+}
+
+async function more() {
+  const mine = (turn += 1);
+  $("hi-more").disabled = true;
+  const query = new URLSearchParams(asked);
+  query.set("limit", PAGE);
+  if (cursor) query.set("cursor", cursor);
+  const found = await json(`/inspections?${query}`);
+  if (mine !== turn) return;
+  cursor = found.next_cursor;
+  $("hi-list").append(...found.items.map(row));
+  $("hi-more").hidden = !cursor;
+  $("hi-more").disabled = false;
+  $("hi-none").hidden = $("hi-list").children.length > 0;
+}
+
+function trouble(error) {
+  if (error.name === "AbortError") return;
+  $("hi-more").disabled = false;
+  $("hi-trouble").hidden = false;
+  const again = el("button", { type: "button", textContent: t("retry") });
+  asked = asked || " ";
+  again.addEventListener("click", () => {
+    asked = "";
+    $("hi-trouble").hidden = true;
+    open(place());
+  });
+  $("hi-trouble").replaceChildren(el("p", { textContent: error.message }), again);
+}
+
+function row(item) {
+  const link = el("a", { href: addressOf("history", [item.inspection_id], place().filters), className: "record", data: { decision: decisionOf(item), id: item.inspection_id } },
+    thumb(item),
+    el("b", { textContent: verdictWord(item.decision) }),
+    el("span", { className: "name" }, el("strong", { textContent: partOf(item) }), el("small", { textContent: modelOf(item) })),
+    el("span", { className: "score", textContent: `${number(item.score)}${item.threshold ? ` / ${number(item.threshold)}` : ""}` }),
+    el("span", { className: "place", textContent: [item.station_id, item.batch_id].filter(Boolean).join(" · ") }),
+    el("time", { dateTime: item.time, textContent: when(item.time) }));
+  return el("li", {}, link);
+}
+
+async function detail(id) {
+  const mine = (turn += 1);
+  $("hi-trouble").hidden = true;
+  release($("hi-picture"));
+  $("hi-picture").removeAttribute("src");
+  const found = await json(`/inspections/${encodeURIComponent(id)}`);
+  if (mine !== turn) return;
+  shown = found;
+  drawDetail(found);
+  const width = Math.min(1600, Math.ceil($("hi-picture").parentElement.clientWidth * devicePixelRatio) || 800);
+  pictureOf(id, width).then((src) => {
+    if (mine !== turn) return URL.revokeObjectURL(src);
+    $("hi-picture").src = src;
+    return null;
+  }).catch(complain);
+  await neighbours(found, mine);
+}
+
+function drawDetail(item) {
+  showVerdict($("hi-verdict"), decisionOf(item), `${number(item.score)}${item.threshold ? ` / ${number(item.threshold)}` : ""}`);
+  $("hi-title").textContent = t("hiPart", { part: partOf(item) });
+  $("hi-picture").alt = t("stPicture", { part: partOf(item) });
+  $("hi-reasons").replaceChildren(...item.reasons.map((text) => el("li", { textContent: text })));
+  const facts = [
+    ["hiTime", when(item.time, { dateStyle: "full", timeStyle: "medium" })],
+    ["hiModel", modelOf(item)],
+    ["hiVersion", item.model_version],
+    ["hiCalibrated", item.calibration?.created_utc ? when(item.calibration.created_utc) : ""],
+    ["hiPartId", item.part_id],
+    ["hiBatch", item.batch_id],
+    ["hiStation", item.station_id],
+    ["hiOperator", item.operator],
+    ["hiFile", item.image.filename],
+    ["hiName", item.inspection_id],
+  ].filter(([, value]) => value);
+  $("hi-facts").replaceChildren(...facts.map(([key, value]) => el("div", {}, el("dt", { textContent: t(key) }), el("dd", { textContent: value }))));
+  $("hi-regions").replaceChildren(...item.regions.map((region) =>
+    el("li", {}, el("strong", { textContent: `${brief(region.area_mm2)} mm²` }), el("span", { textContent: t("regionAt", { x: region.x, y: region.y, w: region.w, h: region.h }) }))));
+  $("hi-regions-title").textContent = t("hiRegions", { n: item.regions.length });
+  drawReviews(item.reviews);
+  $("hi-reviewer").value = reviewer.name;
+  const alike = new URLSearchParams({ role_id: item.role_id, roi_id: item.roi_id, decision: "ok", min_score: item.score, order: "oldest" });
+  $("hi-alike").href = addressOf("history", [], alike);
+  $("hi-alike").hidden = item.decision === null || item.decision === undefined;
+  for (const label of ["ok", "ng"]) $(`hi-sample-${label}`).onclick = () => sample(label).catch(complain);
+  $("hi-sample").hidden = !item.image.kept;
+}
+
+function drawReviews(reviews) {
+  $("hi-reviews").replaceChildren(...reviews.map((one) =>
+    el("li", { data: { verdict: one.verdict } },
+      el("strong", { textContent: t(`review_${one.verdict}`) }),
+      el("span", { textContent: [one.defect, one.note].filter(Boolean).join(" · ") }),
+      el("small", { textContent: [one.reviewer, one.time ? when(one.time) : ""].filter(Boolean).join(" · ") }))));
+}
+
+async function neighbours(item, mine) {
+  const same = { role_id: item.role_id, roi_id: item.roi_id, recipe_id: item.recipe_id, limit: AROUND };
+  const [before, after] = await Promise.all([
+    json(`/inspections?${new URLSearchParams({ ...same, until: item.time })}`),
+    json(`/inspections?${new URLSearchParams({ ...same, since: item.time, order: "oldest" })}`),
+  ]);
+  if (mine !== turn) return;
+  const later = after.items.filter((one) => one.inspection_id !== item.inspection_id);
+  const all = [...before.items.reverse(), item, ...later];
+  const label = t("hiAround");
+  $("hi-trend").replaceChildren(trend(all.map((one) => ({ score: one.score, threshold: one.threshold, decision: decisionOf(one), chosen: one === item })), { label }));
+  const step = (link, other) => {
+    link.hidden = !other;
+    if (other) link.href = addressOf("history", [other.inspection_id], place().filters);
+  };
+  step($("hi-previous"), all[all.indexOf(item) - 1]);
+  step($("hi-next"), all[all.indexOf(item) + 1]);
+}
+
+async function judge(verdict) {
+  if (!verdict || !shown) return;
+  reviewer.name = $("hi-reviewer").value;
+  const found = await review(shown.inspection_id, verdict, { note: $("hi-note").value.trim(), defect: $("hi-defect").value.trim(), reviewer: reviewer.name });
+  drawReviews(found.reviews);
+  $("hi-note").value = "";
+  $("hi-defect").value = "";
+}
+
+async function sample(label) {
+  const found = await json(`/inspections/${encodeURIComponent(shown.inspection_id)}/sample`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ label }),
+  });
+  $("hi-sampled").textContent = [t("hiSampled", { name: found.files[0] }), ...found.warnings].join(" ");
+}
+
+/* The search as CSV, written as it arrives where the browser can. */
+async function save() {
+  const response = await send(`/inspections/export?${asked.trim()}`);
+  const address = URL.createObjectURL(await response.blob());
+  el("a", { href: address, download: "inspections.csv" }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 60000);
+}
+
+export function show() {
+  asked = "";
+  if (!$("history").hidden) open(place());
+}

@@ -1,0 +1,59 @@
+"""The history: a part is found, explained, reviewed and sent on as an address."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.web.line import BAD, GOOD, inspected, learned
+from tests.web.page import Open, serious
+
+pytestmark = pytest.mark.browser
+
+
+def test_from_a_complaint_to_since_when(console: Open, tmp_path: Path) -> None:
+    desk = console(results_db=f"sqlite:///{tmp_path / 'r.db'}", keep_images="all", locale="es-ES")
+    learned(desk.api)
+    for number in range(60):
+        inspected(desk.api, BAD if number % 20 == 7 else GOOD, part_id=str(4700 + number), batch_id="L1")
+    page = desk.page
+    desk.open("history")
+    expect(page.locator("#hi-list .record")).to_have_count(50)
+    page.click("#hi-more")
+    expect(page.locator("#hi-list .record")).to_have_count(62)  # the two of the calibration too
+    page.select_option("#hi-decision", "ng")
+    expect(page.locator("#hi-list .record")).to_have_count(3)
+    assert not serious(page)
+    page.click("#hi-reset")
+    page.fill("#hi-part_id", "4711")
+    page.press("#hi-part_id", "Enter")
+    expect(page.locator("#hi-list .record")).to_have_count(1)
+    page.click("#hi-list .record")
+    expect(page.locator("#hi-title")).to_have_text("Pieza 4711")
+    expect(page.locator("#hi-picture[src^=blob]")).to_be_visible()
+    expect(page.locator("#hi-reasons li").first).to_contain_text("puntuó")
+    expect(page.locator("#hi-trend .chosen")).to_have_count(1)
+    assert not serious(page)
+
+    page.fill("#hi-reviewer", "Marta")
+    page.fill("#hi-note", "<b>arañazo</b>")
+    page.click("#hi-review button[value=bad]")
+    expect(page.locator("#hi-reviews li")).to_contain_text("Es mala")
+    expect(page.locator("#hi-reviews li")).to_contain_text("<b>arañazo</b>")
+    page.click("#hi-sample-ng")
+    expect(page.locator("#hi-sampled")).to_contain_text("Guardada como")
+    desk.picture("history")
+
+    address = page.url
+    page.click("#hi-alike")
+    expect(page.locator("#hi-list .record").first).to_contain_text("4700")
+    page.go_back()
+    expect(page.locator("#hi-title")).to_have_text("Pieza 4711")
+    page.reload()
+    expect(page.locator("#hi-reviews li")).to_contain_text("Marta")
+    assert page.url == address
+    page.click("#hi-next")
+    expect(page.locator("#hi-title")).to_have_text("Pieza 4712")
+    page.goto(f"{desk.api.base_url}/#/history/none-such")
+    expect(page.locator("#hi-trouble")).to_contain_text("none-such")
+    assert not desk.errors

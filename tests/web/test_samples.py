@@ -1,0 +1,84 @@
+"""The library of a model: what is stored, what stands out, and what becomes of it."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.parts import encoded, part
+from tests.web.line import MODEL
+from tests.web.page import Open, serious
+
+pytestmark = pytest.mark.browser
+
+PLAIN = {"results_db": "none", "coreset_rate": 0.25}
+
+
+def test_a_bad_part_among_the_good_is_found_and_made_bad(console: Open, tmp_path: Path) -> None:
+    desk = console(locale="es-ES", **PLAIN)
+    images = [
+        ("images", (f"{'rayada' if seed == 12 else seed}.png", encoded(part(seed, defect=seed == 12))))
+        for seed in range(13)
+    ]
+    assert desk.api.post("/fit_ok", data=MODEL, files=images).status_code == 200
+    page = desk.page
+    desk.open("samples", **MODEL)
+    expect(page.locator("#sa-ok li")).to_have_count(13)
+    expect(page.locator("#sa-ok img[src^=blob]").first).to_be_visible()
+    page.click("#sa-suspects")
+    suspect = page.locator("#sa-ok li").first
+    expect(suspect).to_have_class("suspect")
+    expect(suspect).to_contain_text("veces más lejos")
+    assert not serious(page)
+    desk.picture("samples")
+    suspect.get_by_text("Pasar a defectuosa").click()
+    expect(page.locator("#sa-ng li")).to_have_count(1)
+    expect(page.locator("#sa-ok li")).to_have_count(12)
+    page.locator("#sa-ng li").get_by_text("Borrar").click()
+    page.click("#ask-yes")
+    expect(page.locator("#sa-ng li")).to_have_count(0)
+    page.click("#sa-again")
+    page.click("#ask-yes")
+    expect(page.locator("#sa-said")).to_contain_text("Imágenes: 12.")
+    assert not desk.errors
+
+
+def test_a_fit_names_what_stands_out_and_learns_again_without_it(console: Open, tmp_path: Path) -> None:
+    paths = []
+    for seed in range(13):
+        paths.append(tmp_path / f"{'bad' if seed == 12 else 'good'}_{seed}.png")
+        paths[-1].write_bytes(encoded(part(seed, defect=seed == 12)))
+    desk = console(locale="en-GB", **PLAIN)
+    page = desk.page
+    desk.open("fit", **MODEL)
+    page.set_input_files("#fit-files", paths)
+    expect(page.locator("#fit-count")).to_have_text("13")
+    page.click("#fit-go")
+    expect(page.locator("#fit-suspects li").first).to_contain_text("bad_12.png")
+    page.click("#fit-without")
+    page.click("#ask-yes")
+    expect(page.locator("#fit-count")).to_have_text("12")
+    expect(page.locator("#fit-result")).to_contain_text("Images: 12.")
+    assert desk.api.get("/manifest", params={"role_id": "Belt", "roi_id": "Cookie"}).json()["memory"]["n_images"] == 12
+    assert not desk.errors
+
+
+def test_a_target_is_promised_or_the_missing_parts_are_counted(console: Open, tmp_path: Path) -> None:
+    desk = console(locale="es-ES", results_db="none")
+    learn = [("images", (f"{seed}.png", encoded(part(seed, height=120, width=160)))) for seed in range(8)]
+    assert desk.api.post("/fit_ok", data=MODEL, files=learn).status_code == 200
+    good = []
+    for seed in range(20, 30):
+        good.append(tmp_path / f"{seed}.png")
+        good[-1].write_bytes(encoded(part(seed, height=120, width=160)))
+    page = desk.page
+    desk.open("calibrate", **MODEL)
+    page.set_input_files("#cal-ok", good)
+    desk.settled(10)
+    page.select_option("#cal-target", "0.01")
+    page.click("#cal-go")
+    expect(page.locator("#cal-result .promise")).to_contain_text(
+        "Piezas buenas que faltan para prometer lo pedido: 289."
+    )
+    desk.picture("calibrate")
+    assert not desk.errors
