@@ -43,7 +43,7 @@ from backend.api.requests import (
     terms_of,
     warned,
 )
-from backend.api.routes import certificates, console, models, ops, records, samples, work
+from backend.api.routes import certificates, console, drift, models, ops, records, samples, work
 from backend.api.schemas import (
     CalibrateRequest,
     CalibrateResponse,
@@ -55,6 +55,7 @@ from backend.api.security import Guard
 from backend.api.telemetry import RequestIdentity, configure_logging
 from backend.api.uploads import PICKED_FILES, UploadRoute, uploads
 from backend.assurance.suspects import about_suspects, suspects_of
+from backend.assurance.watch import DriftWatch, watch_of
 from backend.base.config import Settings, load_settings, unknown_settings
 from backend.base.errors import InspectionError, InvalidValue, StartupError
 from backend.base.keys import ModelKey, check_recipe
@@ -103,6 +104,7 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     app.state.inspector = app.state.collector.inspector
     app.state.progress = ProgressBoard()
     app.state.ledger = Ledger.of(settings)
+    app.state.drift = watch_of(app.state.inspector.store, app.state.ledger, settings)
     app.state.limiter = anyio.CapacityLimiter(settings.max_queue + 8)
     app.state.metrics = Metrics(settings.prometheus_multiproc_dir)
     app.include_router(contract)
@@ -112,6 +114,7 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
             work.router,
             models.router,
             certificates.router,
+            drift.router,
             ops.router,
             records.router,
         ):
@@ -162,6 +165,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if predictor is not None:
         predictor.close()
     collector.close()
+    drift_watch: DriftWatch = app.state.drift
+    drift_watch.close()
     if ledger is not None:
         ledger.close()
 
@@ -197,6 +202,8 @@ async def fit_ok(
     result = await run_tracked(request, lambda job: fit(job=job))
     metrics: Metrics = request.app.state.metrics
     metrics.fitted(key, result)
+    watch: DriftWatch = request.app.state.drift
+    watch.fitted(key, result)
     metadata = result.metadata
     n_images, n_rows = metadata["n_images"], result.coreset_size
     logger.info("fit_ok %s: %d images, %d rows in %s ms", key, n_images, n_rows, result.timings_ms)
@@ -264,9 +271,11 @@ async def infer(
     (sent,) = uploads([image])
     file, scale = replace(sent, shape=parse_shape(shape)), _heatmap_scale(heatmap)
     recording = Recording(request, trace)
+    watch: DriftWatch = request.app.state.drift
 
     def inspect(job: Job) -> tuple[InferResult, dict[str, Any]]:
         found = inspector.infer(key, file, mm_per_px=mm_per_px, heatmap=scale, job=job)
+        found = replace(found, warnings=[*found.warnings, *watch.add(key, found)])
         named, notices = recording.add(Verdict.of(key, file, found), job)
         return replace(found, warnings=[*found.warnings, *notices, *unmeant(request)]), named
 

@@ -393,6 +393,18 @@ ERRORS: dict[str, Entry] = {
         es="Este servicio no guarda las inspecciones (RESULTS_DB=none): indica una base de datos en RESULTS_DB.",
         en="This service keeps no inspections (RESULTS_DB=none): name a database in RESULTS_DB.",
     ),
+    "study_not_usable": Entry(
+        400,
+        es="El estudio {path} no se puede usar: {reason}.",
+        en="The study {path} cannot be used: {reason}.",
+    ),
+    "drift_newer": Entry(
+        409,
+        es="Lo que se sabe de la deriva lo escribió una versión más nueva del programa (formato {version}; esta conoce "
+        "hasta {known}): actualiza este servicio.",
+        en="What is known of the drift was written by a newer version of the program (format {version}; this one knows "
+        "{known} and older): update this service.",
+    ),
     "not_recorded": Entry(
         503,
         es="No se ha podido guardar: {reason}. Reintenta en {retry_after} s.",
@@ -863,6 +875,39 @@ NOTICES: dict[str, Words] = {
     "samples_left_out": Words(
         es="Muestras que no se han podido usar: {n}. {reasons}", en="Samples that could not be used: {n}. {reasons}"
     ),
+    "study_same_picture": Words(
+        es="Imágenes puntuadas más de una vez, que no cuentan como repetición porque no muestran variación: {n}, de "
+        "las piezas {parts}. Haz fotos nuevas.",
+        en="Pictures scored more than once, which are no repeats since they show no variance: {n}, of the parts "
+        "{parts}. Take fresh pictures.",
+    ),
+    "study_no_reference": Words(
+        es="Falta la referencia de las piezas, así que no se sabe quién acierta: añade la columna reference, o revisa "
+        "las inspecciones de todas ellas.",
+        en="The parts have no reference, so it is not known who is right: add the column reference, or review "
+        "inspections of all of them.",
+    ),
+    "study_one_kind": Words(
+        es="Todas las piezas son de la misma clase: con buenas y malas se sabría cuánto se escapa y cuánto se rechaza "
+        "sin motivo.",
+        en="All parts are of one kind: with good and bad ones it would be known what is missed and what is rejected "
+        "without need.",
+    ),
+    "study_one_appraiser": Words(
+        es="Con un solo evaluador no se puede comparar a unos con otros: haz que otra persona mire las mismas piezas.",
+        en="One appraiser cannot be compared with others: have another person look at the same parts.",
+    ),
+    "study_few_parts": Words(
+        es="Piezas del estudio: {n}. AIAG pide al menos {wanted}, y los intervalos son por eso anchos.",
+        en="Parts of the study: {n}. AIAG asks for {wanted} at least, and intervals are wide for that reason.",
+    ),
+    "drift": Words(
+        es="Las piezas ya no se ven como al principio desde {since}: {cause}.",
+        en="Parts have not looked as they did at first since {since}: {cause}.",
+    ),
+    "drift_unknown": Words(
+        es="No se vigila la deriva de este modelo. {reason}", en="This model's drift is not watched. {reason}"
+    ),
     "not_recorded": Words(
         es="Este veredicto no se ha guardado: {reason}.", en="This verdict was not recorded: {reason}."
     ),
@@ -993,6 +1038,99 @@ PHRASES: dict[str, Words] = {
         es="{days} días como mucho con bucket={bucket}", en="at most {days} days with bucket={bucket}"
     ),
     "records_full": Words(es="no queda espacio en el disco de la base de datos", en="the database's disk is full"),
+    "study_columns": Words(
+        es="su primera línea debe nombrar la columna part y al menos una de rating y score, y nombra {found}",
+        en="its first line must name the column part and at least one of rating and score, and names {found}",
+    ),
+    "study_no_part": Words(
+        es="la línea {line} no dice de qué pieza es", en="line {line} does not say which part it is of"
+    ),
+    "study_rating": Words(
+        es="la línea {line} dice {value} donde va ok o ng (o 1 o 0)",
+        en="line {line} says {value} where ok or ng (or 1 or 0) belongs",
+    ),
+    "study_score": Words(
+        es="la línea {line} dice {value} donde va la puntuación", en="line {line} says {value} where the score belongs"
+    ),
+    "study_unequal": Words(
+        es="{appraiser} ha mirado la pieza {part} un número de veces distinto del resto ({n} en vez de {wanted}); "
+        "complétalas o quita esa pieza",
+        en="{appraiser} looked at the part {part} another number of times than is usual ({n} instead of {wanted}); "
+        "complete them, or leave that part out",
+    ),
+    "study_reference_missing": Words(
+        es="la pieza {part} no tiene referencia y otras sí; pónsela, o quita la columna",
+        en="the part {part} has no reference and others have one; add it, or leave the column out",
+    ),
+    "study_reference_differs": Words(
+        es="la pieza {part} tiene dos referencias distintas; deja una",
+        en="the part {part} has two references; keep one",
+    ),
+    "study_one_appraiser_alone": Words(
+        es="hay un solo evaluador y ninguna referencia con que compararlo; añade otro, o la columna reference",
+        en="there is one appraiser and no reference to compare with; add another one, or the column reference",
+    ),
+    "study_no_repeats": Words(
+        es="hacen falta dos piezas al menos, cada una con dos imágenes distintas con su mismo part_id",
+        en="it takes two parts at least, each with two different pictures under its part_id",
+    ),
+    "study_no_variance": Words(
+        es="las puntuaciones de cada pieza son idénticas: parecen la misma imagen; haz fotos nuevas de cada pieza",
+        en="the scores of each part are identical, as of the same picture; take fresh pictures of each part",
+    ),
+    "study_of_records": Words(es="de las inspecciones guardadas", en="of recorded inspections"),
+    "drift_light": Words(es="ha cambiado la luz", en="the light has changed"),
+    "drift_colour": Words(
+        es="ha cambiado el color de la luz o de la cámara", en="the colour of light or camera has changed"
+    ),
+    "drift_focus": Words(es="ha cambiado la nitidez", en="the focus has changed"),
+    "drift_dirt": Words(es="hay una mancha en un sitio fijo", en="there is a smudge in one fixed place"),
+    "drift_position": Words(
+        es="la pieza está en otro sitio o se ve de otro tamaño", en="the part is elsewhere or of another size"
+    ),
+    "drift_turn": Words(es="la pieza está girada", en="the part is turned"),
+    "drift_parts": Words(es="han cambiado las piezas", en="the parts have changed"),
+    "drift_advice_light": Words(
+        es="Comprueba la lámpara, la exposición y la luz que entra de fuera. Si la luz nueva se queda, vuelve a "
+        "ajustar el modelo con ella.",
+        en="Check the lamp, the exposure and stray light. If the new light is to stay, fit the model again with it.",
+    ),
+    "drift_advice_colour": Words(
+        es="Comprueba el balance de blancos de la cámara y si se ha cambiado la lámpara. Si se queda así, vuelve a "
+        "ajustar el modelo.",
+        en="Check the camera's white balance and whether the lamp was replaced. If it is to stay, fit the model again.",
+    ),
+    "drift_advice_focus": Words(
+        es="Enfoca de nuevo, limpia la lente entera y comprueba que nada vibra ni se ha movido la cámara.",
+        en="Focus again, clean the whole lens, and check that nothing vibrates and the camera has not moved.",
+    ),
+    "drift_advice_dirt": Words(
+        es="Limpia la lente y el cristal que haya delante. Si la mancha sigue, mira en ese sitio de las piezas.",
+        en="Clean the lens and any glass before it. If the smudge stays, look at that place of the parts.",
+    ),
+    "drift_advice_position": Words(
+        es="Comprueba el útil, los topes y la cámara, y el recorte del ROI en la estación.",
+        en="Check the fixture, its stops and the camera, and how the station crops the ROI.",
+    ),
+    "drift_advice_turn": Words(
+        es="Comprueba el útil y la cámara, y el giro del ROI en la estación.",
+        en="Check the fixture and the camera, and how the station turns the ROI.",
+    ),
+    "drift_advice_parts": Words(
+        es="Compara piezas de ahora con las del ajuste: proveedor, lote, acabado. Si son buenas, añádelas al modelo; "
+        "si no, apártalas.",
+        en="Compare today's parts with those of the fit: supplier, batch, finish. If they are good, add them to the "
+        "model; if not, set them aside.",
+    ),
+    "place_upper_left": Words(es="arriba a la izquierda", en="upper left"),
+    "place_upper_centre": Words(es="arriba en el centro", en="upper centre"),
+    "place_upper_right": Words(es="arriba a la derecha", en="upper right"),
+    "place_middle_left": Words(es="a media altura a la izquierda", en="middle left"),
+    "place_middle_centre": Words(es="en el centro", en="centre"),
+    "place_middle_right": Words(es="a media altura a la derecha", en="middle right"),
+    "place_lower_left": Words(es="abajo a la izquierda", en="lower left"),
+    "place_lower_centre": Words(es="abajo en el centro", en="lower centre"),
+    "place_lower_right": Words(es="abajo a la derecha", en="lower right"),
     "records_locked": Words(
         es="otro programa tiene bloqueada la base de datos", en="another program holds the database locked"
     ),

@@ -236,6 +236,11 @@ class Settings(BaseSettings):
     results_sync: Literal["normal", "full"] = Field(
         "normal", description="Whether a recorded verdict outlives the process, or (full) a loss of power too."
     )
+    drift_parts: int = Field(
+        100,
+        ge=0,
+        description="Good parts after a fit that the limits of its drift are learnt from; 0: none is watched.",
+    )
     results_days: float = Field(0, ge=0, description="Days that recorded verdicts are kept; 0: for ever.")
     keep_images: str = Field(
         "ng,near,1/100",

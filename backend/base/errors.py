@@ -39,6 +39,7 @@ InspectionError
 │   ├── MetaInvalid: name, field, value, expected
 │   ├── BrokenImages: total, count, reasons
 │   ├── NotEnoughSamples: key, n, wanted
+│   ├── StudyNotUsable: path, reason
 │   ├── NgRequired: key
 │   ├── ThresholdAndPromise
 │   ├── CalibrationNeeded: key
@@ -80,6 +81,7 @@ InspectionError
 ├── DatasetsFull: used, limit, wanted
 ├── NotRecorded: reason, retry_after
 ├── RecordsUnavailable: reason, retry_after
+├── DriftNewer: version, known
 ├── BankNotFound: path
 ├── BankMismatch: theirs, ours
 ├── ResNetUnavailable: model, reason
@@ -247,6 +249,10 @@ class NotEnoughSamples(BadRequest):
     code = "not_enough_samples"
 
 
+class StudyNotUsable(BadRequest):
+    code = "study_not_usable"
+
+
 class NgRequired(BadRequest):
     code = "ng_required"
 
@@ -409,6 +415,10 @@ class NotRecorded(InspectionError):
 
 class RecordsUnavailable(InspectionError):
     code = "records_unavailable"
+
+
+class DriftNewer(InspectionError):
+    code = "drift_newer"
 
 
 class BankNotFound(InspectionError):

@@ -32,6 +32,7 @@ from backend.memory.coreset import Progress, coreset_of, coreset_size
 from backend.memory.foreground import Foreground
 from backend.memory.left_out import LeftOut
 from backend.patchcore import Backend, Distance, PatchCoreMemory, Reserve, RowsDtype
+from backend.service.appearance import Appearance
 from backend.service.embedding import Augmentation, Embeddings, embed_images, rows_of_several
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
@@ -340,7 +341,8 @@ class Fitter:
             clock.mark("store")
             left_out = images_left_out(new.memory, embeddings, progress=job.stage("suspects"))
             clock.mark("suspects")
-        return self._result(stored, clock, 0, [*self._about(new.memory, embeddings), *recorded], left_out)
+        notices = [*self._about(new.memory, embeddings), *recorded]
+        return self._result(stored, clock, 0, notices, left_out, embeddings.appearances)
 
     def grow(
         self,
@@ -395,7 +397,7 @@ class Fitter:
             left_out = images_left_out(new.memory, embeddings, first=first, progress=job.stage("suspects"))
             clock.mark("suspects")
         notices = [*self._about(new.memory, embeddings, model), *recorded]
-        return self._result(stored, clock, len(files) - len(fresh), notices, left_out)
+        return self._result(stored, clock, len(files) - len(fresh), notices, left_out, embeddings.appearances)
 
     def _result(
         self,
@@ -404,10 +406,19 @@ class Fitter:
         n_duplicates: int,
         notices: Sequence[Notice],
         left_out: LeftOut | None = None,
+        appearances: Sequence[Appearance] = (),
     ) -> FitResult:
         duplicates = [Notice("duplicates_left_out", {"n": n_duplicates})] if n_duplicates else []
         warnings = [*self.inspector.warnings(), *duplicates, *notices]
-        return FitResult(len(stored.rows), stored.grid, stored.metadata, clock.report(), warnings, left_out)
+        return FitResult(
+            len(stored.rows),
+            stored.grid,
+            stored.metadata,
+            clock.report(),
+            warnings,
+            left_out,
+            appearances=appearances,
+        )
 
     def _unchanged(self, stored: StoredMemory, clock: Clock, n_duplicates: int) -> FitResult:
         """What a growth gives that brings nothing: the memory keeps its generation, its version and its time."""

@@ -19,6 +19,7 @@ from backend.base.messages import Notice
 from backend.calib import FEW_OK, GoodScores, Wanted, decide
 from backend.extractors.protocol import Aspect, Extractor
 from backend.infer import Criteria, HeatmapScale, Inspection, Roi, Scoring, heatmap_png, heatmap_range
+from backend.service.appearance import appearance_of
 from backend.service.calibration import Terms, about_promise, apply_calibration, doubts_of, promised_values
 from backend.service.host import ExtractorHost
 from backend.service.images import ImageFile
@@ -209,6 +210,7 @@ class Inspector:
             image, inspection = pipeline.run(file, mm_per_px=mm_per_px, job=job or Job(), mark=clock.mark)
             scale = heatmap or self.settings.heatmap_scale
             low, high = heatmap_range(inspection, scale, criteria.threshold)
+            appearance = appearance_of(image.pixels)
             png = b"" if scale == "none" else heatmap_png(inspection, scale, low, high)
             clock.mark("png")
         self.journal.inspected(key, file.name, inspection, criteria.threshold)
@@ -222,6 +224,7 @@ class Inspector:
             area_resolution_mm2=queue.extractor.reach**2 * inspection.roi.token_mm2,
             provenance=self.provenance(key, model, criteria),
             timings_ms=clock.report(),
+            appearance=appearance,
             warnings=[
                 *self.warnings(),
                 *older,

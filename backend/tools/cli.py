@@ -1,4 +1,4 @@
-"""python -m backend: serve, fit, calibrate, infer, certify, rebuild, evaluate, bank, demo, bench, doctor, records."""
+"""python -m backend: serve, fit, calibrate, infer, msa, evaluate, demo, doctor, records and others: see --help."""
 
 from __future__ import annotations
 
@@ -167,6 +167,31 @@ def infer(
     key, mask = ModelKey.of(role, roi, recipe), parse_shape(shape)
     if offline.infer(key, files, mm_per_px=mm_per_px, shape=mask, out=out, as_json=as_json, said=said):
         raise typer.Exit(1)
+
+
+@app.command()
+def msa(
+    study: Annotated[
+        Path | None,
+        typer.Argument(exists=True, dir_okay=False, help="CSV of a study; the record's repeated part_ids without."),
+    ] = None,
+    role: Role = "cli",
+    roi: Roi = "default",
+    recipe: Recipe = "default",
+    batch: Annotated[str | None, typer.Option(help="Only records of this batch_id.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for msa.json and msa.html.")] = Path("msa"),
+    lang: Annotated[str, typer.Option(help="Language of the page: es or en.")] = "es",
+) -> None:
+    """Analyse a measurement system: how well scores repeat, and how well people and the service agree.
+
+    It leaves msa.json and a page to print and sign.
+    """
+    from backend.base.keys import ModelKey
+    from backend.tools import msa as tool
+
+    if lang not in {"es", "en"}:
+        raise typer.BadParameter("--lang is es or en")
+    tool.analyse(study, ModelKey.of(role, roi, recipe), batch, out=out, language="es" if lang == "es" else "en")
 
 
 @app.command()

@@ -163,7 +163,10 @@ def test_a_memory_for_each_block_is_to_be_fitted_again(tmp_path: Path) -> None:
             files=[("image", ("0.png", good[0], "image/png"))],
         )
         assert answer.status_code == 500
-        assert "PATCHCORE_MEMORIES=separate" in answer.json()["error"] and "repite el aprendizaje" in answer.json()["error"]
+        assert (
+            "PATCHCORE_MEMORIES=separate" in answer.json()["error"]
+            and "repite el aprendizaje" in answer.json()["error"]
+        )
         post(client, "/fit_ok", good)
         assert post(client, "/infer", good)["score"] == pytest.approx(0, abs=1e-5)
 
