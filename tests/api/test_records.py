@@ -109,7 +109,7 @@ def is_repeated(client: TestClient, name: str, image: bytes) -> bool:
     """Whether what is kept of an inspection gives its score, to the last bit, and its regions."""
     found = get(client, f"/inspections/{name}")
     stored = client.get(f"/inspections/{name}/image").content
-    form = {"mm_per_px": str(found["mm_per_px"])}
+    form: dict[str, Any] = {"mm_per_px": str(found["mm_per_px"])}
     form |= {"shape": json.dumps(found["shape"])} if "shape" in found else {}
     again = infer(client, stored, **form).json()
     return (stored, again["score"], again["regions"]) == (image, found["score"], found["regions"])
@@ -118,7 +118,8 @@ def is_repeated(client: TestClient, name: str, image: bytes) -> bool:
 def test_a_stored_image_inspected_again_scores_the_same_to_the_last_bit(recorded: TestClient) -> None:
     for seed, defect in ((40, False), (41, True)):
         for filename, image in files_of_all_kinds(seed, defect=defect).items():
-            for form in ({}, {"shape": CIRCLE, "mm_per_px": "0.05"}):
+            forms: list[dict[str, Any]] = [{}, {"shape": CIRCLE, "mm_per_px": "0.05"}]
+            for form in forms:
                 answer = infer(recorded, image, **form).json()
                 stored = get(recorded, f"/inspections/{answer['inspection_id']}")
                 assert stored["score"] == answer["score"], filename
@@ -129,7 +130,7 @@ def test_samples_are_inspected_again_with_the_same_score(recorded: TestClient) -
     images = files_of_all_kinds(41, defect=True)
     for filename, image in images.items():
         meta = json.dumps({**IDS, "filename": filename, "mm_per_px": 0.07, "shape_json": json.loads(CIRCLE)})
-        parts = [("images", (filename, image)), ("metas", ("meta.json", meta, "application/json"))]
+        parts: list[Any] = [("images", (filename, image)), ("metas", ("meta.json", meta, "application/json"))]
         assert recorded.post("/datasets/ng/upload", data=IDS, files=parts).status_code == 200
     items = recorded.post("/infer_dataset", json={**IDS, "labels": ["ng"]}).json()["items"]
     assert len(items) == len(images)

@@ -131,7 +131,11 @@ def test_models_with_many_matches_and_models_with_few_share_pages(
     monkeypatch.setattr(queries, "FEW_ROWS", 2)  # more than a page holds are not sorted
     drafts = []
     for n in range(24):
-        own = {"roi_id": "often" if n % 4 else "seldom", "score": 0.3 + n % 7 / 100, "time_us": NOON_US + n}
+        own: dict[str, Any] = {
+            "roi_id": "often" if n % 4 else "seldom",
+            "score": 0.3 + n % 7 / 100,
+            "time_us": NOON_US + n,
+        }
         drafts.append(InspectionDraft.of(record(n, decision="ok", **own)))
     names = [future.result() for future in [ledger.writer.submit(draft) for draft in drafts]]
     filters = Filters(min_score=0.3, since_us=NOON_US + 3, until_us=NOON_US + 20)
