@@ -34,13 +34,14 @@ from backend.api.requests import (
     InspectorDep,
     MmPerPx,
     RecipeHeader,
+    change_form,
     identity,
     run_job,
     run_tracked,
     sentences,
     terms_of,
 )
-from backend.api.routes import certificates, console, models, ops, records, samples, work
+from backend.api.routes import certificates, console, golden, models, ops, records, samples, versions, work
 from backend.api.schemas import (
     CalibrateRequest,
     CalibrateResponse,
@@ -51,9 +52,10 @@ from backend.api.schemas import (
 from backend.api.security import Guard
 from backend.api.telemetry import RequestIdentity, configure_logging
 from backend.api.uploads import UploadRoute, uploads
+from backend.assurance.golden import GoldenSet, Run
 from backend.assurance.suspects import about_suspects, suspects_of
 from backend.base.config import Settings, load_settings, unknown_settings
-from backend.base.errors import InspectionError, InvalidValue, StartupError
+from backend.base.errors import InspectionError, InvalidValue, NotRecorded, StartupError
 from backend.base.keys import ModelKey, check_recipe
 from backend.extractors.protocol import Extractor
 from backend.infer import HeatmapScale
@@ -65,6 +67,7 @@ from backend.roi_mask import parse_shape
 from backend.samples.collector import Collector
 from backend.service.jobs import Job, ProgressBoard
 from backend.service.results import InferResult
+from backend.storage import Change
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +102,8 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     app.state.inspector = app.state.collector.inspector
     app.state.progress = ProgressBoard()
     app.state.ledger = Ledger.of(settings)
+    app.state.golden = GoldenSet(app.state.collector, partial(_golden_told, app.state.ledger))
+    app.state.inspector.gate = app.state.golden
     app.state.limiter = anyio.CapacityLimiter(settings.max_queue + 8)
     app.state.metrics = Metrics(settings.prometheus_multiproc_dir)
     app.include_router(contract)
@@ -108,6 +113,8 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
             work.router,
             models.router,
             certificates.router,
+            versions.router,
+            golden.router,
             ops.router,
             records.router,
         ):
@@ -132,6 +139,25 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     return app
 
 
+def _golden_told(ledger: Ledger | None, key: ModelKey, run: Run) -> None:
+    """Record that golden samples lost their verdict."""
+    body = {
+        "role_id": key.role_id,
+        "roi_id": key.roi_id,
+        "recipe_id": key.recipe_id,
+        "generation": run.generation,
+        "flips": [
+            {"filename": one.filename, "expected": one.expected, "former_score": one.former_score, "score": one.score}
+            for one in run.flips
+        ],
+    }
+    try:
+        if ledger is not None:
+            ledger.tell("golden", body)
+    except NotRecorded as err:
+        logger.warning("that golden samples of %s flipped is not recorded: %s", key, err)
+
+
 def _include_predict(app: FastAPI, settings: Settings) -> None:
     collector: Collector = app.state.collector
     app.state.predictor = Predictor(settings, collector.inspector.busy)
@@ -152,6 +178,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if ledger is not None:
         ledger.start()
     collector.start()
+    app.state.golden.start()
     if predictor is not None:
         predictor.start(after=collector.inspector.host.queue)
     yield
@@ -179,6 +206,7 @@ async def fit_ok(
     collector: CollectorDep,
     key: FormKey,
     mm_per_px: MmPerPx,
+    change: Annotated[Change, Depends(change_form)],
     images: Annotated[list[UploadFile], File(description="Canonical ROIs of good parts.")] = [],  # noqa: B006
     memory_fit: Annotated[bool, Form(description="Add to the memory instead of replacing it.")] = False,
     use_dataset: Annotated[bool, Form(description="Fit from the stored OK samples, and from images if any.")] = False,
@@ -189,7 +217,15 @@ async def fit_ok(
     """Build the memory of a model from images of good parts. It replaces the former one in one step, or grows it."""
     part = parse_shape(shape)
     files = [replace(file, shape=part) for file in uploads(images)]
-    fit = partial(collector.fit, key, files, mm_per_px=mm_per_px, memory_fit=memory_fit, use_dataset=use_dataset)
+    fit = partial(
+        collector.fit,
+        key,
+        files,
+        mm_per_px=mm_per_px,
+        memory_fit=memory_fit,
+        use_dataset=use_dataset,
+        change=replace(change, event="grow" if memory_fit else "fit"),
+    )
     result = await run_tracked(request, lambda job: fit(job=job))
     metrics: Metrics = request.app.state.metrics
     metrics.fitted(key, result)
@@ -229,7 +265,7 @@ async def calibrate_ng(
             mm_per_px=body.mm_per_px,
             area_mm2_thr=body.area_mm2_thr,
             score_percentile=body.score_percentile,
-            terms=terms_of(body),
+            terms=terms_of(request, body),
         ),
     )
     logger.info("calibrate_ng %s: threshold %.6g", key, result.values["threshold"])

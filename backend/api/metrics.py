@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 
@@ -51,6 +52,13 @@ class Metrics:
             "bdi_queue_depth", "Requests admitted and not answered.", registry=own, multiprocess_mode="livesum"
         )
         self.cache = Gauge("bdi_cache_bytes", "Bytes of loaded memories.", registry=own, multiprocess_mode="livesum")
+        self.golden = Gauge(
+            "bdi_golden_flips",
+            "Golden samples that lost their verdict.",
+            MODEL,
+            registry=own,
+            multiprocess_mode="livemax",
+        )
         self.degraded = Gauge("bdi_degraded", "1 while degraded.", registry=own, multiprocess_mode="livemax")
 
     def render(self) -> bytes:
@@ -67,6 +75,11 @@ class Metrics:
         self.queue.set(inspector.host.depth)
         self.cache.set(inspector.cache.nbytes)
         self.degraded.set(inspector.host.degraded is not None)
+
+    def golden_flips(self, flips: Mapping[ModelKey, int]) -> None:
+        """Set how many golden samples of each model lost their verdict."""
+        for key, n in flips.items():
+            self.golden.labels(*_labels(key)).set(n)
 
     def fitted(self, key: ModelKey, result: FitResult) -> None:
         """Count a fit, unless it found nothing new and left the memory as it was."""
