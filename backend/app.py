@@ -208,7 +208,6 @@ async def fit_ok(
     mm_per_px: MmPerPx,
     change: Annotated[Change, Depends(change_form)],
     images: Annotated[list[UploadFile], File(description="Canonical ROIs of good parts.")] = [],  # noqa: B006
-    memory_fit: Annotated[bool, Form(description="Add to the memory instead of replacing it.")] = False,
     use_dataset: Annotated[bool, Form(description="Fit from the stored OK samples, and from images if any.")] = False,
     shape: Annotated[
         str | None, Form(description="Where the part is inside each of `images`, as JSON: nothing else is learnt.")
@@ -222,9 +221,9 @@ async def fit_ok(
         key,
         files,
         mm_per_px=mm_per_px,
-        memory_fit=memory_fit,
+        memory_fit=change.event == "grow",
         use_dataset=use_dataset,
-        change=replace(change, event="grow" if memory_fit else "fit"),
+        change=change,
     )
     result = await run_tracked(request, lambda job: fit(job=job))
     metrics: Metrics = request.app.state.metrics

@@ -236,9 +236,10 @@ class GoldenSet:
         samples = self.samples(key)
         fresh = dict(samples)
         right = {one.filename: one.score for one in run.outcomes if one.right}
-        for digest, one in samples.items():
-            if one["filename"] in right and one.get("score") != right[one["filename"]]:
-                fresh[digest] = {**one, "score": right[one["filename"]], "scored_utc": run.time}
+        for digest, known in samples.items():
+            score = right.get(known["filename"])
+            if score is not None and known.get("score") != score:
+                fresh[digest] = {**known, "score": score, "scored_utc": run.time}
         if fresh != samples:
             self._write(key, fresh)
             if seal is not None:

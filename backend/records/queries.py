@@ -157,7 +157,8 @@ def page(
     `informative`: NG parts and close calls that nobody has reviewed, those nearest to their threshold first: what a
     person says of them tells most about where it belongs (uncertainty sampling, Lewis and Gale 1994).
     """
-    found = _Search(connection, filters, order, after).best(limit + 1)
+    search = _Search(connection, filters, order, after)
+    found = search.informative(limit + 1) if order == "informative" else search.best(limit + 1)
     rows = rows_of(connection, [number for _, number in found[:limit]], columns)
     last = Place(order, *found[limit - 1]) if len(found) > limit else None
     return Page(items_of(connection, rows), last)
@@ -168,7 +169,6 @@ class _Search:
 
     def __init__(self, connection: Connection, filters: Filters, order: Order, after: Place | None) -> None:
         self.connection, self.filters = connection, filters
-        self.informative = order == "informative"
         self.descending = order not in {"oldest", "informative"}
         by_score = order == "score"
         self.key: Any = _own.score if by_score else _own.time_us
@@ -178,8 +178,6 @@ class _Search:
 
     def best(self, n: int) -> list[tuple[float, int]]:
         """The first `n` keys and numbers."""
-        if self.informative:
-            return self._informative(n)
         wanted = self.filters.facet_conditions()
         exact = self.filters.exact()
         matching = select(facets.c.id).where(*wanted)
@@ -201,12 +199,15 @@ class _Search:
         ends = (key.desc(), number.desc()) if self.descending else (key, number)
         return self._read(select(key, number).order_by(*ends).limit(n))
 
-    def _informative(self, n: int) -> list[tuple[float, int]]:
+    def informative(self, n: int) -> list[tuple[float, int]]:
+        """The first `n` distances from the threshold, as shares of it, and numbers."""
         self.key = func.abs(_own.score - _own.threshold) / _own.threshold
         wanted = [*self.filters.facet_conditions(), facets.c.review.is_(None)]
         close = [_own.threshold > 0, _own.score >= NEAR * _own.threshold]
         matching = _own.facet_id.in_(select(facets.c.id).where(*wanted))
-        return self._read(self._first([*self.filters.exact(), *self.filters.scores(), *close, matching], n))
+        asked = [*self.filters.exact(), *self.filters.scores(), *self.filters.times()]
+        self.ranges = []
+        return self._read(self._first([*asked, *close, matching], n))
 
     def _first(self, conditions: Iterable[ColumnElement[bool]], n: int) -> Select[Any]:
         conditions = [*conditions, *self.ranges]

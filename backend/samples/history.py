@@ -1,8 +1,8 @@
 """FitHistory: datasets/<role>/<roi>/history.jsonl says what was fitted and calibrated from what, and only grows.
 
 One JSON object a line, fsynced. `fit` begins a memory, `grow` adds to it, `calibrate` sets its threshold,
-`rebuild` says that the same steps were taken anew, `restore` goes back to an earlier memory, `delete` ends it. Images are
-named by the SHA-256 of their bytes, so that they are found again under whatever name they are stored.
+`rebuild` says that the same steps were taken anew, `restore` goes back to an earlier memory, `delete` ends it. Images
+are named by the SHA-256 of their bytes, so that they are found again under whatever name they are stored.
 """
 
 from __future__ import annotations

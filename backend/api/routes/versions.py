@@ -80,7 +80,7 @@ async def compare(
         verdict = {} if rejected is None else {"decision": "ng" if rejected else "ok"}
         return {"score": scored.inspection.score, **verdict}
 
-    items = [
+    items: list[dict[str, Any]] = [
         {
             "label": first.sample.label,
             "filename": first.sample.name,
