@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from backend.base.errors import InvalidSettings, WeightsUnavailable
 from backend.base.messages import Fault
+from backend.extractors.lite import LiteFeatures
 from backend.extractors.network import NetworkFeatures
 from backend.extractors.protocol import Extractor, ExtractorOptions
 from backend.extractors.resnet import ResNetFeatures, is_resnet
@@ -43,15 +44,21 @@ def _backbone(options: ExtractorOptions) -> Extractor:
     if options.model_name == "texture":
         from backend.extractors.texture import TextureFeatures
 
-        return TextureFeatures(options.input_size, options.input_edge)
+        return TextureFeatures(options.input_size, options.input_edge, options.input_aspect)
     if options.threads:
         importlib.import_module("torch").set_num_threads(options.threads)
-    reference: NetworkFeatures = ResNetFeatures(options) if is_resnet(options.model_name) else DinoV2Features(options)
+    reference = _network(options)
     if options.runtime == "torch" or reference.device != "cpu":
         return reference
     from backend.extractors.openvino_runtime import with_openvino
 
     return with_openvino(reference, options)
+
+
+def _network(options: ExtractorOptions) -> NetworkFeatures:
+    if options.model_name == "lite":
+        return LiteFeatures(options)
+    return ResNetFeatures(options) if is_resnet(options.model_name) else DinoV2Features(options)
 
 
 def check_options(options: ExtractorOptions) -> None:
@@ -60,7 +67,7 @@ def check_options(options: ExtractorOptions) -> None:
     Raises:
         InvalidSettings: BLOCKS names a block that the model does not have.
     """
-    if not options.blocks or options.model_name == "texture" or is_resnet(options.model_name):
+    if not options.blocks or options.model_name in {"lite", "texture"} or is_resnet(options.model_name):
         return
     import timm
     import torch
@@ -115,7 +122,7 @@ class DinoV2Features(NetworkFeatures):
         )
         load_weights(model, source, options.model_name)
         depth = len(model.blocks)
-        self.blocks = _blocks_of(options.blocks, depth) or (depth - 3, depth - 1)
+        self.blocks = _blocks_of(options.blocks, depth) or (3 * depth // 4, depth - 1)
         super().__init__(
             model,
             options,

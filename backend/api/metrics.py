@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import get_args
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backend.assurance.drift import Cause
 from backend.base.keys import ModelKey
+from backend.records.drifts import KeptDrift
 from backend.service.inspection import Inspector
 from backend.service.results import FitResult, InferResult
 
@@ -59,6 +62,13 @@ class Metrics:
             registry=own,
             multiprocess_mode="livemax",
         )
+        self.drift = Gauge(
+            "bdi_drift",
+            "1 while parts drift from this cause.",
+            (*MODEL, "cause"),
+            registry=own,
+            multiprocess_mode="mostrecent",
+        )
         self.degraded = Gauge("bdi_degraded", "1 while degraded.", registry=own, multiprocess_mode="livemax")
 
     def render(self) -> bytes:
@@ -80,6 +90,13 @@ class Metrics:
         """Set how many golden samples of each model lost their verdict."""
         for key, n in flips.items():
             self.golden.labels(*_labels(key)).set(n)
+
+    def drifts(self, states: Sequence[tuple[ModelKey, KeptDrift]]) -> None:
+        """Set the gauge of each model and cause, as all workers see it."""
+        for key, kept in states:
+            for cause in get_args(Cause):
+                drifting = kept.state == "drift" and kept.cause == cause
+                self.drift.labels(*_labels(key), cause).set(drifting)
 
     def fitted(self, key: ModelKey, result: FitResult) -> None:
         """Count a fit, unless it found nothing new and left the memory as it was."""

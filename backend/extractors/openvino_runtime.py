@@ -50,6 +50,7 @@ class OpenVinoFeatures(Extractor):
         self.name, self.fingerprint, self.reach = reference.name, reference.fingerprint, reference.reach
         self.dim, self.patch = reference.dim, reference.patch
         self.input_size, self.input_edge = reference.input_size, reference.input_edge
+        self.input_aspect = reference.input_aspect
         cores = threads or available_cores()
         self.streams = min(cores, MOST_STREAMS)
         self._core = openvino.Core()
@@ -107,7 +108,7 @@ def with_openvino(reference: NetworkFeatures, options: ExtractorOptions) -> Extr
 
     Args:
         reference: the same network, run by torch.
-        options: `precision`, `threads` and `runtime` are read.
+        options: `threads` and `runtime` are read.
 
     Raises:
         BackendUnavailable: OpenVINO is not installed, and `runtime` is `openvino`.
@@ -121,9 +122,9 @@ def with_openvino(reference: NetworkFeatures, options: ExtractorOptions) -> Extr
     side = round(reference.input_size / reference.patch) * reference.patch
     image = check_image(side, side)
     wanted = reference.extract([image])
-    for candidate in _candidates(options.precision):
+    for candidate in _candidates(reference.precision):
         extractor = OpenVinoFeatures(reference, candidate, threads=options.threads)
-        agreement = Agreement.of(extractor.extract([image]), wanted)
+        agreement = Agreement.of(extractor.extract([image]), wanted, reference.shared)
         if agreement:
             logger.info("OpenVINO in %s agrees with torch: %s", candidate, agreement)
             return extractor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from backend.base.errors import DeviceOutOfMemory
 from backend.extractors.protocol import RGB, Precision, Rows
-from backend.extractors.tokens import alternating
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +71,15 @@ class Agreement:
     least: float
 
     @classmethod
-    def of(cls, rows: Rows, reference: Rows) -> Agreement:
+    def of(cls, rows: Rows, reference: Rows, shared: Rows | None = None) -> Agreement:
         """Compare (…, D) unit rows; what is not finite agrees with nothing.
 
-        The offset that all ResNet tokens share is taken out: beside it any two would look alike.
+        Args:
+            shared: (D,) unit, a direction that every token has a large part in by construction. It is taken out, since
+                beside it any two tokens would look alike.
         """
-        rows, reference = _without_offset(rows), _without_offset(reference)
+        if shared is not None:
+            rows, reference = _without(rows, shared), _without(reference, shared)
         cosines = np.nan_to_num(np.einsum("...d,...d->...", rows, reference), nan=-1.0)
         return cls(float(cosines.mean(dtype=np.float64)), float(cosines.min()))
 
@@ -88,8 +90,7 @@ class Agreement:
         return f"token cosine {self.mean:.6f} on average, {self.least:.6f} at least"
 
 
-def _without_offset(rows: Rows) -> Rows:
-    axis = alternating(rows.shape[-1]).numpy() / rows.shape[-1] ** 0.5
+def _without(rows: Rows, axis: Rows) -> Rows:
     left = rows - (rows @ axis)[..., None] * axis
     unit: Rows = left / np.maximum(np.linalg.norm(left, axis=-1, keepdims=True), 1e-12)
     return unit
@@ -106,6 +107,8 @@ class TorchRunner:
         model: holds the weights that `network` shares; moved to the device here.
         network: the TokenNetwork for (height, width).
         precision: `auto` is fp32 on a CPU, and fp16 on CUDA while it agrees with fp32 there.
+        check_size: height and width of the picture that this is checked with.
+        shared: see Agreement.of.
     """
 
     def __init__(
@@ -116,8 +119,10 @@ class TorchRunner:
         device: str,
         precision: Precision = "auto",
         check_size: tuple[int, int],
+        shared: Rows | None = None,
     ) -> None:
         self.model = model
+        self.shared = shared
         self.build = network
         self._move(device)
         self.precision: str = "fp32" if precision == "auto" else precision
@@ -150,7 +155,7 @@ class TorchRunner:
         images = [check_image(*size)]
         reference = self._eager(images)
         self.precision = "fp16"
-        agreement = Agreement.of(self._eager(images), reference)
+        agreement = Agreement.of(self._eager(images), reference, self.shared)
         if agreement:
             return "fp16"
         logger.warning("fp16 and fp32 differ on this GPU (%s): running in fp32", agreement)
@@ -173,9 +178,17 @@ class TorchRunner:
         """(B, H, W, 3) uint8 on the device -> (B, T, D) float32 on the device."""
         network = self._network(*pixels.shape[1:3])
         low = self.precision != "fp32"
-        with torch.autocast(self.device, DTYPES[self.precision] if low else None, enabled=low, cache_enabled=False):
+        in_low = torch.autocast(self.device, DTYPES[self.precision] if low else None, enabled=low, cache_enabled=False)
+        with in_low, _whole_float32():
             rows: torch.Tensor = network(pixels)
             return rows
+
+
+def _whole_float32() -> AbstractContextManager[None]:
+    """Keeps cuDNN from rounding the numbers of fp32 convolutions to TF32, which moves rows by some ten-thousandths."""
+    cudnn = torch.backends.cudnn
+    kept = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    return cudnn.flags(**kept, allow_tf32=False)
 
 
 class _Graph:

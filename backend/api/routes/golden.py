@@ -8,18 +8,18 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
 from backend.api.catalogue import sentence
+from backend.api.meant import BodyOf
 from backend.api.problems import language_of
 from backend.api.requests import (
-    ERRORS,
+    RESPONSES,
     QueryKey,
     RecipeHeader,
-    body_of,
     change_of,
     described,
     identity,
     run_job,
     run_tracked,
-    sentences,
+    warned,
 )
 from backend.api.uploads import UploadRoute
 from backend.assurance.golden import GoldenSet, Outcome, Run, about
@@ -58,11 +58,11 @@ class ModelRequest(BaseModel):
     recipe_id: str | None = None
 
 
-@router.post("/datasets/golden", responses=ERRORS, openapi_extra=described(GoldenRequest))
+@router.post("/datasets/golden", responses=RESPONSES, openapi_extra=described(GoldenRequest))
 async def mark(
     request: Request,
     golden: GoldenDep,
-    body: Annotated[GoldenRequest, Depends(body_of(GoldenRequest))],
+    body: Annotated[GoldenRequest, Depends(BodyOf(GoldenRequest))],
     x_recipe_id: RecipeHeader = None,
 ) -> dict[str, Any]:
     """Make a stored sample golden, or no longer so, and say what verdict each golden sample gets now."""
@@ -76,7 +76,7 @@ async def mark(
     return {**_told(request, await run_job(request, work)), **identity(request, key)}
 
 
-@router.get("/golden", responses=ERRORS)
+@router.get("/golden", responses=RESPONSES)
 def get_samples(request: Request, golden: GoldenDep, key: QueryKey) -> dict[str, Any]:
     """The golden samples, and what came of them the last time that this process scored them."""
     last = golden.runs.get(key)
@@ -84,11 +84,11 @@ def get_samples(request: Request, golden: GoldenDep, key: QueryKey) -> dict[str,
     return {"samples": known, **({"last": _told(request, last)} if last else {}), **identity(request, key)}
 
 
-@router.post("/golden/run", responses=ERRORS, openapi_extra=described(ModelRequest))
+@router.post("/golden/run", responses=RESPONSES, openapi_extra=described(ModelRequest))
 async def run(
     request: Request,
     golden: GoldenDep,
-    body: Annotated[ModelRequest, Depends(body_of(ModelRequest))],
+    body: Annotated[ModelRequest, Depends(BodyOf(ModelRequest))],
     x_recipe_id: RecipeHeader = None,
 ) -> dict[str, Any]:
     """Score the golden samples with the model in use and name those that lost their verdict."""
@@ -113,5 +113,5 @@ def _told(request: Request, run: Run) -> dict[str, Any]:
         "n_right": sum(one.right for one in run.outcomes),
         "flips": [item(one) for one in run.flips],
         "items": [item(one) for one in run.outcomes],
-        "warnings": sentences(request, about(run)),
+        "warnings": warned(request, about(run)),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
@@ -9,8 +11,10 @@ from backend.api.metrics import Metrics
 from backend.api.requests import InspectorDep
 from backend.api.schemas import ErrorBody
 from backend.assurance.golden import GoldenSet
-from backend.base.errors import NotReady
+from backend.assurance.watch import DriftWatch
+from backend.base.errors import NotReady, RecordsUnavailable
 
+logger = logging.getLogger(__name__)
 router = APIRouter(tags=["operations"])
 
 
@@ -52,4 +56,9 @@ def metrics(request: Request, inspector: InspectorDep) -> Response:
     counted.state(inspector)
     golden: GoldenSet = request.app.state.golden
     counted.golden_flips({key: len(run.flips) for key, run in list(golden.runs.items())})
+    watch: DriftWatch = request.app.state.drift
+    try:
+        counted.drifts(watch.states())
+    except RecordsUnavailable as err:
+        logger.warning("/metrics cannot tell of drifts: %s", err)
     return Response(counted.render(), media_type="text/plain; version=0.0.4")

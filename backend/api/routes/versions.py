@@ -8,20 +8,20 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, Field
 
 from backend.api.catalogue import sentence
+from backend.api.meant import BodyOf
 from backend.api.problems import language_of
 from backend.api.requests import (
-    ERRORS,
+    RESPONSES,
     CollectorDep,
     InspectorDep,
     QueryKey,
     RecipeHeader,
-    body_of,
     change_of,
     described,
     identity,
     run_job,
     run_tracked,
-    sentences,
+    warned,
 )
 from backend.api.uploads import UploadRoute
 from backend.base.keys import ModelKey
@@ -41,7 +41,7 @@ class RestoreRequest(BaseModel):
     note: str | None = Field(None, max_length=2000, description="Kept with what is replaced.")
 
 
-@router.get("/versions", responses=ERRORS)
+@router.get("/versions", responses=RESPONSES)
 def versions(request: Request, inspector: InspectorDep, key: QueryKey) -> dict[str, Any]:
     """The model in use and what was replaced before it, the newest first (MODEL_VERSIONS)."""
     store, extractor = inspector.store, inspector.host.queue().extractor
@@ -61,7 +61,7 @@ def versions(request: Request, inspector: InspectorDep, key: QueryKey) -> dict[s
     }
 
 
-@router.get("/versions/compare", responses=ERRORS)
+@router.get("/versions/compare", responses=RESPONSES)
 async def compare(
     request: Request,
     collector: CollectorDep,
@@ -100,12 +100,12 @@ async def compare(
     }
 
 
-@router.post("/versions/{generation}/restore", responses=ERRORS, openapi_extra=described(RestoreRequest))
+@router.post("/versions/{generation}/restore", responses=RESPONSES, openapi_extra=described(RestoreRequest))
 async def restore(
     request: Request,
     inspector: InspectorDep,
     generation: Annotated[str, Path(description="A version, or the generation of its memory.")],
-    body: Annotated[RestoreRequest, Depends(body_of(RestoreRequest))],
+    body: Annotated[RestoreRequest, Depends(BodyOf(RestoreRequest))],
     x_recipe_id: RecipeHeader = None,
 ) -> dict[str, Any]:
     """Bring memory, calibration and shape of a version back in one step, bit for bit. What it replaces is kept."""
@@ -116,6 +116,6 @@ async def restore(
         "restored": version.name,
         "generation": version.generation,
         **{name: version.about[name] for name in ("model_version", "created_utc") if name in version.about},
-        "warnings": sentences(request, notices),
+        "warnings": warned(request, notices),
         **identity(request, key),
     }
