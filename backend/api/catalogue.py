@@ -375,8 +375,8 @@ ERRORS: dict[str, Entry] = {
     ),
     "version_not_found": Entry(
         404,
-        es="{key} no tiene la versión {version}: mira la lista de versiones (MODEL_VERSIONS y VERSIONS_MAX_GB dicen cuántas se guardan).",
-        en="{key} has no version {version}: see the list of versions (MODEL_VERSIONS and VERSIONS_MAX_GB say how many are kept).",
+        es="{key} no tiene la versión {version}: mira la lista de versiones.",
+        en="{key} has no version {version}: see the list of versions.",
     ),
     "version_unusable": Entry(
         409,
