@@ -28,7 +28,7 @@ Order = Literal["newest", "oldest", "score", "informative"]
 NEAR = 0.95  # of the threshold: a good part that scores at least so much is a close call
 MAX_LIMIT = 1000
 MANY_FACETS = 200  # with more of them, one index of all inspections is read instead of one of each facet
-FEW_ROWS = 5_000  # so many are rather read and sorted than looked for one by one
+FEW_ROWS = 5_000  # so many, shared among the facets, are rather read and sorted than looked for one by one
 
 _own = inspections.c
 LISTED = (
@@ -189,15 +189,17 @@ class _Search:
         chosen = list(self.connection.execute(matching.limit(MANY_FACETS + 1)).scalars())
         if len(chosen) > MANY_FACETS:
             return self._read(self._first([*self.other, _own.facet_id.in_(matching)], n))
-        if self.other and (few := self._few(chosen)) is not None:
-            return self._sorted(few, n)
+        few: list[tuple[float, int]] = []
+        if self.other:
+            few, chosen = self._few(chosen, max(n, FEW_ROWS // max(1, len(chosen))))
+        best = self._sorted(few, n)
         each = [self._first([_own.facet_id == facet, *self.other], n).subquery() for facet in chosen]
         if not each:
-            return []
+            return best
         merged = union_all(*(select(one.c.key, one.c.id) for one in each)).subquery()
         key, number = merged.c.key, merged.c.id
         ends = (key.desc(), number.desc()) if self.descending else (key, number)
-        return self._read(select(key, number).order_by(*ends).limit(n))
+        return self._sorted([*best, *self._read(select(key, number).order_by(*ends).limit(n))], n)
 
     def informative(self, n: int) -> list[tuple[float, int]]:
         """The first `n` distances from the threshold, as shares of it, and numbers."""
@@ -221,15 +223,21 @@ class _Search:
     def _read(self, query: Select[Any]) -> list[tuple[float, int]]:
         return tuples(self.connection, query)
 
-    def _few(self, chosen: Sequence[int]) -> list[tuple[float, int]] | None:
-        """All that the range of the other key admits, if they are few."""
+    def _few(self, chosen: Sequence[int], most: int) -> tuple[list[tuple[float, int]], list[int]]:
+        """All that the range of the other key admits in the facets where it is at most so many, and the other facets.
+
+        To look for them in the order of the key would be to read such a facet from end to end.
+        """
         found: list[tuple[float, int]] = []
+        many: list[int] = []
         for facet in chosen:
             query = select(self.key, _own.id).where(_own.facet_id == facet, *self.other)
-            found += self._read(query.limit(FEW_ROWS + 1 - len(found)))
-            if len(found) > FEW_ROWS:
-                return None
-        return found
+            own = self._read(query.limit(most + 1))
+            if len(own) > most:
+                many.append(facet)
+            else:
+                found += own
+        return found, many
 
     def _sorted(self, found: list[tuple[float, int]], n: int) -> list[tuple[float, int]]:
         low, high = (self.filters.min_score, self.filters.max_score)
