@@ -58,6 +58,11 @@ InspectionError
 ├── DatasetNotFound: key
 ├── ProgressNotFound: job
 ├── CertificateNotFound: key
+├── VersionNotFound: key, version
+├── VersionUnusable: key, version, theirs, ours
+├── GoldenFlipped: key, samples
+├── GoldenStopped: key, samples, retry_after
+├── GoldenImageGone: name
 ├── InspectionNotFound: id
 ├── ImageNotKept: id, reason
 ├── RecordsOff
@@ -323,6 +328,26 @@ class ProgressNotFound(InspectionError):
 
 class CertificateNotFound(InspectionError):
     code = "certificate_not_found"
+
+
+class VersionNotFound(InspectionError):
+    code = "version_not_found"
+
+
+class VersionUnusable(InspectionError):
+    code = "version_unusable"
+
+
+class GoldenFlipped(InspectionError):
+    code = "golden_flipped"
+
+
+class GoldenStopped(InspectionError):
+    code = "golden_stopped"
+
+
+class GoldenImageGone(InspectionError):
+    code = "golden_image_gone"
 
 
 class IdTwin(InspectionError):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, select, tuple_, union_all
 
 from backend.base.errors import InspectionNotFound, InvalidValue
 from backend.base.messages import Phrase
@@ -24,7 +24,8 @@ from backend.records.entries import number_of
 from backend.records.record import public_id, split_id
 from backend.records.tables import chains, facets, images, inspections, reviews
 
-Order = Literal["newest", "oldest", "score"]
+Order = Literal["newest", "oldest", "score", "informative"]
+NEAR = 0.95  # of the threshold: a good part that scores at least so much is a close call
 MAX_LIMIT = 1000
 MANY_FACETS = 200  # with more of them, one index of all inspections is read instead of one of each facet
 FEW_ROWS = 5_000  # so many, shared among the facets, are rather read and sorted than looked for one by one
@@ -114,7 +115,7 @@ class Page:
 
 
 def parse_order(text: str) -> Order:
-    """`newest`, `oldest` or `score`. Raises InvalidValue."""
+    """`newest`, `oldest`, `score` or `informative`. Raises InvalidValue."""
     if text not in get_args(Order):
         raise InvalidValue(field="order", value=repr(text[:40]), expected=", ".join(get_args(Order)))
     return text  # type: ignore[return-value]
@@ -151,8 +152,13 @@ def page(
     *,
     columns: Sequence[Any] = LISTED,
 ) -> Page:
-    """At most `limit` inspections after a place. The score's order goes from the highest down."""
-    found = _Search(connection, filters, order, after).best(limit + 1)
+    """At most `limit` inspections after a place. The score's order goes from the highest down.
+
+    `informative`: NG parts and close calls that nobody has reviewed, those nearest to their threshold first: what a
+    person says of them tells most about where it belongs (uncertainty sampling, Lewis and Gale 1994).
+    """
+    search = _Search(connection, filters, order, after)
+    found = search.informative(limit + 1) if order == "informative" else search.best(limit + 1)
     rows = rows_of(connection, [number for _, number in found[:limit]], columns)
     last = Place(order, *found[limit - 1]) if len(found) > limit else None
     return Page(items_of(connection, rows), last)
@@ -163,7 +169,7 @@ class _Search:
 
     def __init__(self, connection: Connection, filters: Filters, order: Order, after: Place | None) -> None:
         self.connection, self.filters = connection, filters
-        self.descending = order != "oldest"
+        self.descending = order not in {"oldest", "informative"}
         by_score = order == "score"
         self.key: Any = _own.score if by_score else _own.time_us
         self.other = filters.times() if by_score else filters.scores()
@@ -194,6 +200,16 @@ class _Search:
         key, number = merged.c.key, merged.c.id
         ends = (key.desc(), number.desc()) if self.descending else (key, number)
         return self._sorted([*best, *self._read(select(key, number).order_by(*ends).limit(n))], n)
+
+    def informative(self, n: int) -> list[tuple[float, int]]:
+        """The first `n` distances from the threshold, as shares of it, and numbers."""
+        self.key = func.abs(_own.score - _own.threshold) / _own.threshold
+        wanted = [*self.filters.facet_conditions(), facets.c.review.is_(None)]
+        close = [_own.threshold > 0, _own.score >= NEAR * _own.threshold]
+        matching = _own.facet_id.in_(select(facets.c.id).where(*wanted))
+        asked = [*self.filters.exact(), *self.filters.scores(), *self.filters.times()]
+        self.ranges = []
+        return self._read(self._first([*asked, *close, matching], n))
 
     def _first(self, conditions: Iterable[ColumnElement[bool]], n: int) -> Select[Any]:
         conditions = [*conditions, *self.ranges]
