@@ -75,7 +75,16 @@ _VERSIONS = re.compile(r"(\d{4})\.(\d+)")
 _TRASH = ".trash"
 _TRASHED = "%Y%m%dT%H%M%S%fZ"
 # A deletion moves them in this order: without memory.npz the model is gone.
-_FILES = ("memory.npz", "calib.json", "certificate.json", "manifest.json", "index.faiss", "reserve.npz", "versions")
+_FILES = (
+    "memory.npz",
+    "calib.json",
+    "certificate.json",
+    "manifest.json",
+    "index.faiss",
+    "reserve.npz",
+    "drift.npz",
+    "versions",
+)
 _KEPT = ("memory.npz", "calib.json", "reserve.npz")
 _VERSION_NAME = re.compile(r"([0-9A-Za-z]{1,64})\.([1-9]\d{0,8})")
 # What zipfile and NumPy raise on files that are cut off, corrupt or no npz at all.
