@@ -589,10 +589,10 @@ class ModelStore:
         about = {name: known[name] for name in shown if name in known}
         text = self._calibration_text(key)
         try:
-            calibration = json.loads(text) if text else None
-        except ValueError:
+            calibration = _calibration(json.loads(text)) if text else None
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # it is damaged
             calibration = None
-        if isinstance(calibration, dict):
+        if calibration is not None:
             said = ("threshold", "score_percentile", "created_utc", "author", "note")
             about["calibration"] = {name: calibration[name] for name in said if name in calibration}
         return about
