@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from backend.extractors.agreement import alternating
+
 
 class TokenNetwork(nn.Module):
     """From (B, H, W, 3) uint8 RGB to (B, T, D) float32 unit rows: what a runtime takes as a whole.
@@ -84,7 +86,7 @@ class ResNetTokens(nn.Module):
         self.windows, self.stride, self.zeros_outside = windows, stride, zeros_outside
         self.level, self.thinned = level, thinned
         dim = sum(info["num_chs"] for info in model.feature_info[2:4])
-        self.register_buffer("offset", offset * alternating(dim))
+        self.register_buffer("offset", torch.from_numpy(offset * alternating(dim)))
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) normalised -> (B, H/8/stride · W/8/stride, D), and of each side one in `thinned`."""
@@ -107,6 +109,19 @@ class ResNetTokens(nn.Module):
         return functional.avg_pool2d(level, side, stride, side // 2, count_include_pad=self.zeros_outside)
 
 
-def alternating(dim: int) -> torch.Tensor:
-    """(dim,) +1, −1, +1, …: a direction that responses, none of them negative, have next to no part in."""
-    return 1.0 - 2.0 * (torch.arange(dim) % 2)
+class PlacedViTTokens(ViTTokens):
+    """ViTTokens of a ViT that is given the positions of its tokens with each image, and so serves any grid."""
+
+    def forward(self, batch: torch.Tensor, position: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """(B, 3, H, W) normalised and (1, P + T, D) positions -> (B, T, D)."""
+        self.model.pos_embed = position
+        return super().forward(batch)
+
+
+class PlacedTokenNetwork(TokenNetwork):
+    """TokenNetwork around PlacedViTTokens."""
+
+    def forward(self, pixels: torch.Tensor, position: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """(B, H, W, 3) uint8 and (1, P + T, D) positions -> (B, T, D) float32."""
+        batch = torch.addcmul(self.shift, pixels.permute(0, 3, 1, 2).float(), self.scale)
+        return functional.normalize(self.body(batch, position).float(), dim=-1)

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import struct
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,11 @@ _READ_ERRORS = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
     MemoryError, struct.error,
 )  # fmt: skip
+
+
+def torch_installed() -> bool:
+    """Whether this is the full installation: the station's has neither torch nor timm, and runs exported extractors."""
+    return find_spec("torch") is not None and find_spec("timm") is not None
 
 
 def find_weights(model_name: str, weights: str, weights_dir: Path | None) -> Path:
@@ -65,6 +71,8 @@ def _only_file(folder: Path) -> Path | None:
 
 
 def _hub_weights(model_name: str) -> Path:
+    if not torch_installed():
+        raise WeightsUnavailable(model=model_name, reason=Phrase("needs_torch"))
     import timm
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 

@@ -15,7 +15,7 @@ from backend.base.errors import BackendUnavailable
 from backend.extractors import openvino_runtime, torch_runtime
 from backend.extractors.openvino_runtime import OpenVinoFeatures, with_openvino
 from backend.extractors.protocol import ExtractorOptions, Precision, Runtime, prepare
-from backend.extractors.torch_runtime import Agreement
+from backend.extractors.agreement import Agreement
 from backend.extractors.weights import write_random_weights
 from backend.features import DinoV2Features, build_extractor
 from tests.parts import part
