@@ -62,6 +62,29 @@ def _backbone(options: ExtractorOptions) -> Extractor:
     return with_openvino(reference, options)
 
 
+def torch_network(options: ExtractorOptions) -> NetworkFeatures:
+    """The network that `options` name, run by torch on the CPU in fp32: what an export is made from and held against.
+
+    Raises:
+        WeightsUnavailable: the weights cannot be found, read or fitted to the model.
+        NotExported: there is no network, or no torch.
+    """
+    if options.model_name == "texture" or is_exported(options.weights):
+        raise NotExported(model=options.model_name, reason=Phrase("no_network"))
+    if not torch_installed():
+        raise NotExported(model=options.model_name, reason=Phrase("no_export_packages", {"packages": "torch + timm"}))
+    options = replace(options, device="cpu", precision="fp32", runtime="torch")
+    return ResNetFeatures(options) if is_resnet(options.model_name) else DinoV2Features(options)
+
+
+def export_extractor(options: ExtractorOptions) -> bytes:
+    """The network that `options` name as the bytes of a .bdix. Raises what torch_network and export_bytes do."""
+    network = torch_network(options)
+    from backend.extractors.export import export_bytes
+
+    return export_bytes(network).data
+
+
 def _exported(options: ExtractorOptions) -> Extractor:
     """The exported extractor that WEIGHTS names. Raises WeightsUnavailable, BackendUnavailable, ExportDisagrees."""
     from backend.extractors.openvino_runtime import openvino_installed, run_exported
@@ -168,7 +191,8 @@ class DinoV2Features(NetworkFeatures):
         model = self.model
         if not _undrawn(self.name) or getattr(model, "pos_embed", None) is None:
             raise NotExported(model=self.name, reason=Phrase("no_position_table"))
-        cfg, rows, cols = model.pretrained_cfg, *model.patch_embed.grid_size
+        cfg = model.pretrained_cfg
+        rows, cols = model.patch_embed.grid_size
         prefix = 0 if model.no_embed_class else int(model.num_prefix_tokens)
         fixed = self._resized(height, width)
         del fixed.pos_embed

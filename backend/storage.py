@@ -207,6 +207,38 @@ class ModelStore:
             )
         return stored
 
+    def place(
+        self,
+        key: ModelKey,
+        memory: StoredMemory,
+        calibration: dict[str, Any] | None,
+        certificate: dict[str, Any] | None,
+    ) -> StoredMemory:
+        """Replace all of a model by one of another machine. The caller holds `writing(key)`.
+
+        The rename of memory.npz is the commit. What holds for the memory there is made to hold for it here, where its
+        generation is another; what it does not bring is taken away, as it would speak of the former model.
+
+        Raises:
+            DiskFull, ReadOnlyStore: before the commit, nothing was changed.
+        """
+        former = memory.generation
+        stored = self.save_memory(key, memory)
+        folder = self.folder(key)
+        if calibration is None:
+            (folder / "calib.json").unlink(missing_ok=True)
+        else:
+            own = {"generation": stored.generation} if calibration.get("generation") == former else {}
+            write_json(folder / "calib.json", {**calibration, **own})
+        if certificate is None:
+            (folder / "certificate.json").unlink(missing_ok=True)
+        else:
+            model = certificate.get("model")
+            same = isinstance(model, dict) and model.get("generation") == former
+            held = {"model": {**model, "generation": stored.generation}} if same and isinstance(model, dict) else {}
+            write_json(folder / "certificate.json", {**certificate, **held})
+        return stored
+
     def write_derived(self, key: ModelKey, stored: StoredMemory, index: bytes | None) -> None:
         """Write index.faiss and manifest.json of `stored`; without `index` an index of another generation goes."""
         if self.read_only:
@@ -309,7 +341,7 @@ class ModelStore:
         """
         path = self.folder(key) / "calib.json"
         try:
-            return _calibration(json.loads(patiently(lambda: path.read_text("utf-8"))))
+            return read_calibration(json.loads(patiently(lambda: path.read_text("utf-8"))))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
@@ -435,6 +467,25 @@ def _stored_memory(arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) ->
     return StoredMemory(emb, grid, image_ids.astype(np.int32), metadata, checked_extras(arrays, emb.shape[1]))
 
 
+def read_memory(arrays: dict[str, Any], metadata: Any) -> StoredMemory:
+    """The memory in arrays that came from elsewhere: `emb`, `token_h`, `token_w`, `src` and what else it measures with.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, OverflowError: they do not fit each other.
+    """
+    if not isinstance(metadata, dict):
+        raise ValueError("metadata is no JSON object")
+    numbers = {name: np.asarray(value) for name, value in arrays.items()}
+    memory = _stored_memory(numbers, metadata)
+    if not all(type(image[name]) is str for image in memory.images for name in ("name", "sha256")):
+        raise ValueError("images have names and digests that are no texts")
+    if not all(type(metadata.get(name, "")) is str for name in ("fingerprint", "generation", "model_version")):
+        raise ValueError("metadata hold what is no text")
+    if not memory.number("mm_per_px", 1.0) > 0 or not memory.number("n_embeddings", 0.0) >= 0:
+        raise ValueError("metadata hold numbers that cannot be meant")
+    return memory
+
+
 def _checked_reserve(reserve: Reserve, dim: int) -> Reserve:
     emb, image_ids = reserve.emb, reserve.image_ids
     if (
@@ -450,7 +501,12 @@ def _checked_reserve(reserve: Reserve, dim: int) -> Reserve:
     return reserve
 
 
-def _calibration(given: Any) -> dict[str, Any]:
+def read_calibration(given: Any) -> dict[str, Any]:
+    """What a calib.json holds, its `good_scores` as GoodScores.
+
+    Raises:
+        ValueError, KeyError, TypeError, OverflowError: it cannot be used.
+    """
     if not isinstance(given, dict) or given.get("threshold") is None:
         raise ValueError("it has no threshold")
     for name, (over, most) in _CALIBRATED.items():

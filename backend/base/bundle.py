@@ -110,10 +110,11 @@ def read_bundle(data: bytes, kind: Kind, name: str) -> Bundle:
         BundleRefused: it is none of this kind, is newer than this version reads, is damaged, or was tampered with.
     """
     try:
-        reason, found = _read(data, kind)
+        found = _read(data, kind)
+        reason = found if isinstance(found, Message) else _contradiction(found, kind)
     except _READ_ERRORS as err:
         raise BundleRefused(name=name, reason=Phrase("bundle_damaged")) from err
-    if reason is not None:
+    if reason is not None or isinstance(found, Message):
         raise BundleRefused(name=name, reason=reason)
     parts = {part: content for part, content in found.items() if part != MANIFEST}
     about = {field: value for field, value in _object(found[MANIFEST]).items() if field != "parts"}
@@ -127,30 +128,33 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
     return file.getvalue()
 
 
-def _read(data: bytes, kind: Kind) -> tuple[Message | None, dict[str, bytes]]:
-    """Why the file is not taken, if it is not, and the bytes of its entries."""
+def _read(data: bytes, kind: Kind) -> Message | dict[str, bytes]:
+    """The bytes of each entry, or why the file is not taken."""
     if not data.startswith(b"PK\x03\x04"):
-        return Phrase("not_a_bundle", {"kind": kind}), {}
-    seal = data[-_SEALED:]
-    if seal != _SEAL + hashlib.sha256(memoryview(data)[:-_SEALED]).hexdigest().encode():
-        return Phrase("bundle_damaged"), {}
+        return Phrase("not_a_bundle", {"kind": kind})
+    if data[-_SEALED:] != _SEAL + hashlib.sha256(memoryview(data)[:-_SEALED]).hexdigest().encode():
+        return Phrase("bundle_damaged")
     with zipfile.ZipFile(io.BytesIO(data)) as packed:
         entries = packed.infolist()
-        names = [entry.filename for entry in entries]
-        odd = next((n for n in names if not _NAME.fullmatch(n)), None)
-        if odd is not None:
-            return Phrase("part_name_refused", {"part": odd[:60]}), {}
-        twice = next((n for n in names if names.count(n) > 1), None) if len(names) <= _MOST_PARTS else names[-1]
-        if twice is not None:
-            return Phrase("part_twice", {"part": twice}), {}
-        for entry in entries:
-            stored = entry.compress_type == zipfile.ZIP_STORED and entry.file_size == entry.compress_size
-            if not stored or entry.file_size > len(data) - entry.header_offset or entry.flag_bits & 1:
-                return Phrase("part_size_refused", {"part": entry.filename}), {}
-        if sum(entry.file_size for entry in entries) > len(data):
-            return Phrase("part_size_refused", {"part": names[-1]}), {}
-        found = {entry.filename: packed.read(entry) for entry in entries}
-    return _contradiction(found, kind), found
+        reason = _tampered(entries, len(data))
+        return reason or {entry.filename: packed.read(entry) for entry in entries}
+
+
+def _tampered(entries: list[zipfile.ZipInfo], size: int) -> Message | None:
+    """What about the entries of a zip of `size` bytes this program would not have written, if anything."""
+    names: set[str] = set()
+    left = size
+    for entry in entries:
+        name, left = entry.filename, left - entry.file_size
+        if not _NAME.fullmatch(name) or len(names) >= _MOST_PARTS:
+            return Phrase("part_name_refused", {"part": name[:60]})
+        if name in names:
+            return Phrase("part_twice", {"part": name})
+        stored = entry.compress_type == zipfile.ZIP_STORED and entry.file_size == entry.compress_size
+        if not stored or left < 0 or entry.flag_bits & 1:
+            return Phrase("part_size_refused", {"part": name})
+        names.add(name)
+    return None
 
 
 def _contradiction(found: Mapping[str, bytes], kind: Kind) -> Message | None:

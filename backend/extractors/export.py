@@ -8,18 +8,15 @@ import tempfile
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backend.base.bundle import npy_bytes, read_bundle, write_bundle
 from backend.base.errors import ExportDisagrees, NotExported
-from backend.base.files import write_atomic
 from backend.base.messages import Phrase
 from backend.extractors.exported import EXPORT_GAP, ExportedNetwork, largest_gap
 from backend.extractors.network import NetworkFeatures
 from backend.extractors.openvino_runtime import OpenVinoFeatures
-from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Rows
+from backend.extractors.protocol import RGB, ExtractorOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,21 +26,23 @@ _TRACED_GRID = (10, 14)  # another than the picture's: what a trace fixes by mis
 _ONNX_OPSET = 17
 
 
-def write_export(extractor: Extractor, path: Path) -> float:
-    """Write a .bdix, once the network in it has given torch's tokens of a reference picture with OpenVINO.
+class Exported(NamedTuple):
+    """The bytes of a file, and the largest difference between torch's tokens and those of what is in it."""
+
+    data: bytes
+    gap: float
+
+
+def export_bytes(network: NetworkFeatures) -> Exported:
+    """A .bdix, whose network has given torch's tokens of a reference picture with OpenVINO.
 
     Args:
-        extractor: run by torch on the CPU.
-
-    Returns:
-        The largest difference between torch's tokens and OpenVINO's.
+        network: run by torch on the CPU in fp32.
 
     Raises:
-        NotExported: it has no network, or one that fixes the size of its images.
+        NotExported: its network fixes the size of its images, or OpenVINO is not installed.
         ExportDisagrees: OpenVINO gives other tokens.
-        DiskFull, ReadOnlyStore.
     """
-    network = _network_of(extractor)
     _require(network.name, "openvino")
     patch = network.patch
     module, position = network.network_of_any_size(*(side * patch for side in _TRACED_GRID))
@@ -71,33 +70,27 @@ def write_export(extractor: Extractor, path: Path) -> float:
         parts["position.npy"] = npy_bytes(position.table)
     file = io.BytesIO()
     write_bundle(file, "bdix", about, parts)
-    written = ExportedNetwork.of(read_bundle(file.getvalue(), "bdix", path.name), ExtractorOptions())
+    written = ExportedNetwork.of(read_bundle(file.getvalue(), "bdix", network.name), ExtractorOptions())
     gap = largest_gap(OpenVinoFeatures(written, "fp32").extract([picture]), tokens)
     if not gap <= EXPORT_GAP:
         raise ExportDisagrees(name=network.name, gap=gap)
-    write_atomic(path, lambda target: target.write(file.getbuffer()))
-    return gap
+    return Exported(file.getvalue(), gap)
 
 
-def write_onnx(extractor: Extractor, path: Path, grid: tuple[int, int]) -> float:
-    """Write an ONNX model for images of one size, once it has given torch's tokens with onnxruntime.
+def onnx_bytes(network: NetworkFeatures, grid: tuple[int, int]) -> Exported:
+    """An ONNX model for images of one size, which has given torch's tokens with onnxruntime.
 
     It takes `pixels` (1, H, W, 3) uint8 RGB and gives `tokens` (1, T, D) float32 unit rows. Its metadata say the
     model's name, the patch, the token grid and the fingerprint.
 
     Args:
-        extractor: run by torch on the CPU.
+        network: run by torch on the CPU in fp32.
         grid: token rows and columns of the images.
 
-    Returns:
-        The largest difference between torch's tokens and onnxruntime's.
-
     Raises:
-        NotExported: it has no network, or onnx and onnxruntime are not installed.
+        NotExported: onnx and onnxruntime are not installed.
         ExportDisagrees: onnxruntime gives other tokens.
-        DiskFull, ReadOnlyStore.
     """
-    network = _network_of(extractor)
     _require(network.name, "onnx", "onnxruntime")
     import onnx
     import onnxruntime
@@ -105,19 +98,18 @@ def write_onnx(extractor: Extractor, path: Path, grid: tuple[int, int]) -> float
 
     height, width = (side * network.patch for side in grid)
     picture = _picture(network, grid)
-    file = io.BytesIO()
-    with torch.inference_mode(), warnings.catch_warnings():
+    with tempfile.TemporaryDirectory(prefix="bdi-export-") as folder, torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing fixes the image's size, which is what is wanted here
         torch.onnx.export(
             network.network(height, width).eval(),
             (torch.from_numpy(picture[None]),),
-            file,
+            Path(folder) / "network.onnx",
             input_names=["pixels"],
             output_names=["tokens"],
             opset_version=_ONNX_OPSET,
             dynamo=False,
         )
-    model = onnx.load_from_string(file.getvalue())
+        model = onnx.load_model(Path(folder) / "network.onnx")
     about = {"model_name": network.name, "patch": network.patch, "grid": list(grid), "fingerprint": network.fingerprint}
     onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in about.items()})
     data = model.SerializeToString()
@@ -125,15 +117,7 @@ def write_onnx(extractor: Extractor, path: Path, grid: tuple[int, int]) -> float
     gap = largest_gap(session.run(None, {"pixels": picture[None]})[0], network.extract([picture]))
     if not gap <= EXPORT_GAP:
         raise ExportDisagrees(name=network.name, gap=gap)
-    write_atomic(path, lambda target: target.write(data))
-    return gap
-
-
-def _network_of(extractor: Extractor) -> NetworkFeatures:
-    """The extractor, if torch runs a network for it. Raises NotExported."""
-    if not isinstance(extractor, NetworkFeatures):
-        raise NotExported(model=extractor.name, reason=Phrase("no_network"))
-    return extractor
+    return Exported(data, gap)
 
 
 def _require(model: str, *packages: str) -> None:

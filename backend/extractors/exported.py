@@ -62,8 +62,9 @@ def _bicubic(size: int, wanted: int) -> NDArray[np.float64]:
     centres = scale * (np.arange(wanted) + 0.5)
     x = np.abs(np.arange(size) + 0.5 - centres[:, None]) / max(scale, 1.0)
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
-    return weights / weights.sum(axis=1, keepdims=True)
+    weights: NDArray[np.float64] = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,9 @@ def _check_options(bundle: Bundle, found: ExportedNetwork, options: ExtractorOpt
         if name not in default.__dict__:
             raise bundle.refused(Phrase("part_not_valid", {"part": "manifest.json"}))
         asked, usual = getattr(options, name), getattr(default, name)
-        own = tuple(own) if isinstance(own, list) else own
-        if asked not in {own, usual}:
-            values = {"option": name.upper(), "own": own, "value": asked}
+        taken = tuple(own) if isinstance(own, list) else own
+        if asked not in {taken, usual}:
+            values = {"option": name.upper(), "own": taken, "value": asked}
             raise bundle.refused(Phrase("other_option", values))
 
 

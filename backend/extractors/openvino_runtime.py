@@ -151,7 +151,7 @@ def with_openvino(reference: NetworkFeatures, options: ExtractorOptions) -> Extr
 
 
 def run_exported(network: ExportedNetwork, options: ExtractorOptions) -> Extractor:
-    """An exported network, once it has given the tokens of its reference picture here, in the fastest allowed precision.
+    """An exported network, once it gave the tokens of its reference picture here; in the fastest precision allowed.
 
     fp32 gives them to EXPORT_GAP in every number, or nothing is run. Another precision must agree with fp32 as with
     torch in `with_openvino`.

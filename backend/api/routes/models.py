@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, File, Form, Path, Query, Request, Response, UploadFile
 
-from backend.api.requests import ERRORS, CollectorDep, QueryKey, RecipeHeader, identity, sentences
+from backend.api.requests import (
+    ERRORS,
+    CollectorDep,
+    InspectorDep,
+    QueryKey,
+    RecipeHeader,
+    identity,
+    run_job,
+    sentences,
+)
+from backend.api.uploads import UploadRoute
+from backend.base.errors import ExtractorMismatch
 from backend.base.keys import ModelKey, check_recipe
+from backend.service.images import ImageFile
+from backend.service.packing import Packed, pack, read_packed, unpack
 
-router = APIRouter(tags=["models"])
+router = APIRouter(route_class=UploadRoute, tags=["models"])
 
 RecipeQuery = Annotated[str | None, Query(description="Recipe of the model; the header X-Recipe-Id says the same.")]
 
@@ -40,6 +53,61 @@ def models(request: Request, collector: CollectorDep, x_recipe_id: RecipeHeader 
     """Every model of every recipe, with the main figures of its memory."""
     recipe = check_recipe(x_recipe_id)
     return {"models": collector.models(), "recipe_id": recipe, "request_id": request.state.request_id}
+
+
+@router.get("/models/pack", response_class=Response, responses=ERRORS)
+async def pack_model(
+    request: Request,
+    inspector: InspectorDep,
+    key: QueryKey,
+    with_extractor: Annotated[bool, Query(description="Put the exported extractor in, too.")] = False,
+) -> Response:
+    """A model as one file (.bdim): memory, calibration and certificate, for `POST /models/unpack` elsewhere."""
+    store, settings = inspector.store, inspector.settings
+    data = await run_job(request, lambda _: pack(store, settings, key, with_extractor=with_extractor))
+    name = f"{key.role_id}_{key.roi_id}.bdim"
+    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    return Response(data, media_type="application/octet-stream", headers=headers)
+
+
+@router.post("/models/unpack", responses=ERRORS)
+async def unpack_model(
+    request: Request,
+    inspector: InspectorDep,
+    file: Annotated[UploadFile, File(description="A .bdim file.")],
+    role_id: Annotated[str | None, Form(description="Another role than the packed one.")] = None,
+    roi_id: Annotated[str | None, Form(description="Another ROI than the packed one.")] = None,
+    recipe_id: Annotated[str | None, Form(description="Another recipe than the packed one.")] = None,
+    replace: Annotated[bool, Form(description="Even where there is such a model.")] = False,
+) -> dict[str, Any]:
+    """Check a packed model whole, and put it in place in one step; until then nothing has changed."""
+    name = ImageFile.named(file.filename, bytes).name
+    packed = await run_job(request, lambda _: read_packed(file.file.read(), name))
+    own = packed.key
+    key = ModelKey.of(role_id or own.role_id, roi_id or own.roi_id, recipe_id or own.recipe_id)
+    _check_fingerprint(packed, key, inspector)
+    store, wait_s = inspector.store, inspector.settings.fit_wait_s
+    stored = await run_job(request, lambda _: unpack(store, packed, key, overwrite=replace, wait_s=wait_s))
+    return {
+        "unpacked": True,
+        "model_version": stored.metadata["model_version"],
+        "unpacked_from": stored.metadata["unpacked_from"],
+        "coreset_size": len(stored.emb),
+        "token_shape": list(stored.grid),
+        "calib_present": packed.calibration is not None,
+        **identity(request, key),
+    }
+
+
+def _check_fingerprint(packed: Packed, key: ModelKey, inspector: InspectorDep) -> None:
+    """Raises ExtractorMismatch when the running extractor did not make the memory."""
+    extractor = inspector.host.queue().extractor
+    if packed.memory.fingerprint != extractor.fingerprint:
+        raise ExtractorMismatch(
+            key=key,
+            theirs=f"{packed.memory.metadata.get('extractor')}, {packed.memory.fingerprint}",
+            ours=f"{extractor.name}, {extractor.dim} dims, {extractor.fingerprint}",
+        )
 
 
 @router.delete("/models/{role_id}/{roi_id}", responses=ERRORS)
