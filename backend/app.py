@@ -24,23 +24,26 @@ from backend import __version__
 from backend.api.answers import Answer, infer_fields, suspect_fields
 from backend.api.catalogue import sentence
 from backend.api.limits import BodyLimit, HeadAsGet
+from backend.api.meant import look_for_what_is_not_meant, unmeant
 from backend.api.metrics import Measured, Metrics
 from backend.api.problems import language_of, on_http_exception, on_inspection_error, on_invalid_fields
 from backend.api.recording import Recording, trace_form
 from backend.api.requests import (
-    ERRORS,
+    LEFT_OUT,
+    RESPONSES,
     CollectorDep,
     FormKey,
     InspectorDep,
     MmPerPx,
     RecipeHeader,
+    ShapeField,
     identity,
     run_job,
     run_tracked,
-    sentences,
     terms_of,
+    warned,
 )
-from backend.api.routes import certificates, console, models, ops, records, samples, work
+from backend.api.routes import certificates, console, drift, models, ops, records, samples, work
 from backend.api.schemas import (
     CalibrateRequest,
     CalibrateResponse,
@@ -50,8 +53,9 @@ from backend.api.schemas import (
 )
 from backend.api.security import Guard
 from backend.api.telemetry import RequestIdentity, configure_logging
-from backend.api.uploads import UploadRoute, uploads
+from backend.api.uploads import PICKED_FILES, UploadRoute, uploads
 from backend.assurance.suspects import about_suspects, suspects_of
+from backend.assurance.watch import DriftWatch, watch_of
 from backend.base.config import Settings, load_settings, unknown_settings
 from backend.base.errors import InspectionError, InvalidValue, StartupError
 from backend.base.keys import ModelKey, check_recipe
@@ -93,12 +97,14 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
         version=__version__,
         description=DESCRIPTION,
         lifespan=_lifespan,
+        dependencies=[Depends(look_for_what_is_not_meant)],
     )
     app.state.settings = settings
     app.state.collector = Collector(settings, extractor)
     app.state.inspector = app.state.collector.inspector
     app.state.progress = ProgressBoard()
     app.state.ledger = Ledger.of(settings)
+    app.state.drift = watch_of(app.state.inspector.store, app.state.ledger, settings)
     app.state.limiter = anyio.CapacityLimiter(settings.max_queue + 8)
     app.state.metrics = Metrics(settings.prometheus_multiproc_dir)
     app.include_router(contract)
@@ -108,6 +114,7 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
             work.router,
             models.router,
             certificates.router,
+            drift.router,
             ops.router,
             records.router,
         ):
@@ -158,11 +165,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if predictor is not None:
         predictor.close()
     collector.close()
+    drift_watch: DriftWatch = app.state.drift
+    drift_watch.close()
     if ledger is not None:
         ledger.close()
 
 
-@contract.get("/health", response_model=Health, response_model_exclude_unset=True, responses=ERRORS)
+@contract.get("/health", response_model=Health, response_model_exclude_unset=True, responses=RESPONSES)
 def health(request: Request, inspector: InspectorDep, x_recipe_id: RecipeHeader = None) -> dict[str, Any]:
     """Whether the service is up, on which device, with which extractor."""
     own = {"request_id": request.state.request_id, "recipe_id": check_recipe(x_recipe_id)}
@@ -173,18 +182,18 @@ def health(request: Request, inspector: InspectorDep, x_recipe_id: RecipeHeader 
     return {**(predictor.health() if predictor else {}), **known, **own}
 
 
-@contract.post("/fit_ok", response_model=FitOkResponse, responses=ERRORS)
+@contract.post("/fit_ok", response_model=FitOkResponse, responses=RESPONSES)
 async def fit_ok(
     request: Request,
     collector: CollectorDep,
     key: FormKey,
     mm_per_px: MmPerPx,
-    images: Annotated[list[UploadFile], File(description="Canonical ROIs of good parts.")] = [],  # noqa: B006
+    images: Annotated[
+        list[UploadFile], File(description="Canonical ROIs of good parts.", json_schema_extra=PICKED_FILES)
+    ] = [],  # noqa: B006
     memory_fit: Annotated[bool, Form(description="Add to the memory instead of replacing it.")] = False,
     use_dataset: Annotated[bool, Form(description="Fit from the stored OK samples, and from images if any.")] = False,
-    shape: Annotated[
-        str | None, Form(description="Where the part is inside each of `images`, as JSON: nothing else is learnt.")
-    ] = None,
+    shape: ShapeField = None,
 ) -> dict[str, Any]:
     """Build the memory of a model from images of good parts. It replaces the former one in one step, or grows it."""
     part = parse_shape(shape)
@@ -193,6 +202,8 @@ async def fit_ok(
     result = await run_tracked(request, lambda job: fit(job=job))
     metrics: Metrics = request.app.state.metrics
     metrics.fitted(key, result)
+    watch: DriftWatch = request.app.state.drift
+    watch.fitted(key, result)
     metadata = result.metadata
     n_images, n_rows = metadata["n_images"], result.coreset_size
     logger.info("fit_ok %s: %d images, %d rows in %s ms", key, n_images, n_rows, result.timings_ms)
@@ -209,12 +220,14 @@ async def fit_ok(
         "generation": metadata["generation"],
         "suspects": [suspect_fields(one, names, language_of(request.headers)) for one in named],
         "timings_ms": result.timings_ms,
-        "warnings": sentences(request, [*result.warnings, *about_suspects(named, names)]),
+        "warnings": warned(request, [*result.warnings, *about_suspects(named, names)]),
         **identity(request, key),
     }
 
 
-@contract.post("/calibrate_ng", response_model=CalibrateResponse, response_model_exclude_unset=True, responses=ERRORS)
+@contract.post(
+    "/calibrate_ng", response_model=CalibrateResponse, response_model_exclude_unset=True, responses=RESPONSES
+)
 async def calibrate_ng(
     request: Request, inspector: InspectorDep, body: CalibrateRequest, x_recipe_id: RecipeHeader = None
 ) -> dict[str, Any]:
@@ -234,10 +247,10 @@ async def calibrate_ng(
     )
     logger.info("calibrate_ng %s: threshold %.6g", key, result.values["threshold"])
     known = {name: value for name, value in result.values.items() if name in CalibrateResponse.model_fields}
-    return {**known, "warnings": sentences(request, result.warnings), **identity(request, key)}
+    return {**known, "warnings": warned(request, result.warnings), **identity(request, key)}
 
 
-@contract.post("/infer", response_model=InferResponse, response_model_exclude_unset=True, responses=ERRORS)
+@contract.post("/infer", response_model=InferResponse, response_model_exclude_unset=True, responses=RESPONSES)
 async def infer(
     request: Request,
     inspector: InspectorDep,
@@ -245,15 +258,10 @@ async def infer(
     mm_per_px: MmPerPx,
     trace: Annotated[Trace, Depends(trace_form("infer"))],
     image: Annotated[UploadFile, File(description="The canonical ROI of the part.")],
-    shape: Annotated[
-        str | None,
-        Form(
-            description="Where the part is inside the ROI, as JSON: only it is scored.",
-            examples=['{"kind":"circle","cx":192,"cy":192,"r":180}'],
-        ),
-    ] = None,
+    shape: ShapeField = None,
     heatmap: Annotated[
-        str | None, Form(description="relative, absolute, color or none; HEATMAP_SCALE without it.")
+        str | None,
+        Form(description="relative, absolute, color or none; HEATMAP_SCALE without it.", examples=LEFT_OUT),
     ] = None,
 ) -> Answer:
     """Inspect one part: its score, the verdict, a heatmap and the regions that differ from good parts.
@@ -263,11 +271,13 @@ async def infer(
     (sent,) = uploads([image])
     file, scale = replace(sent, shape=parse_shape(shape)), _heatmap_scale(heatmap)
     recording = Recording(request, trace)
+    watch: DriftWatch = request.app.state.drift
 
     def inspect(job: Job) -> tuple[InferResult, dict[str, Any]]:
         found = inspector.infer(key, file, mm_per_px=mm_per_px, heatmap=scale, job=job)
+        found = replace(found, warnings=[*found.warnings, *watch.add(key, found)])
         named, notices = recording.add(Verdict.of(key, file, found), job)
-        return replace(found, warnings=[*found.warnings, *notices]), named
+        return replace(found, warnings=[*found.warnings, *notices, *unmeant(request)]), named
 
     result, named = await run_job(request, inspect, timeout_s=inspector.settings.request_timeout_s)
     score = result.inspection.score

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from backend.base.errors import BackendUnavailable, BundleRefused, InvalidSettings, NotExported, WeightsUnavailable
 from backend.base.messages import Fault, Phrase
 from backend.extractors.exported import ExportedNetwork, is_exported
+from backend.extractors.lite import LiteFeatures
 from backend.extractors.network import NetworkFeatures
 from backend.extractors.protocol import Extractor, ExtractorOptions
 from backend.extractors.resnet import ResNetFeatures, is_resnet
@@ -47,14 +48,14 @@ def _backbone(options: ExtractorOptions) -> Extractor:
     if options.model_name == "texture":
         from backend.extractors.texture import TextureFeatures
 
-        return TextureFeatures(options.input_size, options.input_edge)
+        return TextureFeatures(options.input_size, options.input_edge, options.input_aspect)
     if is_exported(options.weights):
         return _exported(options)
     if not torch_installed():
         raise WeightsUnavailable(model=options.model_name, reason=Phrase("needs_torch"))
     if options.threads:
         importlib.import_module("torch").set_num_threads(options.threads)
-    reference: NetworkFeatures = ResNetFeatures(options) if is_resnet(options.model_name) else DinoV2Features(options)
+    reference = _network(options)
     if options.runtime == "torch" or reference.device != "cpu":
         return reference
     from backend.extractors.openvino_runtime import with_openvino
@@ -74,7 +75,7 @@ def torch_network(options: ExtractorOptions) -> NetworkFeatures:
     if not torch_installed():
         raise NotExported(model=options.model_name, reason=Phrase("no_export_packages", {"packages": "torch + timm"}))
     options = replace(options, device="cpu", precision="fp32", runtime="torch")
-    return ResNetFeatures(options) if is_resnet(options.model_name) else DinoV2Features(options)
+    return _network(options)
 
 
 def export_extractor(options: ExtractorOptions) -> bytes:
@@ -106,13 +107,19 @@ def _exported(options: ExtractorOptions) -> Extractor:
     return run_exported(network, options)
 
 
+def _network(options: ExtractorOptions) -> NetworkFeatures:
+    if options.model_name == "lite":
+        return LiteFeatures(options)
+    return ResNetFeatures(options) if is_resnet(options.model_name) else DinoV2Features(options)
+
+
 def check_options(options: ExtractorOptions) -> None:
     """Look at what can be told of options without the weights.
 
     Raises:
         InvalidSettings: BLOCKS names a block that the model does not have.
     """
-    unasked = not options.blocks or options.model_name == "texture" or is_resnet(options.model_name)
+    unasked = not options.blocks or options.model_name in {"lite", "texture"} or is_resnet(options.model_name)
     if unasked or is_exported(options.weights) or not torch_installed():
         return
     import timm
@@ -168,7 +175,7 @@ class DinoV2Features(NetworkFeatures):
         )
         load_weights(model, source, options.model_name)
         depth = len(model.blocks)
-        self.blocks = _blocks_of(options.blocks, depth) or (depth - 3, depth - 1)
+        self.blocks = _blocks_of(options.blocks, depth) or (3 * depth // 4, depth - 1)
         super().__init__(
             model,
             options,

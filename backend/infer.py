@@ -389,16 +389,23 @@ def image_score(
 
 
 def score_of(values: Ranked, scoring: Scoring, stats: dict[str, float] | None = None) -> float:
-    """The score of values by rank under `scoring`; `stats` are their statistics, where they are known already."""
-    if scoring.method == "percentile":
-        return values.percentile(scoring.percentile)
-    if scoring.method == "max":
-        return float(values.max)
-    if scoring.method == "power_mean":
-        return values.power_mean(scoring.power)
-    if stats and scoring.top_share == TOP_SHARE:
-        return stats["top1_mean"]
-    return values.top_mean(max(1, round(values.n * scoring.top_share)))
+    """The score of values by rank under `scoring`; `stats` are their statistics, where they are known already.
+
+    The method area is a level of the anomaly map, which ranks do not tell: `area_score` finds it.
+    """
+    match scoring.method:
+        case "percentile":
+            return values.percentile(scoring.percentile)
+        case "max":
+            return float(values.max)
+        case "power_mean":
+            return values.power_mean(scoring.power)
+        case "top_mean":
+            if stats and scoring.top_share == TOP_SHARE:
+                return stats["top1_mean"]
+            return values.top_mean(max(1, round(values.n * scoring.top_share)))
+        case "area":
+            raise ValueError("a score by area is a level of the anomaly map")
 
 
 def statistics(values: Ranked) -> dict[str, float]:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from backend.base.arrays import Float as Array
 from backend.base.arrays import blocks, l2_normalize, square_norms
 from backend.memory.chunked import ChunkedCoreset, kcenter_greedy_chunked
+from backend.memory.compact import CompactRows, Rows, RowsDtype, in_float32
 from backend.memory.coreset import BLOCK, Coreset, Progress, coreset_of, coreset_size, kcenter_greedy
 from backend.memory.density import Spacing
 from backend.memory.foreground import Foreground
-from backend.memory.search import Backend, CandidateIndex, ExactSearch, candidate_index, flat_index
+from backend.memory.search import Backend, CandidateIndex, ExactSearch, candidate_index, serialised_index
 from backend.memory.whitening import whitening
 
 __all__ = [
@@ -27,12 +28,15 @@ __all__ = [
     "Backend",
     "CandidateIndex",
     "ChunkedCoreset",
+    "CompactRows",
     "Coreset",
     "Distance",
     "Foreground",
     "NothingLeft",
     "PatchCoreMemory",
     "Reserve",
+    "Rows",
+    "RowsDtype",
     "checked_extras",
     "coreset_size",
     "covering_radius",
@@ -67,7 +71,7 @@ class PatchCoreMemory:
     """The good patches that other patches are compared with.
 
     Args:
-        emb: (N, D) float32 unit rows; kept as given, not copied.
+        rows: (N, D) float32 unit rows, kept as given, not copied; or CompactRows.
         backend: the library that searches; auto: FAISS where it is installed, else scikit-learn.
         image_ids: (N,) numbers of the images that the rows came from, negative where several images share a row.
         whiten: (D, D) float32, a linear map that rows and patches go through before they are compared.
@@ -75,6 +79,7 @@ class PatchCoreMemory:
         foreground: tells background tokens, whose distance is 0.
 
     Attributes:
+        rows: as given.
         radius: the covering radius of the coreset; None for rows that came as they are.
         indices: (N,) int64, which embeddings the coreset chose; None for rows that came as they are.
         n_embeddings: how many it was chosen from.
@@ -91,7 +96,7 @@ class PatchCoreMemory:
 
     def __init__(
         self,
-        emb: Array,
+        rows: Rows,
         *,
         backend: Backend = "auto",
         image_ids: NDArray[np.int32] | None = None,
@@ -99,13 +104,14 @@ class PatchCoreMemory:
         cosine: bool = False,
         foreground: Foreground | None = None,
     ) -> None:
-        self.emb = np.ascontiguousarray(emb, np.float32)  # the search below looks at the values
-        self._search = ExactSearch(_mapped(self.emb, whiten), backend)
+        # The search below looks at the values.
+        self.rows = rows if isinstance(rows, CompactRows) else np.ascontiguousarray(rows, np.float32)
+        self._search = ExactSearch(self.rows if whiten is None else _mapped(self.emb, whiten), backend)
         self.image_ids = None if image_ids is None else np.asarray(image_ids, dtype=np.int32)
-        if self.image_ids is not None and self.image_ids.shape != (len(self.emb),):
-            raise ValueError(f"{len(self.emb)} rows have image numbers of shape {self.image_ids.shape}")
+        if self.image_ids is not None and self.image_ids.shape != (len(self.rows),):
+            raise ValueError(f"{len(self.rows)} rows have image numbers of shape {self.image_ids.shape}")
         self.whiten, self.cosine, self.foreground = whiten, cosine, foreground
-        self.n_embeddings = len(self.emb)
+        self.n_embeddings = len(self.rows)
         self._spacings: dict[int, Spacing] = {}
 
     @classmethod
@@ -164,7 +170,7 @@ class PatchCoreMemory:
     @classmethod
     def stored(
         cls,
-        emb: Array,
+        rows: Rows,
         grid: tuple[int, int],
         extras: Mapping[str, NDArray[Any]],
         *,
@@ -179,7 +185,7 @@ class PatchCoreMemory:
         """
         foreground = extras.get("foreground")
         return cls(
-            emb,
+            rows,
             backend=backend,
             image_ids=image_ids,
             whiten=extras.get("whiten"),
@@ -187,13 +193,34 @@ class PatchCoreMemory:
             foreground=None if foreground is None else Foreground.from_array(foreground, grid),
         )
 
+    def kept_as(self, dtype: RowsDtype) -> PatchCoreMemory:
+        """The same memory with its rows kept as MEMORY_DTYPE asks, from then on the rows that distances are to."""
+        if dtype == "float32":
+            return self
+        memory = PatchCoreMemory(
+            CompactRows.of(self.emb, dtype),
+            backend=self.backend,
+            image_ids=self.image_ids,
+            whiten=self.whiten,
+            cosine=self.cosine,
+            foreground=self.foreground,
+        )
+        memory.radius, memory.reserve, memory.indices = self.radius, self.reserve, self.indices
+        memory.n_embeddings = self.n_embeddings
+        return memory
+
     def __len__(self) -> int:
-        return len(self.emb)
+        return len(self.rows)
+
+    @property
+    def emb(self) -> Array:
+        """(N, D) float32: the rows, a copy of them where they are kept in fewer digits."""
+        return in_float32(self.rows)
 
     @property
     def dim(self) -> int:
         """Numbers in a row."""
-        return int(self.emb.shape[1])
+        return int(self.rows.shape[1])
 
     @property
     def backend(self) -> Literal["faiss", "sklearn"]:
@@ -204,7 +231,7 @@ class PatchCoreMemory:
     def nbytes(self) -> int:
         """Bytes that the memory holds in RAM."""
         ids = 0 if self.image_ids is None else self.image_ids.nbytes
-        return self._search.nbytes + ids + (0 if self.whiten is None else self.whiten.nbytes + self.emb.nbytes)
+        return self._search.nbytes + ids + (0 if self.whiten is None else self.whiten.nbytes + self.rows.nbytes)
 
     @property
     def kind(self) -> str:
@@ -273,7 +300,7 @@ class PatchCoreMemory:
 
     def index_bytes(self) -> bytes:
         """The rows as index.faiss holds them. Raises BackendUnavailable where FAISS is not installed."""
-        return flat_index(self.emb)
+        return serialised_index(self.rows)
 
     def _kept(self, leave_out: int | None) -> NDArray[np.int64] | None:
         """Numbers of the rows that are not of the image `leave_out`; None: all."""
@@ -300,7 +327,7 @@ def _mapped(rows: Array, whiten: Array | None) -> Array:
     return rows if whiten is None else np.ascontiguousarray(rows, np.float32) @ whiten
 
 
-def _squares(rows: Array, q: Array) -> Array:
+def _squares(rows: Rows, q: Array) -> Array:
     """(N,) squared distances of rows (N, D) to `q` (D,), without a copy of the rows."""
     return np.concatenate([square_norms(rows[block] - q) for block in blocks(len(rows), BLOCK)])
 

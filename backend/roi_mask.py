@@ -58,7 +58,7 @@ def parse_shape(text: str | dict[str, Any] | None) -> Shape | None:
         raise ShapeNotJson()
     kind = str(given.get("kind", "")).strip().lower()
     if kind not in FIELDS:
-        raise ShapeUnknownKind(kind=repr(given.get("kind"))[:40])
+        raise ShapeUnknownKind(kind=repr(given.get("kind"))[:40], known=", ".join(FIELDS))
     unknown = [str(name)[:40] for name in given if name != "kind" and name not in FIELDS[kind]]
     if unknown:
         raise ShapeUnknownKeys(kind=kind, keys=", ".join(unknown[:5]), known=", ".join(FIELDS[kind]))

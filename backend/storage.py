@@ -1,9 +1,10 @@
 """ModelStore: models/<role>/<roi>/ on disk. The rename of memory.npz is the commit; all else is derived from it.
 
-memory.npz    emb float32 (N, D) unit rows · token_h · token_w · src int32 (N,) · metadata (JSON text)
+memory.npz    emb float32 or float16 (N, D) unit rows, or codes uint8 (N, D) with low and step float32 (D,)
+              token_h · token_w · src int32 (N,) · metadata (JSON text)
               and how some memories measure: whiten, foreground, cosine
-reserve.npz   emb float32 (R, D) · src int32 (R,) · beyond float64 () · generation: what the next growth may still take
-index.faiss   FAISS flat index of emb, followed by a trailer that names the generation
+reserve.npz   rows likewise · src int32 (R,) · beyond float64 () · generation: what the next growth may still take
+index.faiss   FAISS index of the rows, followed by a trailer that names the generation
 calib.json    the threshold and what it was made for
 certificate.json  what was found of the model the last time it was certified
 manifest.json the metadata again, for people
@@ -44,7 +45,9 @@ from backend.base.errors import (
 )
 from backend.base.files import disk_errors, one_writer, patiently, read_fault, utc_now, write_atomic, write_json
 from backend.base.keys import ModelKey, folder_of
+from backend.base.messages import Phrase
 from backend.calib import GoodScores
+from backend.memory.compact import CompactRows, Rows, compacted, in_float32, rows_dtype
 from backend.patchcore import Reserve, checked_extras
 
 logger = logging.getLogger(__name__)
@@ -74,7 +77,7 @@ class StoredMemory:
     """What memory.npz holds.
 
     Attributes:
-        emb: (N, D) float32 unit rows.
+        rows: (N, D) float32 unit rows, or CompactRows.
         grid: token rows and columns of the ROI.
         image_ids: (N,) int32, which of `images` a row came from; −1 where that is not known, or several share the row.
         metadata: a JSON object; files of the older layout say little in it.
@@ -82,12 +85,17 @@ class StoredMemory:
         reserve: what a growth may still take. It has a file of its own, which only a growth reads.
     """
 
-    emb: NDArray[np.float32]
+    rows: Rows
     grid: tuple[int, int]
     image_ids: NDArray[np.int32]
     metadata: dict[str, Any]
     extras: dict[str, NDArray[Any]] = field(default_factory=dict)
     reserve: Reserve | None = None
+
+    @property
+    def emb(self) -> NDArray[np.float32]:
+        """(N, D) float32: the rows, a copy of them where they are kept in fewer digits."""
+        return in_float32(self.rows)
 
     @property
     def generation(self) -> str:
@@ -184,7 +192,7 @@ class ModelStore:
             },
         )
         arrays: dict[str, Any] = {
-            "emb": stored.emb,
+            **_written(stored.rows),
             "token_h": np.int64(stored.grid[0]),
             "token_w": np.int64(stored.grid[1]),
             "src": stored.image_ids,
@@ -198,7 +206,7 @@ class ModelStore:
         except (StorageFailed, OSError) as err:
             logger.warning("index and manifest of %s could not be written, so the next load does it: %s", key, err)
         try:
-            self._write_reserve(key, stored.generation, memory.reserve)
+            self._write_reserve(key, stored.generation, memory.reserve, stored.rows)
         except (StorageFailed, OSError) as err:
             logger.warning(
                 "the reserve of %s could not be written, so the next growth chooses among new images alone: %s",
@@ -252,17 +260,18 @@ class ModelStore:
         manifest = {
             **stored.metadata,
             "token_shape": list(stored.grid),
-            "coreset_size": len(stored.emb),
-            "dim": int(stored.emb.shape[1]),
+            "coreset_size": len(stored.rows),
+            "dim": int(stored.rows.shape[1]),
         }
         write_json(folder / "manifest.json", manifest)
 
-    def _write_reserve(self, key: ModelKey, generation: str, reserve: Reserve | None) -> None:
+    def _write_reserve(self, key: ModelKey, generation: str, reserve: Reserve | None, like: Rows) -> None:
         path = self.folder(key) / "reserve.npz"
         if reserve is None or len(reserve.emb) == 0:
             path.unlink(missing_ok=True)
             return
-        arrays: dict[str, Any] = {"emb": reserve.emb, "src": reserve.image_ids, "beyond": np.float64(reserve.beyond)}
+        rows = compacted(reserve.emb, rows_dtype(like))
+        arrays: dict[str, Any] = {**_written(rows), "src": reserve.image_ids, "beyond": np.float64(reserve.beyond)}
         write_atomic(path, lambda file: np.savez(file, generation=np.array(generation), **arrays))
 
     def derived_is_current(self, key: ModelKey, generation: str, *, indexed: bool = True) -> bool:
@@ -300,11 +309,11 @@ class ModelStore:
         except (FileNotFoundError, NotADirectoryError) as err:
             raise MemoryNotFound(key=key) from err
         except _NPZ_ERRORS as err:
-            raise read_fault(err, path, path=self._relative(path), remedy="/fit_ok") from err
+            raise read_fault(err, path, path=self._relative(path), remedy=Phrase("the_learning")) from err
         try:
             return _stored_memory(arrays, metadata)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as err:
-            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy="/fit_ok") from err
+            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy=Phrase("the_learning")) from err
 
     def load_reserve(self, key: ModelKey, stored: StoredMemory) -> Reserve | None:
         """What a growth of `stored` may still take; None without a file, or with one that is damaged or of another.
@@ -319,11 +328,15 @@ class ModelStore:
             with patiently(lambda: path.open("rb")) as file, np.load(file, allow_pickle=False) as npz:
                 if not stored.generation or str(npz["generation"]) != stored.generation:
                     return None
-                return _checked_reserve(Reserve(npz["emb"], npz["src"], float(npz["beyond"])), stored.emb.shape[1])
+                arrays = {name: npz[name] for name in npz.files}
+                if "emb" in arrays and arrays["emb"].dtype not in {np.dtype(np.float32), np.dtype(np.float16)}:
+                    raise ValueError(f"emb is {arrays['emb'].dtype}")
+                emb = in_float32(_read(arrays))
+                return _checked_reserve(Reserve(emb, npz["src"], float(npz["beyond"])), stored.rows.shape[1])
         except FileNotFoundError:
             return None
         except _NPZ_ERRORS as err:
-            fault = read_fault(err, path, path=self._relative(path), remedy="/fit_ok")
+            fault = read_fault(err, path, path=self._relative(path), remedy=Phrase("the_learning"))
             if not isinstance(fault, DamagedFile):
                 raise fault from err
             logger.warning("%s cannot be used, so this growth chooses among new images alone: %s", path, err)
@@ -345,7 +358,7 @@ class ModelStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
-            raise read_fault(err, path, path=self._relative(path), remedy="/calibrate_ng") from err
+            raise read_fault(err, path, path=self._relative(path), remedy=Phrase("the_calibration")) from err
 
     def save_certificate(self, key: ModelKey, certificate: dict[str, Any]) -> None:
         """Replace certificate.json in one step. Raises DiskFull, ReadOnlyStore."""
@@ -363,9 +376,11 @@ class ModelStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, RecursionError) as err:
-            raise read_fault(err, path, path=self._relative(path), remedy="/certify") from err
+            raise read_fault(err, path, path=self._relative(path), remedy=Phrase("the_certificate")) from err
         if not isinstance(found, dict):
-            raise DamagedFile(path=self._relative(path), reason="it is no JSON object", remedy="/certify")
+            raise DamagedFile(
+                path=self._relative(path), reason="it is no JSON object", remedy=Phrase("the_certificate")
+            )
         return found
 
     def keys(self) -> list[ModelKey]:
@@ -455,16 +470,38 @@ def _metadata(npz: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
 
 
 def _stored_memory(arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> StoredMemory:
-    if arrays["emb"].dtype.kind not in "fiu":
-        raise ValueError(f"emb is {arrays['emb'].dtype}, which are no numbers")
-    emb = np.ascontiguousarray(arrays["emb"], dtype=np.float32)
+    rows = _read(arrays)
     grid = int(arrays["token_h"].item()), int(arrays["token_w"].item())
-    if emb.ndim != 2 or 0 in emb.shape or min(grid) < 1 or not np.isfinite(emb).all():
-        raise ValueError(f"emb has shape {emb.shape} or values that are not finite, token grid {grid}")
-    image_ids = arrays.get("src", np.full(len(emb), -1))
-    if image_ids.shape != (len(emb),) or image_ids.dtype.kind not in "iu":
-        raise ValueError(f"src is {image_ids.dtype} {image_ids.shape} for {len(emb)} rows")
-    return StoredMemory(emb, grid, image_ids.astype(np.int32), metadata, checked_extras(arrays, emb.shape[1]))
+    if min(grid) < 1:
+        raise ValueError(f"token grid {grid}")
+    image_ids = arrays.get("src", np.full(len(rows), -1))
+    if image_ids.shape != (len(rows),) or image_ids.dtype.kind not in "iu":
+        raise ValueError(f"src is {image_ids.dtype} {image_ids.shape} for {len(rows)} rows")
+    return StoredMemory(rows, grid, image_ids.astype(np.int32), metadata, checked_extras(arrays, rows.shape[1]))
+
+
+def _written(rows: Rows) -> dict[str, NDArray[Any]]:
+    """The arrays that a file holds for `rows`. In 8 bits there is no `emb`, which a reader would take for the rows."""
+    if not isinstance(rows, CompactRows):
+        return {"emb": rows}
+    if rows.low is None or rows.step is None:
+        return {"emb": rows.codes}
+    return {"codes": rows.codes, "low": rows.low, "step": rows.step}
+
+
+def _read(arrays: Mapping[str, NDArray[Any]]) -> Rows:
+    """The rows that a file's arrays hold. Raises KeyError, ValueError."""
+    if "codes" in arrays:
+        return CompactRows(arrays["codes"], arrays["low"], arrays["step"])
+    emb = arrays["emb"]
+    if emb.dtype.kind not in "fiu":
+        raise ValueError(f"emb is {emb.dtype}, which are no numbers")
+    if emb.dtype == np.float16:
+        return CompactRows(emb)
+    emb = np.ascontiguousarray(emb, dtype=np.float32)
+    if emb.ndim != 2 or 0 in emb.shape or not np.isfinite(emb).all():
+        raise ValueError(f"emb has shape {emb.shape} or values that are not finite")
+    return emb
 
 
 def read_memory(arrays: dict[str, Any], metadata: Any) -> StoredMemory:

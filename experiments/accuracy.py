@@ -148,7 +148,7 @@ def options(
     tokens: Annotated[Path | None, typer.Option(help="Folder that keeps the tokens between runs.")] = None,
 ) -> None:
     """A table of what each option changes, as Markdown on standard output."""
-    base = _base(model, input_size)
+    base = settings_base(model, input_size)
     given = [read_set(folder) for folder in sets]
     rows = {title: changed_by(title) for title in only or (*COMMON, *(RESNET if "resnet" in model else VIT))}
     with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +160,8 @@ def options(
             _row(title, bench.run(changed, given), default)
 
 
-def _base(model: str, input_size: int) -> dict[str, Any]:
+def settings_base(model: str, input_size: int) -> dict[str, Any]:
+    """The settings that NAME or NAME=WEIGHTS and an input size stand for."""
     name, _, weights = model.partition("=")
     return {"model_name": name, "weights": weights or "auto", "input_size": input_size}
 
@@ -176,8 +177,8 @@ def changed_by(title: str) -> dict[str, str]:
 
 def _header(sets: Sequence[InspectionSet]) -> None:
     cells = [cell for one in sets for cell in [f"{one.name}: AUROC", "against the default"]]
-    _line(["option", *cells, "pixel AUROC", "AUPRO", "ms"])
-    _line(["---"] * (len(cells) + 4))
+    line(["option", *cells, "pixel AUROC", "AUPRO", "ms"])
+    line(["---"] * (len(cells) + 4))
 
 
 def _row(title: str, results: list[SetResult], default: list[SetResult]) -> None:
@@ -192,10 +193,11 @@ def _row(title: str, results: list[SetResult], default: list[SetResult]) -> None
     pixels = next((r.figures.pixels for r in results if r.figures.pixels), None)
     more = [f"{pixels.auroc:.4f}", f"{pixels.aupro:.4f}"] if pixels else ["–", "–"]
     ms = float(np.mean([r.cost.inspect_ms for r in results]))
-    _line([f"`{title}`" if "=" in title else title, *cells, *more, f"{ms:.0f}"])
+    line([f"`{title}`" if "=" in title else title, *cells, *more, f"{ms:.0f}"])
 
 
-def _line(cells: Sequence[str]) -> None:
+def line(cells: Sequence[str]) -> None:
+    """A row of a table in Markdown, on standard output at once."""
     typer.echo(f"| {' | '.join(cells)} |")
     sys.stdout.flush()
 
@@ -296,10 +298,10 @@ def spots(
 ) -> None:
     """How large a spot must be to score above every held-out good part, by the default and by what is to be better."""
     ways: dict[str, dict[str, str]] = {"default": {}, **{title: changed_by(title) for title in only or WAYS}}
-    _line(["set", "spot", "scored as", *[f"{share:.4%}" for share in AREAS], "area found", "of the default's"])
-    _line(["---"] * (len(AREAS) + 5))
+    line(["set", "spot", "scored as", *[f"{share:.4%}" for share in AREAS], "area found", "of the default's"])
+    line(["---"] * (len(AREAS) + 5))
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), _base(model, input_size))
+        bench = Bench(Path(folder), settings_base(model, input_size))
         ratios: dict[str, list[float | None]] = {}
         for one in map(read_set, sets):
             spotted = Spotted.of(one, images)
@@ -309,7 +311,7 @@ def spots(
                     area = least_area(rates)
                     ratio = _ratio(area, by_default.setdefault(kind, area))
                     ratios.setdefault(way, []).append(ratio)
-                    _line([one.name, kind, way, *[f"{r:.0%}" for r in rates], _area(area), _bound(area, ratio)])
+                    line([one.name, kind, way, *[f"{r:.0%}" for r in rates], _area(area), _bound(area, ratio)])
     for way, of_kinds in list(ratios.items())[1:]:
         known = [ratio for ratio in of_kinds if ratio is not None]
         mean = f"at most {np.exp(np.mean(np.log(known))):.2f}" if known else "not known"

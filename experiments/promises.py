@@ -2,6 +2,7 @@
 
     python -m experiments.promises bounds
     python -m experiments.promises bounds --scores SCORES.json      # and good scores of real sets, resampled
+    python -m experiments.promises p-values --scores SCORES.json
     python -m experiments.promises splits --sets SET … --model resnet18=WEIGHTS --input-size 256 --scores SCORES.json
 
 `bounds` draws good scores from distributions whose tail is known, has the service choose the threshold, and looks up
@@ -12,6 +13,7 @@ test on.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.stats import betabinom
 
 from backend.calib import (
     Basis,
@@ -81,40 +84,45 @@ KNOWN = {
 }
 
 
+Draws = Annotated[int, typer.Option(min=100, help="Draws of good scores for each row.")]
+RealScores = Annotated[Path | None, typer.Option(exists=True, help="Good scores by set, as `splits` writes them.")]
+
+
 @app.command()
-def bounds(
-    draws: Annotated[int, typer.Option(min=100, help="Draws of good scores for each row.")] = 10_000,
-    scores: Annotated[
-        Path | None, typer.Option(exists=True, help="Good scores by set, as `splits` writes them.")
-    ] = None,
-) -> None:
-    """How often the rate that a threshold rejects lies within what was promised, and how often p-values are small.
+def bounds(draws: Draws = 10_000, scores: RealScores = None) -> None:
+    """How often the rate that a threshold rejects lies within what was promised.
 
     The column with bad parts is of a fifth of the draws.
     """
-    populations = {name: Population.known(one) for name, one in KNOWN.items()}
-    if scores:
-        real = json.loads(scores.read_text("utf-8"))
-        populations |= {f"{name}, resampled": Population.resampled(values) for name, values in real.items()}
     _line(["scores", "n", *(f"{rate:.1%}" for rate in RATES), "p99 rule", "p95 rule", "with bad parts", "chosen"])
     _line(["---"] * (len(RATES) + 6))
-    for name, population in populations.items():
+    for name, population in _populations(scores).items():
         for n in SIZES:
-            rng = np.random.default_rng([n, draws])
-            drawn = population.draw(rng, (draws, n))
+            drawn = population.draw(np.random.default_rng([n, draws]), (draws, n))
             kept = [_kept(drawn, population, rate) for rate in RATES]
             rules = [_rule_kept(drawn, population, percentile) for percentile in (99, 95)]
             others = [_kept_with_bad_parts(drawn[: draws // 5], population), _chosen_kept(drawn, population)]
             _line([name, str(n), *map(_share, [*kept, *rules, *others])])
-    typer.echo("")
+
+
+@app.command()
+def p_values(draws: Draws = 10_000, scores: RealScores = None) -> None:
+    """How often the p-value of a good part is at most α."""
     _line(["scores", "n", *(f"P(p ≤ {alpha})" for alpha in ALPHAS)])
     _line(["---"] * (len(ALPHAS) + 2))
-    for name, population in populations.items():
+    for name, population in _populations(scores).items():
         for n in SIZES:
             rng = np.random.default_rng([n, draws, 1])
             drawn, tested = population.draw(rng, (draws, n)), population.draw(rng, (draws, 1))[:, 0]
             p = np.array([GoodScores.of(ok).p_value(score) for ok, score in zip(drawn.tolist(), tested, strict=True)])
             _line([name, str(n), *(f"{np.mean(p <= alpha):.4f}" for alpha in ALPHAS)])
+
+
+def _populations(scores: Path | None) -> dict[str, Population]:
+    """The known distributions, and the real scores in a file."""
+    real = json.loads(scores.read_text("utf-8")) if scores else {}
+    known = {name: Population.known(one) for name, one in KNOWN.items()}
+    return known | {f"{name}, resampled": Population.resampled(values) for name, values in real.items()}
 
 
 def _kept(drawn: Values, population: Population, rate: float) -> float | None:
@@ -185,7 +193,17 @@ def splits(
     scores: Annotated[Path | None, typer.Option(help="File for the held-out good scores by set, for `bounds`.")] = None,
 ) -> None:
     """Promised and seen false rejects, for parts outside the fit and for parts of it left out one by one."""
-    titles = ["set", "basis", "n", "rule", "promised", "expected at most", "seen", "seen within the promise"]
+    titles = [
+        "set",
+        "basis",
+        "n",
+        "rule",
+        "promised",
+        "expected at most",
+        "seen",
+        "seen within the promise",
+        "expected to be",
+    ]
     _line([*titles, *(f"P(p ≤ {alpha})" for alpha in OF_TESTED)])
     _line(["---"] * (len(titles) + len(OF_TESTED)))
     real: dict[str, list[float]] = json.loads(scores.read_text("utf-8")) if scores and scores.exists() else {}
@@ -212,8 +230,9 @@ def _promised_and_seen(of_splits: Sequence[Values], drawn: Sequence[Split], want
     """What was promised, what exchangeable parts would show, and what the tested ones did; nothing if none could be.
 
     Of n + 1 exchangeable parts, any is as likely the one that was not scored: a threshold at the k-th of n good scores
-    rejects (n + 1 − k) / (n + 1) of the others on average, or fewer where the threshold lies between two scores. Seen
-    is a rate among few parts, so it is above the promise now and then although the true rate is not.
+    rejects (n + 1 − k) / (n + 1) of the others on average, and of m others a number that is beta-binomial. It is fewer
+    where the threshold lies between two scores. Seen is a rate among few parts, so it is above the promise now and then
+    although the true rate is not: the last figure says how often it would not be.
     """
     decisions = [decide(ok.tolist(), [], wanted) for ok in of_splits]
     if wanted.max_false_reject is not None and decisions[0].rule != "promised":
@@ -223,9 +242,19 @@ def _promised_and_seen(of_splits: Sequence[Values], drawn: Sequence[Split], want
     above = [round(decision.false_reject.estimate * len(ok)) for decision, ok in zip(decisions, of_splits, strict=True)]
     expected = float(np.mean([(k + 1) / (len(ok) + 1) for k, ok in zip(above, of_splits, strict=True)]))
     within = np.mean([one.mean() <= limit for one, limit in zip(seen, limits, strict=True)])
+    due = [
+        betabinom.cdf(math.floor(limit * len(one)), len(one), k + 1, len(ok) - k)
+        for limit, one, k, ok in zip(limits, seen, above, of_splits, strict=True)
+    ]
     means = [float(one.mean()) for one in seen]
     error = float(np.std(means)) / len(means) ** 0.5
-    return [f"{np.mean(limits):.1%}", f"{expected:.1%}", f"{np.mean(means):.1%} ± {error:.1%}", f"{within:.0%}"]
+    return [
+        f"{np.mean(limits):.1%}",
+        f"{expected:.1%}",
+        f"{np.mean(means):.1%} ± {error:.1%}",
+        f"{within:.0%}",
+        f"{np.mean(due):.0%}",
+    ]
 
 
 def _small_p_values(of_splits: Sequence[Values], drawn: Sequence[Split]) -> list[str]:

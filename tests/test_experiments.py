@@ -10,8 +10,10 @@ import typer
 from backend.base.arrays import l2_normalize
 from backend.base.config import load_settings
 from backend.base.images import decode_image
+from backend.evaluation.figures import ImageFigures, Interval
+from backend.evaluation.results import Cost, Figures, ScoredImage, SetResult
 from backend.evaluation.sets import InspectionSet, LabelledImage
-from experiments import accuracy, growing
+from experiments import accuracy, families, growing
 
 
 @pytest.fixture
@@ -103,3 +105,27 @@ def test_a_grown_memory_has_about_as_many_rows_as_one_made_at_once(rng: np.rando
     images = l2_normalize(rng.standard_normal((6 * 25, 8), np.float32)).reshape(6, 25, 8)
     memory = growing.grown(images, (5, 5), 2, 0.2, rng, reserve=reserve)
     assert 0.8 * 30 <= len(memory) <= 30
+
+
+def test_crops_of_five_proportions_keep_the_middle(parts: InspectionSet, tmp_path: Path) -> None:
+    found = families.cropped(parts, tmp_path)
+    sizes = {decode_image(image.path.read_bytes()).shape[:2] for image in (*found.train, *found.test)}
+    assert sizes == {(200, 300), (180, 300), (200, 270), (160, 300), (200, 240)}
+    assert (len(found.train), len(found.test), found.counts) == (8, 7, parts.counts)
+
+
+def test_a_half_has_every_other_image_of_each_class(parts: InspectionSet) -> None:
+    scored = [ScoredImage(image, 0.1 * n, 1.0) for n, image in enumerate((*parts.test, *parts.test[-1:]))]
+    first, second = families.halves(result_of(parts, scored))
+    assert [s.score for s in first.scored] == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    assert [s.score for s in second.scored] == pytest.approx([0.1, 0.3, 0.5, 0.7])
+    assert families.figures(first).auroc == families.figures(second).auroc == 1.0
+
+
+def result_of(one: InspectionSet, scored: list[ScoredImage]) -> SetResult:
+    image = ImageFigures(1.0, 1.0, 1.0, 0.5)
+    return SetResult(
+        set_name=one.name, model="m", settings={}, n_train=8, counts=one.counts, figures=Figures(image, None),
+        interval=Interval(0.0, 1.0), classes={}, rates=[], cost=Cost(1.0, 1.0, 1, 1.0, 1.0), few=[], changed=[],
+        scored=scored, shown=[],
+    )  # fmt: skip

@@ -8,14 +8,19 @@ import timm
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from timm.models import register_model
+from timm.models.vision_transformer import vit_giant_patch14_dinov2
 from torch.nn import functional
 
-from backend.base.errors import WeightsUnavailable
+from backend.api.catalogue import sentence
+from backend.base.config import Settings
+from backend.base.errors import InvalidSettings, WeightsUnavailable
 from backend.extractors.neighbourhood import Neighbourhood, Tiled
 from backend.extractors.protocol import ExtractorOptions, prepare
 from backend.extractors.resnet import ResNetFeatures
 from backend.extractors.texture import TextureFeatures
-from backend.features import DinoV2Features, build_extractor
+from backend.features import DinoV2Features, build_extractor, check_options
+from backend.service.host import ExtractorHost
 from tests.parts import part
 
 NAME = "vit_small_patch14_dinov2.lvd142m"
@@ -62,6 +67,23 @@ def test_tokens_are_timms_own(vit: Any, extractor: DinoV2Features, grid: tuple[i
     assert tokens.shape == (1, grid[0] * grid[1], 768) and tokens.dtype == np.float32
     assert np.abs(tokens - reference(vit, image, [9, 11])).max() < 1e-5
     assert np.allclose(np.linalg.norm(tokens, axis=2), 1, atol=1e-5)
+
+
+@register_model
+def small_swiglu_dinov2(pretrained: bool = False, **kwargs: Any) -> Any:
+    """The layout of timm's DINOv2 giant, whose blocks have a SwiGLU, as deep as a test can wait for."""
+    return vit_giant_patch14_dinov2(pretrained, depth=8, embed_dim=48, num_heads=3, **kwargs)
+
+
+def test_a_network_of_the_giants_layout_and_another_depth(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model: Any = timm.create_model("small_swiglu_dinov2", num_classes=0, dynamic_img_size=True).eval()
+    assert "Glu" in type(model.blocks[0].mlp).__name__
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    own = DinoV2Features(model_name="small_swiglu_dinov2", weights=str(tmp_path / "w.safetensors"), device="cpu")
+    image = prepare(part(1), (5, 6), 14)
+    assert own.blocks == (6, 7) and own.dim == 96
+    assert np.abs(own.extract([image]) - reference(model, image, [6, 7])).max() < 1e-5
 
 
 def test_a_batch_gives_what_its_images_give_alone(extractor: DinoV2Features) -> None:
@@ -132,3 +154,14 @@ def test_threads_are_set_when_asked(tmp_path: Path) -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("blocks", [("12",), ("-13",), ("9", "99")])
+def test_a_block_that_the_network_does_not_have_is_refused_by_name_at_the_start(
+    tmp_path: Path, blocks: tuple[str, ...]
+) -> None:
+    host = ExtractorHost(Settings(blocks=blocks, models_dir=tmp_path))
+    with pytest.raises(InvalidSettings) as caught:
+        host.start()
+    assert "BLOCKS" in sentence(caught.value, "en") and blocks[-1] in sentence(caught.value, "es")
+    check_options(ExtractorOptions(blocks=(11, -12)))

@@ -585,3 +585,15 @@ def test_a_mask_at_working_size_speaks_of_sent_pixels() -> None:
     assert large[50:80, 100:300].all() and large.sum() == 30 * 200
     with pytest.raises(MaskEmpty, match="width=8000, height=6000"):
         working_mask(Shape("rect", {"x": 9000, "y": 0, "w": 5, "h": 5}), RoiSize(6000, 8000))
+
+
+def test_regions_of_a_reweighted_score_are_where_the_weighted_map_is_at_the_threshold(
+    problem: tuple[Float, Float],
+) -> None:
+    tokens, bank = problem
+    memory, roi, scoring = PatchCoreMemory(bank), roi_of(50, 70, (5, 7)), Scoring(method="max", reweight=5)
+    score = inspect(tokens, memory, roi, Criteria(scoring)).score
+    for share, seen in ((0.999, True), (1.001, False)):
+        found = inspect(tokens, memory, roi, Criteria(scoring, score * share))
+        assert 0 < found.weight < 1 and bool(found.regions) == seen
+        assert heatmap_range(found, "absolute", score * share)[1] == pytest.approx(2 * score * share / found.weight)

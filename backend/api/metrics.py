@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import get_args
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backend.assurance.drift import Cause
 from backend.base.keys import ModelKey
+from backend.records.drifts import KeptDrift
 from backend.service.inspection import Inspector
 from backend.service.results import FitResult, InferResult
 
@@ -51,6 +55,13 @@ class Metrics:
             "bdi_queue_depth", "Requests admitted and not answered.", registry=own, multiprocess_mode="livesum"
         )
         self.cache = Gauge("bdi_cache_bytes", "Bytes of loaded memories.", registry=own, multiprocess_mode="livesum")
+        self.drift = Gauge(
+            "bdi_drift",
+            "1 while parts drift from this cause.",
+            (*MODEL, "cause"),
+            registry=own,
+            multiprocess_mode="mostrecent",
+        )
         self.degraded = Gauge("bdi_degraded", "1 while degraded.", registry=own, multiprocess_mode="livemax")
 
     def render(self) -> bytes:
@@ -67,6 +78,13 @@ class Metrics:
         self.queue.set(inspector.host.depth)
         self.cache.set(inspector.cache.nbytes)
         self.degraded.set(inspector.host.degraded is not None)
+
+    def drifts(self, states: Sequence[tuple[ModelKey, KeptDrift]]) -> None:
+        """Set the gauge of each model and cause, as all workers see it."""
+        for key, kept in states:
+            for cause in get_args(Cause):
+                drifting = kept.state == "drift" and kept.cause == cause
+                self.drift.labels(*_labels(key), cause).set(drifting)
 
     def fitted(self, key: ModelKey, result: FitResult) -> None:
         """Count a fit, unless it found nothing new and left the memory as it was."""

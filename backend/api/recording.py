@@ -7,16 +7,22 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Form, Request
 
+from backend.api.requests import LEFT_OUT
 from backend.base.errors import RecordsOff
 from backend.base.messages import Notice
 from backend.records.ledger import Ledger, Recorded
 from backend.records.verdicts import Trace
 from backend.service.jobs import Job
 
-PartId = Annotated[str | None, Form(description="Which part it is, such as its serial number; at most 128 characters.")]
-BatchId = Annotated[str | None, Form(description="The batch, order or lot that the part belongs to.")]
-StationId = Annotated[str | None, Form(description="The station that inspects.")]
-Operator = Annotated[str | None, Form(description="Who works there.")]
+PartId = Annotated[
+    str | None,
+    Form(description="Which part it is, such as its serial number; at most 128 characters.", examples=LEFT_OUT),
+]
+BatchId = Annotated[
+    str | None, Form(description="The batch, order or lot that the part belongs to.", examples=LEFT_OUT)
+]
+StationId = Annotated[str | None, Form(description="The station that inspects.", examples=LEFT_OUT)]
+Operator = Annotated[str | None, Form(description="Who works there.", examples=LEFT_OUT)]
 
 
 def trace_form(source: str) -> Callable[..., Trace]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import anyio
 import anyio.to_thread
 from fastapi import Depends, Form, Header, Query, Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator
 from pydantic_core import PydanticCustomError
 
 from backend.api.catalogue import Said, sentence
+from backend.api.meant import unmeant
 from backend.api.problems import language_of
 from backend.api.schemas import ErrorBody, Promise
-from backend.base.errors import BadForm, TimedOut
+from backend.base.errors import TimedOut
 from backend.base.keys import ModelKey
 from backend.calib import CONFIDENCE
 from backend.samples.collector import Collector
@@ -26,9 +26,8 @@ from backend.service.inspection import Inspector
 from backend.service.jobs import Job, ProgressBoard, TrackedJob
 
 T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
 
-ERRORS: dict[int | str, dict[str, Any]] = {
+RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": meaning}
     for status, meaning in {
         400: "The request cannot be served as it is; `code` and `error` say why.",
@@ -45,6 +44,19 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
+
+# /docs fills a form with the first examples, and leaves a field out that is empty. Without one it would send "string".
+LEFT_OUT = [""]
+ShapeField = Annotated[
+    str | None,
+    Form(
+        description=(
+            'Where the part is inside the ROI, as JSON, such as {"kind":"circle","cx":192,"cy":192,"r":180}: nothing '
+            "else is learnt or scored."
+        ),
+        examples=LEFT_OUT,
+    ),
+]
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
@@ -66,12 +78,16 @@ def _as_a_station_writes(value: object) -> object:
 MmPerPx = Annotated[
     float,
     BeforeValidator(_as_a_station_writes),
-    Form(gt=0, le=1e6, allow_inf_nan=False, description="Millimetres per pixel of the ROI."),
+    Form(gt=0, le=1e6, allow_inf_nan=False, description="Millimetres per pixel of the ROI.", examples=[0.2]),
 ]
 RoleId = Annotated[str, Form(description="Role, such as Master1.", examples=["Master1"])]
 RoiId = Annotated[str, Form(description="ROI, such as Pattern.", examples=["Pattern"])]
-ModelKeyField = Annotated[str | None, Form(description="The station's own name of the ROI; roi_id is what counts.")]
-RecipeField = Annotated[str | None, Form(description="Recipe of the model; the header X-Recipe-Id says the same.")]
+ModelKeyField = Annotated[
+    str | None, Form(description="The station's own name of the ROI; roi_id is what counts.", examples=LEFT_OUT)
+]
+RecipeField = Annotated[
+    str | None, Form(description="Recipe of the model; the header X-Recipe-Id says the same.", examples=LEFT_OUT)
+]
 RecipeHeader = Annotated[
     str | None, Header(alias="X-Recipe-Id", description="Recipe of the model; `default` without one.")
 ]
@@ -143,27 +159,8 @@ def terms_of(body: Promise) -> Terms:
     )
 
 
-def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
-    """A dependency that reads `model` from a JSON body or from a form."""
-
-    async def read(request: Request) -> M:
-        try:
-            if request.headers.get("content-type", "").lower().startswith(("multipart/", "application/x-www-form")):
-                form = await request.form()
-                given: Any = {name: form.getlist(name) if name == "labels" else form[name] for name in form}
-            else:
-                given = await request.json()
-            return model.model_validate(given)
-        except ValidationError as err:
-            raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in err.errors()]) from err
-        except (ValueError, RecursionError) as err:
-            raise BadForm() from err
-
-    return read
-
-
 def described(model: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI says of a body that `body_of` reads."""
+    """What OpenAPI says of a body that `BodyOf` reads."""
     schema = model.model_json_schema()
     forms = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
     return {"requestBody": {"required": True, "content": {form: {"schema": schema} for form in forms}}}
@@ -173,6 +170,11 @@ def sentences(request: Request, said: Sequence[Said]) -> list[str]:
     """Notices and errors in the client's language."""
     language = language_of(request.headers)
     return [sentence(one, language) for one in said]
+
+
+def warned(request: Request, said: Sequence[Said] = ()) -> list[str]:
+    """The `warnings` of an answer: what was noticed, and the names in the request that its route does not have."""
+    return sentences(request, [*said, *unmeant(request)])
 
 
 def identity(request: Request, key: ModelKey) -> dict[str, str]:

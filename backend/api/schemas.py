@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -254,6 +254,44 @@ class CalibrateResponse(Promised):
     n_ok: int
     n_ng: int
     warnings: list[str]
+    role_id: str
+    roi_id: str
+    recipe_id: str
+    request_id: str
+
+
+class DriftResponse(BaseModel):
+    """Whether parts drift. What is not known is left out."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "state": "drift",
+                "cause": "dirt",
+                "where": "upper left",
+                "at": [0.25, 0.25],
+                "since": "2026-01-31T12:00:00Z",
+                "evidence": {"brightness_pct": -1.9, "sharpness_pct": -0.4, "charts": 2.31, "parts": 412},
+                "advice": "Clean the lens and the glass before it.",
+                "role_id": "Master1",
+                "roi_id": "Pattern",
+                "recipe_id": "default",
+                "request_id": "9f1c2e5a7b",
+            }
+        }
+    )
+
+    state: Literal["learning", "steady", "drift"]
+    cause: Literal["light", "colour", "focus", "dirt", "position", "turn", "parts"] = Field(
+        default="parts", description="What has changed; left out without a drift."
+    )
+    where: str = Field(default="", description="The place in words, where it is one place.")
+    at: list[float] = Field(default=[], description="The place: [x, y] in shares of the ROI's sides.")
+    since: str = Field(default="", description="When it began, UTC.")
+    evidence: dict[str, float] = Field(description="How the last parts look beside the first ones.")
+    advice: str = Field(default="", description="What to do.")
+    learnt: int = Field(default=0, description="Good parts that the limits have been learnt from so far.")
+    wanted: int = Field(default=0, description="How many they are learnt from: DRIFT_PARTS.")
     role_id: str
     roi_id: str
     recipe_id: str

@@ -26,11 +26,11 @@ from backend.extractors.protocol import prepare
 from backend.infer import Roi, RoiSize, working_mask
 from backend.roi_mask import build_mask
 from backend.samples.collector import Collector
-from backend.samples.store import Sidecar
 from backend.service.images import ImageFile, decoded, fitted_grid
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job, ahead
 from backend.service.pipeline import Pipeline
+from backend.service.sidecars import Sidecar
 
 Picture = NDArray[np.uint8]
 Mask = NDArray[np.bool_]

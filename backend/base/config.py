@@ -36,7 +36,7 @@ from pydantic_settings import (
 
 from backend.base.errors import InvalidSettings
 from backend.base.messages import Fault, Notice, Phrase, faults_of
-from backend.base.presets import PRESETS, Preset
+from backend.base.presets import Preset, preset_for
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG_YAML = PROJECT_ROOT / "backend" / "config.yaml"
@@ -126,13 +126,13 @@ class Settings(BaseSettings):
     model_name: str = Field(
         "vit_small_patch14_dinov2.lvd142m",
         min_length=1,
-        description="Extractor: any timm ViT, `resnet18`, or `texture` (needs no weights).",
+        description="Extractor: any timm ViT, `resnet18`, `lite` (comes with the packages) or `texture` (no weights).",
     )
     weights: str = Field(
         "auto",
         description="`auto`: the folder weights/, then timm's hub name; or a .safetensors/.pth file or folder.",
     )
-    require_pretrained: bool = Field(False, description="Refuse to start rather than fall back to `texture`.")
+    require_pretrained: bool = Field(False, description="Refuse to start rather than fall back to `lite` or `texture`.")
     preset: Preset = Field(
         "none", description="Settings taken together: reference, anomalydino, patchcore, recommended; single ones win."
     )
@@ -144,6 +144,9 @@ class Settings(BaseSettings):
     )
     input_edge: Literal["area", "smaller"] = Field(
         "area", description="Whether INPUT_SIZE is the root of the area or the ROI's smaller edge."
+    )
+    input_aspect: Literal["keep", "square"] = Field(
+        "keep", description="`square` brings every ROI to INPUT_SIZE², for crops that differ in proportion."
     )
     blocks: Names = Field((), description="ViT blocks whose tokens are joined, as 9,11; -1: the last; empty: 9, 11.")
     tiles: int = Field(1, ge=1, le=8, description="Tiles per side that an ROI is seen in; more find smaller defects.")
@@ -167,9 +170,10 @@ class Settings(BaseSettings):
     foreground_mask: Literal["none", "pca"] = Field(
         "none", description="Leave out background tokens, told by the good tokens' first principal component."
     )
-    patchcore_faiss_fp16: bool = Field(
-        False, description="Accepted and without effect: memories are searched in float32, whatever it says."
+    memory_dtype: Literal["float32", "float16", "int8"] = Field(
+        "float32", description="How memories are kept, on disk and in RAM; int8: each column in 256 steps."
     )
+    patchcore_faiss_fp16: bool = Field(False, description="Older spelling of MEMORY_DTYPE=float16.")
     patchcore_knn_k: int = Field(1, ge=1, le=100, description="Neighbours whose distances are averaged.")
     patchcore_density_k: int = Field(
         0,
@@ -208,7 +212,11 @@ class Settings(BaseSettings):
     max_files: int = Field(1000, ge=1, description="Files in one request at most.")
     max_image_mp: float = Field(100, gt=0, description="Megapixels of one image at most, read from its header.")
     pixel_bits: PixelBits = Field(
-        None, description="Significant bits of 16-bit images whose header does not say it (auto, 8, 10, 12, 14, 16)."
+        None,
+        description=(
+            "Significant bits of 16-bit images whose header does not say it (8, 10, 12, 14, 16; auto: 12 where no "
+            "value reaches 4096, else 16)."
+        ),
     )
     max_queue: int = Field(64, ge=1, description="Requests that may wait for the extractor; more get a 503.")
     max_batch: AutoInt = Field(
@@ -227,6 +235,11 @@ class Settings(BaseSettings):
     results_required: bool = Field(False, description="A verdict that cannot be recorded is a 503, not a warning.")
     results_sync: Literal["normal", "full"] = Field(
         "normal", description="Whether a recorded verdict outlives the process, or (full) a loss of power too."
+    )
+    drift_parts: int = Field(
+        100,
+        ge=0,
+        description="Good parts after a fit that the limits of its drift are learnt from; 0: none is watched.",
     )
     results_days: float = Field(0, ge=0, description="Days that recorded verdicts are kept; 0: for ever.")
     keep_images: str = Field(
@@ -359,7 +372,9 @@ class Settings(BaseSettings):
     @classmethod
     def _preset(cls, data: dict[str, Any]) -> dict[str, Any]:
         chosen = next((data[n] for n in _names("preset") if n in data), "none")
-        filled = PRESETS.get(str(chosen).strip().lower(), {})
+        default = cls.model_fields["model_name"].default
+        model = next((data[n] for n in _names("model_name") if n in data), default)
+        filled = preset_for(str(chosen).strip().lower(), str(model).strip())
         method = next((data[n] for n in _names("score_method") if n in data), "")
         if str(method).strip().lower() == "area":  # what a preset scores where does not hold for another method
             filled = {name: value for name, value in filled.items() if name not in _NOT_WITH_AREA}
@@ -371,6 +386,14 @@ class Settings(BaseSettings):
         switch = next((data[n] for n in _names("patchcore_use_gpu") if n in data), None)
         if switch is not None and not any(n in data for n in _names("device")):
             data = {**data, "device": "cpu" if str(switch).strip().lower() in _NO else "auto"}
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _half_switch(cls, data: dict[str, Any]) -> dict[str, Any]:
+        switch = next((data[n] for n in _names("patchcore_faiss_fp16") if n in data), None)
+        if switch is not None and not any(n in data for n in _names("memory_dtype")):
+            data = {**data, "memory_dtype": "float32" if str(switch).strip().lower() in _NO else "float16"}
         return data
 
 

@@ -4,7 +4,10 @@ A header says how many bits a sample has, whether it is signed, what colour it s
 Decoding follows the header and not what a library happens to return:
 
 - A sample of `bits` bits becomes 8 bits by its high byte, whatever its container: a 12-bit TIFF keeps `v >> 4`.
-- Signed samples are shifted so that their least value is black. WhiteIsZero is inverted.
+- Values under 4096 in a container of 16 bits are those of a 12-bit camera that does not shift them, unless PIXEL_BITS
+  says otherwise: by the high byte they would have 16 levels, all nearly black. A notice says so.
+- Signed samples are shifted so that their least value is black, with a notice where none is negative. WhiteIsZero is
+  inverted.
 - Of several frames the first one of full size is taken, with a notice. A thumbnail is no frame.
 - Orientation and colour profiles are ignored for every format: the ROI is canonical as it was sent. Alpha is dropped.
 - A file that a library can decode in part only is refused: checksums, lengths and a decoder's warnings all count.
@@ -14,9 +17,10 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,12 +28,14 @@ from itertools import islice
 from typing import Any
 
 import cv2
+import imagecodecs
 import numpy as np
 import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from backend.base.arrays import blocks
 from backend.base.config import Settings
 from backend.base.errors import (
     EmptyFile,
@@ -46,8 +52,9 @@ from backend.base.options import filled, option
 BGR = NDArray[np.uint8]
 
 MIN_SIDE = 28
-# A 16-bit image none of whose samples reaches 1/16 of the range was most likely not shifted by its camera.
+# Samples that do not reach 1/16 of their range leave the high byte 16 levels.
 UNUSED_BITS = 4
+BLOCK_ROWS = 64  # of pixels that are worked on at once
 MOST_FRAMES = 256  # looked at; a file may list millions
 
 deflate: Any = import_module("isal.isal_zlib") if find_spec("isal") else zlib
@@ -59,8 +66,16 @@ _PNG, _JPEG, _BMP, _RIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"RIFF"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-# So many zero bytes in a row do not occur in what WebP's entropy coders write for a picture.
-_ZEROED = bytes(128)
+_SPARE = 16  # bytes that a WebP's coded pixels may have left over
+_ZEROED = bytes(512)  # a lost sector; lossless WebP takes zeros for pixels
+# Markers of a JPEG (ITU-T T.81, table B.1) but for those inside a scan: stuffed zeros, restarts, fill bytes.
+_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_SCAN, _END, _JPEG_LS, _PROGRESSIVE, _WHOLE = 0xDA, 0xD9, 0xF7, {0xC2, 0xCA}, (0, 63)
+# What TIFFs are compressed with here: each of these says so when its data end early or do not add up.
+_NONE, _TIFF_JPEG = 1, 7
+_PREDICTED = {5, 8, 32946, 34925, 50000}  # LZW, Deflate, LZMA, Zstandard
+_TIFF_COMPRESSIONS = {_NONE, _TIFF_JPEG, 32773, *_PREDICTED}
 # What decoders raise on files that are cut off, corrupt or hostile. MemoryError is the machine's and not the file's.
 _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, NotImplementedError,
@@ -75,7 +90,7 @@ class ImageOptions:
     Attributes:
         max_megapixels: of one image at most; its size is read from the header and refused before a pixel is decoded.
         pixel_bits: significant bits of samples in 16-bit containers whose header does not say it, for a camera that
-            does not shift its values; None: all 16.
+            does not shift its values; None: 12 where no value reaches 4096, else all 16.
     """
 
     max_megapixels: float = option(100.0, "max_image_mp")
@@ -111,6 +126,7 @@ class _Samples:
     values: NDArray[Any]
     bits: int
     frames: int = 1
+    one_sided: bool = False  # signed, and none is negative
 
 
 class _Refusal(Exception):
@@ -220,14 +236,26 @@ def _eight_bits(samples: _Samples, pixel_bits: int | None) -> Decoded:
     elif bits >= 16:
         highest = int(values.max())
         if highest < 1 << (bits - UNUSED_BITS):
-            notices.append(Notice("few_levels_used", {"highest": highest, "most": (1 << bits) - 1}))
+            code = "read_as_12_bits" if bits == 16 else "few_levels_used"
+            notices.append(Notice(code, {"highest": highest, "most": (1 << bits) - 1}))
+            bits = 12 if bits == 16 else bits
+    if samples.one_sided:
+        notices.append(Notice("no_value_negative"))
     if bits > 8:
-        values = (values >> (bits - 8)).astype(np.uint8)
+        values = _high_bytes(values, bits)
     elif bits < 8:
         values = (values.astype(np.uint16) * 255 // ((1 << bits) - 1)).astype(np.uint8)
     if values.ndim == 2:
         values = cv2.cvtColor(np.ascontiguousarray(values, np.uint8), cv2.COLOR_GRAY2BGR)
     return Decoded(np.ascontiguousarray(values, np.uint8), tuple(notices))
+
+
+def _high_bytes(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """The upper 8 of the `bits` of each sample, block by block: a whole array of shifted samples would take room."""
+    high = np.empty(values.shape, np.uint8)
+    for rows in blocks(len(values), BLOCK_ROWS):
+        high[rows] = values[rows] >> (bits - 8)
+    return high
 
 
 class _Reader:
@@ -253,7 +281,7 @@ class _Reader:
 def _rgb_of(image: Image.Image, frames: int = 1) -> _Samples:
     image.load()
     image.info.pop("transparency", None)
-    return _Samples(np.asarray(image.convert("RGB"))[:, :, ::-1], 8, frames)
+    return _Samples(np.asarray(image if image.mode == "RGB" else image.convert("RGB"))[:, :, ::-1], 8, frames)
 
 
 class _Png(_Reader):
@@ -264,16 +292,21 @@ class _Png(_Reader):
         return Header(".png", width, height)
 
     def samples(self) -> _Samples:
-        idat, frames = self._whole()
+        idat, frames, palette = self._whole()
         width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", self.data, 16)
         if colour not in _CHANNELS or depth not in {1, 2, 4, 8, 16}:
             raise _Refusal("header_not_valid")
+        if colour == 3 and not palette:
+            raise _Refusal("palette_missing")
         plain = depth == 8 and colour in {0, 2, 6} and not interlaced and frames == 1
         raw = self._inflated(idat, _png_bytes(width, height, depth * _CHANNELS[colour], bool(interlaced)))
+        del idat  # it goes before the next copy of the pixels comes
         if plain:
             # OpenCV copies what ISA-L has inflated in half of the time that its own zlib takes.
-            image = cv2.imdecode(np.frombuffer(_stored_png(self.data[8:33], raw), np.uint8), cv2.IMREAD_COLOR)
-            return _Samples(_required(image), 8)
+            stored = _stored_png(self.data[8:33], raw)
+            del raw
+            return _Samples(_required(cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR)), 8)
+        del raw
         if depth == 16:
             return _Samples(self._sixteen_bits(), 16, frames)
         return _rgb_of(self.with_pillow("PNG"), frames)
@@ -283,9 +316,9 @@ class _Png(_Reader):
         image = _required(cv2.imdecode(np.frombuffer(self.data, np.uint8), flags))
         return image[:, :, :3] if image.ndim == 3 else image
 
-    def _whole(self) -> tuple[bytes, int]:
-        """The compressed pixels and the number of frames, once every chunk was found whole."""
-        idat, frames, at, view = [], 1, len(_PNG), memoryview(self.data)
+    def _whole(self) -> tuple[bytes, int, bool]:
+        """The compressed pixels, the number of frames, and whether there is a palette: every chunk was found whole."""
+        idat, frames, palette, at, view = [], 1, False, len(_PNG), memoryview(self.data)
         while True:
             if at + 12 > len(self.data):
                 raise _Refusal("cut_off")
@@ -302,10 +335,11 @@ class _Png(_Reader):
                 raise _Refusal("apples_png")
             if kind == b"acTL" and length >= 4:
                 (frames,) = struct.unpack_from(">I", self.data, at + 8)
+            palette |= kind == b"PLTE"
             if kind == b"IDAT":
                 idat.append(self.data[at + 8 : end])
             if kind == b"IEND":
-                return b"".join(idat), frames
+                return b"".join(idat), frames, palette
             at = end + 4
 
     @staticmethod
@@ -356,11 +390,14 @@ class _Jpeg(_Reader):
         *_, colours, _ = self._about()
         four = colours in {"CMYK", "YCCK"}
         pixels = simplejpeg.decode_jpeg(self.data, "CMYK" if four else "BGR")  # a warning of libjpeg's is an error here
-        if four:  # inverted or not as Adobe's marker says, which Pillow reads
-            return _rgb_of(self.with_pillow("JPEG"), self._frames())
-        return _Samples(pixels, 8, self._frames())
+        _check_scans(self.data)
+        if not four:
+            return _Samples(pixels, 8, self._frames())
+        del pixels
+        return _rgb_of(self.with_pillow("JPEG"), self._frames())  # inverted or not as Adobe's marker says
 
     def _about(self) -> tuple[int, int, str, str]:
+        _check_process(self.data)
         return simplejpeg.decode_jpeg_header(self.data)  # type: ignore[no-any-return]
 
     def _frames(self) -> int:
@@ -373,6 +410,51 @@ class _Jpeg(_Reader):
             return 1
         entries: list[Any] = getattr(image, "mpinfo", {}).get(0xB002, [])
         return max(1, sum("Thumbnail" not in str(entry["Attribute"]["MPType"]) for entry in entries))
+
+
+def _segments(jpeg: bytes) -> Iterator[tuple[int, bytes]]:
+    """The markers of a JPEG that have a body, with its body, up to the first picture's end."""
+    at = 2
+    while found := _MARKER.search(jpeg, at):
+        marker, at = found[1][0], found.end()
+        if marker == _END:
+            return
+        if marker not in {0x01, 0xD8}:
+            (length,) = struct.unpack_from(">H", jpeg, at)
+            yield marker, jpeg[at + 2 : at + length]
+            at += length
+
+
+def _check_process(jpeg: bytes) -> None:
+    """Refuse in words what only some JPEG decoders know: 12 bits, lossless and hierarchical ones."""
+    for marker, body in _segments(jpeg):
+        if marker in _FRAMES:
+            if body[0] != 8 or marker not in {0xC0, 0xC1, 0xC9, *_PROGRESSIVE}:
+                raise _Refusal("jpeg_not_read", bits=body[0], process=f"SOF{marker - 0xC0}")
+            return
+        if marker in {_SCAN, _JPEG_LS}:
+            raise _Refusal("jpeg_not_read", bits="?", process="?" if marker == _SCAN else "JPEG-LS")
+
+
+def _check_scans(jpeg: bytes) -> None:
+    """Refuse a JPEG with scans missing, which decodes without a warning: coarse, or without some of its colours.
+
+    Each scan gives some coefficients of some components, in a progressive file bit by bit (ITU-T T.81, annex G).
+    """
+    missing: dict[int, list[bool]] = {}
+    progressive = False
+    for marker, body in _segments(jpeg):
+        if marker in _FRAMES:
+            progressive = marker in _PROGRESSIVE
+            missing = {body[6 + 3 * n]: [True] * 64 for n in range(body[5])}
+        elif marker == _SCAN:
+            n = body[0]
+            first, last, bits = body[1 + 2 * n : 4 + 2 * n] if progressive else (*_WHOLE, 0)
+            for component in body[1 : 1 + 2 * n : 2]:
+                missing[component][first : last + 1] = [bits & 15 > 0] * (last + 1 - first)
+            if not any(map(any, missing.values())):
+                return
+    raise _Refusal("cut_off")
 
 
 class _Bmp(_Reader):
@@ -388,7 +470,7 @@ class _WebP(_Reader):
         (size,) = struct.unpack_from("<I", self.data, 4)
         if size + 8 > len(self.data):
             raise _Refusal("cut_off")
-        kind, body = next(self._chunks())
+        kind, body = next(_chunks(self.data, 12))
         if kind == b"VP8X":
             width, height = (1 + int.from_bytes(body[at : at + 3], "little") for at in (4, 7))
         elif kind == b"VP8L":
@@ -399,17 +481,41 @@ class _WebP(_Reader):
         return Header(".webp", width, height)
 
     def samples(self) -> _Samples:
-        if any(_ZEROED in body for kind, body in self._chunks() if kind in {b"VP8 ", b"VP8L", b"ANMF", b"ALPH"}):
-            raise _Refusal("data_zeroed")
+        chunks = dict(reversed(list(_chunks(self.data, 12))))
+        animated = b"ANMF" in chunks
+        _check_used_up(dict(_chunks(chunks[b"ANMF"], 16)) if animated else chunks)
+        if not animated:
+            flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+            return _Samples(_required(cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)), 8)
         image: Any = self.with_pillow("WEBP")
         return _rgb_of(image, int(getattr(image, "n_frames", 1)))
 
-    def _chunks(self) -> Iterator[tuple[bytes, bytes]]:
-        at = 12
-        while at + 8 <= len(self.data):
-            (length,) = struct.unpack_from("<I", self.data, at + 4)
-            yield self.data[at : at + 4], self.data[at + 8 : at + 8 + length]
-            at += 8 + length + length % 2
+
+def _chunks(data: bytes, at: int) -> Iterator[tuple[bytes, bytes]]:
+    """The kind and the body of each RIFF chunk from byte `at` on."""
+    while at + 8 <= len(data):
+        (length,) = struct.unpack_from("<I", data, at + 4)
+        yield data[at : at + 4], data[at + 8 : at + 8 + length]
+        at += 8 + length + length % 2
+
+
+def _check_used_up(chunks: Mapping[bytes, bytes]) -> None:
+    """Refuse coded pixels that decode without their last bytes too.
+
+    WebP has no checksums, and whatever stands in a chunk decodes to something. But what was damaged takes another
+    number of bytes: it ends too early, or the decoder runs out of them.
+    """
+    kind = next(kind for kind in (b"VP8 ", b"VP8L") if kind in chunks)
+    if kind == b"VP8L" and _ZEROED in chunks[kind]:
+        raise _Refusal("data_damaged")
+    body = chunks[kind][:-_SPARE]
+    padded = body + b"\0" * (len(body) % 2)
+    riff = b"WEBP" + kind + struct.pack("<I", len(body)) + padded
+    try:
+        imagecodecs.webp_decode(_RIFF + struct.pack("<I", len(riff)) + riff)
+    except RuntimeError:
+        return
+    raise _Refusal("data_damaged")
 
 
 class _Tiff(_Reader):
@@ -432,10 +538,11 @@ class _Tiff(_Reader):
         values = np.moveaxis(values, 0, 2) if int(page.planarconfig) == 2 and values.ndim == 3 else values
         if values.shape[:2] != (page.imagelength, page.imagewidth) or values.ndim > 3:
             raise _Refusal("not_flat")
+        one_sided = int(page.sampleformat) == 2 and int(values.min()) >= 0
         if int(page.sampleformat) == 2:
             values = values.astype(np.int64) + (1 << (bits - 1))
         values = values.astype(np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32, copy=False)
-        return _Samples(*colours(page, values, bits), frames)
+        return _Samples(*colours(page, values, bits), frames, one_sided)
 
     def _page(self) -> tuple[tifffile.TiffPage, int]:
         """The first page of full size that is no thumbnail or mask, and how many such pages there are."""
@@ -470,11 +577,20 @@ class _Tiff(_Reader):
             expected = across * down * per_plane
         else:
             expected = -(-page.imagelength // max(1, min(page.rowsperstrip, page.imagelength))) * per_plane
+        kind = int(page.compression)
+        if kind not in _TIFF_COMPRESSIONS:
+            raise _Refusal("compression_not_read", kind=getattr(page.compression, "name", kind))
+        if int(page.predictor) != 1 and kind not in _PREDICTED:
+            raise _Refusal("header_not_valid")
         starts, counts = page.dataoffsets, page.databytecounts
         within = all(n > 0 and at > 0 and at + n <= len(self.data) for at, n in zip(starts, counts, strict=True))
-        if len(starts) < expected or not within:
+        least = 0
+        if kind == _NONE and not page.is_tiled:
+            row = -(-page.imagewidth * self._bits(page) * (page.samplesperpixel // per_plane) // 8)
+            least = row * page.imagelength * per_plane
+        if len(starts) < expected or not within or sum(counts) < least:
             raise _Refusal("cut_off")
-        if int(page.compression) == 7:
+        if kind == _TIFF_JPEG:
             for at, n in zip(starts, counts, strict=True):
                 self._check_jpeg(page, self.data[at : at + n])
 
@@ -482,8 +598,10 @@ class _Tiff(_Reader):
     def _check_jpeg(page: tifffile.TiffPage, segment: bytes) -> None:
         tables = page.jpegtables
         whole = segment if tables is None else tables[:-2] + segment[2:]
+        _check_process(whole)
         *_, colours, _ = simplejpeg.decode_jpeg_header(whole)
         simplejpeg.decode_jpeg(whole, colours if colours == "CMYK" else "GRAY")
+        _check_scans(whole)
 
 
 def _pages(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
@@ -519,16 +637,19 @@ def _cmyk(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[NDA
     inks = page.tags.get(332)
     if inks is not None and int(inks.value) != 1:
         raise _Refusal("inks_not_cmyk")
-    high = values[:, :, :4].astype(np.uint32) if bits <= 8 else (values[:, :, :4] >> (bits - 8)).astype(np.uint32)
-    left = (255 - high) if bits >= 8 else 255 - high * 255 // ((1 << bits) - 1)
-    rgb = (left[:, :, :3] * left[:, :, 3:] + 127) // 255
-    return rgb[:, :, ::-1].astype(np.uint8), 8
+    bgr = np.empty((*values.shape[:2], 3), np.uint8)
+    for rows in blocks(len(values), BLOCK_ROWS):
+        own: NDArray[Any] = values[rows, :, :4]
+        high = own * np.uint16(255) // ((1 << bits) - 1) if bits < 8 else own >> (bits - 8)
+        left = 255 - high.astype(np.uint16)
+        bgr[rows] = ((left[:, :, 2::-1] * left[:, :, 3:] + 127) // 255).astype(np.uint8)
+    return bgr, 8
 
 
 def _ycbcr(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[NDArray[Any], int]:
     """JPEG's own colours come out as RGB; of others, unsampled ones of 8 bits with BT.601's weights are read."""
     _expect(page, 3)
-    if int(page.compression) in {6, 7, 34892, 33007}:
+    if int(page.compression) == _TIFF_JPEG:
         return values[:, :, 2::-1], bits
     weights, subsampling = page.tags.get(529), page.tags.get(530)
     common = weights is None or np.allclose(np.asarray(weights.value, float).reshape(-1, 2)[:, 0], [299, 587, 114])

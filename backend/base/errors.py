@@ -1,13 +1,15 @@
 """Everything that can go wrong. Each class has a stable code, and carries the values named after the colon.
 
 Codes and values are all that is known here: the HTTP status and the sentences of each code are in
-`backend.api.catalogue`, and `str(error)` is for logs. A new error takes three steps: a line of this tree, its class
-below, its entry in the catalogue. An error with `retry_after` (seconds) is answered with that header.
+`backend.api.catalogue`, and `str(error)` is for logs. A new error takes four steps: a line of this tree, its class
+below, its entry in the catalogue, and its row in docs/API_REFERENCE.md. An error with `retry_after` (seconds) is
+answered with that header.
 
 InspectionError
 ├── BadRequest: reason
 │   ├── BadForm
 │   ├── InvalidValue: field, value, expected
+│   ├── FieldTwice: field
 │   ├── InvalidId: field, value
 │   ├── RecipeInvalid: value
 │   ├── NoImages
@@ -21,7 +23,7 @@ InspectionError
 │   │   └── UndecodableUpload
 │   ├── InvalidShape
 │   │   ├── ShapeNotJson
-│   │   ├── ShapeUnknownKind: kind
+│   │   ├── ShapeUnknownKind: kind, known
 │   │   ├── ShapeUnknownKeys: kind, keys, known
 │   │   ├── ShapeBadNumber: kind, field, rule
 │   │   ├── ShapeInverted: r, r_inner
@@ -37,6 +39,7 @@ InspectionError
 │   ├── MetaInvalid: name, field, value, expected
 │   ├── BrokenImages: total, count, reasons
 │   ├── NotEnoughSamples: key, n, wanted
+│   ├── StudyNotUsable: path, reason
 │   ├── NgRequired: key
 │   ├── ThresholdAndPromise
 │   ├── CalibrationNeeded: key
@@ -80,6 +83,7 @@ InspectionError
 ├── DatasetsFull: used, limit, wanted
 ├── NotRecorded: reason, retry_after
 ├── RecordsUnavailable: reason, retry_after
+├── DriftNewer: version, known
 ├── BankNotFound: path
 ├── BankMismatch: theirs, ours
 ├── ResNetUnavailable: model, reason
@@ -127,6 +131,10 @@ class BadForm(BadRequest):
 
 class InvalidValue(BadRequest):
     code = "invalid_value"
+
+
+class FieldTwice(BadRequest):
+    code = "field_twice"
 
 
 class InvalidId(BadRequest):
@@ -243,6 +251,10 @@ class BrokenImages(BadRequest):
 
 class NotEnoughSamples(BadRequest):
     code = "not_enough_samples"
+
+
+class StudyNotUsable(BadRequest):
+    code = "study_not_usable"
 
 
 class NgRequired(BadRequest):
@@ -415,6 +427,10 @@ class NotRecorded(InspectionError):
 
 class RecordsUnavailable(InspectionError):
     code = "records_unavailable"
+
+
+class DriftNewer(InspectionError):
+    code = "drift_newer"
 
 
 class BankNotFound(InspectionError):

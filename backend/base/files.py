@@ -27,6 +27,7 @@ from backend.base.errors import (
     ReadOnlyStore,
     StorageFailed,
 )
+from backend.base.messages import Phrase
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -162,14 +163,14 @@ def storage_fault(err: OSError, path: str) -> StorageFailed:
     return StorageFailed(path=path, reason=_brief(err), retry_after=5)
 
 
-def read_fault(err: Exception, file: Path, *, path: str, remedy: str) -> InspectionError:
+def read_fault(err: Exception, file: Path, *, path: str, remedy: Phrase | str) -> InspectionError:
     """The error for a file that cannot be read: it is damaged, or the system does not hand it over.
 
     Too many open files, too little memory or a network drive that is gone say nothing of what the file holds.
 
     Args:
         path: what the error calls the file.
-        remedy: the call that makes a damaged file again.
+        remedy: the work, or the command, that makes a damaged file again.
     """
     if isinstance(err, OSError) and err.errno in _FULL:
         return DiskFull(path=path)

@@ -51,8 +51,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "score_map": "tokens",
         "blur_sigma": 4.0,
     },
-    # The evidence is in docs/ACCURACY.md: a maximum that hears the runners-up, so small defects count and large ones
-    # count more, and places where good parts vary much count for less.
+    # For convolutional networks; a ViT has _RECOMMENDED_VIT. The evidence is in docs/ACCURACY.md: a maximum that hears
+    # the runners-up, so small defects count and large ones count more, and places where good parts vary much count for
+    # less.
     "recommended": {
         "resnet_offset": 1.6,
         "coreset_rate": 0.03,
@@ -64,3 +65,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "token_blur": 0.75,
     },
 }
+
+# Models whose features are those of a convolutional network, or measured beside them; all others are ViTs.
+_CONVOLUTIONAL = ("resnet", "wide_resnet", "lite", "texture")
+# `recommended` for a ViT: AnomalyDINO's score, the mean of the 1 % of tokens farthest from the good ones.
+_RECOMMENDED_VIT: dict[str, Any] = {"score_method": "top_mean", "score_map": "tokens", "score_top_share": 0.01}
+
+
+def preset_for(name: str, model_name: str) -> dict[str, Any]:
+    """The settings that preset `name` stands for with a model; none for a name that is no preset's."""
+    if name == "recommended" and not model_name.startswith(_CONVOLUTIONAL):
+        return _RECOMMENDED_VIT
+    return PRESETS.get(name, {})

@@ -147,6 +147,35 @@ def auroc_interval(defective: Labels, scores: Scores, rng: np.random.Generator, 
     return Interval(float(low), float(high))
 
 
+def rates_under_change(
+    ok: Scores,
+    changed_ok: Scores,
+    changed_ng: Scores,
+    *,
+    rng: np.random.Generator,
+    draws: int = 200,
+    percentile: float = 99,
+    margin: float = 0.0,
+) -> tuple[float, float]:
+    """Rates of good parts rejected and bad ones missed under a change that the threshold was not chosen under.
+
+    Each draw chooses a threshold from half of the good parts, as they are, and judges the changed pictures of the other
+    half and of the bad ones. The rates (0–1) are means over the draws.
+
+    Args:
+        ok, changed_ok: (n,) scores of at least two good parts, in the same order.
+        changed_ng: (m,) scores of changed bad parts.
+        percentile, margin: as `calib.choose_threshold` takes them.
+    """
+    half, seen = len(ok) // 2, []
+    for _ in range(draws):
+        order = rng.permutation(len(ok))
+        chosen = choose_threshold(list(ok[order[:half]]), [], percentile=percentile, margin=margin).value
+        seen.append((np.mean(changed_ok[order[half:]] > chosen), np.mean(changed_ng <= chosen)))
+    rejected, missed = np.mean(seen, axis=0)
+    return float(rejected), float(missed)
+
+
 def calibration_rates(
     ok: Scores,
     ng: Scores,

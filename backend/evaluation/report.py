@@ -18,7 +18,7 @@ from backend.base.images import encode_jpeg, resize, to_base64
 from backend.calib import choose_threshold
 from backend.evaluation.figures import Rates, roc_points
 from backend.evaluation.pictures import overlay
-from backend.evaluation.results import FewShot, Figures, ScoredImage, SetResult, Shown
+from backend.evaluation.results import FewShot, Figures, ScoredImage, SetResult, Shown, UnderChange
 from backend.evaluation.sets import LabelledImage
 from backend.infer import Inspection
 from backend.service.images import ImageFile, decoded
@@ -70,6 +70,11 @@ SUMMARY = [
 
 FIGURES = ["image AUROC", "AP", "F1-max", "pixel AUROC", "AUPRO 30 %"]
 RATES = ["calibrated with", "threshold", "good rejected", "range", "defects missed", "range"]
+CHANGES = ["change", "image AUROC", "good rejected", "defects missed"]
+HOW_CHANGES = (
+    "The memory and the threshold are those of the pictures as they are; the threshold is chosen from half of the good "
+    "test parts, the rates are those of the other parts; means over repeated draws."
+)
 HOW_RATES = (
     "The threshold is chosen from the parts drawn, the rates are those of the other parts; means over repeated draws, "
     "and the range of nine draws in ten."
@@ -166,6 +171,9 @@ def listings(result: SetResult) -> list[Listing]:
     every = [
         Listing("Classes", ["class", "images", *FIGURES], classes),
         Listing("What a calibration would do", RATES, [_rates_row(rates) for rates in result.rates], HOW_RATES),
+        Listing(
+            "Under changes that were not learnt", CHANGES, [_changed_row(one) for one in result.changed], HOW_CHANGES
+        ),
         Listing("With few good parts", ["good parts", *FIGURES], [_few_row(few) for few in result.few]),
     ]
     return [listing for listing in every if listing.rows]
@@ -180,6 +188,11 @@ def _rates_row(rates: Rates) -> list[str]:
         f"{rates.miss:.1%}",
         f"{rates.miss_range[0]:.1%}–{rates.miss_range[1]:.1%}",
     ]
+
+
+def _changed_row(found: UnderChange) -> list[str]:
+    rates = (found.false_reject, found.miss)
+    return [found.change, f"{found.auroc:.4f}", *("–" if rate is None else f"{rate:.1%}" for rate in rates)]
 
 
 def _few_row(few: FewShot) -> list[str]:

@@ -42,6 +42,19 @@ class FewShot:
 
 
 @dataclass(frozen=True)
+class UnderChange:
+    """Figures of the test images under a change; `change` is one of PERTURBATIONS in words, or `none`.
+
+    `false_reject`, `miss`: see rates_under_change; None with a single good part.
+    """
+
+    change: str
+    auroc: float
+    false_reject: float | None
+    miss: float | None
+
+
+@dataclass(frozen=True)
 class Figures:
     """Image figures, and pixel figures where there are masks."""
 
@@ -65,6 +78,7 @@ class SetResult:
     """What one model does on one set.
 
     `classes`: the figures of each class of defect against the good parts. `rates`: what calibrations would do.
+    `changed`: the same test under changes of light, focus and position; empty unless it was asked for.
     `warnings`: sentences on what looks wrong with the set, and what the service said of its images.
     """
 
@@ -79,13 +93,14 @@ class SetResult:
     rates: list[Rates]
     cost: Cost
     few: list[FewShot]
+    changed: list[UnderChange]
     scored: list[ScoredImage] = field(repr=False)
     shown: list[Shown] = field(repr=False)
     warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values: everything but the pictures, test images by path and class, and `warnings` if there are any."""
-        left_out = {"scored", "shown"} if self.warnings else {"scored", "shown", "warnings"}
+        """JSON values: everything but the pictures, test images by path and class, and what is empty left out."""
+        left_out = {"scored", "shown", *(name for name in ("changed", "warnings") if not getattr(self, name))}
         own = {name: value for name, value in asdict(self).items() if name not in left_out}
         images = [
             {"file": s.image.path.as_posix(), "class": s.image.label, "score": s.score, "ms": s.ms} for s in self.scored

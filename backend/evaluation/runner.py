@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,22 @@ import psutil
 from numpy.typing import NDArray
 
 from backend.base.config import Settings
-from backend.base.decoding import ImageOptions
+from backend.base.decoding import ImageOptions, decode
+from backend.base.images import encode_png
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.base.options import settings_of
-from backend.evaluation.figures import Rates, auroc_interval, calibration_rates, image_figures, pixel_figures
+from backend.evaluation.figures import (
+    Rates,
+    auroc_interval,
+    calibration_rates,
+    image_figures,
+    pixel_figures,
+    rates_under_change,
+)
+from backend.evaluation.perturb import PERTURBATIONS, Perturbation
 from backend.evaluation.report import side_by_side, worth_showing
-from backend.evaluation.results import Cost, FewShot, Figures, ScoredImage, SetResult, Shown
+from backend.evaluation.results import Cost, FewShot, Figures, ScoredImage, SetResult, Shown, UnderChange
 from backend.evaluation.sets import GOOD, InspectionSet, LabelledImage
 from backend.extractors.neighbourhood import Wrapped
 from backend.extractors.protocol import RGB, Extractor, ExtractorOptions
@@ -45,7 +55,6 @@ SETTINGS_THAT_COUNT = (
     *settings_of(ImageOptions),
     *settings_of(FitOptions),
     *settings_of(Scoring),
-    "patchcore_faiss_fp16",
     "area_mm2_thr",
     "threshold_margin",
 )
@@ -120,8 +129,13 @@ class Evaluator:
         self.inspector.close()
         self._folder.cleanup()
 
-    def run(self, given: InspectionSet, *, shots: Sequence[int] = (), draws: int = 3) -> SetResult:
-        """Everything about one set, fitted on all its good parts, and the figures with few of them."""
+    def run(
+        self, given: InspectionSet, *, shots: Sequence[int] = (), draws: int = 3, perturb: bool = False
+    ) -> SetResult:
+        """Everything about one set, fitted on all its good parts, and the figures with few of them.
+
+        `perturb`: also the figures under each of PERTURBATIONS.
+        """
         fitted = self._fit(given, "fit")
         of_images: Counter[str] = Counter()
         scored, maps = self._inspect(given, "inspect", of_images)
@@ -142,6 +156,7 @@ class Evaluator:
             classes=_by_class(scored, maps),
             rates=_rates(scores[~defective], scores[defective], rng, self.settings),
             cost=cost,
+            changed=self._changed(given, scored) if perturb else [],
             few=[self._few(given, n, draws) for n in shots],
             scored=scored,
             shown=shown,
@@ -170,8 +185,13 @@ class Evaluator:
             self.progress(f"{given.name}: {what}", number, len(given.test))
         return scored, maps
 
-    def _infer(self, image: LabelledImage) -> InferResult:
-        return self.inspector.infer(KEY, _file(image), mm_per_px=image.mm_per_px or 1.0, heatmap="none")
+    def _infer(self, image: LabelledImage, change: Perturbation | None = None) -> InferResult:
+        file = _file(image)
+        if change is not None:
+            pixels = decode(file.read(), name=file.name, options=ImageOptions.of(self.settings)).pixels
+            png = encode_png(change(pixels))
+            file = replace(file, read=lambda: png)
+        return self.inspector.infer(KEY, file, mm_per_px=image.mm_per_px or 1.0, heatmap="none")
 
     def _few(self, given: InspectionSet, shots: int, draws: int) -> FewShot:
         found = []
@@ -190,6 +210,30 @@ class Evaluator:
             pixel_auroc=_spread([p.auroc for p in pixels]) if pixels else None,
             aupro=_spread([p.aupro for p in pixels]) if pixels else None,
         )
+
+    def _changed(self, given: InspectionSet, scored: list[ScoredImage]) -> list[UnderChange]:
+        defective, plain = _columns(scored)
+        found = [self._under_change("none", defective, plain, plain)]
+        for number, change in enumerate(PERTURBATIONS, start=1):
+            scores = np.array([self._infer(image, change).inspection.score for image in given.test])
+            found.append(self._under_change(str(change), defective, plain, scores))
+            self.progress(f"{given.name}: perturb", number, len(PERTURBATIONS))
+        return found
+
+    def _under_change(
+        self, change: str, defective: NDArray[np.bool_], plain: NDArray[np.float64], scores: NDArray[np.float64]
+    ) -> UnderChange:
+        rejected = missed = None
+        if np.count_nonzero(~defective) > 1:
+            rejected, missed = rates_under_change(
+                plain[~defective],
+                scores[~defective],
+                scores[defective],
+                rng=np.random.default_rng(self.settings.seed),
+                percentile=self.settings.score_percentile,
+                margin=self.settings.threshold_margin,
+            )
+        return UnderChange(change, image_figures(defective, scores).auroc, rejected, missed)
 
     def _cost(self, fit_s: float, scored: list[ScoredImage]) -> Cost:
         memory = self.inspector.cache.model(KEY).memory

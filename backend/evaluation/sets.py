@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from backend.base.errors import SetNotUnderstood, UndecodableImage
 from backend.base.images import list_folders, list_images
 from backend.base.messages import Phrase
-from backend.roi_mask import Shape, parse_shape
+from backend.roi_mask import Shape
+from backend.service.sidecars import Sidecar, meta_path
 
 GOOD = "good"
 GOOD_NAMES = frozenset({"good", "ok", "normal"})
@@ -41,7 +42,7 @@ class LabelledImage:
     """An image, its class (`good` or a defect's name), and what is known of it.
 
     `masks`: pictures that are not black where the defect is; empty where nobody drew one. `shape`: the part inside the
-    ROI.
+    ROI. `understood`: whether its .json says nothing else of these two than what is read here.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class LabelledImage:
     masks: tuple[Path, ...] = ()
     shape: Shape | None = None
     mm_per_px: float | None = None
+    understood: bool = True
 
     @property
     def defective(self) -> bool:
@@ -107,7 +109,13 @@ def read_set(folder: Path, *, seed: int = 0) -> InspectionSet:
         train = _images_of(layout.learn)
     if not train or len({image.defective for image in test}) < 2:
         raise SetNotUnderstood(path=folder.name)
-    warnings = [*_about_passed_over(layout, folder), *unclear, *_about_copies(train, test, folder)]
+    doubtful = [image.path for image in (*train, *test) if not image.understood]
+    warnings = [
+        *_about_passed_over(layout, folder),
+        *_about(doubtful, folder, "Images whose .json has an mm_per_px or a shape that is not understood or used"),
+        *unclear,
+        *_about_copies(train, test, folder),
+    ]
     return InspectionSet(layout.name, tuple(train), tuple(test), tuple(warnings))
 
 
@@ -274,17 +282,18 @@ def _about(paths: Sequence[Path], root: Path, what: str) -> list[str]:
 
 
 def _with_sidecar(path: Path, label: str) -> LabelledImage:
-    known = _sidecar(path)
-    given = known.get("shape", known.get("shape_json"))
-    scale = known.get("mm_per_px")
-    mm_per_px = float(scale) if isinstance(scale, int | float) and scale > 0 else None
-    return LabelledImage(path, label, (), parse_shape(given), mm_per_px)
+    known = Sidecar.read(path.name, _sidecar(path))
+    return LabelledImage(path, label, (), known.shape, known.mm_per_px, understood=not known.notices)
 
 
 def _sidecar(path: Path) -> dict[str, Any]:
-    beside = path.with_suffix(".json")
+    beside = meta_path(path)
+    if beside is None:
+        return {}
     try:
-        known = json.loads(beside.read_text("utf-8-sig")) if beside.is_file() else {}
-    except ValueError as err:
+        known = json.loads(beside.read_text("utf-8-sig"))
+    except (ValueError, RecursionError) as err:
         raise SetNotUnderstood(path=beside.name) from err
-    return known if isinstance(known, dict) else {}
+    if not isinstance(known, dict):
+        raise SetNotUnderstood(path=beside.name)
+    return known

@@ -5,16 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from backend.extractors.protocol import Rows
 
 MEAN_COSINE, LEAST_COSINE = 0.9999, 0.999
-
-
-def alternating(dim: int) -> NDArray[np.float32]:
-    """(dim,) +1, −1, +1, …: a direction that responses, none of them negative, have next to no part in."""
-    return (1 - 2 * (np.arange(dim) % 2)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -25,12 +19,15 @@ class Agreement:
     least: float
 
     @classmethod
-    def of(cls, rows: Rows, reference: Rows) -> Agreement:
+    def of(cls, rows: Rows, reference: Rows, shared: Rows | None = None) -> Agreement:
         """Compare (…, D) unit rows; what is not finite agrees with nothing.
 
-        The offset that all ResNet tokens share is taken out: beside it any two would look alike.
+        Args:
+            shared: (D,) unit, a direction that every token has a large part in by construction. It is taken out, since
+                beside it any two tokens would look alike.
         """
-        rows, reference = _without_offset(rows), _without_offset(reference)
+        if shared is not None:
+            rows, reference = _without(rows, shared), _without(reference, shared)
         cosines = np.nan_to_num(np.einsum("...d,...d->...", rows, reference), nan=-1.0)
         return cls(float(cosines.mean(dtype=np.float64)), float(cosines.min()))
 
@@ -41,8 +38,7 @@ class Agreement:
         return f"token cosine {self.mean:.6f} on average, {self.least:.6f} at least"
 
 
-def _without_offset(rows: Rows) -> Rows:
-    axis = alternating(rows.shape[-1]) / np.float32(rows.shape[-1] ** 0.5)
+def _without(rows: Rows, axis: Rows) -> Rows:
     left = rows - (rows @ axis)[..., None] * axis
     unit: Rows = left / np.maximum(np.linalg.norm(left, axis=-1, keepdims=True), 1e-12)
     return unit

@@ -65,6 +65,8 @@ def export_bytes(network: NetworkFeatures) -> Exported:
         "picture.npy": npy_bytes(picture),
         "tokens.npy": npy_bytes(tokens),
     }
+    if network.shared is not None:
+        parts["shared.npy"] = npy_bytes(network.shared.astype("float32"))
     if position is not None:
         about["position"] = {"prefix": position.prefix, "grid": list(position.grid)}
         parts["position.npy"] = npy_bytes(position.table)

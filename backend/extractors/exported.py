@@ -4,6 +4,7 @@ Its parts, beside the manifest:
 
 network.xml, network.bin  OpenVINO's model of the network, from pixels of any size to unit rows
 position.npy              of a ViT, (1, P + R·C, D) float32: its table of positions, which the model takes as an input
+shared.npy                see NetworkFeatures.shared; of the networks that have one
 picture.npy, tokens.npy   a reference picture (H, W, 3) uint8, and the tokens (1, T, D) float32 that torch gave for it
 """
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from backend.base.bundle import Bundle, read_bundle
 from backend.base.messages import Phrase
-from backend.extractors.protocol import RGB, Edge, ExtractorOptions, Rows
+from backend.extractors.protocol import RGB, Aspect, Edge, ExtractorOptions, Rows
 
 ENDING = ".bdix"
 EXPORT_GAP = 1e-3
@@ -73,10 +74,11 @@ class ExportedNetwork:
 
     Attributes:
         name, fingerprint, reach, dim, patch: those of the extractor that was exported.
-        input_size, input_edge: see ExtractorOptions.
+        input_size, input_edge, input_aspect: see ExtractorOptions.
         way: the settings that decide how tokens are taken from the network, each with its value.
         picture: (H, W, 3) uint8.
         tokens: (1, T, dim) float32 of `picture`.
+        shared: see NetworkFeatures.
         position: of a ViT.
         network: OpenVINO's model.
     """
@@ -88,9 +90,11 @@ class ExportedNetwork:
     patch: int
     input_size: int
     input_edge: Edge
+    input_aspect: Aspect
     way: dict[str, Any]
     picture: RGB
     tokens: Rows
+    shared: Rows | None
     position: Position | None
     network: Any = field(repr=False)
 
@@ -111,6 +115,9 @@ class ExportedNetwork:
         about = bundle.about
         network, position = _read_network(bundle), _read_position(bundle)
         picture, tokens = bundle.array("picture.npy"), bundle.array("tokens.npy")
+        shared = bundle.array("shared.npy") if "shared.npy" in bundle.parts else None
+        if shared is not None and (shared.dtype != np.float32 or shared.shape != (about["dim"],)):
+            raise bundle.refused(Phrase("part_not_valid", {"part": "shared.npy"}))
         rows, cols = (side // about["patch"] for side in picture.shape[:2])
         fits = (
             picture.dtype == np.uint8
@@ -129,9 +136,11 @@ class ExportedNetwork:
             patch=about["patch"],
             input_size=options.input_size,
             input_edge=options.input_edge,
+            input_aspect=options.input_aspect,
             way=about["way"],
             picture=picture,
             tokens=tokens,
+            shared=shared,
             position=position,
             network=network,
         )
@@ -158,7 +167,9 @@ def _check_fields(bundle: Bundle) -> None:
     wanted = {"network.xml", "network.bin", "picture.npy", "tokens.npy"}
     if not known or not 1 <= about["patch"] <= 1024 or not 1 <= about["dim"] <= 1 << 16:
         raise bundle.refused(Phrase("part_not_valid", {"part": "manifest.json"}))
-    missing = sorted((wanted | ({"position.npy"} if "position" in about else set())) ^ bundle.parts.keys())
+    missing = sorted(
+        (wanted | ({"position.npy"} if "position" in about else set())) ^ (bundle.parts.keys() - {"shared.npy"})
+    )
     if missing:
         raise bundle.refused(Phrase("part_not_listed", {"part": missing[0]}))
 

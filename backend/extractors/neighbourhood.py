@@ -29,6 +29,7 @@ class Wrapped(Extractor):
         self.reach = inner.reach
         self.dim, self.patch = inner.dim, inner.patch
         self.input_size, self.input_edge = inner.input_size, inner.input_edge
+        self.input_aspect = inner.input_aspect
         sealed = hashlib.sha256(f"{inner.fingerprint}|{change}".encode()).hexdigest()[:16]
         self.fingerprint = sealed if change else inner.fingerprint
 

@@ -24,6 +24,7 @@ class NetworkFeatures(Extractor):
         patch: side in pixels of a token's cell.
         dim: columns of a token.
         fingerprint: of the weights and of the way in which tokens are taken; see weights.fingerprint.
+        shared: (dim,) unit, a direction that every token has a large part in; see torch_runtime.Agreement.
     """
 
     runtime = "torch"
@@ -37,6 +38,7 @@ class NetworkFeatures(Extractor):
         patch: int,
         dim: int,
         fingerprint: str,
+        shared: Rows | None = None,
     ) -> None:
         from backend.extractors.torch_runtime import TorchRunner, pick_device
 
@@ -45,7 +47,10 @@ class NetworkFeatures(Extractor):
         self.patch = patch
         self.dim = dim
         self.fingerprint = fingerprint
+        self.shared = shared
+        self.precision = options.precision
         self.input_size, self.input_edge = options.input_size, options.input_edge
+        self.input_aspect = options.input_aspect
         rows, cols = self.grid(self.input_size, self.input_size)
         self.run = TorchRunner(
             model,
@@ -53,6 +58,7 @@ class NetworkFeatures(Extractor):
             device=pick_device(options.device),
             precision=options.precision,
             check_size=(rows * patch, cols * patch),
+            shared=shared,
         )
 
     @property

@@ -62,6 +62,7 @@ class OpenVinoFeatures(Extractor):
         self.name, self.fingerprint, self.reach = reference.name, reference.fingerprint, reference.reach
         self.dim, self.patch = reference.dim, reference.patch
         self.input_size, self.input_edge = reference.input_size, reference.input_edge
+        self.input_aspect = reference.input_aspect
         cores = threads or available_cores()
         self.streams = min(cores, MOST_STREAMS)
         self._core = openvino.Core()
@@ -126,7 +127,7 @@ def with_openvino(reference: NetworkFeatures, options: ExtractorOptions) -> Extr
 
     Args:
         reference: the same network, run by torch.
-        options: `precision`, `threads` and `runtime` are read.
+        options: `threads` and `runtime` are read.
 
     Raises:
         BackendUnavailable: OpenVINO is not installed, and `runtime` is `openvino`.
@@ -140,9 +141,9 @@ def with_openvino(reference: NetworkFeatures, options: ExtractorOptions) -> Extr
     side = round(reference.input_size / reference.patch) * reference.patch
     image = check_image(side, side)
     wanted = reference.extract([image])
-    for candidate in _candidates(options.precision):
+    for candidate in _candidates(reference.precision):
         extractor = OpenVinoFeatures(reference, candidate, threads=options.threads)
-        agreement = Agreement.of(extractor.extract([image]), wanted)
+        agreement = Agreement.of(extractor.extract([image]), wanted, reference.shared)
         if agreement:
             logger.info("OpenVINO in %s agrees with torch: %s", candidate, agreement)
             return extractor
@@ -169,7 +170,7 @@ def run_exported(network: ExportedNetwork, options: ExtractorOptions) -> Extract
         raise ExportDisagrees(name=network.name, gap=gap)
     for candidate in _candidates(options.precision)[:-1]:
         extractor = OpenVinoFeatures(network, candidate, threads=options.threads)
-        agreement = Agreement.of(extractor.extract([network.picture]), network.tokens)
+        agreement = Agreement.of(extractor.extract([network.picture]), network.tokens, network.shared)
         if agreement:
             logger.info("%s in %s agrees with its export: %s", network.name, candidate, agreement)
             return extractor

@@ -21,6 +21,7 @@ Rows = NDArray[np.float32]
 Grid = tuple[int, int]
 Device = Literal["auto", "cpu", "cuda"]
 Edge = Literal["area", "smaller"]
+Aspect = Literal["keep", "square"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Runtime = Literal["auto", "torch", "openvino"]
 
@@ -35,6 +36,7 @@ class ExtractorOptions:
         weights_dir: the folder that `auto` looks into first; None: no folder.
         input_size: an ROI is resized to about input_size² pixels; see token_grid.
         input_edge: whether `input_size` is the root of the ROI's area or its smaller edge.
+        input_aspect: whether an ROI keeps its proportions or is brought to input_size², whatever they are.
         device: `auto` is CUDA where torch sees it; `cuda` without it warns and takes the CPU.
         runtime: who runs the network; `auto` takes OpenVINO on a CPU when it is installed and agrees with torch.
         precision: arithmetic of the network; `auto` takes the fastest that agrees with fp32.
@@ -52,6 +54,7 @@ class ExtractorOptions:
     weights_dir: Path | None = WEIGHTS_DIR
     input_size: int = option(448, "input_size")
     input_edge: Edge = option("area", "input_edge")
+    input_aspect: Aspect = option("keep", "input_aspect")
     device: Device = option("auto", "device")
     runtime: Runtime = option("auto", "runtime")
     precision: Precision = option("auto", "precision")
@@ -80,6 +83,7 @@ class Extractor(Protocol):
         patch: side in pixels of a token's cell; an image must have sides that are multiples of it.
         input_size: see ExtractorOptions.
         input_edge: see ExtractorOptions.
+        input_aspect: see ExtractorOptions.
         runtime: who computes: `torch`, `openvino` or `numpy`.
         streams: images that are worth handing over at once on a CPU.
         reach: side, in cells of the token grid, of the neighbourhood that a token is averaged over. What covers less
@@ -92,6 +96,7 @@ class Extractor(Protocol):
     patch: int
     input_size: int
     input_edge: Edge = "area"
+    input_aspect: Aspect = "keep"
     runtime: str
     streams: int = 1
     reach: float = 1.0
@@ -104,6 +109,8 @@ class Extractor(Protocol):
 
     def grid(self, height: int, width: int) -> Grid:
         """Token rows and columns of an ROI of (height, width) px."""
+        if self.input_aspect == "square":
+            height = width = max(height, width)
         return token_grid(height, width, input_size=self.input_size, patch=self.patch, edge=self.input_edge)
 
     def extract(self, images: Sequence[RGB]) -> Rows:

@@ -40,17 +40,21 @@ class ResNetFeatures(NetworkFeatures):
     def __init__(self, options: ExtractorOptions) -> None:
         import torch
 
+        from backend.extractors.tokens import alternating
+
         self.window, self.stride = options.patch_size or 3, options.stride
         self.offset, self.reach = options.offset, max(1.0, self.window / self.stride)
         model = trunk(options)
         taken = (self.window, self.stride), self.offset
         changed = f"|{taken[0]}|{taken[1]}" if taken != ((1, 1), 0.0) else ""
+        dim = _dim(model)
         super().__init__(
             model.to(memory_format=torch.channels_last),
             options,
             name=options.model_name,
             patch=PATCH * self.stride,
-            dim=_dim(model),
+            dim=dim,
+            shared=alternating(dim).numpy() / dim**0.5,
             fingerprint=fingerprint(model, f"{options.model_name}|layer2+layer3|bilinear|l2{changed}"),
         )
 

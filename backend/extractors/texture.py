@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.extractors.protocol import RGB, Edge, Extractor
+from backend.extractors.protocol import RGB, Aspect, Edge, Extractor
 
 Floats = NDArray[np.float32]
 
@@ -140,8 +140,8 @@ class TextureFeatures(Extractor):
     runtime = "numpy"
     reach = float(max(NEIGHBOURHOODS))
 
-    def __init__(self, input_size: int = 448, input_edge: Edge = "area") -> None:
-        self.input_size, self.input_edge = input_size, input_edge
+    def __init__(self, input_size: int = 448, input_edge: Edge = "area", input_aspect: Aspect = "keep") -> None:
+        self.input_size, self.input_edge, self.input_aspect = input_size, input_edge, input_aspect
         levels, bins = (BRIGHTNESS, DARK, FLOOR, ENERGY_WEIGHT), (BINS, RANGES, NEIGHBOURHOODS)
         constants = (VERSION, PATCH, levels, bins, WINDOW, SCALES)
         self.fingerprint = hashlib.sha256(repr(constants).encode()).hexdigest()[:16]

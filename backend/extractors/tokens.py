@@ -9,8 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from backend.extractors.agreement import alternating
-
 
 class TokenNetwork(nn.Module):
     """From (B, H, W, 3) uint8 RGB to (B, T, D) float32 unit rows: what a runtime takes as a whole.
@@ -86,7 +84,7 @@ class ResNetTokens(nn.Module):
         self.windows, self.stride, self.zeros_outside = windows, stride, zeros_outside
         self.level, self.thinned = level, thinned
         dim = sum(info["num_chs"] for info in model.feature_info[2:4])
-        self.register_buffer("offset", torch.from_numpy(offset * alternating(dim)))
+        self.register_buffer("offset", offset * alternating(dim))
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) normalised -> (B, H/8/stride · W/8/stride, D), and of each side one in `thinned`."""
@@ -125,3 +123,84 @@ class PlacedTokenNetwork(TokenNetwork):
         """(B, H, W, 3) uint8 and (1, P + T, D) positions -> (B, T, D) float32."""
         batch = torch.addcmul(self.shift, pixels.permute(0, 3, 1, 2).float(), self.scale)
         return functional.normalize(self.body(batch, position).float(), dim=-1)
+
+
+class LiteTokens(nn.Module):
+    """Stages of timm's EfficientNet-Lite0 on the grid of its stride 16, each of unit length, joined.
+
+    A stage's channels are brought to mean 0 and deviation 1, as its batch norms know them, and averaged over a window
+    of the stage's own grid, or of a grid of 8 pixels where its own is finer (Roth et al. 2022, section 3.1, eq. 2).
+    Before a stage is brought to unit length a constant joins it: it keeps how strongly the stage responds, which unit
+    length alone would lose. The stages have strides of 4, 8, 16, 16 and 32 pixels, so that fine marks tell as well as
+    whole shapes; the finest, which knows colour, counts for more.
+    """
+
+    stages = (1, 2, 3, 4, 6)
+    windows = (5, 5, 5, 5, 3)
+    weights = (1.5, 1.0, 1.0, 1.0, 1.0)
+    constant = 3.0
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        standardised = [_Standardised(model.blocks[stage]) for stage in self.stages]
+        self.standardised = nn.ModuleList(standardised)
+        self.channels = [part.mean.numel() for part in standardised]
+        self.dim = sum(self.channels) + len(self.channels)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) normalised, sides multiples of 16 -> (B, H/16 · W/16, dim)."""
+        grid = batch.shape[-2] // 16, batch.shape[-1] // 16
+        found = self.model.bn1(self.model.conv_stem(batch))
+        joined: list[torch.Tensor] = []
+        for number, stage in enumerate(self.model.blocks):
+            found = stage(found)
+            if number in self.stages:
+                n = len(joined)
+                joined.append(self.weights[n] * self._on_grid(self.standardised[n](found), self.windows[n], grid))
+        return torch.cat(joined, dim=1).flatten(2).transpose(1, 2)
+
+    def _on_grid(self, stage: torch.Tensor, window: int, grid: tuple[int, int]) -> torch.Tensor:
+        """(B, C, h, w) -> (B, C + 1, *grid), of unit length at each place."""
+        if stage.shape[-1] == 4 * grid[1]:
+            stage = functional.avg_pool2d(stage, 2)
+        stage = functional.avg_pool2d(stage, window, 1, window // 2)
+        size = tuple(stage.shape[-2:])
+        if size == (2 * grid[0], 2 * grid[1]):
+            stage = functional.avg_pool2d(stage, 2)
+        elif size != grid:
+            stage = functional.interpolate(stage, grid, mode="bilinear", align_corners=False)
+        constant = torch.full_like(stage[:, :1], self.constant)
+        return functional.normalize(torch.cat((stage, constant), dim=1), dim=1)
+
+    def shared(self) -> torch.Tensor:
+        """(dim,) unit: the direction of the constants, which every token has a large part in."""
+        parts = [torch.tensor([0.0] * n + [w]) for n, w in zip(self.channels, self.weights, strict=True)]
+        return functional.normalize(torch.cat(parts), dim=0)
+
+
+class _Standardised(nn.Module):
+    """Brings the channels of a stage to mean 0 and deviation 1 / √C, so that a place's length does not depend on C.
+
+    A block ends in a batch norm, whose bias and weight are mean and deviation of its channels over the images that the
+    network was trained with. The blocks of a stage are added up, and taken to vary independently.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    @torch.no_grad()
+    def __init__(self, stage: Any) -> None:
+        super().__init__()
+        variance = torch.stack([block.bn3.weight**2 for block in stage]).sum(0)
+        self.register_buffer("mean", torch.stack([block.bn3.bias for block in stage]).sum(0)[:, None, None])
+        self.register_buffer("scale", (variance * len(variance)).rsqrt()[:, None, None])
+
+    def forward(self, found: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) -> the same shape."""
+        return (found - self.mean) * self.scale
+
+
+def alternating(dim: int) -> torch.Tensor:
+    """(dim,) +1, −1, +1, …: a direction that responses, none of them negative, have next to no part in."""
+    return 1.0 - 2.0 * (torch.arange(dim) % 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -73,6 +73,8 @@ class TorchRunner:
         model: holds the weights that `network` shares; moved to the device here.
         network: the TokenNetwork for (height, width).
         precision: `auto` is fp32 on a CPU, and fp16 on CUDA while it agrees with fp32 there.
+        check_size: height and width of the picture that this is checked with.
+        shared: see Agreement.of.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class TorchRunner:
         device: str,
         precision: Precision = "auto",
         check_size: tuple[int, int],
+        shared: Rows | None = None,
     ) -> None:
         self.model = model
+        self.shared = shared
         self.build = network
         self._move(device)
         self.precision: str = "fp32" if precision == "auto" else precision
@@ -117,7 +121,7 @@ class TorchRunner:
         images = [check_image(*size)]
         reference = self._eager(images)
         self.precision = "fp16"
-        agreement = Agreement.of(self._eager(images), reference)
+        agreement = Agreement.of(self._eager(images), reference, self.shared)
         if agreement:
             return "fp16"
         logger.warning("fp16 and fp32 differ on this GPU (%s): running in fp32", agreement)
@@ -140,9 +144,17 @@ class TorchRunner:
         """(B, H, W, 3) uint8 on the device -> (B, T, D) float32 on the device."""
         network = self._network(*pixels.shape[1:3])
         low = self.precision != "fp32"
-        with torch.autocast(self.device, DTYPES[self.precision] if low else None, enabled=low, cache_enabled=False):
+        in_low = torch.autocast(self.device, DTYPES[self.precision] if low else None, enabled=low, cache_enabled=False)
+        with in_low, _whole_float32():
             rows: torch.Tensor = network(pixels)
             return rows
+
+
+def _whole_float32() -> AbstractContextManager[None]:
+    """Keeps cuDNN from rounding the numbers of fp32 convolutions to TF32, which moves rows by some ten-thousandths."""
+    cudnn = torch.backends.cudnn
+    kept = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    return cudnn.flags(**kept, allow_tf32=False)
 
 
 class _Graph:

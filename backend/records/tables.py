@@ -2,7 +2,8 @@
 
 inspections, reviews and events are entries of chains: an entry's number names its chain and its place in it, and its
 hash covers it and the entry before. facets, tallies and images are what lists, summaries and the room for images are
-quick with; `verify` derives them from the entries again.
+quick with; `verify` derives them from the entries again. drifts and drift_references are no part of the record: what is
+known of the drift of each model, which all who inspect with it share.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA = "0001"
+SCHEMA = "0002"
 
 metadata = MetaData()
 
@@ -171,3 +172,26 @@ tallies = Table(
     Column("facet_id", BigInteger, primary_key=True, autoincrement=False),
     Column("scores", LargeBinary, nullable=False),
 )
+
+
+def _model() -> list[Column[str]]:
+    return [Column(name, Text, primary_key=True) for name in ("recipe_id", "role_id", "roi_id")]
+
+
+drifts = Table(
+    "drifts",
+    metadata,
+    *_model(),
+    Column("generation", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("reference", Text, nullable=False),
+    Column("learnt", LargeBinary, nullable=False),
+    Column("chart", LargeBinary, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("cause", Text),
+    Column("since_us", BigInteger, nullable=False),
+    Column("time_us", BigInteger, nullable=False),
+)
+
+drift_references = Table("drift_references", metadata, *_model(), Column("data", LargeBinary, nullable=False))

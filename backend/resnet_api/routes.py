@@ -16,9 +16,9 @@ from starlette.types import Scope
 from backend.api.catalogue import sentence
 from backend.api.problems import language_of
 from backend.api.recording import Recording, trace_form
-from backend.api.requests import RecipeHeader, run_job, sentences
+from backend.api.requests import RecipeHeader, run_job, sentences, warned
 from backend.api.schemas import ErrorBody
-from backend.api.uploads import UploadRoute, uploads
+from backend.api.uploads import PICKED_FILES, UploadRoute, uploads
 from backend.base.errors import BadRequest
 from backend.base.keys import check_recipe
 from backend.records.verdicts import Trace
@@ -97,6 +97,7 @@ class BatchResponse(BaseModel):
     n_total: int
     n_errors: int
     n_anomalies: int
+    warnings: list[str]
     recipe_id: str
     request_id: str
 
@@ -167,7 +168,8 @@ async def predict(
     own = _own(request, x_recipe_id)
     each = _Each(request, predictor, trace, own["recipe_id"], thr, mode)
     found = await run_job(request, lambda job: each.predicted(image, job))
-    return each.answer(image, found) | own
+    answer = each.answer(image, found)
+    return answer | {"warnings": [*answer["warnings"], *warned(request)]} | own
 
 
 @router.post("/predict/batch", response_model=BatchResponse, response_model_exclude_unset=True)
@@ -175,7 +177,7 @@ async def predict_batch(
     request: Request,
     predictor: PredictorDep,
     trace: PredictTrace,
-    files: Annotated[list[UploadFile], File(description="The images.")],
+    files: Annotated[list[UploadFile], File(description="The images.", json_schema_extra=PICKED_FILES)],
     thr: Thr = None,
     mode: ModeQuery = None,
     x_recipe_id: RecipeHeader = None,
@@ -198,6 +200,7 @@ async def predict_batch(
         "n_total": len(items),
         "n_errors": sum(isinstance(one, BadRequest) for one in found),
         "n_anomalies": sum(not isinstance(one, BadRequest) and one[0].is_anomaly for one in found),
+        "warnings": warned(request),
         **own,
     }
 

@@ -26,13 +26,14 @@ from backend.samples.history import FitHistory
 from backend.samples.rebuild import Rebuilder
 from backend.samples.recorder import Recorder
 from backend.samples.scoring import Sample, SampleScorer, Scored
-from backend.samples.store import LABELS, Draft, Kept, SampleStore, Sidecar
+from backend.samples.store import LABELS, Draft, Kept, SampleStore
 from backend.service.calibration import Terms
 from backend.service.fitting import Fitter
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job
 from backend.service.results import CalibrationResult, FitResult, Provenance
+from backend.service.sidecars import Sidecar
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,9 @@ from backend.base.errors import (
 )
 from backend.base.messages import Notice
 from backend.roi_mask import Shape
-from backend.samples.store import Draft, known_shape
+from backend.samples.store import Draft
 from backend.service.images import DECODERS, ImageFile, decoded
+from backend.service.sidecars import known_shape
 
 NAMED = 20  # broken images that an error names
 

@@ -15,10 +15,11 @@ from backend.base.errors import InspectionError, MemoryNotFound, NotEnoughSample
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.samples.history import FitHistory, Plan
-from backend.samples.store import SampleStore, Sidecar, known_mm_per_px
+from backend.samples.store import SampleStore
 from backend.service.fitting import FitOptions, Fitter, NewMemory, embed
 from backend.service.images import ImageFile
 from backend.service.jobs import Job, TrackedJob
+from backend.service.sidecars import Sidecar, known_mm_per_px
 
 logger = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.infer import Criteria, Inspection, Roi, Scoring
 from backend.roi_mask import Shape
-from backend.samples.store import Sidecar
 from backend.service.images import DECODERS, ImageFile, PreparedImage
 from backend.service.inspection import Inspector, about_verdict
 from backend.service.jobs import Job, ahead
 from backend.service.pipeline import Pipeline
 from backend.service.results import Provenance
+from backend.service.sidecars import Sidecar
 
 Tokens = NDArray[np.float32]
 

@@ -11,9 +11,8 @@ import json
 import math
 import mimetypes
 import os
-import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -30,15 +29,14 @@ from backend.base.errors import (
     InvalidFilename,
     InvalidId,
     InvalidLabel,
-    InvalidShape,
     RecipeInvalid,
     SampleNotFound,
 )
 from backend.base.files import disk_errors, one_writer, read_fault, require_room, utc_now, write_atomic, write_json
 from backend.base.images import ENDINGS, image_header, is_image_name
 from backend.base.keys import ModelKey, folder_of
-from backend.base.messages import Notice
-from backend.roi_mask import Shape, parse_shape
+from backend.base.messages import Phrase
+from backend.service.sidecars import meta_path
 from backend.storage import Stamp
 
 LABELS = ("ok", "ng")
@@ -152,7 +150,7 @@ class SampleStore:
 
     def has_meta(self, key: ModelKey, label: str, name: str) -> bool:
         """Whether there is a .json beside the image."""
-        return _meta_path(self.folder(key, label) / name) is not None
+        return meta_path(self.folder(key, label) / name) is not None
 
     def path(self, key: ModelKey, label: str, name: str) -> Path:
         """Where the image lies. Raises InvalidFilename, SampleNotFound."""
@@ -171,7 +169,7 @@ class SampleStore:
 
     def meta(self, key: ModelKey, label: str, name: str) -> dict[str, Any]:
         """What is known of a sample; empty without a .json. Raises SampleNotFound, DamagedFile."""
-        path = _meta_path(self.path(key, label, name))
+        path = meta_path(self.path(key, label, name))
         if path is None:
             return {}
         try:
@@ -182,7 +180,7 @@ class SampleStore:
             return {}
         except (OSError, ValueError, RecursionError) as err:
             where = path.relative_to(self.root.parent).as_posix()
-            raise read_fault(err, path, path=where, remedy=f"/datasets/{label}/upload") from err
+            raise read_fault(err, path, path=where, remedy=Phrase("the_upload")) from err
         return meta
 
     def digests(self, key: ModelKey, label: str) -> dict[str, str]:
@@ -319,57 +317,9 @@ class SampleStore:
         return one_writer(self.folder(key), key, timeout=LOCK_WAIT_S, left_overs="*/.*.tmp")
 
 
-@dataclass(frozen=True)
-class Sidecar:
-    """What the metadata beside an image say of it, and what of them is not understood.
-
-    `mm_per_px`, `shape`: None where they are not said, or said in a way that is not understood.
-    """
-
-    mm_per_px: float | None
-    shape: Shape | None
-    notices: tuple[Notice, ...]
-
-    @classmethod
-    def read(cls, name: str, meta: Mapping[str, Any]) -> Sidecar:
-        """The metadata `meta` of the image `name`; a number may come as text, as stations write it."""
-        notices, mm_per_px, shape = [], known_mm_per_px(meta), None
-        if mm_per_px is None and meta.get("mm_per_px") not in (None, ""):
-            given = str(meta["mm_per_px"])[:40]
-            notices.append(Notice("scale_not_understood", {"name": name, "given": given}))
-        try:
-            shape = known_shape(meta)
-        except InvalidShape as err:
-            notices.append(Notice("shape_not_understood", {"name": name, "reason": err}))
-        return cls(mm_per_px, shape, tuple(notices))
-
-
-def known_mm_per_px(meta: Mapping[str, Any]) -> float | None:
-    """The sample's millimetres per pixel, if its metadata has a usable number, or one as text."""
-    value = meta.get("mm_per_px")
-    if isinstance(value, str) and re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value):
-        value = float(value)
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-    return float(value) if usable else None  # type: ignore[arg-type]
-
-
-def known_shape(meta: Mapping[str, Any]) -> Shape | None:
-    """The sample's shape: `shape`, or `shape_json` as text or object. Raises InvalidShape."""
-    given = meta.get("shape") or meta.get("shape_json")
-    return parse_shape(given if isinstance(given, str | dict) else None)
-
-
 def media_type(name: str) -> str:
     """The media type of an image, by its name."""
     return mimetypes.guess_type(name)[0] or "application/octet-stream"
-
-
-def _meta_path(image: Path) -> Path | None:
-    """The .json beside an image: a.json, or a.png.json."""
-    for path in (image.with_suffix(".json"), image.with_name(f"{image.name}.json")):
-        if path.is_file():
-            return path
-    return None
 
 
 def _recorded_digest(image: Path, size: int) -> str | None:

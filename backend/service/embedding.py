@@ -19,11 +19,13 @@ from backend.base.messages import Notice
 from backend.extractors.protocol import RGB, Extractor, Grid, prepare
 from backend.memory.chunked import Budget, BudgetTooSmall, ChunkedCoreset
 from backend.roi_mask import build_mask, token_mask
+from backend.service.appearance import Appearance, appearance_of
 from backend.service.images import DECODERS, ImageFile, decoded, fitted_grid
 from backend.service.jobs import Job, ahead
 from backend.service.queue import InferenceQueue
 
 BGR = NDArray[np.uint8]
+MOST_APPEARANCES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,7 @@ class Embeddings:
         passes: the choice of `emb` in passes, where there are more embeddings than memory was given for.
         notices: what is to be said of how the images were read, each code once, of the first image that it concerns.
         roi_px: height and width of the first image, in pixels.
+        appearances: how images look, MOST_APPEARANCES of them at most.
     """
 
     emb: NDArray[np.float32]
@@ -85,6 +88,7 @@ class Embeddings:
     passes: ChunkedCoreset | None = None
     notices: tuple[Notice, ...] = ()
     roi_px: tuple[int, int] = (0, 0)
+    appearances: tuple[Appearance, ...] = ()
 
     @property
     def masked(self) -> bool:
@@ -152,9 +156,13 @@ def embed_images(
     insides: list[NDArray[np.bool_] | None] = []
     counts = [0] * len(files)
     said: dict[str, Notice] = {}
+    appearances: list[Appearance] = []
+    every = -(-len(files) // MOST_APPEARANCES)
 
     def submitted() -> Iterator[Future[NDArray[np.float32]]]:
         for views in chain((first,), read):
+            if len(digests) % every == 0:
+                appearances.append(views.appearance)
             digests.append(views.digest)
             insides.append(views.inside)
             for notice in views.notices:
@@ -179,7 +187,18 @@ def embed_images(
         emb, files_of_rows = passes.rows, passes.chunk // per_file
     shaped = [inside is not None for inside in insides]
     image_ids = _image_ids(emb, files_of_rows, digests)
-    return Embeddings(emb, image_ids, first.grid, digests, counts, shaped, passes, tuple(said.values()), first.roi_px)
+    return Embeddings(
+        emb,
+        image_ids,
+        first.grid,
+        digests,
+        counts,
+        shaped,
+        passes,
+        tuple(said.values()),
+        first.roi_px,
+        tuple(appearances),
+    )
 
 
 def _in_passes(budget: Budget, chunks: Iterator[NDArray[np.float32]], n_rows: int) -> ChunkedCoreset:
@@ -204,6 +223,7 @@ class _Views:
     inside: NDArray[np.bool_] | None
     notices: tuple[Notice, ...]
     roi_px: tuple[int, int]
+    appearance: Appearance
 
 
 def _views(
@@ -224,7 +244,8 @@ def _views(
             pixels.append(prepare(augmentation.view(image, rng), grid, extractor.patch))
         mask = build_mask(file.shape, *image.shape[:2])
     inside = None if mask is None else token_mask(mask, grid).ravel()
-    return _Views(pixels, grid, digest.hexdigest(), inside, (*found.notices, *notices), image.shape[:2])
+    notices = (*found.notices, *notices)
+    return _Views(pixels, grid, digest.hexdigest(), inside, notices, image.shape[:2], appearance_of(pixels[0]))
 
 
 def _read(files: Sequence[ImageFile], views_of: Callable[..., _Views], expected: Grid | None) -> Iterator[_Views]:

@@ -31,7 +31,8 @@ from backend.memory.chunked import Budget
 from backend.memory.coreset import Progress, coreset_of, coreset_size
 from backend.memory.foreground import Foreground
 from backend.memory.left_out import LeftOut
-from backend.patchcore import Backend, Distance, PatchCoreMemory, Reserve
+from backend.patchcore import Backend, Distance, PatchCoreMemory, Reserve, RowsDtype
+from backend.service.appearance import Appearance
 from backend.service.embedding import Augmentation, Embeddings, embed_images, rows_of_several
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
@@ -58,6 +59,7 @@ class FitOptions:
     foreground: Literal["none", "pca"] = option("none", "foreground_mask", recorded=True)
     rotation_deg: float = option(0.0, "augment_rotation_deg")
     jitter: float = option(0.0, "augment_jitter")
+    dtype: RowsDtype = option("float32", "memory_dtype", recorded=True)
     backend: Backend = option("auto", "knn_backend")
     memory_mb: float = option(4096, "fit_memory_mb")
     images: ImageOptions = field(default_factory=ImageOptions)
@@ -175,7 +177,7 @@ class NewMemory:
             **({"masked": True} if embeddings.masked else {}),
             "images": _images(files, embeddings),
         }
-        return cls(memory, embeddings.grid, metadata)
+        return cls(memory.kept_as(options.dtype), embeddings.grid, metadata)
 
     @classmethod
     def grown(
@@ -211,14 +213,14 @@ class NewMemory:
             "grown_from": old.generation,
             "images": [*old.images, *images],
         }
-        return cls(memory, embeddings.grid, metadata)
+        return cls(memory.kept_as(options.dtype), embeddings.grid, metadata)
 
     @property
     def stored(self) -> StoredMemory:
         """The memory as a store takes it and a growth goes on from."""
         memory = self.memory
         image_ids = memory.image_ids if memory.image_ids is not None else np.full(len(memory), -1, np.int32)
-        return StoredMemory(memory.emb, self.grid, image_ids, self.metadata, memory.extras, memory.reserve)
+        return StoredMemory(memory.rows, self.grid, image_ids, self.metadata, memory.extras, memory.reserve)
 
 
 def _images(files: Sequence[ImageFile], embeddings: Embeddings) -> list[dict[str, str]]:
@@ -265,11 +267,11 @@ def grown_memory(
     Returns:
         The old rows, then the new ones.
     """
-    n_old, beyond = len(old.emb), old.reserve.beyond if old.reserve else old.number("radius", 0.0)
+    n_old, beyond = len(old.rows), old.reserve.beyond if old.reserve else old.number("radius", 0.0)
     n_new, passed = embeddings.n_embeddings, embeddings.passes.radius if embeddings.passes else 0.0
     emb, image_ids = _everything(old, embeddings)
     n = max(0, min(_share(int(old.metadata["n_embeddings"]), n_new, rate), limit - n_old))
-    coreset = coreset_of(emb[n_old:], n, centres=old.emb, left=n_old + n, progress=progress)
+    coreset = coreset_of(emb[n_old:], n, centres=emb[:n_old], left=n_old + n, progress=progress)
     kept, left = np.concatenate([np.arange(n_old), n_old + coreset.indices]), n_old + coreset.left
     memory = PatchCoreMemory(emb[kept], backend=backend, image_ids=image_ids[kept])
     memory.reserve = Reserve(emb[left], image_ids[left], max(beyond, coreset.beyond + passed))
@@ -339,7 +341,8 @@ class Fitter:
             clock.mark("store")
             left_out = images_left_out(new.memory, embeddings, progress=job.stage("suspects"))
             clock.mark("suspects")
-        return self._result(stored, clock, 0, [*self._about(new.memory, embeddings), *recorded], left_out)
+        notices = [*self._about(new.memory, embeddings), *recorded]
+        return self._result(stored, clock, 0, notices, left_out, embeddings.appearances)
 
     def grow(
         self,
@@ -394,7 +397,7 @@ class Fitter:
             left_out = images_left_out(new.memory, embeddings, first=first, progress=job.stage("suspects"))
             clock.mark("suspects")
         notices = [*self._about(new.memory, embeddings, model), *recorded]
-        return self._result(stored, clock, len(files) - len(fresh), notices, left_out)
+        return self._result(stored, clock, len(files) - len(fresh), notices, left_out, embeddings.appearances)
 
     def _result(
         self,
@@ -403,10 +406,19 @@ class Fitter:
         n_duplicates: int,
         notices: Sequence[Notice],
         left_out: LeftOut | None = None,
+        appearances: Sequence[Appearance] = (),
     ) -> FitResult:
         duplicates = [Notice("duplicates_left_out", {"n": n_duplicates})] if n_duplicates else []
         warnings = [*self.inspector.warnings(), *duplicates, *notices]
-        return FitResult(len(stored.emb), stored.grid, stored.metadata, clock.report(), warnings, left_out)
+        return FitResult(
+            len(stored.rows),
+            stored.grid,
+            stored.metadata,
+            clock.report(),
+            warnings,
+            left_out,
+            appearances=appearances,
+        )
 
     def _unchanged(self, stored: StoredMemory, clock: Clock, n_duplicates: int) -> FitResult:
         """What a growth gives that brings nothing: the memory keeps its generation, its version and its time."""

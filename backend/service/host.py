@@ -22,6 +22,8 @@ from backend.service.queue import InferenceQueue
 logger = logging.getLogger(__name__)
 
 READY_WAIT_S = 300.0
+# What takes the place of an extractor whose weights cannot be had: the first of them that can be built here.
+STAND_INS = ("lite", "texture")
 
 
 class ExtractorHost:
@@ -42,6 +44,7 @@ class ExtractorHost:
         rehearse: Callable[[InferenceQueue], None] | None = None,
     ) -> None:
         self.settings = settings
+        self.options = ExtractorOptions.of(settings)
         self.degraded: Notice | None = None
         self._given = extractor
         self._rehearse = rehearse or _blank_pass
@@ -67,7 +70,7 @@ class ExtractorHost:
         if self._given is not None:
             self._up(self._given)
         elif self.settings.require_pretrained:
-            self._up(extractor_for(self.settings))
+            self._up(build_extractor(self.options))
         else:
             threading.Thread(target=self._load, name="extractor-loading", daemon=True).start()
 
@@ -107,16 +110,29 @@ class ExtractorHost:
 
     def _load(self) -> None:
         try:
-            extractor = extractor_for(self.settings)
-        except WeightsUnavailable as err:
-            logger.warning("degraded: %s", err)
-            self.degraded = Notice("degraded", err.values)
-            extractor = build_extractor(replace(ExtractorOptions.of(self.settings), model_name="texture"))
+            self._up(self._built())
         except BaseException as err:  # whoever waits for the queue is told
             logger.exception("the extractor could not be built")
             self._queue.set_exception(err)
-            return
-        self._up(extractor)
+
+    def _built(self) -> Extractor:
+        """The extractor of the settings; where its weights cannot be had, the first of STAND_INS that can be built."""
+        try:
+            return build_extractor(self.options)
+        except WeightsUnavailable as err:
+            missing = err
+        for name in STAND_INS:
+            self.options = replace(self.options, model_name=name, weights="auto")
+            try:
+                extractor = build_extractor(self.options)
+            except WeightsUnavailable as err:
+                logger.warning("%s", err)
+                continue
+            logger.warning("degraded, running on %s: %s", name, missing)
+            model, reason = missing.values["model"], missing.values["reason"]
+            self.degraded = Notice("degraded", {"model": model, "reason": reason, "extractor": name})
+            return extractor
+        raise missing
 
     def _up(self, extractor: Extractor) -> None:
         several = 32 if extractor.device == "cuda" else extractor.streams
@@ -137,7 +153,7 @@ class ExtractorHost:
     def _on_cpu(self, former: Extractor) -> Extractor:
         """The same network on the CPU, for a device whose memory does not even hold one image."""
         logger.warning("out of device memory with a single image: moving to the CPU until the service is restarted")
-        extractor = build_extractor(replace(ExtractorOptions.of(self.settings), device="cpu"))
+        extractor = build_extractor(replace(self.options, device="cpu"))
         if extractor.fingerprint != former.fingerprint:
             raise DeviceOutOfMemory(retry_after=5)
         self.degraded = Notice("device_out_of_memory")

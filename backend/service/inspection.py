@@ -17,8 +17,9 @@ from backend.base.images import LARGE_PIXELS
 from backend.base.keys import ModelKey, twins
 from backend.base.messages import Notice
 from backend.calib import FEW_OK, GoodScores, Wanted, decide
-from backend.extractors.protocol import Extractor
+from backend.extractors.protocol import Aspect, Extractor
 from backend.infer import Criteria, HeatmapScale, Inspection, Roi, Scoring, heatmap_png, heatmap_range
+from backend.service.appearance import appearance_of
 from backend.service.calibration import Terms, about_promise, apply_calibration, doubts_of, promised_values
 from backend.service.host import ExtractorHost
 from backend.service.images import ImageFile
@@ -209,6 +210,7 @@ class Inspector:
             image, inspection = pipeline.run(file, mm_per_px=mm_per_px, job=job or Job(), mark=clock.mark)
             scale = heatmap or self.settings.heatmap_scale
             low, high = heatmap_range(inspection, scale, criteria.threshold)
+            appearance = appearance_of(image.pixels)
             png = b"" if scale == "none" else heatmap_png(inspection, scale, low, high)
             clock.mark("png")
         self.journal.inspected(key, file.name, inspection, criteria.threshold)
@@ -222,6 +224,7 @@ class Inspector:
             area_resolution_mm2=queue.extractor.reach**2 * inspection.roi.token_mm2,
             provenance=self.provenance(key, model, criteria),
             timings_ms=clock.report(),
+            appearance=appearance,
             warnings=[
                 *self.warnings(),
                 *older,
@@ -229,7 +232,7 @@ class Inspector:
                 *_about_twins(self.store.root, key),
                 *image.notices,
                 *of_calibration,
-                *_about_roi(inspection.roi, model),
+                *_about_roi(inspection.roi, model, queue.extractor.input_aspect),
                 *about_verdict(inspection, criteria),
             ],
         )
@@ -273,7 +276,7 @@ def _about_twins(root: Path, key: ModelKey) -> list[Notice]:
     return [Notice("id_twin_exists", {"twin": twin, "own": str(key)}) for twin in twins(root, key)]
 
 
-def _about_roi(roi: Roi, model: FittedModel) -> list[Notice]:
+def _about_roi(roi: Roi, model: FittedModel, aspect: Aspect) -> list[Notice]:
     """What is to be said of an image's size, scale and shape beside those the memory was fitted with."""
     notices = []
     if roi.size.height * roi.size.width > LARGE_PIXELS:
@@ -283,7 +286,7 @@ def _about_roi(roi: Roi, model: FittedModel) -> list[Notice]:
     fitted = model.stored.metadata.get("mm_per_px")
     if isinstance(fitted, float) and abs(roi.mm_per_px - fitted) > 0.01 * fitted:
         notices.append(Notice("mm_per_px_differs", {"got": roi.mm_per_px, "expected": fitted}))
-    else:
+    elif aspect == "keep":  # else crops are meant to differ
         notices += _about_size(roi, model)
     if model.knows_part_only and roi.mask is None:
         notices.append(Notice("shape_missing"))

@@ -58,7 +58,7 @@ def _as_pictures(
     known = {embeddings.emb[row].tobytes(): int(of_rows[row]) for row in of_one_picture}
     shared = np.flatnonzero(memory.image_ids < 0)
     image_ids = memory.image_ids.copy()
-    found = [known.get(memory.emb[row].tobytes(), -1 - first) for row in shared]
+    found = [known.get(memory.rows[int(row)].tobytes(), -1 - first) for row in shared]
     image_ids[shared] = np.array(found, np.int32) + first
     return image_ids
 

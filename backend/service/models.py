@@ -149,7 +149,7 @@ class ModelCache:
 
 def memory_of(stored: StoredMemory, backend: Backend) -> PatchCoreMemory:
     """The memory that measures as `stored` was fitted."""
-    return PatchCoreMemory.stored(stored.emb, stored.grid, stored.extras, backend=backend, image_ids=stored.image_ids)
+    return PatchCoreMemory.stored(stored.rows, stored.grid, stored.extras, backend=backend, image_ids=stored.image_ids)
 
 
 def check_extractor(key: ModelKey, model: FittedModel, extractor: Extractor) -> list[Notice]:

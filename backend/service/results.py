@@ -12,6 +12,7 @@ from backend.base.messages import Notice
 from backend.extractors.protocol import Grid
 from backend.infer import Criteria, Inspection
 from backend.memory.left_out import LeftOut
+from backend.service.appearance import Appearance
 from backend.service.images import ImageFile
 
 
@@ -20,7 +21,7 @@ class FitResult:
     """What a fit or a growth made: rows of the memory, token rows and columns, and the memory's metadata.
 
     `left_out`: what the images that are new, the last ones of the metadata, are like without themselves; None where
-    that says nothing.
+    that says nothing. `appearances`: how images that are new look.
     """
 
     coreset_size: int
@@ -30,6 +31,7 @@ class FitResult:
     warnings: list[Notice]
     left_out: LeftOut | None = None
     changed: bool = True
+    appearances: Sequence[Appearance] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class InferResult:
         params: how it was inspected, by the names that /infer gives.
         area_resolution_mm2: what covers less is shown as large as this; see Extractor.reach.
         provenance: what it was inspected with.
+        appearance: how the image looks.
     """
 
     inspection: Inspection
@@ -80,6 +83,7 @@ class InferResult:
     provenance: Provenance
     timings_ms: dict[str, float]
     warnings: list[Notice]
+    appearance: Appearance
 
     @property
     def threshold(self) -> float | None:

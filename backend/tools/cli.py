@@ -1,4 +1,4 @@
-"""python -m backend: serve, fit, calibrate, infer, certify, rebuild, evaluate, bank, demo, bench, doctor, records."""
+"""python -m backend: serve, fit, calibrate, infer, msa, evaluate, demo, doctor, records and others: see --help."""
 
 from __future__ import annotations
 
@@ -170,6 +170,31 @@ def infer(
 
 
 @app.command()
+def msa(
+    study: Annotated[
+        Path | None,
+        typer.Argument(exists=True, dir_okay=False, help="CSV of a study; the record's repeated part_ids without."),
+    ] = None,
+    role: Role = "cli",
+    roi: Roi = "default",
+    recipe: Recipe = "default",
+    batch: Annotated[str | None, typer.Option(help="Only records of this batch_id.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for msa.json and msa.html.")] = Path("msa"),
+    lang: Annotated[str, typer.Option(help="Language of the page: es or en.")] = "es",
+) -> None:
+    """Analyse a measurement system: how well scores repeat, and how well people and the service agree.
+
+    It leaves msa.json and a page to print and sign.
+    """
+    from backend.base.keys import ModelKey
+    from backend.tools import msa as tool
+
+    if lang not in {"es", "en"}:
+        raise typer.BadParameter("--lang is es or en")
+    tool.analyse(study, ModelKey.of(role, roi, recipe), batch, out=out, language="es" if lang == "es" else "en")
+
+
+@app.command()
 def certify(
     good: Annotated[
         Path | None,
@@ -249,6 +274,9 @@ def evaluate(
     ] = None,
     shots: Annotated[str, typer.Option(help="Figures with this few good parts too, as in 1,2,4.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Draws of those few parts.")] = 3,
+    perturb: Annotated[
+        bool, typer.Option("--perturb", help="Also test under changes of light, focus and position, in steps.")
+    ] = False,
     report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("evaluation.html"),
     as_json: Annotated[Path | None, typer.Option("--json", help="A file for the figures; - for stdout.")] = None,
 ) -> None:
@@ -260,7 +288,7 @@ def evaluate(
     models = [_settings_for(name, preset) for name in model or [""]]
     from backend.tools.evaluate import run_evaluation
 
-    if run_evaluation(sets, models, shots=few, draws=seeds, report=report, as_json=as_json):
+    if run_evaluation(sets, models, shots=few, draws=seeds, perturb=perturb, report=report, as_json=as_json):
         raise typer.Exit(1)
 
 

@@ -24,6 +24,7 @@ def run_evaluation(
     *,
     shots: Sequence[int],
     draws: int,
+    perturb: bool,
     report: Path,
     as_json: Path | None,
 ) -> list[str]:
@@ -34,6 +35,7 @@ def run_evaluation(
 
     Args:
         shots, draws: also the figures with so many good parts, over so many draws of them.
+        perturb: also the figures under changes of light, focus and position.
         as_json: a file; `-` for standard output, where the tables then go to standard error.
 
     Returns:
@@ -59,7 +61,7 @@ def run_evaluation(
             ):
                 for one in sets:
                     with going_on(one.name, failed):
-                        results.append(evaluator.run(one, shots=shots, draws=draws))
+                        results.append(evaluator.run(one, shots=shots, draws=draws, perturb=perturb))
                         _warn(one.name, results[-1].warnings[len(one.warnings) :])
     finally:
         if results:

@@ -214,8 +214,12 @@ def _write_overlay(out: Path, path: Path, data: bytes, result: InferResult, opti
 
 
 def _write_new(out: Path, path: Path, png: bytes) -> Path:
-    """Write `<folder>_<stem>_overlay.png`, or where that is taken `<folder>_<stem>-2_overlay.png` and so on."""
-    stem = "_".join(part for part in (path.parent.name, path.stem) if part)[:120]
+    """Write `<folder>_<stem>_overlay.png`, or where that is taken `<folder>_<stem>-2_overlay.png` and so on.
+
+    A file's name has 255 bytes at most on common file systems, so a longer one is cut short.
+    """
+    stem = "_".join(part for part in (path.parent.name, path.stem) if part)
+    stem = stem.encode("utf-8", "surrogateescape")[:220].decode("utf-8", "ignore")
     for number in count(1):
         target = out / f"{stem}{'' if number == 1 else f'-{number}'}_overlay.png"
         try:

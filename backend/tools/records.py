@@ -26,7 +26,7 @@ from backend.service.results import InferResult
 
 
 @contextmanager
-def _opened() -> Iterator[Ledger]:
+def opened() -> Iterator[Ledger]:
     """The record that the settings name. Raises RecordsOff, RecordsRefused, RecordsUnavailable."""
     ledger = Ledger.of(load_settings())
     if ledger is None:
@@ -42,13 +42,13 @@ def _opened() -> Iterator[Ledger]:
 
 def verify(heads: Sequence[str], *, images: bool) -> Report:
     """Hold every record against its chain, the heads of the log against the chains, and images against their names."""
-    with _opened() as ledger:
+    with opened() as ledger:
         return verify_all(ledger.database, ledger.images if images else None, heads=heads)
 
 
 def export(out: Path | None, filters: Filters) -> None:
     """Write the inspections that the filters admit as CSV to a file, or to standard output."""
-    with _opened() as ledger:
+    with opened() as ledger:
         pieces = as_csv(ledger.database, filters)
         if out is None:
             for piece in pieces:
@@ -59,7 +59,7 @@ def export(out: Path | None, filters: Filters) -> None:
 
 def prune(before_us: int, *, dry_run: bool) -> Pruned:
     """Delete the inspections of before a moment (microseconds since 1970), or count them."""
-    with _opened() as ledger:
+    with opened() as ledger:
         return ledger.prune(before_us=before_us, by=f"{getuser()}, records prune", dry_run=dry_run)
 
 

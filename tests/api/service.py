@@ -44,6 +44,15 @@ def served(app: FastAPI) -> Iterator[int]:
         thread.join(20)
 
 
+def until_ready(client: Client) -> None:
+    """Wait until the extractor has run, after which `/readyz` and `/health` say the same at each call."""
+    for _ in range(600):
+        if client.get("/readyz").status_code == 200:
+            return
+        threading.Event().wait(0.05)
+    raise TimeoutError("the service did not become ready")
+
+
 def fit(client: Client, count: int = 3, **form: str) -> Any:
     files = [("images", (f"good_{n}.png", encoded(part(n)), "image/png")) for n in range(count)]
     return client.post("/fit_ok", data={**FORM, **form}, files=files)

@@ -12,6 +12,7 @@ from backend.base.messages import Notice
 from backend.calib import GoodScores
 from backend.infer import Criteria, Inspection, Region, Roi, RoiSize
 from backend.samples.scoring import Sample, Scored
+from backend.service.appearance import appearance_of
 from backend.service.results import InferResult, Provenance
 
 MAP = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
@@ -46,6 +47,7 @@ def inferred(threshold: float | None) -> InferResult:
         provenance=Provenance("g", "2026.1", "f", judged(threshold), None),
         timings_ms={"total": 2.0},
         warnings=NOTICES,
+        appearance=appearance_of(np.zeros((8, 8, 3), np.uint8)),
     )
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import string
 from collections.abc import Iterator
 from functools import cache
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from pydantic import BaseModel, ValidationError
 
 from backend.api.catalogue import ERRORS, FAULTS, NOTICES, PHRASES, Entry, Language, Words, sentence, status_of
@@ -139,6 +141,22 @@ def test_no_noun_has_to_agree_with_a_count() -> None:
     assert wrong == []
 
 
+# The customer's own sentence names the route, and its texts name where /docs is for a program that asked for no route.
+NAME_A_ROUTE = {"error: memory_not_found", "error: not_found", "error: method_not_allowed", "phrase: body_not_object"}
+
+
+def test_no_text_names_a_route_or_shows_a_regular_expression(standing: tuple[TestClient, Path]) -> None:
+    client, _ = standing
+    routes = {"/" + path.split("/")[1] for path in client.get("/openapi.json").json()["paths"]} | {"/docs"}
+    in_text = re.compile(rf"(?<![\w/:.…])(?:{'|'.join(sorted(map(re.escape, routes)))})\b")
+    expression = re.compile(r"\[[^\]\s]*\w-\w[^\]\s]*\]|\\[dws]|\[\^|\{pattern\}|\(\?")
+    said = {code: f"{text.es}\n{text.en}" for code, text in TEXTS.items()}
+    assert {code for code, text in said.items() if in_text.search(text)} == NAME_A_ROUTE
+    assert not [code for code, text in said.items() if expression.search(text)]
+    remedies = {k.value.value for _, call in calls(*ALL) for k in call.keywords if isinstance(k.value, ast.Constant)}
+    assert not [text for text in remedies if isinstance(text, str) and text.startswith("/")]
+
+
 def test_the_customers_phrases_are_kept() -> None:
     assert "Memoria no encontrada" in sentence(errors.MemoryNotFound(key="a/b"), "es")
     mismatch = errors.TokenGridMismatch(got=(1, 2), expected=(3, 4), name="x")
@@ -160,7 +178,11 @@ def test_messages_within_a_sentence_are_said_in_its_language() -> None:
     faults = [Fault("k", "missing"), Fault("m", "float_type")]
     said: list[tuple[Any, str, str]] = [
         (errors.WeightsUnavailable(model="m", reason=why), "no existe el fichero w.pth", "there is no file w.pth"),
-        (Notice("degraded", {"model": "m", "reason": why}), "(no existe el fichero w.pth)", "(there is no file w.pth)"),
+        (
+            Notice("degraded", {"model": "m", "reason": why, "extractor": "x"}),
+            "(no existe el fichero w.pth)",
+            "(there is no file w.pth)",
+        ),
         (
             errors.BrokenImages(total=3, count=2, reasons=broken),
             "2. a.png: Archivo vacío. b.png: No se pudo",

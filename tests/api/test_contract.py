@@ -461,14 +461,16 @@ def test_the_service_works_without_its_lifespan(app: FastAPI) -> None:
     app.state.inspector.close()
 
 
+UNHAD = {"model_name": "vit_small_patch14_dinov2.lvd142m", "runtime": "torch"}
+
+
 def test_a_degraded_service_says_so_everywhere(tmp_path: Path) -> None:
-    given = {"model_name": "vit_small_patch14_dinov2.lvd142m", "weights": str(tmp_path / "absent.pth")}
-    with client_of(create_app(quick_settings(tmp_path, **given))) as client:
+    with client_of(create_app(quick_settings(tmp_path, weights=str(tmp_path / "absent.pth"), **UNHAD))) as client:
         english = {"Accept-Language": "en"}
         warned = [fit(client).json(), calibrate(client).json(), infer(client, headers=english).json()]
         assert all("absent.pth" in answer["warnings"][0] for answer in warned)
         health = client.get("/health").json()
-        assert health["status"] == "degraded" and "absent.pth" in health["reason"] and health["model"] == "texture"
+        assert health["status"] == "degraded" and "absent.pth" in health["reason"] and health["model"] == "lite"
 
 
 @pytest.mark.parametrize(
@@ -476,9 +478,8 @@ def test_a_degraded_service_says_so_everywhere(tmp_path: Path) -> None:
     [(None, "no existe el fichero"), ("es", "no existe el fichero"), ("en", "there is no file")],
 )
 def test_why_it_is_degraded_is_said_in_the_language_asked_for(tmp_path: Path, accept: str | None, words: str) -> None:
-    given = {"model_name": "vit_small_patch14_dinov2.lvd142m", "weights": str(tmp_path / "absent.pth")}
     headers = {} if accept is None else {"Accept-Language": accept}
-    with client_of(create_app(quick_settings(tmp_path, **given))) as client:
+    with client_of(create_app(quick_settings(tmp_path, weights=str(tmp_path / "absent.pth"), **UNHAD))) as client:
         fit(client)
         reason = client.get("/health", headers=headers).json()["reason"]
     assert words in reason and ("Servicio degradado" in reason) is (accept != "en")

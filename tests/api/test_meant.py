@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.api.service import FORM, GOOD, IDS, calibrate, fit, infer
+from tests.api.service import FORM, GOOD, IDS, calibrate, fit, infer, until_ready
 from tests.parts import encoded, part
 
 ENGLISH = {"Accept-Language": "en"}
@@ -102,7 +102,9 @@ def test_a_compressed_body_is_refused_by_name(client: TestClient, path: str, enc
 @pytest.mark.parametrize(
     "path", ["/livez", "/readyz", "/health", "/state?role_id=a&roi_id=b", "/openapi.json", "/docs"]
 )
-def test_head_is_answered_as_get_without_the_body(client: TestClient, path: str) -> None:
+def test_head_is_answered_as_get_without_the_body(standing: tuple[TestClient, Path], path: str) -> None:
+    client, _ = standing
+    until_ready(client)
     got, head = client.get(path), client.head(path)
     assert head.status_code == got.status_code and head.content == b""
     assert head.headers["content-type"] == got.headers["content-type"]
@@ -149,3 +151,86 @@ def test_a_number_as_text_in_a_folder_is_read_or_named(
     (item,) = fitted.post("/infer_dataset", json={**IDS, "labels": ["ng"]}, headers=ENGLISH).json()["items"]
     assert item["mm_per_px"] == read
     assert said in " ".join(item["warnings"])
+
+
+def test_names_that_a_route_does_not_have_are_said(fitted: TestClient) -> None:
+    images = [("images", ("a.png", GOOD, "image/png"))]
+    one = {"image": images[0][1]}
+    sent: list[tuple[str, str, dict[str, Any]]] = [
+        ("POST", "/fit_ok", {"data": {**FORM, "odd": "1"}, "files": images}),
+        ("POST", "/infer", {"data": {**FORM, "odd": "1"}, "files": one}),
+        ("POST", "/infer?odd=1", {"data": FORM, "files": one}),
+        ("POST", "/infer", {"data": FORM, "files": {**one, "odd": images[0][1]}}),
+        ("POST", "/calibrate_ng", {"json": {**IDS, "mm_per_px": 0.2, "ok_scores": [0.2, 0.21], "odd": None}}),
+        ("POST", "/datasets/ok/upload", {"data": {**IDS, "odd": "1"}, "files": images}),
+        ("POST", "/send_ng", {"data": {**IDS, "odd": "1"}, "files": images}),
+        ("POST", "/calibrate_dataset", {"json": {**IDS, "odd": 1}}),
+        ("POST", "/calibrate_dataset", {"data": {**IDS, "odd": "1"}}),
+        ("POST", "/infer_dataset", {"json": {**IDS, "odd": [1]}}),
+        ("GET", "/inspections?odd=1", {}),
+        ("GET", "/inspections/summary?odd=1", {}),
+        ("GET", "/state?role_id=Master1&roi_id=Pattern&odd=1", {}),
+        ("GET", "/datasets/list?role_id=Master1&roi_id=Pattern&odd=1", {}),
+        ("DELETE", "/datasets/clear?role_id=Master1&roi_id=Pattern&label=ng&odd=1", {}),
+    ]
+    assert fit(fitted, 6).status_code == 200
+    for method, path, body in sent:
+        said = warnings(fitted.request(method, path, headers=ENGLISH, **body))
+        assert "not taken into account: odd." in said, (method, path)
+
+
+STATIONS = {**FORM, "model_key": "Pattern", "recipe_id": "default"}
+
+
+def test_what_the_station_sends_with_everything_is_no_unknown_name(fitted: TestClient) -> None:
+    files = {"image": ("a.png", GOOD, "image/png")}
+    more = {"shape": '{"kind":"circle","cx":48,"cy":48,"r":40}', "heatmap": "none", "part_id": "7"}
+    answers = [
+        fitted.post("/infer", data={**STATIONS, **more}, files=files, headers=ENGLISH),
+        fitted.post("/calibrate_ng", json={**STATIONS, "mm_per_px": 0.2, "ok_scores": [0.2]}, headers=ENGLISH),
+        fitted.get("/datasets/list", params={**IDS, "model_key": "Pattern", "recipe_id": "default"}, headers=ENGLISH),
+    ]
+    assert not [text for answer in answers for text in [warnings(answer)] if "not taken into account" in text]
+
+
+@pytest.mark.parametrize("name", ["role_id", "roi_id", "mm_per_px", "shape", "heatmap", "recipe_id", "part_id"])
+def test_a_single_value_that_comes_twice_is_refused_and_named(unchanged: TestClient, name: str) -> None:
+    """Even where both are the same: it is not known which one was meant."""
+    value = {**FORM, "heatmap": "none", "shape": "null"}.get(name, "x")
+    fields = [(key, (None, sent)) for key, sent in {**FORM, name: value}.items()] + [(name, (None, value))]
+    answer = unchanged.post("/infer", files=[*fields, ("image", ("a.png", GOOD, "image/png"))], headers=ENGLISH)
+    assert (answer.status_code, answer.json()["code"]) == (400, "field_twice")
+    assert answer.json()["error"].startswith(name)
+
+
+TWICE = '{"role_id":"Master1","roi_id":"Pattern","roi_id":"Other","mm_per_px":0.2,"ok_scores":[0.2]}'
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "name"),
+    [
+        ("POST", "/calibrate_ng", TWICE, "roi_id"),
+        ("POST", "/calibrate_dataset", TWICE, "roi_id"),
+        ("POST", "/infer_dataset", TWICE, "roi_id"),
+        ("POST", "/datasets/relabel", '{"to":"ok","to":"ng"}', "to"),
+        ("POST", "/inspections/1-1/review", '{"verdict":"good","verdict":"bad"}', "verdict"),
+        ("POST", "/predict?thr=0.2&thr=0.4", "", "thr"),
+        ("POST", "/predict/batch?mode=strict&mode=sensitive", "", "mode"),
+        ("GET", "/state?role_id=Master1&role_id=Other&roi_id=Pattern", None, "role_id"),
+        ("GET", "/inspections?decision=ok&decision=ng", None, "decision"),
+        ("DELETE", "/datasets/clear?role_id=Master1&roi_id=Pattern&label=ok&label=ng", None, "label"),
+    ],
+)
+def test_so_is_one_in_json_or_in_a_query(
+    unchanged: TestClient, method: str, path: str, body: str | None, name: str
+) -> None:
+    headers = {**ENGLISH, "Content-Type": "application/json"}
+    answer = unchanged.request(method, path, content=body, headers=headers if body else ENGLISH)
+    assert (answer.status_code, answer.json()["code"]) == (400, "field_twice"), answer.text
+    assert answer.json()["error"].startswith(name)
+
+
+def test_fields_with_room_for_several_values_take_them(fitted: TestClient) -> None:
+    labels = [("role_id", "Master1"), ("roi_id", "Pattern"), ("labels", "ok"), ("labels", "ng")]
+    answer = fitted.post("/infer_dataset", files=[(name, (None, value)) for name, value in labels])
+    assert answer.json()["n_total"] == 3, answer.text

@@ -163,7 +163,10 @@ def test_a_memory_for_each_block_is_to_be_fitted_again(tmp_path: Path) -> None:
             files=[("image", ("0.png", good[0], "image/png"))],
         )
         assert answer.status_code == 500
-        assert "PATCHCORE_MEMORIES=separate" in answer.json()["error"] and "/fit_ok" in answer.json()["error"]
+        assert (
+            "PATCHCORE_MEMORIES=separate" in answer.json()["error"]
+            and "repite el aprendizaje" in answer.json()["error"]
+        )
         post(client, "/fit_ok", good)
         assert post(client, "/infer", good)["score"] == pytest.approx(0, abs=1e-5)
 
@@ -191,5 +194,5 @@ def test_a_network_that_answers_nan_is_no_fault_of_the_client(tmp_path: Path) ->
                 data={"role_id": "r", "roi_id": "p", "mm_per_px": "0.5"},
                 files=[(name, ("0.png", part_image(1, junk=False), "image/png"))],
             )
-            assert (answer.status_code, answer.json()["code"]) == (500, "internal_error"), answer.text
+            assert (answer.status_code, answer.json()["code"]) == (500, "extractor_fault"), answer.text
         assert next((tmp_path / "m").rglob("memory.npz")).read_bytes() == memory

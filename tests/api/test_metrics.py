@@ -140,3 +140,11 @@ def test_the_reference_names_every_metric(fitted: TestClient) -> None:
     for family in (f for f in families if not f.name.endswith("_created")):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         assert f"`{name}`" in text
+
+
+def test_a_growth_that_finds_nothing_new_is_no_fit(fitted: TestClient) -> None:
+    before = fitted.get("/manifest", params={"role_id": "Master1", "roi_id": "Pattern"}).json()["memory"]
+    answer = fit(fitted, memory_fit="true")
+    assert answer.status_code == 200 and answer.json()["generation"] == before["generation"]
+    assert answer.json()["model_version"] == before["model_version"]
+    assert read(fitted, "bdi_fits_total", **MODEL) == 1

@@ -99,7 +99,7 @@ def test_of_one_to_three_images_and_of_equal_ones_none_is_suspect_and_a_sentence
     same = [("images", (f"{n}.png", encoded(part(40), compress_level=n), "image/png")) for n in range(6)]
     assert client.post("/fit_ok", data=FORM, files=same).json()["suspects"] == []
     found = client.get("/datasets/suspects", params=IDS).json()
-    assert found["suspects"] == [] and "repite /fit_ok" in found["warnings"][0]
+    assert found["suspects"] == [] and "aprende de nuevo" in found["warnings"][0]
 
 
 def test_a_name_that_the_other_label_has_is_not_lost(client: TestClient, tmp_path: Path) -> None:

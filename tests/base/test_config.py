@@ -94,6 +94,8 @@ def test_numbers_and_switches_may_have_spaces_around_them(give: Give) -> None:
 def test_the_older_switch_for_half_precision_is_accepted(give: Give, value: str) -> None:
     settings = give({"PATCHCORE_FAISS_FP16": value})
     assert settings.patchcore_faiss_fp16 is (value in {"1", "True"})
+    assert settings.memory_dtype == ("float16" if value in {"1", "True"} else "float32")
+    assert give({"PATCHCORE_FAISS_FP16": value, "MEMORY_DTYPE": "int8"}).memory_dtype == "int8"
 
 
 @pytest.mark.parametrize("value", ["none", "None", " none "])

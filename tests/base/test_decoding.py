@@ -7,8 +7,10 @@ from time import process_time
 from typing import Any
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -121,6 +123,20 @@ def test_signed_samples_are_shifted_to_black(bits: int, kind: str) -> None:
     signed = (values - (1 << (bits - 1))).astype(kind)
     one = Page(values=signed.view(kind.replace("i", "u")), bits=bits, tags={339: (3, [2])})
     np.testing.assert_array_equal(decode(write_tiff([one])).pixels[:, :, 0], high_byte(values, bits))
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, "i1"), (16, "i2")])
+def test_signed_samples_none_of_which_is_negative_are_warned_of(bits: int, kind: str) -> None:
+    values = samples(bits) >> 1
+    one = Page(values=values.astype(kind).view(kind.replace("i", "u")), bits=bits, tags={339: (3, [2])})
+    decoded = decode(write_tiff([one]))
+    assert codes(decoded) == {"no_value_negative"}
+    np.testing.assert_array_equal(decoded.pixels[:, :, 0], high_byte(values + (1 << (bits - 1)), bits))
+
+
+def test_a_32_bit_image_that_uses_few_levels_is_warned_of() -> None:
+    one = Page(values=samples(8), bits=32)
+    assert codes(decode(write_tiff([one]))) == {"few_levels_used"}
 
 
 @pytest.mark.parametrize(
@@ -264,7 +280,11 @@ def test_a_camera_that_does_not_shift_is_warned_of_and_understood_once_said(form
     np.testing.assert_array_equal(told.pixels, want.pixels)
     assert not want.notices and not told.notices
     if bits == 12:
-        assert codes(decode(grey16(own, form))) == {"few_levels_used"}
+        guessed = decode(grey16(own, form))
+        assert codes(guessed) == {"read_as_12_bits"}
+        np.testing.assert_array_equal(guessed.pixels, want.pixels)
+        as_declared = decode(grey16(own, form), options=ImageOptions(pixel_bits=16))
+        assert as_declared.pixels.max() < 16 and not as_declared.notices
     with pytest.raises(UndecodableImage, match="beyond_pixel_bits"):
         decode(grey16(own << (16 - bits), form), options=ImageOptions(pixel_bits=bits))
 
@@ -331,3 +351,132 @@ def test_decoding_takes_no_more_memory_than_twice_the_pixels(form: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 2 * 1500 * 2000 * (2 + 3)
+
+
+def independent(data: bytes) -> NDArray[np.uint8]:
+    """(H, W, 3) BGR: what Pillow, and libtiff below it, make of a file; of 16 bits the high byte."""
+    image = Image.open(io.BytesIO(data))
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        return np.repeat((values.astype(np.int64) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))[:, :, ::-1]
+
+
+def tifffile_of(values: NDArray[Any], **kind: Any) -> bytes:
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file, bigtiff=kind.pop("big", False), byteorder=kind.pop("order", "<")) as writer:
+        writer.write(values, **kind)
+    return file.getvalue()
+
+
+COLOUR = part(3, height=61, width=83)[:, :, ::-1].copy()
+GREY, DEEP = COLOUR[:, :, 1].copy(), COLOUR[:, :, 1].astype(np.uint16) * 257
+JPEG_IN_TIFF = {"compression": "jpeg", "compressionargs": {"outcolorspace": "ycbcr"}, "photometric": "ycbcr"}
+
+# Layouts of TIFFs that are read, each as another program wrote it.
+LAYOUTS: dict[str, tuple[NDArray[Any], dict[str, Any]]] = {
+    "BigTIFF": (COLOUR, {"photometric": "rgb", "big": True}),
+    "big endian, predictor": (DEEP, {"order": ">", "compression": "lzw", "predictor": 2}),
+    "tiles with a predictor": (COLOUR, {"photometric": "rgb", "tile": (16, 32), "compression": "zlib", "predictor": 2}),
+    "tiles of planes": (
+        np.moveaxis(COLOUR, 2, 0),
+        {"photometric": "rgb", "planarconfig": "separate", "tile": (16, 16)},
+    ),
+    "JPEG, 4:4:4": (COLOUR, {**JPEG_IN_TIFF, "subsampling": (1, 1)}),
+    "JPEG, 4:2:0": (COLOUR, {**JPEG_IN_TIFF, "subsampling": (2, 2)}),
+    "JPEG of RGB in strips": (COLOUR, {"photometric": "rgb", "compression": "jpeg", "rowsperstrip": 16}),
+    "JPEG of RGB in tiles": (COLOUR, {"photometric": "rgb", "compression": "jpeg", "tile": (32, 32)}),
+    "LZMA": (DEEP, {"photometric": "minisblack", "compression": "lzma"}),
+    "Zstandard": (COLOUR, {"photometric": "rgb", "compression": "zstd"}),
+    "one bit, white is zero": (GREY > 90, {"photometric": "miniswhite"}),
+    "two bits": (GREY >> 6, {"photometric": "minisblack", "bitspersample": 2}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_tiff_of_another_programs_making_has_the_pixels_of_an_independent_decoder(layout: str) -> None:
+    values, kind = LAYOUTS[layout]
+    data = tifffile_of(values, **{"photometric": "minisblack", **kind})
+    np.testing.assert_array_equal(decode(data).pixels, independent(data))
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "JPEG 2000": (lambda: tifffile_of(COLOUR, photometric="rgb", compression="jpeg2000"), "JPEG2000"),
+    "JPEG XR": (lambda: tifffile_of(COLOUR, photometric="rgb", compression="jpegxr"), "JPEGXR"),
+    "WebP": (lambda: tifffile_of(COLOUR, photometric="rgb", compression="webp"), "WEBP"),
+    "fax": (lambda: encoded_tiff("1", "group4"), "CCITTFAX4"),
+    "floats": (lambda: tifffile_of(GREY.astype(np.float32), photometric="minisblack"), "samples_not_integers"),
+    "64 bits": (lambda: tifffile_of(DEEP.astype(np.uint64), photometric="minisblack"), "samples_differ"),
+    "a volume": (
+        lambda: tifffile_of(np.stack([GREY] * 16), photometric="minisblack", volumetric=True, tile=(16, 16, 16)),
+        "volume",
+    ),
+    "a Bayer pattern": (lambda: tifffile_of(GREY, photometric="cfa"), "CFA"),
+    "a predictor that other readers leave aside": (
+        lambda: write_tiff([Page(values=GREY, tags={317: (3, [2])})]), "header_not_valid",
+    ),
+    "a strip that is too short": (lambda: write_tiff([Page(values=GREY, tags={279: (4, [2000])})]), "cut_off"),
+    "a JPEG of 12 bits": (lambda: imagecodecs.jpeg8_encode(DEEP >> 4, bitspersample=12), "bits=12"),
+    "a lossless JPEG": (lambda: imagecodecs.ljpeg_encode(GREY), "SOF3"),
+    "a JPEG-LS": (lambda: imagecodecs.jpegls_encode(GREY), "JPEG-LS"),
+    "a palette PNG without its palette": (lambda: without_chunk(encoded_palette(), b"PLTE"), "palette_missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_read_for_sure_is_refused_by_name(kind: str) -> None:
+    make, said = REFUSED[kind]
+    with pytest.raises(UndecodableImage, match=said):
+        decode(make())
+
+
+def encoded_tiff(mode: str, compression: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(COLOUR).convert(mode).save(file, "TIFF", compression=compression)
+    return file.getvalue()
+
+
+def encoded_palette() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(COLOUR).convert("P").save(file, "PNG")
+    return file.getvalue()
+
+
+def without_chunk(png: bytes, kind: bytes) -> bytes:
+    at = png.index(kind) - 4
+    return png[:at] + png[at + 12 + struct.unpack_from(">I", png, at)[0] :]
+
+
+def test_a_progressive_jpeg_that_lacks_its_last_scans_is_refused() -> None:
+    data = jpeg(progressive=True)
+    scans = [at for at in range(len(data) - 1) if data[at : at + 2] == b"\xff\xda"]
+    assert len(scans) > 5
+    for at in scans[1:]:
+        tables = data.rfind(b"\xff\xc4", 0, at)
+        with pytest.raises(UndecodableImage):
+            decode(data[: tables if tables > 0 else at] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("kind", [{}, {"quality": 95}, {"quality": 20, "method": 6}, {"lossless": True}])
+def test_a_webp_that_was_changed_inside_is_refused_and_a_flat_one_is_not(kind: dict[str, Any]) -> None:
+    data, noise = webp(**kind), np.random.default_rng(0).integers(0, 256, 1 << 14, np.uint8).tobytes()
+    for at in (len(data) // 3, len(data) // 2):
+        for changed in (data[:at] + noise[: len(data) - at], data[:at] + bytes(len(data) - at)):
+            with pytest.raises(UndecodableImage):
+                decode(changed[: len(data)])
+    for flat in (np.zeros((300, 400, 3), np.uint8), np.full((300, 400, 3), 255, np.uint8)):
+        np.testing.assert_array_equal(decode(encoded(flat, "WEBP", **kind)).pixels, flat)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "TIFF"])
+def test_cmyk_takes_no_more_memory_than_others(form: str) -> None:
+    file = io.BytesIO()
+    Image.new("CMYK", (1500, 1000), (10, 20, 30, 40)).save(file, form)
+    data = file.getvalue()
+    tracemalloc.start()
+    try:
+        decode(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 1500 * 1000 * (4 + 3)

@@ -16,6 +16,7 @@ from backend.evaluation.figures import (
     calibration_rates,
     image_figures,
     pixel_figures,
+    rates_under_change,
 )
 
 
@@ -137,3 +138,15 @@ def test_calibration_rates_are_those_of_the_parts_not_drawn(rng: np.random.Gener
 def test_calibration_needs_parts_left_to_judge(rng: np.random.Generator) -> None:
     with pytest.raises(ValueError, match="nothing to judge"):
         calibration_rates(np.ones(5), np.ones(5), n_ok=5, n_ng=1, rng=rng)
+
+
+def test_a_change_is_judged_by_a_threshold_that_was_chosen_without_it() -> None:
+    rng = np.random.default_rng(0)
+    ok, ng = np.linspace(1, 2, 40), np.linspace(3, 4, 30)
+    rejected, missed = rates_under_change(ok, ok, ng, rng=rng)
+    assert 0 < rejected < 0.15 and missed == 0
+    assert rates_under_change(ok, ok + 5, ng + 5, rng=rng) == (1.0, 0.0)
+    assert rates_under_change(ok, ok - 5, ng - 5, rng=rng) == (0.0, 1.0)
+    kept = ok.copy()
+    kept[ok > 1.5] += 5
+    assert 0.3 < rates_under_change(ok, kept, ng, rng=rng)[0] < 0.7

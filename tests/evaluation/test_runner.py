@@ -15,6 +15,8 @@ from sklearn.metrics import roc_auc_score
 from backend.base.config import Settings
 from backend.base.errors import WeightsUnavailable
 from backend.base.keys import ModelKey
+from backend.evaluation import runner
+from backend.evaluation.perturb import Perturbation
 from backend.evaluation.report import html_report, worth_showing
 from backend.evaluation.results import SetResult
 from backend.evaluation.runner import SETTINGS_THAT_COUNT, Evaluator, RememberingExtractor
@@ -89,6 +91,20 @@ def test_pixels_count_where_masks_say_where_the_defect_is(result: SetResult) -> 
 
 def test_rates_are_given_for_each_calibration_that_leaves_parts_to_judge(result: SetResult) -> None:
     assert [(r.n_ok, r.n_ng) for r in result.rates] == [(10, 0), (10, 1), (10, 2), (10, 3)]
+
+
+def test_the_same_test_is_repeated_under_each_change(plates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = (Perturbation("gain", 1.0), Perturbation("blur", 8.0))
+    monkeypatch.setattr(runner, "PERTURBATIONS", changes)
+    with Evaluator(Settings(**SETTINGS)) as evaluator:
+        found = evaluator.run(read_set(plates), perturb=True)
+    none, same, blurred = found.changed
+    assert [one.change for one in found.changed] == ["none", "gain 1", "blur 8 %"]
+    assert (none.auroc, none.false_reject, none.miss) == (same.auroc, same.false_reject, same.miss)
+    assert none.auroc == found.figures.image.auroc
+    assert blurred.false_reject is not None and none.false_reject is not None
+    assert blurred.false_reject > none.false_reject + 0.3
+    assert "blur 8 %" in html_report([found]) and len(found.as_dict()["changed"]) == 3
 
 
 def test_a_shape_beside_a_training_image_keeps_to_the_part_in_the_memory(plates: Path, tmp_path: Path) -> None:

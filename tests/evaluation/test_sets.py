@@ -101,6 +101,33 @@ def test_mvtec_images_may_have_sidecars_too(mvtec: Path) -> None:
     assert dented.masks and dented.shape is not None and dented.mm_per_px == 0.5
 
 
+@pytest.mark.parametrize(
+    ("said", "scale", "shaped", "named"),
+    [
+        (b'\xef\xbb\xbf{"mm_per_px": "0.25"}', 0.25, False, False),
+        (
+            b'{"mm_per_px": " 2.5e-1 ", "shape_json": "{\\"kind\\":\\"circle\\",\\"cx\\":9,\\"cy\\":9,\\"r\\":5}"}',
+            0.25,
+            True,
+            False,
+        ),
+        (b'{"mm_per_px": "0,25"}', None, False, True),
+        (b'{"mm_per_px": true}', None, False, True),
+        (b'{"mm_per_px": 1e999}', None, False, True),
+        (b'{"mm_per_px": 0.25, "shape": {"kind": "polygon", "points": []}}', 0.25, False, True),
+        (b'{"mm_per_px": null, "shape": null, "note": "x"}', None, False, False),
+    ],
+)
+def test_sidecars_are_read_as_everywhere_and_those_not_understood_are_named(
+    mvtec: Path, said: bytes, scale: float | None, shaped: bool, named: bool
+) -> None:
+    (mvtec / "train" / "good" / "001.json").write_bytes(said)
+    found = read_set(mvtec)
+    image = next(image for image in found.train if image.path.stem == "001")
+    assert (image.mm_per_px, image.shape is not None) == (scale, shaped)
+    assert any("train/good/001" in warning for warning in found.warnings) == named
+
+
 def test_few_are_drawn_without_repetition_and_the_test_images_stay(mvtec: Path) -> None:
     whole = read_set(mvtec)
     few = whole.few(3, np.random.default_rng(4))

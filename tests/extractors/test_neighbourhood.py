@@ -88,3 +88,5 @@ def test_what_is_wrapped_shows_through() -> None:
     own = Neighbourhood(Tiled(inner, 2), 3)
     assert (own.name, own.dim, own.runtime, own.device) == ("means", 4, "test", "cpu")
     assert own.streams == 3 and own.grid(100, 200) == (14, 28)
+    inner.input_aspect = "square"
+    assert Neighbourhood(Tiled(inner, 2), 3).grid(100, 200) == (14, 14)

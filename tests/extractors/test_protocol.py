@@ -21,9 +21,10 @@ def test_an_option_is_the_setting_of_its_name_with_the_same_default() -> None:
 
 def test_every_setting_of_an_extractor_reaches_it() -> None:
     given = {
-        "model_name": "resnet18", "weights": "here.pth", "input_size": 120, "input_edge": "smaller", "device": "cpu",
-        "runtime": "openvino", "precision": "bf16", "threads": 3, "blocks": ("-1", "5"), "resnet_offset": 2.5,
-        "patchcore_patch_size": 7, "patchcore_stride": 4, "tiles": 2, "tile_overlap": 0.5,
+        "model_name": "resnet18", "weights": "here.pth", "input_size": 120, "input_edge": "smaller",
+        "input_aspect": "square", "device": "cpu", "runtime": "openvino", "precision": "bf16", "threads": 3,
+        "blocks": ("-1", "5"), "resnet_offset": 2.5, "patchcore_patch_size": 7, "patchcore_stride": 4, "tiles": 2,
+        "tile_overlap": 0.5,
     }  # fmt: skip
     options = ExtractorOptions.of(Settings(**given))  # type: ignore[arg-type]
     assert set(settings_of(ExtractorOptions)) == set(given)
@@ -83,6 +84,13 @@ def test_an_extractor_follows_the_edge_that_it_was_given() -> None:
     assert smaller.grid(300, 600) == (32, 64)
     assert smaller.grid(448, 448) == area.grid(448, 448) == (32, 32)
     assert smaller.fingerprint == area.fingerprint
+
+
+def test_a_square_aspect_brings_every_roi_to_the_same_grid() -> None:
+    keep, square = TextureFeatures(448), TextureFeatures(448, input_aspect="square")
+    assert {square.grid(height, width) for height, width in ((300, 600), (448, 448), (90, 31), (1, 2000))} == {(32, 32)}
+    assert TextureFeatures(448, "smaller", "square").grid(300, 600) == (32, 32)
+    assert keep.grid(448, 448) == square.grid(448, 448) and keep.fingerprint == square.fingerprint
 
 
 def test_prepare_neither_pads_nor_crops_and_turns_bgr_into_rgb() -> None:

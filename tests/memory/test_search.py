@@ -15,7 +15,7 @@ import pytest
 from backend.base.errors import BackendUnavailable
 from backend.memory import products
 from backend.memory.products import Bf16Rows
-from backend.memory.search import Backend, ExactSearch, Neighbours, candidate_index, flat_index, load_faiss
+from backend.memory.search import Backend, ExactSearch, Neighbours, candidate_index, load_faiss, serialised_index
 from backend.patchcore import Array, PatchCoreMemory, l2_normalize
 from tests.memory.rows import clustered, gaussian, nearest_by_hand
 
@@ -318,12 +318,12 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
         ExactSearch(rows, name)
     if name == "faiss":
         with pytest.raises(BackendUnavailable, match=package):
-            flat_index(rows)
+            serialised_index(rows)
 
 
-def test_a_flat_index_is_one_of_faiss_with_the_rows(rng: np.random.Generator) -> None:
+def test_a_serialised_index_is_one_of_faiss_with_the_rows(rng: np.random.Generator) -> None:
     rows = l2_normalize(gaussian(rng, 50, 12))
-    index = load_faiss().deserialize_index(np.frombuffer(flat_index(rows), np.uint8))
+    index = load_faiss().deserialize_index(np.frombuffer(serialised_index(rows), np.uint8))
     assert (index.ntotal, index.d) == (50, 12)
     np.testing.assert_array_equal(index.reconstruct_n(0, 50), rows)
 

@@ -1,5 +1,6 @@
 """Entries come out of the writer committed, once, in the order of their chain."""
 
+import json
 import threading
 from collections.abc import Callable
 
@@ -151,3 +152,10 @@ def test_whoever_waits_for_a_writer_that_dies_is_told(database: Database, monkey
         writer.submit(Broken()).result(10)
     with pytest.raises(NotRecorded):
         writer.submit(InspectionDraft.of(record())).result(10)
+
+
+def test_a_warning_about_a_name_that_is_no_text_is_recorded_and_read(ledger: Ledger) -> None:
+    warning = {"code": "shape_not_understood", "values": {"name": "caf\udce9\0.png", "\udcff": ["\udcff"]}}
+    name = str(ledger.record(record(warnings=[warning])).inspection_id)
+    read = json.dumps(ledger.inspection(name).details["warnings"], ensure_ascii=False).encode()
+    assert read.decode().count("\\\\udc") == 3 and b"\0" not in read

@@ -1,6 +1,8 @@
 """The ResNet18 web API over HTTP, with a real ResNet18 (random weights where the trained ones do not matter)."""
 
+import errno
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -333,3 +335,21 @@ def test_the_threshold_is_the_99th_percentile_of_leave_one_out_scores(folder: Pa
         scores.append(float(cv2.resize(grid, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR).max()))
     assert about["threshold"] == pytest.approx(float(np.percentile(scores, 99)), abs=1e-4)
     predictor.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "code"),
+    [(errno.ENOSPC, 507, "disk_full"), (errno.EROFS, 503, "store_read_only"), (errno.EIO, 503, "storage_failed"),
+     (errno.EMFILE, 503, "storage_failed")],
+)  # fmt: skip
+def test_pictures_that_cannot_be_written_say_why(
+    make: Make, monkeypatch: pytest.MonkeyPatch, number: int, status: int, code: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    client = make()
+    assert post(client).status_code == 200
+    monkeypatch.setattr(os, "fsync", fail)
+    answer = post(client)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)

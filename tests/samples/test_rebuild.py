@@ -238,7 +238,7 @@ def test_a_degraded_service_rebuilds_nothing(running: Callable[..., Collector], 
     running().fit(KEY, [part_file(n) for n in range(3)], mm_per_px=0.2)
     lose_models(tmp_path)
     collector = running()
-    collector.inspector.host.degraded = Notice("degraded", {"model": "m", "reason": "r"})
+    collector.inspector.host.degraded = Notice("degraded", {"model": "m", "reason": "r", "extractor": "x"})
     assert collector.rebuilder.lost() == [KEY]
     with pytest.raises(WeightsUnavailable):
         collector.rebuilder.rebuild(KEY)

@@ -32,10 +32,9 @@ from backend.samples.store import (
     SampleStore,
     check_filename,
     check_label,
-    known_mm_per_px,
-    known_shape,
 )
 from backend.service.images import ImageFile
+from backend.service.sidecars import known_mm_per_px, known_shape
 from tests.parts import encoded, part, part_file
 
 KEY = ModelKey.of("Master1", "Pattern")

@@ -605,6 +605,7 @@ def test_what_a_fit_records_of_its_options_makes_them_again() -> None:
         "seed",
         "patchcore_distance",
         "foreground_mask",
+        "memory_dtype",
         "pixel_bits",
         "augment",
     ]
@@ -622,3 +623,35 @@ def test_a_memory_half_seen_through_shapes_says_so(fitter: Fitter) -> None:
     assert "shapes_differ" in {notice.code for notice in fitter.grow(KEY, whole, mm_per_px=1).warnings}
     assert not fitter.inspector.cache.model(KEY).knows_part_only
     assert "shapes_differ" in {notice.code for notice in fitter.fit(KEY, [*shaped, *whole], mm_per_px=1).warnings}
+
+
+def test_a_growth_beyond_its_memory_keeps_to_it_and_covers_nearly_as_well(tmp_path: Path) -> None:
+    files = good_files(40)
+    needs = 32 * 64 * TextureFeatures.dim * 4 / 2**20
+    small, large = (
+        Fitter(Inspector(quick_settings(tmp_path / name, coreset_rate=0.05, fit_memory_mb=megabytes)))
+        for name, megabytes in (("a", needs / 2), ("b", needs * 1.05))
+    )
+    grown = []
+    for one in (small, large):
+        one.fit(KEY, files[:8], mm_per_px=1.0)
+        grown.append(one.grow(KEY, files[8:], mm_per_px=1.0))
+    found, other = grown
+    assert found.metadata["in_passes"] and "in_passes" not in other.metadata
+    assert "fitted_in_passes" in {notice.code for notice in found.warnings}
+    assert found.coreset_size == other.coreset_size == 128 and found.metadata["n_embeddings"] == 40 * 64
+    stored, emb = small.inspector.cache.model(KEY).stored, embedded(large, files)
+    assert covering_radius([emb], stored.emb) <= found.metadata["radius"] + 1e-6
+    assert covering_radius([emb], stored.emb) <= 1.25 * other.metadata["radius"]
+    assert set(np.unique(stored.image_ids)) <= set(range(-1, 40))
+    for one in (small, large):
+        one.inspector.close()
+
+
+def test_who_waits_for_a_fit_hears_whose_it_is(fitter: Fitter) -> None:
+    impatient = Fitter(Inspector(fitter.inspector.settings.model_copy(update={"fit_wait_s": 0.0})))
+    other = ModelKey.of("Master1", "Other")
+    with impatient.turn(KEY, Job()), pytest.raises(FitInProgress) as caught:
+        impatient.fit(other, good_files(), mm_per_px=1)
+    assert caught.value.values["key"] == KEY
+    impatient.inspector.close()

@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from backend.api.catalogue import sentence
 from backend.base.config import Settings
 from backend.base.errors import NotReady, WeightsUnavailable
 from backend.extractors.texture import TextureFeatures
+from backend.extractors.weights import PACKAGED
 from backend.features import build_extractor
 from backend.service.host import ExtractorHost
 from tests.parts import quick_settings
@@ -34,22 +36,31 @@ def absent(tmp_path: Path) -> dict[str, Any]:
     return {"model_name": "vit_small_patch14_dinov2.lvd142m", "weights": str(tmp_path / "absent.pth")}
 
 
-def test_without_weights_it_runs_degraded_and_says_why(
-    tmp_path: Path, absent: dict[str, Any], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("installed", "stand_in"), [(True, "lite"), (False, "texture")])
+def test_without_weights_it_runs_degraded_and_says_why_on_what_and_what_to_do(
+    tmp_path: Path,
+    absent: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    installed: bool,
+    stand_in: str,
 ) -> None:
-    host = started(quick_settings(tmp_path, **absent))
-    assert host.queue().extractor.name == "texture"
+    if not installed:
+        monkeypatch.setitem(PACKAGED, "lite", replace(PACKAGED["lite"], module="no_such_package"))
+    host = started(quick_settings(tmp_path, runtime="torch", **absent))
+    assert host.queue().extractor.name == stand_in
     wait_until_warm(host)
     assert host.status == "degraded" and host.degraded is not None
     for language in ("es", "en"):
-        assert "absent.pth" in sentence(host.degraded, language)
+        said = sentence(host.degraded, language)
+        assert all(word in said for word in ("absent.pth", f"'{stand_in}'", "WEIGHTS"))
     assert any("degraded" in record.message for record in caplog.records if record.levelname == "WARNING")
     host.close()
 
 
 def test_weights_that_are_required_stop_the_start(tmp_path: Path, absent: dict[str, Any]) -> None:
     host = ExtractorHost(quick_settings(tmp_path, require_pretrained=True, **absent))
-    with pytest.raises(WeightsUnavailable, match=r"no_such_file\(.*absent\.pth"):
+    with pytest.raises(WeightsUnavailable, match=r"vit_small.*no_such_file\(.*absent\.pth"):
         host.start()
 
 

@@ -1,6 +1,7 @@
 """What an Inspector answers: verdicts, calibrations, warnings."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from backend.base.errors import ExtractorMismatch, MemoryNotFound
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.extractors.texture import TextureFeatures
+from backend.roi_mask import Shape
 from backend.service.fitting import Fitter
 from backend.service.inspection import Inspector
+from backend.service.models import ModelCache
 from tests.parts import good_files, image_file, part, quick_settings, tree
 
 KEY = ModelKey.of("Master1", "Pattern")
@@ -126,6 +129,49 @@ def test_an_older_memory_of_another_width_is_refused(inspector: Inspector) -> No
     older(inspector, dim=50)
     with pytest.raises(ExtractorMismatch, match="theirs=50 dims, "):
         inspector.infer(KEY, BAD, mm_per_px=1)
+
+
+def stretched(seed: int, width: int, **kind: Any) -> Any:
+    """A part of 96×96 pixels, brought to another width."""
+    return cv2.resize(part(seed, **kind), (width, 96), interpolation=cv2.INTER_AREA)
+
+
+def test_crops_of_any_proportion_are_one_model_under_a_square_aspect(tmp_path: Path) -> None:
+    inspector = opened(tmp_path, coreset_rate=0.5, input_aspect="square")
+    files = [image_file(stretched(n, width)) for n, width in enumerate((60, 96, 130, 192, 80, 150))]
+    assert Fitter(inspector).fit(KEY, files, mm_per_px=0.2).token_shape == (8, 8)
+    scores = [inspector.infer(KEY, image_file(stretched(30 + n, 70 + 20 * n)), mm_per_px=0.2) for n in range(6)]
+    inspector.calibrate(KEY, ok_scores=[found.inspection.score for found in scores], mm_per_px=0.2, area_mm2_thr=0.1)
+    bad = image_file(stretched(51, 192, defect=True))  # from (64, 48) to (128, 54) in its own pixels
+    result = inspector.infer(KEY, bad, mm_per_px=0.2)
+    region = result.inspection.regions[0]
+    x, y, w, h = region.bbox
+    assert x < 96 < x + w and y < 51 < y + h and x + w <= 192 and w > h
+    assert region.area_mm2 == pytest.approx(region.area_px * 0.04) and codes(result.warnings) == set()
+    beside = replace(bad, shape=Shape("rect", {"x": 0, "y": 60, "w": 192, "h": 36}))
+    masked = inspector.infer(KEY, beside, mm_per_px=0.2).inspection
+    assert masked.anomaly_map.shape == (96, 192) and not masked.anomaly_map[:60].any() and masked.anomaly_map[60:].all()
+    inspector.close()
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("float16", 0.5), ("int8", 0.27)])
+def test_a_memory_in_fewer_digits_takes_less_and_scores_the_same(
+    inspector: Inspector, tmp_path: Path, dtype: Any, share: float
+) -> None:
+    short = opened(tmp_path / "short", coreset_rate=0.5, memory_dtype=dtype)
+    found = []
+    for own in (inspector, short):
+        Fitter(own).fit(KEY, good_files(6), mm_per_px=0.2)
+        own.cache = ModelCache(own.store, cache_mb=100, knn_backend="auto")  # what is read from the file
+        memory = own.cache.model(KEY).memory
+        scores = [own.infer(KEY, file, mm_per_px=0.2).inspection.score for file in (GOOD, BAD)]
+        found.append((memory.rows.nbytes, scores, own.store.stamp(KEY)))
+    (whole, scores, stamp), (less, others, smaller) = found
+    assert less <= share * whole + 1000 and others == pytest.approx(scores, rel=5e-3) and others != scores
+    assert stamp is not None and smaller is not None and smaller[1] < stamp[1]
+    grown = Fitter(short).grow(KEY, [image_file(part(20), "new.png")], mm_per_px=0.2)
+    assert grown.coreset_size > 192 and short.cache.model(KEY).stored.rows.nbytes < share * whole * 1.3 + 1000
+    short.close()
 
 
 def test_warnings_of_a_calibration(inspector: Inspector) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backend.base.errors import Cancelled, NotReady, QueueFull
+from backend.base.errors import Cancelled, ExtractorFault, NotReady, QueueFull
 from backend.extractors.texture import TextureFeatures
 from backend.service.jobs import Job
 from backend.service.queue import InferenceQueue
@@ -196,3 +196,18 @@ def test_closing_finishes_the_batch_under_way_and_cancels_the_rest(extractor: Pa
     assert first.result(1) is not None
     with pytest.raises(NotReady):
         queue.submit(picture(3))
+
+
+def test_values_that_are_no_numbers_are_the_extractors_fault_and_only_of_their_image() -> None:
+    class Broken(TextureFeatures):
+        def extract(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+            tokens = super().extract(images)
+            tokens[[image[0, 0, 0] == 7 for image in images], 0, 0] = np.nan
+            return tokens
+
+    queue = InferenceQueue(Broken(56), max_batch=2)
+    fine, broken = queue.submit(picture(1)), queue.submit(picture(7))
+    assert np.isfinite(fine.result(20)).all()
+    with pytest.raises(ExtractorFault, match="texture"):
+        broken.result(20)
+    queue.close()

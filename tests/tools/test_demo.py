@@ -44,13 +44,23 @@ def test_a_small_demo_finds_the_rust_and_leaves_the_services_models_alone(
 
 
 @pytest.mark.slow
-def test_the_demo_tells_large_defects_from_good_parts(tmp_path: Path) -> None:
+def test_without_weights_the_demo_runs_on_lite_and_finds_every_defect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MODEL_NAME")
+    monkeypatch.setenv("WEIGHTS", str(tmp_path / "absent.pth"))
     rows = shown(tmp_path)
     assert set(demo.DEFECTS) < set(rows)
-    # The weight-free extractor and the 99th percentile are sure of the large defects alone.
-    for defect in ("crack", "rust"):
-        assert rows[defect]["decision"] == "ng" and rows[defect]["regions_on_the_defect"] >= 1
+    for defect in demo.DEFECTS:
+        assert rows[defect]["decision"] == "ng" and rows[defect]["regions_on_the_defect"] >= 1, defect
     assert {row["decision"] for name, row in rows.items() if name not in demo.DEFECTS} == {"ok"}
+    report = json.loads((tmp_path / "demo" / "report.json").read_text("utf-8"))
+    assert report["health"]["model"] == "lite" and report["health"]["status"] == "degraded"
+
+
+@pytest.mark.parametrize(("given", "rate"), [({}, 0.1), ({"coreset_rate": 0.02}, 0.02)])
+def test_a_memory_of_few_parts_keeps_more_rows_unless_somebody_chose(given: dict[str, float], rate: float) -> None:
+    assert demo._settings(**given).coreset_rate == rate
 
 
 def report(*decisions: tuple[str, str | None, str], score_method: str = "percentile", status: str = "degraded") -> Any:
@@ -59,7 +69,12 @@ def report(*decisions: tuple[str, str | None, str], score_method: str = "percent
          "regions_on_the_defect": 0}
         for part, defect, decision in decisions
     ]  # fmt: skip
-    return {"health": {"status": status}, "score_method": score_method, "threshold": 0.4, "parts": rows}
+    return {
+        "health": {"status": status, "model": "lite"},
+        "score_method": score_method,
+        "threshold": 0.4,
+        "parts": rows,
+    }
 
 
 def test_a_defective_part_that_passes_is_named_with_what_the_setting_is_blind_to(
@@ -68,7 +83,7 @@ def test_a_defective_part_that_passes_is_named_with_what_the_setting_is_blind_to
     print_report(report(("unseen_good_00", None, "ok"), ("crack", "crack", "ng"), ("scratch", "scratch", "ok")))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "passed although defective" in line]
     assert "scratch" in line and "crack" not in line and "unseen" not in line
-    assert "less than 1 %" in line and "SCORE_METHOD=max" in line and "WEIGHTS" in line
+    assert "less than 1 %" in line and "SCORE_METHOD=max" in line and "lite" in line and "WEIGHTS" in line
 
 
 def test_no_remedy_is_named_that_is_in_use_already(capsys: pytest.CaptureFixture[str]) -> None:

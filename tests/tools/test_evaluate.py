@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from backend.api.catalogue import sentence
 from backend.base.errors import SetNotUnderstood
+from backend.evaluation.perturb import PERTURBATIONS
 from backend.evaluation.runner import Evaluator
 from backend.evaluation.sets import InspectionSet
 from backend.tools.cli import app
@@ -44,15 +45,16 @@ def run(*words: object) -> Result:
 
 def test_tables_a_report_and_json_are_left(tmp_path: Path) -> None:
     given = plates(tmp_path / "plates")
-    result = run(given, "--shots", "1,2", "--seeds", "1", "--report", "out/r.html", "--json", "out/r.json")
+    result = run(given, "--shots", "1,2", "--seeds", "1", "--perturb", "--report", "out/r.html", "--json", "out/r.json")
     assert result.exit_code == 0, result.output
     for words in ("plates", "image AUROC", "what a calibration would do", "with few good parts", "10 OK, 3 NG",
-                  "2 (1 draws)", "dirt [1]"):  # fmt: skip
+                  "2 (1 draws)", "under changes", "turn +5°", "dirt [1]"):  # fmt: skip
         assert words in result.stdout
     (figures,) = json.loads(Path("out/r.json").read_text("utf-8"))
     assert [few["shots"] for few in figures["few"]] == [1, 2]
     assert len(figures["images"]) == 16 and "warnings" not in figures
     assert figures["settings"]["INPUT_SIZE"] == 112
+    assert figures["changed"][0]["change"] == "none" and len(figures["changed"]) == len(PERTURBATIONS) + 1
     assert Path("out/r.html").read_text("utf-8").startswith("<!doctype html>")
 
 

@@ -504,13 +504,13 @@ def test_a_calibration_waits_for_the_scores_of_a_new_mask(console: Open, pieces:
     desk.tab("inspect")
     page.check("input[name=kind][value=circle]", force=True)
     desk.tab("calibrate")
-    expect(page.locator("#cal-ok-n")).to_have_text("0 puntuadas, faltan 6")
+    expect(page.locator("#cal-ok-n")).to_have_text("Puntuadas: 0. Por puntuar: 6")
     expect(page.locator("#cal-go")).to_be_disabled()
     open_again = True
     for route in held:
         route.continue_()
     expect(page.locator("#cal-go")).to_be_enabled()
-    expect(page.locator("#cal-ok-n")).to_have_text("6 puntuadas")
+    expect(page.locator("#cal-ok-n")).to_have_text("Puntuadas: 6")
 
 
 def test_a_mask_that_cannot_be_leaves_nothing_of_the_former_answer(console: Open, pieces: Pieces) -> None:

@@ -8,17 +8,18 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse
 
 from backend.api.catalogue import Language, sentence
+from backend.api.meant import BodyOf
 from backend.api.problems import language_of
 from backend.api.requests import (
-    ERRORS,
+    RESPONSES,
     CollectorDep,
     InspectorDep,
     QueryKey,
     RecipeHeader,
-    body_of,
     described,
     identity,
     run_tracked,
+    warned,
 )
 from backend.api.schemas import CertifyRequest
 from backend.api.uploads import UploadRoute
@@ -30,11 +31,11 @@ from backend.base.keys import ModelKey
 router = APIRouter(route_class=UploadRoute, tags=["models"])
 
 
-@router.post("/certify", responses=ERRORS, openapi_extra=described(CertifyRequest))
+@router.post("/certify", responses=RESPONSES, openapi_extra=described(CertifyRequest))
 async def certify(
     request: Request,
     collector: CollectorDep,
-    body: Annotated[CertifyRequest, Depends(body_of(CertifyRequest))],
+    body: Annotated[CertifyRequest, Depends(BodyOf(CertifyRequest))],
     x_recipe_id: RecipeHeader = None,
 ) -> dict[str, Any]:
     """Try a model on its stored good parts, as they are, with defects drawn on them and with small changes.
@@ -44,10 +45,10 @@ async def certify(
     key = ModelKey.of(body.role_id, body.roi_id, body.recipe_id or x_recipe_id)
     options = CertificateOptions(most_parts=body.parts, trials=body.trials, seed=body.seed)
     made = await run_tracked(request, lambda job: certify_stored(collector, key, options, job))
-    return {**made, "warnings": _sentences(request, made), **identity(request, key)}
+    return {**made, "warnings": warned(request, notices_of(made)), **identity(request, key)}
 
 
-@router.get("/certificate", response_model=None, responses=ERRORS)
+@router.get("/certificate", response_model=None, responses=RESPONSES)
 def get_certificate(
     request: Request,
     inspector: InspectorDep,
@@ -65,9 +66,4 @@ def get_certificate(
     current = made.get("model", {}).get("generation") == inspector.store.manifest(key).get("generation") and made.get(
         "calibration", {}
     ).get("created_utc") == calibration.get("created_utc")
-    return {**made, "current": current, "warnings": _sentences(request, made), **identity(request, key)}
-
-
-def _sentences(request: Request, made: dict[str, Any]) -> list[str]:
-    language = language_of(request.headers)
-    return [sentence(notice, language) for notice in notices_of(made)]
+    return {**made, "current": current, "warnings": warned(request, notices_of(made)), **identity(request, key)}

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, Path, Query, Request, Response, UploadFile
 
 from backend.api.requests import (
-    ERRORS,
+    RESPONSES,
     CollectorDep,
     InspectorDep,
     QueryKey,
@@ -15,6 +15,7 @@ from backend.api.requests import (
     identity,
     run_job,
     sentences,
+    warned,
 )
 from backend.api.uploads import UploadRoute
 from backend.base.errors import ExtractorMismatch
@@ -27,7 +28,7 @@ router = APIRouter(route_class=UploadRoute, tags=["models"])
 RecipeQuery = Annotated[str | None, Query(description="Recipe of the model; the header X-Recipe-Id says the same.")]
 
 
-@router.get("/state", responses=ERRORS)
+@router.get("/state", responses=RESPONSES)
 def state(
     request: Request,
     collector: CollectorDep,
@@ -37,25 +38,36 @@ def state(
     ] = None,
 ) -> dict[str, Any]:
     """Whether there is a memory and a calibration, how many samples, and how far a rebuild is."""
-    return {**collector.state(key), "model_key": model_key or key.roi_id, **identity(request, key)}
+    return {
+        **collector.state(key),
+        "model_key": model_key or key.roi_id,
+        "warnings": warned(request),
+        **identity(request, key),
+    }
 
 
-@router.get("/manifest", responses=ERRORS)
+@router.get("/manifest", responses=RESPONSES)
 def manifest(request: Request, collector: CollectorDep, key: QueryKey) -> dict[str, Any]:
     """Memory, calibration, samples and extractor of one model, and what of it is out of date and why."""
     found = collector.manifest(key)
     reasons = sentences(request, found["stale"]["reasons"])
-    return {**found, "stale": {**found["stale"], "reasons": reasons}, **identity(request, key)}
+    return {
+        **found,
+        "stale": {**found["stale"], "reasons": reasons},
+        "warnings": warned(request),
+        **identity(request, key),
+    }
 
 
-@router.get("/models", responses=ERRORS)
+@router.get("/models", responses=RESPONSES)
 def models(request: Request, collector: CollectorDep, x_recipe_id: RecipeHeader = None) -> dict[str, Any]:
     """Every model of every recipe, with the main figures of its memory."""
     recipe = check_recipe(x_recipe_id)
-    return {"models": collector.models(), "recipe_id": recipe, "request_id": request.state.request_id}
+    own = {"recipe_id": recipe, "request_id": request.state.request_id}
+    return {"models": collector.models(), "warnings": warned(request), **own}
 
 
-@router.get("/models/pack", response_class=Response, responses=ERRORS)
+@router.get("/models/pack", response_class=Response, responses=RESPONSES)
 async def pack_model(
     request: Request,
     inspector: InspectorDep,
@@ -70,7 +82,7 @@ async def pack_model(
     return Response(data, media_type="application/octet-stream", headers=headers)
 
 
-@router.post("/models/unpack", responses=ERRORS)
+@router.post("/models/unpack", responses=RESPONSES)
 async def unpack_model(
     request: Request,
     inspector: InspectorDep,
@@ -110,7 +122,7 @@ def _check_fingerprint(packed: Packed, key: ModelKey, inspector: InspectorDep) -
         )
 
 
-@router.delete("/models/{role_id}/{roi_id}", responses=ERRORS)
+@router.delete("/models/{role_id}/{roi_id}", responses=RESPONSES)
 def delete_model(
     request: Request,
     collector: CollectorDep,
@@ -121,4 +133,5 @@ def delete_model(
 ) -> dict[str, Any]:
     """Move a model to the trash folder, which keeps it for TRASH_DAYS. Its samples stay."""
     key = ModelKey.of(role_id, roi_id, recipe_id or x_recipe_id)
-    return {"deleted": True, "trash": collector.delete_model(key), **identity(request, key)}
+    trash = collector.delete_model(key)
+    return {"deleted": True, "trash": trash, "warnings": warned(request), **identity(request, key)}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from backend.api.metrics import Metrics
 from backend.api.requests import InspectorDep
 from backend.api.schemas import ErrorBody
-from backend.base.errors import NotReady
+from backend.assurance.watch import DriftWatch
+from backend.base.errors import NotReady, RecordsUnavailable
 
+logger = logging.getLogger(__name__)
 router = APIRouter(tags=["operations"])
 
 
@@ -46,4 +50,9 @@ def metrics(request: Request, inspector: InspectorDep) -> Response:
     """Prometheus metrics of all workers."""
     counted: Metrics = request.app.state.metrics
     counted.state(inspector)
+    watch: DriftWatch = request.app.state.drift
+    try:
+        counted.drifts(watch.states())
+    except RecordsUnavailable as err:
+        logger.warning("/metrics cannot tell of drifts: %s", err)
     return Response(counted.render(), media_type="text/plain; version=0.0.4")

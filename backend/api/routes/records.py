@@ -18,7 +18,8 @@ from pydantic import BaseModel, Field
 from backend.api.catalogue import Language, sentence
 from backend.api.problems import language_of
 from backend.api.recording import LedgerDep
-from backend.api.requests import ERRORS, CollectorDep, identity, sentences
+from backend.api.requests import RESPONSES, CollectorDep, identity, warned
+from backend.api.uploads import UploadRoute
 from backend.base.decoding import ImageOptions
 from backend.base.errors import ImageNotKept, InvalidValue, RecordsUnavailable
 from backend.base.keys import ModelKey
@@ -36,7 +37,7 @@ from backend.records.verdicts import checked_text
 from backend.samples.store import Draft, check_label, media_type
 from backend.service.images import ImageFile, decoded
 
-router = APIRouter(tags=["records"], responses=ERRORS)
+router = APIRouter(route_class=UploadRoute, tags=["records"], responses=RESPONSES)
 
 STREAM_PERIOD_S = 0.4
 STREAM_KEEPALIVE_S = 15.0
@@ -99,6 +100,7 @@ class InspectionPage(BaseModel):
 
     items: list[dict[str, Any]]
     next_cursor: str | None = Field(description="Send it as `cursor` to go on; null at the end.")
+    warnings: list[str] = []
     request_id: str
 
 
@@ -125,7 +127,8 @@ def list_inspections(request: Request, ledger: LedgerDep, query: Annotated[PageQ
     with ledger.reading() as connection:
         found = page(connection, filters, order, limit, after)
     cursor = found.next.as_cursor() if found.next else None
-    return InspectionPage(items=found.items, next_cursor=cursor, request_id=request.state.request_id)
+    own = {"warnings": warned(request), "request_id": request.state.request_id}
+    return InspectionPage(items=found.items, next_cursor=cursor, **own)
 
 
 @router.get("/inspections/summary")
@@ -137,7 +140,7 @@ def summarise(request: Request, ledger: LedgerDep, query: Annotated[SummaryQuery
             raise InvalidValue(field=name, value=repr(getattr(filters, name)), expected=Phrase("not_in_summaries"))
     with ledger.reading() as connection:
         found = summary(connection, span_of(connection, query.bucket, filters, query.tz), filters)
-    return {**found, "request_id": request.state.request_id}
+    return {**found, "warnings": warned(request), "request_id": request.state.request_id}
 
 
 @router.get("/inspections/export", response_class=StreamingResponse)
@@ -233,7 +236,7 @@ def review(request: Request, ledger: LedgerDep, inspection_id: str, body: Review
     )
     reviews = ledger.inspection(inspection_id).reviews
     own = {"inspection_id": inspection_id, "review_id": name, "request_id": request.state.request_id}
-    return {**own, "verdict": verdict, "reviews": reviews}
+    return {**own, "verdict": verdict, "reviews": reviews, "warnings": warned(request)}
 
 
 @router.post("/inspections/{inspection_id}/sample")
@@ -257,7 +260,7 @@ def make_sample(
         "saved": sum(one.new for one in kept),
         "files": [one.name for one in kept],
         "inspection_id": inspection_id,
-        "warnings": sentences(request, notices),
+        "warnings": warned(request, notices),
         **identity(request, key),
     }
 

@@ -10,22 +10,23 @@ from fastapi.responses import FileResponse
 from starlette.datastructures import UploadFile as AnyUpload
 
 from backend.api.answers import reviewed_fields
+from backend.api.meant import BodyOf
 from backend.api.problems import language_of
 from backend.api.requests import (
-    ERRORS,
+    RESPONSES,
     CollectorDep,
     FormKey,
     QueryKey,
     RecipeHeader,
-    body_of,
+    ShapeField,
     described,
     identity,
     run_job,
     run_tracked,
-    sentences,
+    warned,
 )
 from backend.api.schemas import RelabelRequest
-from backend.api.uploads import UploadRoute, uploads
+from backend.api.uploads import PICKED_FILES, UploadRoute, uploads
 from backend.assurance.review import Reviewer
 from backend.assurance.suspects import SHOWN
 from backend.base.decoding import ImageOptions
@@ -44,18 +45,23 @@ router = APIRouter(route_class=UploadRoute, tags=["samples"])
 Label = Annotated[str, Path(description="`ok` or `ng`.", examples=["ok"])]
 LabelQuery = Annotated[str, Query(description="`ok` or `ng`.", examples=["ok"])]
 Filename = Annotated[str, Query(description="Name of the image, as /datasets/list gives it.")]
-Images = Annotated[list[UploadFile], File(description="Canonical ROIs; all are stored, or none.")]
+Images = Annotated[
+    list[UploadFile], File(description="Canonical ROIs; all are stored, or none.", json_schema_extra=PICKED_FILES)
+]
 Metas = Annotated[list[Any], Form(description="One JSON object per image, in the same order, or none.")]
 Scale = Annotated[
     float | None,
-    Form(gt=0, le=1e6, allow_inf_nan=False, description="Millimetres per pixel of images whose metas do not say."),
-]
-ShapeText = Annotated[
-    str | None, Form(description="Where the part is inside the ROI, as JSON, for images whose metas do not say.")
+    Form(
+        gt=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="Millimetres per pixel of images whose metas do not say.",
+        examples=[0.2],
+    ),
 ]
 
 
-@router.post("/datasets/{label}/upload", responses=ERRORS)
+@router.post("/datasets/{label}/upload", responses=RESPONSES)
 async def upload(
     request: Request,
     collector: CollectorDep,
@@ -64,15 +70,15 @@ async def upload(
     images: Images = [],  # noqa: B006
     metas: Metas = [],  # noqa: B006
     mm_per_px: Scale = None,
-    shape: ShapeText = None,
+    shape: ShapeField = None,
 ) -> dict[str, Any]:
     """Store samples of good (`ok`) or bad (`ng`) parts: all of them, or none if one cannot be used."""
     intake = _Intake(collector, key, check_label(label), "upload", uploads(images), await _texts(metas))
     kept, notices = await run_tracked(request, lambda _: intake.keep(mm_per_px, shape))
-    return {**_kept(kept), "label": intake.label, "warnings": sentences(request, notices), **identity(request, key)}
+    return {**_kept(kept), "label": intake.label, "warnings": warned(request, notices), **identity(request, key)}
 
 
-@router.post("/send_ng", responses=ERRORS)
+@router.post("/send_ng", responses=RESPONSES)
 async def send_ng(
     request: Request,
     collector: CollectorDep,
@@ -80,29 +86,29 @@ async def send_ng(
     images: Images = [],  # noqa: B006
     metas: Metas = [],  # noqa: B006
     mm_per_px: Scale = None,
-    shape: ShapeText = None,
+    shape: ShapeField = None,
 ) -> dict[str, Any]:
     """Store bad parts, to calibrate with later. With STORE_SAMPLES=0 they are checked and not kept."""
     intake = _Intake(collector, key, "ng", "send_ng", uploads(images), await _texts(metas))
     store = collector.settings.store_samples
     kept, notices = await run_tracked(request, lambda _: intake.keep(mm_per_px, shape, store=store))
-    return {**_kept(kept), "label": "ng", "warnings": sentences(request, notices), **identity(request, key)}
+    return {**_kept(kept), "label": "ng", "warnings": warned(request, notices), **identity(request, key)}
 
 
-@router.get("/datasets/list", responses=ERRORS)
+@router.get("/datasets/list", responses=RESPONSES)
 def list_samples(request: Request, collector: CollectorDep, key: QueryKey) -> dict[str, Any]:
     """The stored samples by label, and which of them have metadata."""
-    return {"classes": collector.listing(key), **identity(request, key)}
+    return {"classes": collector.listing(key), "warnings": warned(request), **identity(request, key)}
 
 
-@router.get("/datasets/file", responses=ERRORS, response_class=FileResponse)
+@router.get("/datasets/file", responses=RESPONSES, response_class=FileResponse)
 def get_file(collector: CollectorDep, key: QueryKey, label: LabelQuery, filename: Filename) -> Response:
     """The image, byte for byte as it was sent."""
     path = collector.samples.path(key, check_label(label), filename)
     return FileResponse(path, media_type=media_type(filename), headers={"X-Content-Type-Options": "nosniff"})
 
 
-@router.get("/datasets/meta", responses=ERRORS)
+@router.get("/datasets/meta", responses=RESPONSES)
 def get_meta(
     request: Request, collector: CollectorDep, key: QueryKey, label: LabelQuery, filename: Filename
 ) -> dict[str, Any]:
@@ -112,7 +118,7 @@ def get_meta(
     return {**meta, "label": label, "filename": filename, **identity(request, key)}
 
 
-@router.get("/datasets/thumb", responses=ERRORS, response_class=Response)
+@router.get("/datasets/thumb", responses=RESPONSES, response_class=Response)
 def get_thumb(
     collector: CollectorDep,
     key: QueryKey,
@@ -128,7 +134,7 @@ def get_thumb(
     return Response(encode_jpeg(small), media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
-@router.get("/datasets/suspects", responses=ERRORS)
+@router.get("/datasets/suspects", responses=RESPONSES)
 async def get_suspects(
     request: Request,
     collector: CollectorDep,
@@ -142,16 +148,16 @@ async def get_suspects(
     return {
         "suspects": [reviewed_fields(one, language, heatmap=heatmap) for one in review.parts],
         "n_images": review.n_images,
-        "warnings": sentences(request, review.notices),
+        "warnings": warned(request, review.notices),
         **identity(request, key),
     }
 
 
-@router.post("/datasets/relabel", responses=ERRORS, openapi_extra=described(RelabelRequest))
+@router.post("/datasets/relabel", responses=RESPONSES, openapi_extra=described(RelabelRequest))
 async def relabel(
     request: Request,
     collector: CollectorDep,
-    body: Annotated[RelabelRequest, Depends(body_of(RelabelRequest))],
+    body: Annotated[RelabelRequest, Depends(BodyOf(RelabelRequest))],
     x_recipe_id: RecipeHeader = None,
 ) -> dict[str, Any]:
     """Give a sample the other label. A memory fitted with it stays as it is until the next fit."""
@@ -163,16 +169,16 @@ async def relabel(
     return {"filename": there, "from": label, "to": to, **identity(request, key)}
 
 
-@router.delete("/datasets/file", responses=ERRORS)
+@router.delete("/datasets/file", responses=RESPONSES)
 def delete_file(
     request: Request, collector: CollectorDep, key: QueryKey, label: LabelQuery, filename: Filename
 ) -> dict[str, Any]:
     """Delete one sample. A memory fitted with it stays as it is."""
     collector.samples.delete(key, check_label(label), filename)
-    return {"deleted": True, **identity(request, key)}
+    return {"deleted": True, "warnings": warned(request), **identity(request, key)}
 
 
-@router.delete("/datasets/clear", responses=ERRORS)
+@router.delete("/datasets/clear", responses=RESPONSES)
 def clear(
     request: Request,
     collector: CollectorDep,
@@ -181,7 +187,8 @@ def clear(
 ) -> dict[str, Any]:
     """Delete all samples of a label. A memory fitted with them stays as it is."""
     labels = (check_label(label),) if label else LABELS
-    return {"cleared": collector.samples.clear(key, labels), **identity(request, key)}
+    cleared = collector.samples.clear(key, labels)
+    return {"cleared": cleared, "warnings": warned(request), **identity(request, key)}
 
 
 class _Intake:

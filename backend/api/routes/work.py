@@ -17,19 +17,19 @@ from starlette.concurrency import iterate_in_threadpool
 
 from backend.api.answers import scored_fields
 from backend.api.catalogue import sentence
+from backend.api.meant import BodyOf
 from backend.api.problems import language_of
 from backend.api.recording import Recording, trace_of
 from backend.api.requests import (
-    ERRORS,
+    RESPONSES,
     CollectorDep,
     ProgressDep,
     RecipeHeader,
-    body_of,
     described,
     identity,
     run_tracked,
-    sentences,
     terms_of,
+    warned,
 )
 from backend.api.schemas import CalibrateDatasetRequest, CalibrateDatasetResponse, InferDatasetRequest
 from backend.api.uploads import UploadRoute
@@ -53,13 +53,13 @@ SSE_WAIT_S = 5.0
     "/calibrate_dataset",
     response_model=CalibrateDatasetResponse,
     response_model_exclude_unset=True,
-    responses=ERRORS,
+    responses=RESPONSES,
     openapi_extra=described(CalibrateDatasetRequest),
 )
 async def calibrate_dataset(
     request: Request,
     collector: CollectorDep,
-    body: Annotated[CalibrateDatasetRequest, Depends(body_of(CalibrateDatasetRequest))],
+    body: Annotated[CalibrateDatasetRequest, Depends(BodyOf(CalibrateDatasetRequest))],
     x_recipe_id: RecipeHeader = None,
 ) -> dict[str, Any]:
     """Score the stored samples with the current memory and choose the threshold from the scores."""
@@ -83,17 +83,17 @@ async def calibrate_dataset(
         **known,
         "status": "ok",
         "score_percentile": round(result.values["score_percentile"]),
-        "warnings": sentences(request, result.warnings),
+        "warnings": warned(request, result.warnings),
         **identity(request, key),
     }
 
 
-@router.post("/infer_dataset", response_model=None, responses=ERRORS, openapi_extra=described(InferDatasetRequest))
+@router.post("/infer_dataset", response_model=None, responses=RESPONSES, openapi_extra=described(InferDatasetRequest))
 async def infer_dataset(
     request: Request,
     collector: CollectorDep,
     board: ProgressDep,
-    body: Annotated[InferDatasetRequest, Depends(body_of(InferDatasetRequest))],
+    body: Annotated[InferDatasetRequest, Depends(BodyOf(InferDatasetRequest))],
     x_recipe_id: RecipeHeader = None,
 ) -> Response | dict[str, Any]:
     """Score the stored samples. One that cannot be scored has an `error` in place of a score.
@@ -122,7 +122,7 @@ async def infer_dataset(
     return await run_tracked(request, lambda job: answer.whole(score(job=job), job))
 
 
-@router.get("/progress/{request_id:path}", response_model=None, responses=ERRORS)
+@router.get("/progress/{request_id:path}", response_model=None, responses=RESPONSES)
 async def progress(
     request: Request,
     board: ProgressDep,
@@ -191,7 +191,7 @@ class _Items:
             "status": "ok",
             "n_total": scores.n_total,
             "n_errors": self.n_errors,
-            "warnings": sentences(self.request, scores.notices),
+            "warnings": warned(self.request, scores.notices),
             **identity(self.request, self.key),
         }
 
