@@ -1066,9 +1066,6 @@ PHRASES: dict[str, Words] = {
         en="its network has no table of positions that could be fitted to any image",
     ),
     "not_a_bundle": Words(es="no es un fichero .{kind}", en="it is no .{kind} file"),
-    "other_extractor_inside": Words(
-        es="su extractor no es el de su memoria", en="its extractor is not the one of its memory"
-    ),
     "other_option": Words(
         es="se exportó con {option}={own} y aquí se pide {option}={value}",
         en="it was exported with {option}={own}, and {option}={value} is asked for",
