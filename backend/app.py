@@ -37,13 +37,14 @@ from backend.api.requests import (
     MmPerPx,
     RecipeHeader,
     ShapeField,
+    change_form,
     identity,
     run_job,
     run_tracked,
     terms_of,
     warned,
 )
-from backend.api.routes import certificates, console, drift, models, ops, records, samples, work
+from backend.api.routes import certificates, console, drift, golden, models, ops, records, samples, versions, work
 from backend.api.schemas import (
     CalibrateRequest,
     CalibrateResponse,
@@ -54,10 +55,11 @@ from backend.api.schemas import (
 from backend.api.security import Guard
 from backend.api.telemetry import RequestIdentity, configure_logging
 from backend.api.uploads import PICKED_FILES, UploadRoute, uploads
+from backend.assurance.golden import GoldenSet, Run
 from backend.assurance.suspects import about_suspects, suspects_of
 from backend.assurance.watch import DriftWatch, watch_of
 from backend.base.config import Settings, load_settings, unknown_settings
-from backend.base.errors import InspectionError, InvalidValue, StartupError
+from backend.base.errors import InspectionError, InvalidValue, NotRecorded, StartupError
 from backend.base.keys import ModelKey, check_recipe
 from backend.extractors.protocol import Extractor
 from backend.infer import HeatmapScale
@@ -69,6 +71,7 @@ from backend.roi_mask import parse_shape
 from backend.samples.collector import Collector
 from backend.service.jobs import Job, ProgressBoard
 from backend.service.results import InferResult
+from backend.storage import Change
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +107,8 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     app.state.inspector = app.state.collector.inspector
     app.state.progress = ProgressBoard()
     app.state.ledger = Ledger.of(settings)
+    app.state.golden = GoldenSet(app.state.collector, partial(_golden_told, app.state.ledger))
+    app.state.inspector.gate = app.state.golden
     app.state.drift = watch_of(app.state.inspector.store, app.state.ledger, settings)
     app.state.limiter = anyio.CapacityLimiter(settings.max_queue + 8)
     app.state.metrics = Metrics(settings.prometheus_multiproc_dir)
@@ -114,6 +119,8 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
             work.router,
             models.router,
             certificates.router,
+            versions.router,
+            golden.router,
             drift.router,
             ops.router,
             records.router,
@@ -139,6 +146,25 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     return app
 
 
+def _golden_told(ledger: Ledger | None, key: ModelKey, run: Run) -> None:
+    """Record that golden samples lost their verdict."""
+    body = {
+        "role_id": key.role_id,
+        "roi_id": key.roi_id,
+        "recipe_id": key.recipe_id,
+        "generation": run.generation,
+        "flips": [
+            {"filename": one.filename, "expected": one.expected, "former_score": one.former_score, "score": one.score}
+            for one in run.flips
+        ],
+    }
+    try:
+        if ledger is not None:
+            ledger.tell("golden", body)
+    except NotRecorded as err:
+        logger.warning("that golden samples of %s flipped is not recorded: %s", key, err)
+
+
 def _include_predict(app: FastAPI, settings: Settings) -> None:
     collector: Collector = app.state.collector
     app.state.predictor = Predictor(settings, collector.inspector.busy)
@@ -159,6 +185,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if ledger is not None:
         ledger.start()
     collector.start()
+    app.state.golden.start()
     if predictor is not None:
         predictor.start(after=collector.inspector.host.queue)
     yield
@@ -188,17 +215,25 @@ async def fit_ok(
     collector: CollectorDep,
     key: FormKey,
     mm_per_px: MmPerPx,
+    change: Annotated[Change, Depends(change_form)],
     images: Annotated[
         list[UploadFile], File(description="Canonical ROIs of good parts.", json_schema_extra=PICKED_FILES)
     ] = [],  # noqa: B006
-    memory_fit: Annotated[bool, Form(description="Add to the memory instead of replacing it.")] = False,
     use_dataset: Annotated[bool, Form(description="Fit from the stored OK samples, and from images if any.")] = False,
     shape: ShapeField = None,
 ) -> dict[str, Any]:
     """Build the memory of a model from images of good parts. It replaces the former one in one step, or grows it."""
     part = parse_shape(shape)
     files = [replace(file, shape=part) for file in uploads(images)]
-    fit = partial(collector.fit, key, files, mm_per_px=mm_per_px, memory_fit=memory_fit, use_dataset=use_dataset)
+    fit = partial(
+        collector.fit,
+        key,
+        files,
+        mm_per_px=mm_per_px,
+        memory_fit=change.event == "grow",
+        use_dataset=use_dataset,
+        change=change,
+    )
     result = await run_tracked(request, lambda job: fit(job=job))
     metrics: Metrics = request.app.state.metrics
     metrics.fitted(key, result)
@@ -242,7 +277,7 @@ async def calibrate_ng(
             mm_per_px=body.mm_per_px,
             area_mm2_thr=body.area_mm2_thr,
             score_percentile=body.score_percentile,
-            terms=terms_of(body),
+            terms=terms_of(request, body),
         ),
     )
     logger.info("calibrate_ng %s: threshold %.6g", key, result.values["threshold"])

@@ -160,12 +160,14 @@ class Roi:
         grid: token rows and columns.
         mask: (h, w) bool at working resolution, True on the part (see working_mask); None: the whole ROI.
         mm_per_px: millimetres per sent pixel.
+        shape: what the mask was made of, in sent pixels.
     """
 
     size: RoiSize
     grid: tuple[int, int]
     mask: Mask | None = None
     mm_per_px: float = 1.0
+    shape: Shape | None = None
 
     @property
     def token_mm2(self) -> float:

@@ -42,8 +42,19 @@ from backend.base.errors import (
     ReadOnlyReplica,
     RecipeInvalid,
     StorageFailed,
+    VersionNotFound,
 )
-from backend.base.files import disk_errors, one_writer, patiently, read_fault, utc_now, write_atomic, write_json
+from backend.base.files import (
+    disk_errors,
+    link_or_copy,
+    one_writer,
+    patiently,
+    read_fault,
+    utc_now,
+    write_atomic,
+    write_folder,
+    write_json,
+)
 from backend.base.keys import ModelKey, folder_of
 from backend.base.messages import Phrase
 from backend.calib import GoodScores
@@ -64,7 +75,9 @@ _VERSIONS = re.compile(r"(\d{4})\.(\d+)")
 _TRASH = ".trash"
 _TRASHED = "%Y%m%dT%H%M%S%fZ"
 # A deletion moves them in this order: without memory.npz the model is gone.
-_FILES = ("memory.npz", "calib.json", "certificate.json", "manifest.json", "index.faiss", "reserve.npz")
+_FILES = ("memory.npz", "calib.json", "certificate.json", "manifest.json", "index.faiss", "reserve.npz", "versions")
+_KEPT = ("memory.npz", "calib.json", "reserve.npz")
+_VERSION_NAME = re.compile(r"([0-9A-Za-z]{1,64})\.([1-9]\d{0,8})")
 # What zipfile and NumPy raise on files that are cut off, corrupt or no npz at all.
 _NPZ_ERRORS = (
     OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, MemoryError, OverflowError, SyntaxError,
@@ -131,16 +144,65 @@ class StoredMemory:
 Stamp = tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class Change:
+    """What is done to a model, by whom, and what they noted.
+
+    `event`: `fit`, `grow`, `teach`, `calibrate`, `restore` or `rebuild`.
+    """
+
+    event: str = "fit"
+    author: str = ""
+    note: str = ""
+
+    def said(self) -> dict[str, str]:
+        """Author and note, as far as there are any."""
+        return {name: value for name, value in (("author", self.author), ("note", self.note)) if value}
+
+
+@dataclass(frozen=True)
+class Version:
+    """A state of a model that was replaced and kept.
+
+    Attributes:
+        name: `<generation>.<n>`.
+        about: what version.json says: of the memory, its calibration, when it was replaced and by what.
+    """
+
+    name: str
+    folder: Path
+    about: dict[str, Any]
+
+    @property
+    def generation(self) -> str:
+        """That of its memory."""
+        return self.name.rpartition(".")[0]
+
+    def calibration_text(self) -> str | None:
+        """calib.json as it was, byte for byte; None without one."""
+        return _text(self.folder / "calib.json")
+
+
 class ModelStore:
     """The models folder.
 
     A writer locks its model's folder against other threads and processes, until it is done or dies. Readers never wait.
     """
 
-    def __init__(self, root: Path, *, read_only: bool = False, min_free_mb: float = 0) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        read_only: bool = False,
+        min_free_mb: float = 0,
+        versions: int = 0,
+        versions_max_gb: float = 10,
+    ) -> None:
         self.root = root
         self.read_only = read_only
         self.min_free_mb = min_free_mb
+        self.n_versions = versions
+        self.versions_max_gb = versions_max_gb
 
     def folder(self, key: ModelKey) -> Path:
         """models/<role>/<roi>, or models/recipes/<recipe>/<role>/<roi>."""
@@ -165,14 +227,17 @@ class ModelStore:
         if self.read_only:
             raise ReadOnlyReplica()
         with one_writer(self.folder(key), key, timeout=timeout, left_overs=".*.tmp", min_free_mb=self.min_free_mb):
+            self._finish_restore(key)
             yield
 
-    def save_memory(self, key: ModelKey, memory: StoredMemory, index: bytes | None = None) -> StoredMemory:
+    def save_memory(
+        self, key: ModelKey, memory: StoredMemory, index: bytes | None = None, change: Change | None = None
+    ) -> StoredMemory:
         """Replace the memory in one step, then what is derived from it. The caller holds `writing(key)`.
 
         Its version is a new one, whatever became of the former memory: it may be damaged, or in the trash.
 
-        `index`: what index.faiss is to hold.
+        `index`: what index.faiss is to hold. `change`: what replaces the former model, which is kept as a version.
 
         Returns:
             The memory as it is stored: without its reserve, and with its generation, version and time in the metadata.
@@ -180,11 +245,14 @@ class ModelStore:
         Raises:
             DiskFull, ReadOnlyStore: nothing was changed.
         """
+        change = change or Change()
+        self._keep(key, change)
         stored = replace(
             memory,
             reserve=None,
             metadata={
-                **memory.metadata,
+                **{name: value for name, value in memory.metadata.items() if name not in {"author", "note"}},
+                **change.said(),
                 "model": str(key),
                 "generation": uuid.uuid4().hex,
                 "model_version": next_version(self._last_version(key)),
@@ -301,19 +369,36 @@ class ModelStore:
             DamagedFile: the file is cut off, is no npz, or its arrays do not fit each other.
             StorageFailed, OutOfMemory: it cannot be read for a reason that does not lie in it.
         """
+        try:
+            return self._read_memory(self.folder(key) / "memory.npz", remedy=Phrase("the_learning"))
+        except (FileNotFoundError, NotADirectoryError) as err:
+            raise MemoryNotFound(key=key) from err
+
+    def metadata(self, key: ModelKey) -> dict[str, Any]:
+        """The metadata of memory.npz, without its rows. Raises MemoryNotFound, DamagedFile, StorageFailed."""
         path = self.folder(key) / "memory.npz"
         try:
             with patiently(lambda: path.open("rb")) as file, np.load(file, allow_pickle=False) as npz:
-                arrays = {name: npz[name] for name in npz.files if name != "metadata"}
-                metadata = _metadata(npz)
+                return _metadata(npz)
         except (FileNotFoundError, NotADirectoryError) as err:
             raise MemoryNotFound(key=key) from err
         except _NPZ_ERRORS as err:
             raise read_fault(err, path, path=self._relative(path), remedy=Phrase("the_learning")) from err
+
+    def _read_memory(self, path: Path, *, remedy: Phrase) -> StoredMemory:
+        """The memory in a file. Raises DamagedFile, StorageFailed, OutOfMemory, FileNotFoundError."""
+        try:
+            with patiently(lambda: path.open("rb")) as file, np.load(file, allow_pickle=False) as npz:
+                arrays = {name: npz[name] for name in npz.files if name != "metadata"}
+                metadata = _metadata(npz)
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except _NPZ_ERRORS as err:
+            raise read_fault(err, path, path=self._relative(path), remedy=remedy) from err
         try:
             return _stored_memory(arrays, metadata)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as err:
-            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy=Phrase("the_learning")) from err
+            raise DamagedFile(path=self._relative(path), reason=_brief(err), remedy=remedy) from err
 
     def load_reserve(self, key: ModelKey, stored: StoredMemory) -> Reserve | None:
         """What a growth of `stored` may still take; None without a file, or with one that is damaged or of another.
@@ -342,8 +427,13 @@ class ModelStore:
             logger.warning("%s cannot be used, so this growth chooses among new images alone: %s", path, err)
             return None
 
-    def save_calibration(self, key: ModelKey, calibration: dict[str, Any]) -> None:
-        """Replace calib.json in one step. Raises DiskFull, ReadOnlyStore."""
+    def save_calibration(self, key: ModelKey, calibration: dict[str, Any], change: Change | None = None) -> None:
+        """Replace calib.json in one step; the former one is kept as a version. The caller holds `writing(key)`.
+
+        Raises:
+            DiskFull, ReadOnlyStore.
+        """
+        self._keep(key, change or Change("calibrate"))
         write_json(self.folder(key) / "calib.json", {**calibration, "created_utc": utc_now()})
 
     def load_calibration(self, key: ModelKey) -> dict[str, Any] | None:
@@ -354,11 +444,211 @@ class ModelStore:
         """
         path = self.folder(key) / "calib.json"
         try:
-            return read_calibration(json.loads(patiently(lambda: path.read_text("utf-8"))))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            text = self._calibration_text(key)
+            return None if text is None else read_calibration(json.loads(text))
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
             raise read_fault(err, path, path=self._relative(path), remedy=Phrase("the_calibration")) from err
+
+    def calibration_stamp(self, key: ModelKey) -> tuple[Stamp | None, ...] | None:
+        """What changes whenever the calibration that applies does; None when there is none."""
+        restoring = self._restoring(key)
+        if restoring is not None:
+            stamps = self.stamp(key, "restoring.json"), self.stamp(key)
+            return None if restoring["calibration"] is None else stamps
+        own = self.stamp(key, "calib.json")
+        return None if own is None else (own,)
+
+    def versions(self, key: ModelKey) -> list[Version]:
+        """What was kept of the model, the newest first."""
+        found = []
+        for path in (self.folder(key) / "versions").glob("*/version.json"):
+            try:
+                about = json.loads(path.read_text("utf-8"))
+            except (OSError, ValueError):
+                continue
+            if _VERSION_NAME.fullmatch(path.parent.name) and isinstance(about, dict):
+                found.append(Version(path.parent.name, path.parent, about))
+        return sorted(found, key=lambda one: str(one.about.get("replaced_utc")), reverse=True)
+
+    def version(self, key: ModelKey, name: str) -> Version:
+        """The version of that name, or the last one of the memory that has it as its generation.
+
+        Raises:
+            VersionNotFound.
+        """
+        for one in self.versions(key):
+            if name in {one.name, one.generation}:
+                return one
+        raise VersionNotFound(key=key, version=repr(name[:80]))
+
+    def load_version(self, key: ModelKey, version: Version) -> tuple[StoredMemory, dict[str, Any] | None]:
+        """The memory and the calibration of a version. Raises DamagedFile, VersionNotFound."""
+        try:
+            stored = self._read_memory(version.folder / "memory.npz", remedy=Phrase("the_learning"))
+            text = version.calibration_text()
+            return stored, None if text is None else read_calibration(json.loads(text))
+        except (FileNotFoundError, NotADirectoryError) as err:  # dropped meanwhile
+            raise VersionNotFound(key=key, version=version.name) from err
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
+            where = self._relative(version.folder / "calib.json")
+            raise DamagedFile(path=where, reason=_brief(err), remedy=Phrase("the_learning")) from err
+
+    def is_current(self, key: ModelKey, version: Version) -> bool:
+        """Whether the model is, file for file, what `version` was."""
+        return self._same_memory(key, version) and self._calibration_text(key) == version.calibration_text()
+
+    def restore(self, key: ModelKey, version: Version, change: Change) -> None:
+        """Bring memory, calibration and reserve of `version` back, bit for bit. The caller holds `writing(key)`.
+
+        The rename of memory.npz brings its calibration with it: restoring.json, written before, says which one belongs
+        to that very file. Whoever dies on the way leaves the former model or the restored one.
+
+        Raises:
+            DiskFull, ReadOnlyStore, VersionNotFound.
+        """
+        folder, text = self.folder(key), version.calibration_text()
+        source = version.folder / "memory.npz"
+        self._keep(key, change)
+        with disk_errors(folder):
+            if self._same_memory(key, version):
+                self._put_calibration(key, text)
+                return
+            try:
+                status = source.stat()
+            except FileNotFoundError as err:
+                raise VersionNotFound(key=key, version=version.name) from err
+            own = json.dumps({"memory": [status.st_size, status.st_mtime_ns], "calibration": text}).encode()
+            write_atomic(folder / "restoring.json", lambda file: file.write(own))
+            link_or_copy(source, folder / "memory.npz")
+            self._finish_restore(key)
+            (folder / "index.faiss").unlink(missing_ok=True)
+            if (version.folder / "reserve.npz").exists():
+                link_or_copy(version.folder / "reserve.npz", folder / "reserve.npz")
+            else:
+                (folder / "reserve.npz").unlink(missing_ok=True)
+
+    def _finish_restore(self, key: ModelKey) -> None:
+        """Put the calibration of a restored memory into its place, if somebody died before."""
+        path = self.folder(key) / "restoring.json"
+        restoring = self._restoring(key)
+        if restoring is not None:
+            self._put_calibration(key, restoring["calibration"])
+        path.unlink(missing_ok=True)
+
+    def _put_calibration(self, key: ModelKey, text: str | None) -> None:
+        path = self.folder(key) / "calib.json"
+        if text is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_atomic(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+
+    def _restoring(self, key: ModelKey) -> dict[str, Any] | None:
+        """What restoring.json says, if the memory that it is about is in its place."""
+        path = self.folder(key) / "restoring.json"
+        text = _text(path)
+        stamp = self.stamp(key) if text is not None else None
+        if text is None or stamp is None:
+            return None
+        try:
+            found = json.loads(text)
+            return found if found["memory"] == list(stamp[1:]) and "calibration" in found else None
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def _calibration_text(self, key: ModelKey) -> str | None:
+        """The calibration that applies, as its file has it."""
+        restoring = self._restoring(key)
+        if restoring is not None:
+            text: str | None = restoring["calibration"]
+            return text
+        return _text(self.folder(key) / "calib.json")
+
+    def _same_memory(self, key: ModelKey, version: Version) -> bool:
+        ours, theirs = self.stamp(key), version.folder / "memory.npz"
+        try:
+            status = theirs.stat()
+        except FileNotFoundError:
+            return False
+        return ours is not None and ours[1:] == (status.st_size, status.st_mtime_ns)
+
+    def _keep(self, key: ModelKey, change: Change) -> None:
+        """Keep the model as it is now as a version, unless it is one already. The caller holds `writing(key)`.
+
+        Raises:
+            DiskFull, ReadOnlyStore.
+        """
+        folder = self.folder(key)
+        if self.n_versions < 1 or not (folder / "memory.npz").exists():
+            return
+        try:
+            about = {
+                **self._about(key),
+                "replaced_utc": utc_now(),
+                "replaced_by": {"event": change.event, **change.said()},
+            }
+        except DamagedFile as err:
+            logger.warning("a damaged memory is not kept as a version: %s", err)
+            return
+        kept = folder / "versions"
+        for left_over in kept.glob(".*.tmp"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        same = next((one for one in self.versions(key) if self.is_current(key, one)), None)
+        if same is not None:
+            write_json(same.folder / "version.json", about)
+        else:
+            generation = re.sub(r"[^0-9A-Za-z]", "", str(about.get("generation", "")))[:64] or "older"
+            taken = [int(path.suffix[1:]) for path in kept.glob(f"{generation}.*") if path.suffix[1:].isdecimal()]
+            files = {name: folder / name for name in _KEPT if (folder / name).exists()}
+            write_folder(kept / f"{generation}.{max(taken, default=0) + 1}", files, {"version.json": about})
+        self._drop_versions(key)
+
+    def _about(self, key: ModelKey) -> dict[str, Any]:
+        """What the list of versions says of the model as it is now. Raises DamagedFile, MemoryNotFound."""
+        known = self.metadata(key)
+        shown = (
+            "generation", "model_version", "created_utc", "n_images", "extractor", "fingerprint", "mm_per_px", "shape",
+            "author", "note",
+        )  # fmt: skip
+        about = {name: known[name] for name in shown if name in known}
+        text = self._calibration_text(key)
+        try:
+            calibration = json.loads(text) if text else None
+        except ValueError:
+            calibration = None
+        if isinstance(calibration, dict):
+            said = ("threshold", "score_percentile", "created_utc", "author", "note")
+            about["calibration"] = {name: calibration[name] for name in said if name in calibration}
+        return about
+
+    def about(self, key: ModelKey) -> dict[str, Any] | None:
+        """What the list of versions says of the model as it is now; None when there is none. Raises DamagedFile."""
+        try:
+            return self._about(key)
+        except MemoryNotFound:
+            return None
+
+    def _drop_versions(self, key: ModelKey) -> None:
+        """Remove versions beyond their number, and the oldest of all models beyond their size."""
+        own = [one for one in self.versions(key) if not self.is_current(key, one)]
+        gone = {one.folder for one in own[self.n_versions :]}
+        everyone = [(str(v.about.get("replaced_utc")), v) for k in self.keys() for v in self.versions(k)]
+        left = [one for _, one in sorted(everyone, key=lambda pair: pair[0], reverse=True) if one.folder not in gone]
+        seen, used = set[tuple[int, int]](), 0
+        for one in left:
+            for path in one.folder.glob("*"):
+                status = path.stat()
+                used += status.st_size * ((status.st_dev, status.st_ino) not in seen)
+                seen.add((status.st_dev, status.st_ino))
+            if used > self.versions_max_gb * 2**30:
+                gone.add(one.folder)
+        for folder in gone:
+            logger.info("the version %s is dropped (MODEL_VERSIONS, VERSIONS_MAX_GB)", self._relative(folder))
+            doomed = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+            try:
+                folder.rename(doomed)
+            except OSError:  # another process drops it too
+                continue
+            shutil.rmtree(doomed, ignore_errors=True)
 
     def save_certificate(self, key: ModelKey, certificate: dict[str, Any]) -> None:
         """Replace certificate.json in one step. Raises DiskFull, ReadOnlyStore."""
@@ -435,8 +725,9 @@ class ModelStore:
         return gone
 
     def _last_version(self, key: ModelKey) -> str:
-        """The highest version that the memory, its manifest and what a deletion left say; empty where none does."""
+        """The highest version that memory, manifest, versions and what a deletion left say; empty where none does."""
         said: list[object] = [self.manifest(key).get("model_version")]
+        said += [one.about.get("model_version") for one in self.versions(key)]
         with suppress(MemoryNotFound, DamagedFile):
             said.append(self.load_memory(key).metadata.get("model_version"))
         with suppress(FileNotFoundError, UnicodeDecodeError):
@@ -569,6 +860,14 @@ def next_version(former: object) -> str:
 def _by_number(version: str) -> tuple[int, int]:
     year, _, number = version.partition(".")
     return int(year), int(number)
+
+
+def _text(path: Path) -> str | None:
+    """What a text file holds; None when it is not there."""
+    try:
+        return patiently(path.read_bytes).decode("utf-8", "surrogateescape")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _brief(err: Exception) -> str:

@@ -85,18 +85,19 @@ KNOWN = {
 
 
 Draws = Annotated[int, typer.Option(min=100, help="Draws of good scores for each row.")]
+KnownToo = Annotated[bool, typer.Option(help="The known distributions too.")]
 RealScores = Annotated[Path | None, typer.Option(exists=True, help="Good scores by set, as `splits` writes them.")]
 
 
 @app.command()
-def bounds(draws: Draws = 10_000, scores: RealScores = None) -> None:
+def bounds(draws: Draws = 10_000, scores: RealScores = None, known: KnownToo = True) -> None:
     """How often the rate that a threshold rejects lies within what was promised.
 
     The column with bad parts is of a fifth of the draws.
     """
     _line(["scores", "n", *(f"{rate:.1%}" for rate in RATES), "p99 rule", "p95 rule", "with bad parts", "chosen"])
     _line(["---"] * (len(RATES) + 6))
-    for name, population in _populations(scores).items():
+    for name, population in _populations(scores, known).items():
         for n in SIZES:
             drawn = population.draw(np.random.default_rng([n, draws]), (draws, n))
             kept = [_kept(drawn, population, rate) for rate in RATES]
@@ -106,11 +107,11 @@ def bounds(draws: Draws = 10_000, scores: RealScores = None) -> None:
 
 
 @app.command()
-def p_values(draws: Draws = 10_000, scores: RealScores = None) -> None:
+def p_values(draws: Draws = 10_000, scores: RealScores = None, known: KnownToo = True) -> None:
     """How often the p-value of a good part is at most α."""
     _line(["scores", "n", *(f"P(p ≤ {alpha})" for alpha in ALPHAS)])
     _line(["---"] * (len(ALPHAS) + 2))
-    for name, population in _populations(scores).items():
+    for name, population in _populations(scores, known).items():
         for n in SIZES:
             rng = np.random.default_rng([n, draws, 1])
             drawn, tested = population.draw(rng, (draws, n)), population.draw(rng, (draws, 1))[:, 0]
@@ -118,11 +119,11 @@ def p_values(draws: Draws = 10_000, scores: RealScores = None) -> None:
             _line([name, str(n), *(f"{np.mean(p <= alpha):.4f}" for alpha in ALPHAS)])
 
 
-def _populations(scores: Path | None) -> dict[str, Population]:
+def _populations(scores: Path | None, known: bool) -> dict[str, Population]:
     """The known distributions, and the real scores in a file."""
     real = json.loads(scores.read_text("utf-8")) if scores else {}
-    known = {name: Population.known(one) for name, one in KNOWN.items()}
-    return known | {f"{name}, resampled": Population.resampled(values) for name, values in real.items()}
+    drawn = {name: Population.known(one) for name, one in KNOWN.items()} if known else {}
+    return drawn | {f"{name}, resampled": Population.resampled(values) for name, values in real.items()}
 
 
 def _kept(drawn: Values, population: Population, rate: float) -> float | None:

@@ -383,6 +383,49 @@ ERRORS: dict[str, Entry] = {
         es="No hay ningún trabajo con el identificador {job}: es el X-Request-Id que envió quien lo pidió.",
         en="There is no work with the identifier {job}: it is the X-Request-Id that its client sent.",
     ),
+    "version_not_found": Entry(
+        404,
+        es="{key} no tiene la versión {version}: mira la lista de versiones.",
+        en="{key} has no version {version}: see the list of versions.",
+    ),
+    "version_unusable": Entry(
+        409,
+        es=(
+            "La versión {version} de {key} se hizo con otro extractor ({theirs}; en marcha: {ours}): arranca el "
+            "servicio con aquel (MODEL_NAME, WEIGHTS) o restaura otra versión. No se ha cambiado nada."
+        ),
+        en=(
+            "Version {version} of {key} was made with another extractor ({theirs}; running: {ours}): start the service "
+            "with that one (MODEL_NAME, WEIGHTS), or restore another version. Nothing was changed."
+        ),
+    ),
+    "golden_flipped": Entry(
+        409,
+        es=(
+            "El cambio de {key} se rechaza porque haría perder su veredicto a muestras de referencia: {samples} "
+            "Revísalas, o desmárcalas."
+        ),
+        en=(
+            "The change of {key} is refused because golden samples would lose their verdict: {samples} Look at them, "
+            "or unmark them."
+        ),
+    ),
+    "golden_stopped": Entry(
+        503,
+        es=(
+            "{key} no da veredictos porque hay muestras de referencia que han perdido el suyo: {samples} Restaura una "
+            "versión o el extractor de antes, o desmárcalas."
+        ),
+        en=(
+            "{key} gives no verdicts because golden samples lost theirs: {samples} Restore a version "
+            "or the former extractor, or unmark them."
+        ),
+    ),
+    "golden_image_gone": Entry(
+        404,
+        es="La imagen de la muestra de referencia {name} ya no está guardada: vuelve a subirla o desmárcala.",
+        en="The image of the golden sample {name} is no longer stored: upload it again, or unmark it.",
+    ),
     "certificate_not_found": Entry(
         404,
         es="{key} no tiene certificado: pide que se haga.",
@@ -838,6 +881,14 @@ NOTICES: dict[str, Words] = {
         es="mm_per_px es {got} y la memoria se hizo con {expected}: las áreas usan {got}.",
         en="mm_per_px is {got} and the memory was made with {expected}: areas use {got}.",
     ),
+    "shape_of_model": Words(
+        es="La petición no trae máscara: se usa la del modelo.",
+        en="The request has no shape: that of the model is used.",
+    ),
+    "golden_lost": Words(
+        es="Hay muestras de referencia que pierden su veredicto: {samples}",
+        en="Golden samples lose their verdict: {samples}",
+    ),
     "shape_missing": Words(
         es="La memoria solo conoce la pieza dentro de su shape y esta imagen llegó sin él: lo que la rodea cuenta.",
         en=(
@@ -947,6 +998,14 @@ NOTICES: dict[str, Words] = {
 }
 
 PHRASES: dict[str, Words] = {
+    "golden_scores": Words(
+        es="{name} tenía una puntuación de {former} y ahora tiene {score}.",
+        en="{name} had a score of {former} and now has {score}.",
+    ),
+    "golden_unscored": Words(
+        es="{name} no se puede puntuar. {reason}",
+        en="{name} cannot be scored. {reason}",
+    ),
     "the_learning": Words(es="el aprendizaje", en="the learning"),
     "the_calibration": Words(es="la calibración", en="the calibration"),
     "the_certificate": Words(es="el certificado", en="the certificate"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import get_args
@@ -55,6 +55,13 @@ class Metrics:
             "bdi_queue_depth", "Requests admitted and not answered.", registry=own, multiprocess_mode="livesum"
         )
         self.cache = Gauge("bdi_cache_bytes", "Bytes of loaded memories.", registry=own, multiprocess_mode="livesum")
+        self.golden = Gauge(
+            "bdi_golden_flips",
+            "Golden samples that lost their verdict.",
+            MODEL,
+            registry=own,
+            multiprocess_mode="livemax",
+        )
         self.drift = Gauge(
             "bdi_drift",
             "1 while parts drift from this cause.",
@@ -78,6 +85,11 @@ class Metrics:
         self.queue.set(inspector.host.depth)
         self.cache.set(inspector.cache.nbytes)
         self.degraded.set(inspector.host.degraded is not None)
+
+    def golden_flips(self, flips: Mapping[ModelKey, int]) -> None:
+        """Set how many golden samples of each model lost their verdict."""
+        for key, n in flips.items():
+            self.golden.labels(*_labels(key)).set(n)
 
     def drifts(self, states: Sequence[tuple[ModelKey, KeptDrift]]) -> None:
         """Set the gauge of each model and cause, as all workers see it."""

@@ -20,10 +20,12 @@ from backend.api.schemas import ErrorBody, Promise
 from backend.base.errors import TimedOut
 from backend.base.keys import ModelKey
 from backend.calib import CONFIDENCE
+from backend.records.verdicts import checked_text
 from backend.samples.collector import Collector
 from backend.service.calibration import Terms
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job, ProgressBoard, TrackedJob
+from backend.storage import Change
 
 T = TypeVar("T")
 
@@ -149,14 +151,32 @@ def query_key(
 QueryKey = Annotated[ModelKey, Depends(query_key)]
 
 
-def terms_of(body: Promise) -> Terms:
+def terms_of(request: Request, body: Promise) -> Terms:
     """What a calibration is asked for. Raises ThresholdAndPromise."""
     return Terms(
         max_false_reject=body.max_false_reject,
         confidence=body.confidence or CONFIDENCE,
         threshold=body.threshold,
         note=(body.note or "").strip(),
+        author=change_of(request, "calibrate", body.author, None).author,
     )
+
+
+def change_of(request: Request, event: str, author: str | None, note: str | None) -> Change:
+    """What a request does to a model, by whom (its API key's name where it does not say), and what they noted."""
+    key_id = getattr(request.state, "key_id", None)
+    who = checked_text(author, "author") or (f"key {key_id}" if key_id else "")
+    return Change(event, who, checked_text(note, "note", 2000, lines=True) or "")
+
+
+def change_form(
+    request: Request,
+    memory_fit: Annotated[bool, Form(description="Add to the memory instead of replacing it.")] = False,
+    note: Annotated[str | None, Form(description="Kept with the memory; at most 2000 characters.")] = None,
+    author: Annotated[str | None, Form(description="Who does it; the API key's name without it.")] = None,
+) -> Change:
+    """What a form does to a memory, who sends it, and what they noted. Raises InvalidValue."""
+    return change_of(request, "grow" if memory_fit else "fit", author, note)
 
 
 def described(model: type[BaseModel]) -> dict[str, Any]:

@@ -129,6 +129,7 @@ class Promise(BaseModel):
         None, ge=0, le=1e9, allow_inf_nan=False, description="This threshold, kept as chosen."
     )
     note: str | None = Field(None, max_length=2000, description="Kept with the calibration.")
+    author: str | None = Field(None, max_length=128, description="Who calibrates; the API key's name without it.")
 
 
 class FalseRejectOut(BaseModel):

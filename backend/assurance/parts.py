@@ -140,8 +140,9 @@ class PartScorer:
             picture = found.pixels
         grid, _ = fitted_grid(part.file.name, picture, self.pipeline.queue.extractor, self.model.stored.grid)
         size = RoiSize(*picture.shape[:2])
-        roi = Roi(size, grid, working_mask(part.file.shape, size), part.mm_per_px)
-        return Seen(part, picture, build_mask(part.file.shape, size.height, size.width), roi)
+        shape = part.file.shape or self.model.shape_in(size.height, size.width)
+        roi = Roi(size, grid, working_mask(shape, size), part.mm_per_px, shape)
+        return Seen(part, picture, build_mask(shape, size.height, size.width), roi)
 
     def readable(
         self, parts: Sequence[GoodPart], job: Job

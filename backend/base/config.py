@@ -251,6 +251,14 @@ class Settings(BaseSettings):
         None, description="Their folder (auto: beside an SQLite file, else data/images)."
     )
     trash_days: float = Field(30, ge=0, description="Days that a deleted model stays in MODELS_DIR/.trash.")
+    model_versions: int = Field(
+        5, ge=0, le=1000, description="Versions of a model that are kept when it is replaced; 0: none."
+    )
+    versions_max_gb: float = Field(10, ge=0, description="Size of the versions of all models; the oldest go first.")
+    golden_blocks: bool = Field(
+        False,
+        description="Refuse changes that cost a golden sample its verdict; stop verdicts where one lost it.",
+    )
     rebuild_on_start: bool = Field(False, description="Rebuild lost memories from the samples when starting.")
     augment_rotation_deg: float = Field(0, ge=0, le=45, description="Fit also on a view turned by up to ± this.")
     augment_jitter: float = Field(0, ge=0, le=0.5, description="Fit also on a view with light and colour ± this share.")

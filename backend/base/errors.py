@@ -59,6 +59,11 @@ InspectionError
 ├── DatasetNotFound: key
 ├── ProgressNotFound: job
 ├── CertificateNotFound: key
+├── VersionNotFound: key, version
+├── VersionUnusable: key, version, theirs, ours
+├── GoldenFlipped: key, samples
+├── GoldenStopped: key, samples, retry_after
+├── GoldenImageGone: name
 ├── InspectionNotFound: id
 ├── ImageNotKept: id, reason
 ├── RecordsOff
@@ -335,6 +340,26 @@ class CertificateNotFound(InspectionError):
 
 class ModelExists(InspectionError):
     code = "model_exists"
+
+
+class VersionNotFound(InspectionError):
+    code = "version_not_found"
+
+
+class VersionUnusable(InspectionError):
+    code = "version_unusable"
+
+
+class GoldenFlipped(InspectionError):
+    code = "golden_flipped"
+
+
+class GoldenStopped(InspectionError):
+    code = "golden_stopped"
+
+
+class GoldenImageGone(InspectionError):
+    code = "golden_image_gone"
 
 
 class IdTwin(InspectionError):

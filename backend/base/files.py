@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -72,6 +72,48 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
+
+
+def write_folder(path: Path, files: Mapping[str, Path], documents: Mapping[str, dict[str, Any]]) -> None:
+    """Make the folder `path` in one step: `files` as hard links where the disk has them, `documents` as JSON.
+
+    Raises:
+        DiskFull, ReadOnlyStore: there is no such folder.
+    """
+    with disk_errors(path):
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        temporary.mkdir(parents=True)
+        try:
+            for name, source in files.items():
+                link_or_copy(source, temporary / name)
+            for name, document in documents.items():
+                write_json(temporary / name, document)
+            _sync_folder(temporary)
+            temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put `source` in the place of `target` in one step, with its time: as a hard link where the disk has them."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        try:
+            os.link(source, temporary)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            shutil.copy2(source, temporary)
+            status = source.stat()
+            os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        patiently(lambda: temporary.replace(target))
+    finally:
+        temporary.unlink(missing_ok=True)  # two links of one file are no rename
+    _sync_folder(target.parent)
 
 
 def require_room(folder: Path, free_mb: float, wanted: int = 0) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, select, tuple_, union_all
 
 from backend.base.errors import InspectionNotFound, InvalidValue
 from backend.base.messages import Phrase
@@ -24,10 +24,11 @@ from backend.records.entries import number_of
 from backend.records.record import public_id, split_id
 from backend.records.tables import chains, facets, images, inspections, reviews
 
-Order = Literal["newest", "oldest", "score"]
+Order = Literal["newest", "oldest", "score", "informative"]
+NEAR = 0.95  # of the threshold: a good part that scores at least so much is a close call
 MAX_LIMIT = 1000
 MANY_FACETS = 200  # with more of them, one index of all inspections is read instead of one of each facet
-FEW_ROWS = 5_000  # so many are rather read and sorted than looked for one by one
+FEW_ROWS = 5_000  # so many, shared among the facets, are rather read and sorted than looked for one by one
 
 _own = inspections.c
 LISTED = (
@@ -114,7 +115,7 @@ class Page:
 
 
 def parse_order(text: str) -> Order:
-    """`newest`, `oldest` or `score`. Raises InvalidValue."""
+    """`newest`, `oldest`, `score` or `informative`. Raises InvalidValue."""
     if text not in get_args(Order):
         raise InvalidValue(field="order", value=repr(text[:40]), expected=", ".join(get_args(Order)))
     return text  # type: ignore[return-value]
@@ -151,8 +152,13 @@ def page(
     *,
     columns: Sequence[Any] = LISTED,
 ) -> Page:
-    """At most `limit` inspections after a place. The score's order goes from the highest down."""
-    found = _Search(connection, filters, order, after).best(limit + 1)
+    """At most `limit` inspections after a place. The score's order goes from the highest down.
+
+    `informative`: NG parts and close calls that nobody has reviewed, those nearest to their threshold first: what a
+    person says of them tells most about where it belongs (uncertainty sampling, Lewis and Gale 1994).
+    """
+    search = _Search(connection, filters, order, after)
+    found = search.informative(limit + 1) if order == "informative" else search.best(limit + 1)
     rows = rows_of(connection, [number for _, number in found[:limit]], columns)
     last = Place(order, *found[limit - 1]) if len(found) > limit else None
     return Page(items_of(connection, rows), last)
@@ -163,7 +169,7 @@ class _Search:
 
     def __init__(self, connection: Connection, filters: Filters, order: Order, after: Place | None) -> None:
         self.connection, self.filters = connection, filters
-        self.descending = order != "oldest"
+        self.descending = order not in {"oldest", "informative"}
         by_score = order == "score"
         self.key: Any = _own.score if by_score else _own.time_us
         self.other = filters.times() if by_score else filters.scores()
@@ -183,15 +189,27 @@ class _Search:
         chosen = list(self.connection.execute(matching.limit(MANY_FACETS + 1)).scalars())
         if len(chosen) > MANY_FACETS:
             return self._read(self._first([*self.other, _own.facet_id.in_(matching)], n))
-        if self.other and (few := self._few(chosen)) is not None:
-            return self._sorted(few, n)
+        few: list[tuple[float, int]] = []
+        if self.other:
+            few, chosen = self._few(chosen, max(n, FEW_ROWS // max(1, len(chosen))))
+        best = self._sorted(few, n)
         each = [self._first([_own.facet_id == facet, *self.other], n).subquery() for facet in chosen]
         if not each:
-            return []
+            return best
         merged = union_all(*(select(one.c.key, one.c.id) for one in each)).subquery()
         key, number = merged.c.key, merged.c.id
         ends = (key.desc(), number.desc()) if self.descending else (key, number)
-        return self._read(select(key, number).order_by(*ends).limit(n))
+        return self._sorted([*best, *self._read(select(key, number).order_by(*ends).limit(n))], n)
+
+    def informative(self, n: int) -> list[tuple[float, int]]:
+        """The first `n` distances from the threshold, as shares of it, and numbers."""
+        self.key = func.abs(_own.score - _own.threshold) / _own.threshold
+        wanted = [*self.filters.facet_conditions(), facets.c.review.is_(None)]
+        close = [_own.threshold > 0, _own.score >= NEAR * _own.threshold]
+        matching = _own.facet_id.in_(select(facets.c.id).where(*wanted))
+        asked = [*self.filters.exact(), *self.filters.scores(), *self.filters.times()]
+        self.ranges = []
+        return self._read(self._first([*asked, *close, matching], n))
 
     def _first(self, conditions: Iterable[ColumnElement[bool]], n: int) -> Select[Any]:
         conditions = [*conditions, *self.ranges]
@@ -205,15 +223,21 @@ class _Search:
     def _read(self, query: Select[Any]) -> list[tuple[float, int]]:
         return tuples(self.connection, query)
 
-    def _few(self, chosen: Sequence[int]) -> list[tuple[float, int]] | None:
-        """All that the range of the other key admits, if they are few."""
+    def _few(self, chosen: Sequence[int], most: int) -> tuple[list[tuple[float, int]], list[int]]:
+        """All that the range of the other key admits in the facets where it is at most so many, and the other facets.
+
+        To look for them in the order of the key would be to read such a facet from end to end.
+        """
         found: list[tuple[float, int]] = []
+        many: list[int] = []
         for facet in chosen:
             query = select(self.key, _own.id).where(_own.facet_id == facet, *self.other)
-            found += self._read(query.limit(FEW_ROWS + 1 - len(found)))
-            if len(found) > FEW_ROWS:
-                return None
-        return found
+            own = self._read(query.limit(most + 1))
+            if len(own) > most:
+                many.append(facet)
+            else:
+                found += own
+        return found, many
 
     def _sorted(self, found: list[tuple[float, int]], n: int) -> list[tuple[float, int]]:
         low, high = (self.filters.min_score, self.filters.max_score)

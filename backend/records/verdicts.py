@@ -105,7 +105,7 @@ class Verdict:
             return Recorded(None, [Notice("not_recorded", {"reason": err})])
         found, made = self.inspection, self.provenance
         rejected = made.criteria.rejects(found.score)
-        size, shape = found.roi.size, self.file.shape
+        size, shape = found.roi.size, found.roi.shape
         record = Record(
             role_id=self.key.role_id,
             roi_id=self.key.roi_id,

@@ -30,10 +30,11 @@ from backend.samples.store import LABELS, Draft, Kept, SampleStore
 from backend.service.calibration import Terms
 from backend.service.fitting import Fitter
 from backend.service.images import ImageFile
-from backend.service.inspection import Inspector
+from backend.service.inspection import Inspector, Judge
 from backend.service.jobs import Job
 from backend.service.results import CalibrationResult, FitResult, Provenance
 from backend.service.sidecars import Sidecar
+from backend.storage import Change
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +97,12 @@ class Collector:
         mm_per_px: float,
         memory_fit: bool = False,
         use_dataset: bool = False,
+        change: Change | None = None,
         job: Job | None = None,
     ) -> FitResult:
         """Fit from what was sent, or with `use_dataset` from the stored OK samples and what was sent.
 
-        `memory_fit` adds to the memory that there is instead of replacing it.
+        `memory_fit` adds to the memory that there is instead of replacing it. `change`: who does it, and why.
 
         Raises:
             NotEnoughSamples: fewer than MIN_OK_SAMPLES images with `use_dataset`.
@@ -113,7 +115,7 @@ class Collector:
             if len(files) < self.settings.min_ok_samples:
                 raise NotEnoughSamples(key=key, n=len(files), wanted=self.settings.min_ok_samples)
         fit = self.fitter.grow if memory_fit else self.fitter.fit
-        result = fit(key, files, mm_per_px=mm_per_px, job=job)
+        result = fit(key, files, mm_per_px=mm_per_px, job=job, change=change)
         return replace(result, warnings=[*result.warnings, *notices[:NAMED]])
 
     def calibrate(
@@ -188,6 +190,29 @@ class Collector:
         items = scorer.run(chosen, job or Job())
         return Scores(len(chosen), scorer.criteria, notices, items, scorer.provenance)
 
+    def compare(
+        self, key: ModelKey, one: str, other: str | None = None, *, job: Job | None = None
+    ) -> tuple[list[tuple[Scored, Scored]], tuple[Judge, Judge]]:
+        """Score the stored samples with two versions, the second that in use when None, and what each is.
+
+        Raises:
+            VersionNotFound, VersionUnusable, MemoryNotFound, ExtractorMismatch, DamagedFile, Cancelled.
+        """
+        judges = self.judge(key, one), self.judge(key, other)
+        chosen = self._chosen(key, LABELS)
+        scored = [
+            list(SampleScorer(self.inspector, self.samples, key, judge=judge).run(chosen, job or Job()))
+            for judge in judges
+        ]
+        return list(zip(*scored, strict=True)), judges
+
+    def judge(self, key: ModelKey, version: str | None) -> Judge:
+        """A version and what it is judged by; what is in use when None, or `current`."""
+        if version is None or version == "current":
+            return self.inspector.judge(key)
+        model, calibration = self.inspector.version_of(key, self.inspector.store.version(key, version))
+        return self.inspector.judge_of(key, model, calibration)
+
     def listing(self, key: ModelKey) -> dict[str, Any]:
         """What is stored: for each label the count, the names, and which have metadata."""
         names = {label: self.samples.names(key, label) for label in LABELS}
@@ -211,7 +236,7 @@ class Collector:
             "status": self.inspector.host.status,
             "memory_fitted": fitted,
             "memory_usable": fitted and (ours is None or theirs == ours),
-            "calib_present": store.stamp(key, "calib.json") is not None,
+            "calib_present": store.calibration_stamp(key) is not None,
             "n_ok": len(self.samples.names(key, "ok")),
             "n_ng": len(self.samples.names(key, "ng")),
             **({"rebuild": rebuild} if rebuild else {}),
@@ -312,7 +337,7 @@ class Collector:
             "role_id": key.role_id,
             "roi_id": key.roi_id,
             "recipe_id": key.recipe_id,
-            "calib_present": store.stamp(key, "calib.json") is not None,
+            "calib_present": store.calibration_stamp(key) is not None,
             **{name: known[name] for name in shown if name in known},
         }
 

@@ -1,8 +1,8 @@
 """FitHistory: datasets/<role>/<roi>/history.jsonl says what was fitted and calibrated from what, and only grows.
 
-One JSON object a line, fsynced. `fit` begins a memory, `grow` adds to it, `calibrate` sets its threshold, `rebuild`
-says that the same steps were taken anew, `delete` ends it. Images are named by the SHA-256 of their bytes, so that they
-are found again under whatever name they are stored.
+One JSON object a line, fsynced. `fit` begins a memory, `grow` adds to it, `calibrate` sets its threshold,
+`rebuild` says that the same steps were taken anew, `restore` goes back to an earlier memory, `delete` ends it. Images
+are named by the SHA-256 of their bytes, so that they are found again under whatever name they are stored.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ RECORDED = (
     *FitOptions().metadata(),
     "grown_from",
     "n_reserve",
+    "author",
+    "note",
 )
 
 
@@ -106,9 +108,14 @@ class FitHistory:
 
     def plan(self, key: ModelKey) -> Plan:
         """The steps that make the model of `key` as it was last."""
-        plan = Plan()
+        plan, former = Plan(), dict[str, Plan]()
         for event in self.read(key):
-            plan = plan.after(event)
+            if event["event"] == "restore":
+                steps = former.get(str(event.get("generation")), Plan()).steps
+                plan = Plan(steps, event.get("values"))
+            else:
+                plan = plan.after(event)
+            former[plan.generation] = plan
         return plan
 
     def record_memory(self, key: ModelKey, metadata: Mapping[str, Any]) -> None:
@@ -122,6 +129,9 @@ class FitHistory:
         if last and metadata.get("rebuilt_from") == last:
             whole = not metadata.get("n_missing")
             self.append(key, "rebuild", {"generation": generation, "of": last, "complete": whole})
+            return
+        if generation and any(event.get("generation") == generation for event in self.read(key)):
+            self.append(key, "restore", {"generation": generation})  # by someone who died before they could say so
             return
         grew = bool(last) and metadata.get("grown_from") == last
         images = [image["sha256"] for image in metadata.get("images", [])]

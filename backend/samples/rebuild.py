@@ -20,6 +20,7 @@ from backend.service.fitting import FitOptions, Fitter, NewMemory, embed
 from backend.service.images import ImageFile
 from backend.service.jobs import Job, TrackedJob
 from backend.service.sidecars import Sidecar, known_mm_per_px
+from backend.storage import Change
 
 logger = logging.getLogger(__name__)
 
@@ -220,14 +221,14 @@ class Rebuilder:
 
     def _commit(self, key: ModelKey, new: NewMemory, plan: Plan, missing: int) -> str:
         metadata = {**new.metadata, "rebuilt_from": plan.generation, "n_missing": missing}
-        stored, notices = self.fitter.commit(key, replace(new, metadata=metadata))
+        stored, notices = self.fitter.commit(key, replace(new, metadata=metadata), change=Change("rebuild"))
         for notice in notices:
             logger.warning("%s: %s", key, notice)
         return stored.generation
 
     def _calibrate(self, key: ModelKey, plan: Plan, generation: str, missing: int) -> None:
         """Write the last calibration again, for the new generation if that is the very memory it was made for."""
-        if not plan.calibration or self.inspector.store.stamp(key, "calib.json") is not None:
+        if not plan.calibration or self.inspector.store.calibration_stamp(key) is not None:
             return
         same = not missing and plan.calibration.get("generation") == plan.generation
         own = {"generation": generation} if same else {}

@@ -20,6 +20,7 @@ from backend.base.errors import (
 from backend.base.files import write_atomic, write_json
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
+from backend.calib import GoodScores
 from backend.infer import Inspection, heatmap_png, heatmap_range
 from backend.samples.history import FitHistory
 from backend.samples.store import Draft, SampleStore
@@ -80,6 +81,11 @@ class Recorder:
         """Record the calibration."""
         return self._record(key, lambda: self.history.append(key, "calibrate", {"values": values}))
 
+    def restored(self, key: ModelKey, generation: str, values: Mapping[str, Any] | None) -> list[Notice]:
+        """Record the restore."""
+        event = {"generation": generation, **({} if values is None else {"values": plain_calibration(values)})}
+        return self._record(key, lambda: self.history.append(key, "restore", event))
+
     def inspected(self, key: ModelKey, name: str, inspection: Inspection, threshold: float | None) -> None:
         """Write the heatmap and its numbers, with DEBUG_HEATMAPS."""
         if self.debug is None:
@@ -114,6 +120,11 @@ class Recorder:
     def _trouble(code: str, key: ModelKey, err: InspectionError) -> Notice:
         logger.warning("%s: %s", key, err)
         return Notice(code, {"reason": err})
+
+
+def plain_calibration(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A calibration as JSON holds it."""
+    return {name: one.as_dict() if isinstance(one, GoodScores) else one for name, one in values.items()}
 
 
 def _draft(file: ImageFile, mm_per_px: float) -> Draft:

@@ -18,7 +18,7 @@ from backend.base.messages import Notice
 from backend.infer import Criteria, Inspection, Roi, Scoring
 from backend.roi_mask import Shape
 from backend.service.images import DECODERS, ImageFile, PreparedImage
-from backend.service.inspection import Inspector, about_verdict
+from backend.service.inspection import Inspector, Judge, about_verdict
 from backend.service.jobs import Job, ahead
 from backend.service.pipeline import Pipeline
 from backend.service.results import Provenance
@@ -83,6 +83,7 @@ class SampleScorer:
         leave_out: a sample that the memory was fitted on is scored as if the memory did not have its rows.
         anew: score for a new calibration with this percentile and smallest region (mm²), whatever calib.json says; it
             is not read.
+        judge: a model that is not in use and what it is judged by, in place of those that are.
 
     Raises:
         MemoryNotFound, ExtractorMismatch, DamagedFile: from the start, before any sample is read.
@@ -97,16 +98,18 @@ class SampleScorer:
         default_mm_per_px: float | None = None,
         leave_out: bool = False,
         anew: tuple[float, float] | None = None,
+        judge: Judge | None = None,
     ) -> None:
         settings, self._inspector = inspector.settings, inspector
         self.samples, self.key, self.leave_out = samples, key, leave_out
-        self.model, self.notices = inspector.fitted(key)
+        if judge or not anew:
+            judge = judge or inspector.judge(key)
+            self.model, criteria, self.notices = judge.model, judge.criteria, list(judge.notices)
+        else:
+            self.model, self.notices = inspector.fitted(key)
         if anew:
             scoring = replace(Scoring.of(settings, self.model.memory.kind), percentile=anew[0])
             criteria = Criteria(scoring, None, anew[1])
-        else:
-            criteria, of_calibration = inspector.criteria(key, self.model)
-            self.notices += of_calibration
         self.pipeline = Pipeline(inspector.host.queue(), self.model, criteria, ImageOptions.of(settings))
         self.mm_per_px = default_mm_per_px or self.model.stored.number("mm_per_px", 1.0)
         self._numbers = self.model.stored.known_images

@@ -23,7 +23,7 @@ class Terms:
         max_false_reject: the rate of rejected good parts that is to be promised; None: the contract's rule.
         confidence: of all that is promised.
         threshold: one that whoever calibrates has chosen; None: it follows from the scores.
-        note: kept with the calibration.
+        note, author: kept with the calibration.
         basis: where the good scores come from.
         scored_with: what the scores were made with; None: what /infer uses.
 
@@ -35,6 +35,7 @@ class Terms:
     confidence: float = CONFIDENCE
     threshold: float | None = None
     note: str = ""
+    author: str = ""
     basis: Basis = "given"
     scored_with: Criteria | None = None
 
@@ -51,6 +52,7 @@ def promised_values(decision: Decision, terms: Terms) -> dict[str, Any]:
         "false_reject": {**promise, "basis": terms.basis},
         **({"misses": asdict(decision.misses)} if decision.misses else {}),
         **({"note": terms.note} if terms.note else {}),
+        **({"author": terms.author} if terms.author else {}),
     }
 
 

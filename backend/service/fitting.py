@@ -41,7 +41,7 @@ from backend.service.leaving_out import images_left_out
 from backend.service.models import FittedModel, index_bytes
 from backend.service.queue import InferenceQueue
 from backend.service.results import Clock, FitResult
-from backend.storage import StoredMemory
+from backend.storage import Change, StoredMemory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +174,7 @@ class NewMemory:
             **({"in_passes": True} if passes else {}),
             "mm_per_px": mm_per_px,
             "roi_px": list(embeddings.roi_px),
+            **_one_shape(files),
             **({"masked": True} if embeddings.masked else {}),
             "images": _images(files, embeddings),
         }
@@ -198,7 +199,9 @@ class NewMemory:
             progress=progress,
         )
         memory, images = grown.memory, _images(files, embeddings)
-        known = {name: value for name, value in old.metadata.items() if name != "masked" or embeddings.masked}
+        left = {"masked"} if not embeddings.masked else set[str]()
+        left |= {"shape"} if old.metadata.get("shape") != _one_shape(files).get("shape") else set()
+        known = {name: value for name, value in old.metadata.items() if name not in left}
         metadata = {
             **known,
             **options.metadata(),
@@ -221,6 +224,12 @@ class NewMemory:
         memory = self.memory
         image_ids = memory.image_ids if memory.image_ids is not None else np.full(len(memory), -1, np.int32)
         return StoredMemory(memory.rows, self.grid, image_ids, self.metadata, memory.extras, memory.reserve)
+
+
+def _one_shape(files: Sequence[ImageFile]) -> dict[str, Any]:
+    """The shape of the model that `files` make: the one that they all have, if they have one."""
+    shape = files[0].shape
+    return {"shape": shape.as_dict()} if shape and all(file.shape == shape for file in files) else {}
 
 
 def _images(files: Sequence[ImageFile], embeddings: Embeddings) -> list[dict[str, str]]:
@@ -317,12 +326,15 @@ class Fitter:
         mm_per_px: float,
         job: Job | None = None,
         keep: bool = True,
+        change: Change | None = None,
     ) -> FitResult:
         """Build the memory of `key` from images of good parts, replacing the former one in one step.
 
         Nothing is written before every image was decoded and embedded. `keep`: the journal is shown the images.
+        `change`: who fits, and why.
 
         Raises:
+            GoldenFlipped: with GOLDEN_BLOCKS.
             NoImages, BadImage, TokenGridMismatch, FitInProgress, Cancelled, DiskFull, ReadOnlyStore.
         """
         if not files:
@@ -337,7 +349,7 @@ class Fitter:
             clock.mark("coreset")
             job.check()
             with self.inspector.store.writing(key, self.inspector.settings.fit_wait_s):
-                stored, recorded = self.commit(key, new, files if keep else ())
+                stored, recorded = self.commit(key, new, files if keep else (), change or Change("fit"))
             clock.mark("store")
             left_out = images_left_out(new.memory, embeddings, progress=job.stage("suspects"))
             clock.mark("suspects")
@@ -352,13 +364,16 @@ class Fitter:
         mm_per_px: float,
         job: Job | None = None,
         keep: bool = True,
+        change: Change | None = None,
     ) -> FitResult:
         """Add images of good parts to the memory of `key`; without a memory yet this is a fit.
 
         Images that the memory has seen, by content, add nothing. The memory that grows is the one that is there once
-        the new images are embedded. `keep`: the journal is shown the images.
+        the new images are embedded. `keep`: the journal is shown the images. `change`: who adds them, and why. Images
+        without a shape have that of the model, if it has one.
 
         Raises:
+            GoldenFlipped: with GOLDEN_BLOCKS.
             MemoryMismatch: the memory has another grid, extractor or mm_per_px.
             NoImages, BadImage, FitInProgress, Cancelled, DamagedFile, DiskFull, ReadOnlyStore.
         """
@@ -368,6 +383,7 @@ class Fitter:
         job, clock, queue = job or Job(), Clock(), self.inspector.host.queue()
         with self.turn(key, job):
             model = self._growable(key, mm_per_px)
+            files, of_model = with_shape(files, model)
             digests = [hashlib.sha256(file.read()).hexdigest() for file in files]
             fresh = [files[n] for n in _unknown(digests, model)]
             clock.mark("compare")
@@ -391,12 +407,12 @@ class Fitter:
                     new = NewMemory.fitted(fresh, embeddings, options, queue.extractor, mm_per_px, job.stage("coreset"))
                 clock.mark("coreset")
                 job.check()
-                stored, recorded = self.commit(key, new, fresh if keep else ())
+                stored, recorded = self.commit(key, new, fresh if keep else (), change or Change("grow"))
             clock.mark("store")
             first = len(model.stored.images) if model else 0
             left_out = images_left_out(new.memory, embeddings, first=first, progress=job.stage("suspects"))
             clock.mark("suspects")
-        notices = [*self._about(new.memory, embeddings, model), *recorded]
+        notices = [*of_model, *self._about(new.memory, embeddings, model), *recorded]
         return self._result(stored, clock, len(files) - len(fresh), notices, left_out, embeddings.appearances)
 
     def _result(
@@ -444,19 +460,20 @@ class Fitter:
             self._fitting.release()
 
     def commit(
-        self, key: ModelKey, new: NewMemory, files: Sequence[ImageFile] = ()
+        self, key: ModelKey, new: NewMemory, files: Sequence[ImageFile] = (), change: Change | None = None
     ) -> tuple[StoredMemory, list[Notice]]:
         """Write a memory, and tell the journal of it and of `files`. The caller holds the store's `writing(key)`.
 
         Raises:
-            DiskFull, ReadOnlyStore: nothing was changed.
+            GoldenFlipped, DiskFull, ReadOnlyStore: nothing was changed.
         """
         inspector, memory = self.inspector, new.memory
+        guarded = inspector.gate.change(key, FittedModel(memory, new.stored, None), inspector.known_calibration(key))
         notices = inspector.journal.keep(key, files, float(new.metadata["mm_per_px"])) if files else []
-        stored = inspector.store.save_memory(key, new.stored, index_bytes(memory))
+        stored = inspector.store.save_memory(key, new.stored, index_bytes(memory), change)
         memory.reserve = None  # the store has it, and inspections need none
         inspector.cache.put(key, memory, stored, inspector.store.stamp(key))
-        return stored, notices + inspector.journal.fitted(key, stored.metadata)
+        return stored, [*notices, *inspector.journal.fitted(key, stored.metadata), *guarded()]
 
     def _growable(self, key: ModelKey, mm_per_px: float, grid: Grid | None = None) -> FittedModel | None:
         """The memory that may grow, or None when there is none yet. Raises MemoryMismatch, DamagedFile."""
@@ -506,6 +523,14 @@ class Fitter:
         if embeddings.mixed or (model is not None and model.knows_part_only != embeddings.masked):
             notices.append(Notice("shapes_differ"))
         return notices
+
+
+def with_shape(files: Sequence[ImageFile], model: FittedModel | None) -> tuple[Sequence[ImageFile], list[Notice]]:
+    """`files`, those without a shape with that of `model`, and a notice if there are such."""
+    shape = model.shape if model else None
+    if shape is None or all(file.shape for file in files):
+        return files, []
+    return [replace(file, shape=file.shape or shape) for file in files], [Notice("shape_of_model")]
 
 
 def _unknown(digests: Sequence[str], model: FittedModel | None) -> list[int]:

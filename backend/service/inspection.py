@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from backend import __version__
 from backend.base.arrays import few_threads_each
 from backend.base.config import Settings
 from backend.base.decoding import ImageOptions
-from backend.base.errors import DamagedFile
+from backend.base.errors import DamagedFile, ExtractorMismatch, FitInProgress, VersionUnusable
 from backend.base.images import LARGE_PIXELS
 from backend.base.keys import ModelKey, twins
 from backend.base.messages import Notice
@@ -24,15 +24,58 @@ from backend.service.calibration import Terms, about_promise, apply_calibration,
 from backend.service.host import ExtractorHost
 from backend.service.images import ImageFile
 from backend.service.jobs import Job
-from backend.service.models import FittedModel, ModelCache, check_extractor
+from backend.service.models import FittedModel, ModelCache, check_extractor, memory_of
 from backend.service.pipeline import Pipeline
 from backend.service.results import CalibrationResult, Clock, InferResult, Journal, NoJournal, Provenance
 from backend.service.warmup import rehearse
-from backend.storage import ModelStore
+from backend.storage import Change, ModelStore, Version
 
 logger = logging.getLogger(__name__)
 
 SAME_SIZE = 1.25
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A model, the criteria that hold for it, and what is to be said of the two."""
+
+    model: FittedModel
+    criteria: Criteria
+    notices: list[Notice]
+
+
+class Gate(Protocol):
+    """Is asked before a model changes, and before each inspection."""
+
+    def change(
+        self, key: ModelKey, model: FittedModel, calibration: Mapping[str, Any] | None
+    ) -> Callable[[], list[Notice]]:
+        """The model and calibration that are about to take effect; the caller holds the model's lock.
+
+        Returns:
+            What is called once they have, and gives what is to be said of it.
+
+        Raises:
+            GoldenFlipped: they may not.
+        """
+        ...
+
+    def inspection(self, key: ModelKey) -> None:
+        """An inspection is about to begin. Raises GoldenStopped."""
+        ...
+
+
+class OpenGate:
+    """The Gate of a service without golden samples."""
+
+    def change(
+        self, key: ModelKey, model: FittedModel, calibration: Mapping[str, Any] | None
+    ) -> Callable[[], list[Notice]]:
+        """See Gate."""
+        return list
+
+    def inspection(self, key: ModelKey) -> None:
+        """See Gate."""
 
 
 class Inspector:
@@ -47,7 +90,14 @@ class Inspector:
     def __init__(self, settings: Settings, extractor: Extractor | None = None, journal: Journal | None = None) -> None:
         self.settings = settings
         self.journal: Journal = journal or NoJournal()
-        self.store = ModelStore(settings.models_dir, read_only=settings.read_only, min_free_mb=settings.min_free_mb)
+        self.gate: Gate = OpenGate()
+        self.store = ModelStore(
+            settings.models_dir,
+            read_only=settings.read_only,
+            min_free_mb=settings.min_free_mb,
+            versions=settings.model_versions,
+            versions_max_gb=settings.versions_max_gb,
+        )
         self.cache = ModelCache(self.store, cache_mb=settings.cache_mb, knn_backend=settings.knn_backend)
         self.host = ExtractorHost(settings, extractor, lambda queue: rehearse(queue, self.cache))
 
@@ -91,10 +141,39 @@ class Inspector:
         notices = check_extractor(key, model, self.host.queue().extractor)
         return model, [*notices, *_about_pixels(model, self.settings)]
 
+    def judge(self, key: ModelKey) -> Judge:
+        """The model of `key` with its calibration: both of before a change by others, or both of after it.
+
+        Raises:
+            MemoryNotFound, ExtractorMismatch, DamagedFile.
+        """
+        while True:
+            model, older = self.fitted(key)
+            criteria, said = self.criteria(key, model)
+            if self.store.stamp(key) == model.stamp:
+                return Judge(model, criteria, [*older, *said])
+
+    def judge_of(self, key: ModelKey, model: FittedModel, calibration: Mapping[str, Any] | None) -> Judge:
+        """A model that is not in use, with a calibration. Raises ExtractorMismatch."""
+        older = check_extractor(key, model, self.host.queue().extractor)
+        criteria, said = self._applied(model, calibration)
+        return Judge(model, criteria, [*older, *said])
+
+    def known_calibration(self, key: ModelKey) -> dict[str, Any] | None:
+        """The calibration of `key`; None without one that can be read."""
+        try:
+            return self.cache.calibration(key)
+        except DamagedFile as err:
+            logger.warning("a damaged calibration: %s", err)
+            return None
+
     def criteria(self, key: ModelKey, model: FittedModel) -> tuple[Criteria, list[Notice]]:
         """What `model` is judged by now, and what is to be said of its calibration. Raises DamagedFile."""
+        return self._applied(model, self.cache.calibration(key))
+
+    def _applied(self, model: FittedModel, calibration: Mapping[str, Any] | None) -> tuple[Criteria, list[Notice]]:
         return apply_calibration(
-            self.cache.calibration(key),
+            calibration,
             Scoring.of(self.settings, model.memory.kind),
             area_mm2_thr=self.settings.area_mm2_thr,
             generation=model.stored.generation,
@@ -166,14 +245,46 @@ class Inspector:
         criteria = Criteria(scoring, decision.value, area, GoodScores.of(ok_scores))
         doubts = doubts_of(criteria, scoring.most(model.longest_row))
         with self.store.writing(key, self.settings.fit_wait_s):
-            self.store.save_calibration(key, values)
-            recorded = self.journal.calibrated(key, values)
+            if self.store.stamp(key) != model.stamp:
+                raise FitInProgress(key=key, retry_after=1)
+            guarded = self.gate.change(key, model, {**values, "good_scores": GoodScores.of(ok_scores)})
+            self.store.save_calibration(key, values, Change("calibrate", terms.author, terms.note))
+            recorded = [*self.journal.calibrated(key, values), *guarded()]
         if chosen.overlap:
             notices.append(Notice("scores_overlap", {"p_ok": chosen.p_ok, "p5_ng": chosen.p5_ng}))
         if len(ok_scores) < FEW_OK:
             notices.append(Notice("few_ok_scores", {"n": len(ok_scores)}))
         notices += [*about_promise(decision, terms), *_about_scoring(former, Criteria(scoring, decision.value, area))]
         return CalibrationResult(values, [*self.warnings(), *notices, *doubts, *recorded])
+
+    def restore(self, key: ModelKey, name: str, change: Change) -> tuple[Version, list[Notice]]:
+        """Bring a version back: its memory, its calibration and its shape in one step, bit for bit.
+
+        Raises:
+            VersionNotFound, VersionUnusable: another extractor made it.
+            GoldenFlipped, DamagedFile, FitInProgress, DiskFull, ReadOnlyStore.
+        """
+        with self.store.writing(key, self.settings.fit_wait_s):
+            version = self.store.version(key, name)
+            model, calibration = self.version_of(key, version)
+            guarded = self.gate.change(key, model, calibration)
+            self.store.restore(key, version, change)
+            recorded = [*self.journal.restored(key, model.stored.generation, calibration), *guarded()]
+        self.cache.model(key)  # which makes its index again
+        logger.info("restored %s of %s%s", version.name, key, f" for {change.author}" if change.author else "")
+        return version, [*self.warnings(), *recorded]
+
+    def version_of(self, key: ModelKey, version: Version) -> tuple[FittedModel, dict[str, Any] | None]:
+        """The model of a version and its calibration. Raises VersionUnusable, VersionNotFound, DamagedFile."""
+        stored, calibration = self.store.load_version(key, version)
+        model = FittedModel(memory_of(stored, self.settings.knn_backend), stored, None)
+        try:
+            check_extractor(key, model, self.host.queue().extractor)
+        except ExtractorMismatch as err:
+            raise VersionUnusable(
+                key=key, version=version.name, theirs=err.values["theirs"], ours=err.values["ours"]
+            ) from err
+        return model, calibration
 
     def _former_criteria(self, key: ModelKey, model: FittedModel) -> Criteria:
         try:
@@ -203,9 +314,10 @@ class Inspector:
             Cancelled, DamagedFile.
         """
         clock, queue = Clock(), self.host.queue()
+        self.gate.inspection(key)
         with queue.slot():
-            model, older = self.fitted(key)
-            criteria, of_calibration = self.criteria(key, model)
+            judge = self.judge(key)
+            model, criteria = judge.model, judge.criteria
             pipeline = Pipeline(queue, model, criteria, ImageOptions.of(self.settings))
             image, inspection = pipeline.run(file, mm_per_px=mm_per_px, job=job or Job(), mark=clock.mark)
             scale = heatmap or self.settings.heatmap_scale
@@ -227,11 +339,10 @@ class Inspector:
             appearance=appearance,
             warnings=[
                 *self.warnings(),
-                *older,
                 *_about_origin(key, model),
                 *_about_twins(self.store.root, key),
                 *image.notices,
-                *of_calibration,
+                *judge.notices,
                 *_about_roi(inspection.roi, model, queue.extractor.input_aspect),
                 *about_verdict(inspection, criteria),
             ],

@@ -15,6 +15,7 @@ from backend.base.arrays import square_norms
 from backend.base.errors import (
     ExtractorMismatch,
     FitInProgress,
+    InvalidShape,
     MemoryNotFound,
     ReadOnlyReplica,
     StorageFailed,
@@ -23,9 +24,12 @@ from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.extractors.protocol import Extractor
 from backend.patchcore import Backend, PatchCoreMemory
+from backend.roi_mask import Shape, parse_shape
 from backend.storage import ModelStore, Stamp, StoredMemory
 
 logger = logging.getLogger(__name__)
+
+SAME_PIXELS = 0.03  # an ROI that differs by less in size was cut out anew, not taken with other pixels
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,23 @@ class FittedModel:
     def longest_row(self) -> float:
         """Length of the memory's longest row; 1 but for files of the older layout."""
         return float(np.sqrt(square_norms(self.memory.emb).max()))
+
+    @cached_property
+    def shape(self) -> Shape | None:
+        """Where the part is in an ROI of the fit's size; None where the fit's images had no shape, or several."""
+        try:
+            return parse_shape(self.stored.metadata.get("shape"))
+        except InvalidShape as err:
+            logger.warning("the shape of a memory cannot be used: %s", err)
+            return None
+
+    def shape_in(self, height: int, width: int) -> Shape | None:
+        """The model's shape in an ROI of (height, width) pixels, scaled where its size is clearly another."""
+        fitted = self.stored.metadata.get("roi_px")
+        if self.shape is None or not (isinstance(fitted, list) and len(fitted) == 2 and min(fitted) > 0):
+            return self.shape
+        factor = float(np.sqrt(height * width / (fitted[0] * fitted[1])))
+        return self.shape if abs(factor - 1) < SAME_PIXELS else self.shape.scaled(factor)
 
     @property
     def knows_part_only(self) -> bool:
@@ -72,7 +93,7 @@ class ModelCache:
         self.store = store
         self.knn_backend = knn_backend
         self._models: LRUCache[ModelKey, FittedModel] = LRUCache(cache_mb * 2**20, getsizeof=lambda m: m.nbytes)
-        self._calibrations: LRUCache[ModelKey, tuple[Stamp, dict[str, Any]]] = LRUCache(4096)
+        self._calibrations: LRUCache[ModelKey, tuple[tuple[Stamp | None, ...], dict[str, Any]]] = LRUCache(4096)
         self._lock = threading.Lock()
         # One load at a time, or requests that all miss the same model would each hold a copy of it.
         self._loading = threading.Lock()
@@ -112,7 +133,7 @@ class ModelCache:
 
     def calibration(self, key: ModelKey) -> dict[str, Any] | None:
         """calib.json of `key`, or None. Raises DamagedFile."""
-        stamp = self.store.stamp(key, "calib.json")
+        stamp = self.store.calibration_stamp(key)
         if stamp is None:
             return None
         with self._lock:

@@ -7,12 +7,13 @@ bench.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.decoding import ImageOptions
+from backend.base.messages import Notice
 from backend.infer import Criteria, Inspection, Roi, inspect, working_mask
 from backend.service.images import ImageFile, PreparedImage, prepare_image
 from backend.service.jobs import Job
@@ -52,6 +53,8 @@ class Pipeline:
     def prepare(self, file: ImageFile, mm_per_px: float, *, digested: bool = False) -> tuple[PreparedImage, Roi]:
         """The pixels to submit on the model's own grid, and what `judge` needs to know of the image.
 
+        A file without a shape has the model's, if that has one.
+
         Raises:
             BadImage, TokenGridMismatch, MaskEmpty.
         """
@@ -62,7 +65,11 @@ class Pipeline:
             options=self.images,
             digested=digested,
         )
-        return image, Roi(image.size, image.grid, working_mask(file.shape, image.size), mm_per_px)
+        of_model = self.model.shape_in(image.size.height, image.size.width)
+        shape = file.shape or of_model
+        if of_model and not file.shape:
+            image = replace(image, notices=(*image.notices, Notice("shape_of_model")))
+        return image, Roi(image.size, image.grid, working_mask(shape, image.size), mm_per_px, shape)
 
     def judge(
         self,

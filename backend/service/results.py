@@ -129,6 +129,10 @@ class Journal(Protocol):
         """The calibration that was just written. The caller holds the model's lock."""
         ...
 
+    def restored(self, key: ModelKey, generation: str, values: Mapping[str, Any] | None) -> list[Notice]:
+        """A version that was just restored, by its memory, and its calibration. The caller holds the model's lock."""
+        ...
+
     def inspected(self, key: ModelKey, name: str, inspection: Inspection, threshold: float | None) -> None:
         """The inspection of an image called `name`, and the threshold that applied."""
         ...
@@ -146,6 +150,10 @@ class NoJournal:
         return []
 
     def calibrated(self, key: ModelKey, values: Mapping[str, Any]) -> list[Notice]:
+        """See Journal."""
+        return []
+
+    def restored(self, key: ModelKey, generation: str, values: Mapping[str, Any] | None) -> list[Notice]:
         """See Journal."""
         return []
 

@@ -56,7 +56,7 @@ def _inspect_blank(queue: InferenceQueue, grid: Grid) -> None:
     png = encode_png(np.zeros((grid[0] * extractor.patch, grid[1] * extractor.patch, 3), np.uint8))
     rows = np.eye(4, extractor.dim, dtype=np.float32)
     blank = FittedModel(PatchCoreMemory(rows), StoredMemory(rows, grid, np.zeros(4, np.int32), {}), None)
-    pipeline = Pipeline(queue, blank, Criteria(threshold=1.0))
+    pipeline = Pipeline(queue, blank, Criteria(threshold=blank.longest_row))
     image, roi = pipeline.prepare(ImageFile("blank.png", lambda: png), mm_per_px=1.0)
     several = [queue.submit(image.pixels, bulk=True) for _ in range(min(queue.max_batch, 4) + 1)]
     tokens, *_ = [future.result() for future in several]

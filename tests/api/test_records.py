@@ -22,7 +22,7 @@ from backend.app import create_app
 from backend.records.database import Database
 from tests.api.service import BAD, FORM, GOOD, IDS, calibrate, client_of, fit, infer, served
 from tests.faults.service import running
-from tests.parts import quick_settings
+from tests.parts import encoded, part, quick_settings
 from tests.records.made import faults
 
 WHO: dict[str, Any] = {"part_id": "P 77", "batch_id": "L3", "station_id": "north", "operator": "Ana María"}
@@ -85,16 +85,60 @@ def test_the_reasons_are_in_the_readers_language(shared: TestClient) -> None:
     assert told[0].startswith("Sin veredicto: puntuó")
 
 
+CIRCLE = '{"kind": "circle", "cx": 48, "cy": 48, "r": 30}'
+
+
+def files_of_all_kinds(seed: int, **kind: Any) -> dict[str, bytes]:
+    """A part in each format that stations send, of 8 and of 16 bits."""
+    image = part(seed, **kind)
+    deep = image[:, :, 1].astype(np.uint16) * 257 + 3
+    ok, tiff16 = cv2.imencode(".tif", image.astype(np.uint16) * 251)
+    assert ok
+    return {
+        "part.png": encoded(image),
+        "part.jpg": encoded(image, "JPEG", quality=87),
+        "part.tif": encoded(image, "TIFF", compression="tiff_lzw"),
+        "grey.png": encoded(image[:, :, 1]),
+        "grey16.png": encoded(deep),
+        "grey16.tif": encoded(deep, "TIFF"),
+        "colour16.tif": tiff16.tobytes(),
+    }
+
+
+def is_repeated(client: TestClient, name: str, image: bytes) -> bool:
+    """Whether what is kept of an inspection gives its score, to the last bit, and its regions."""
+    found = get(client, f"/inspections/{name}")
+    stored = client.get(f"/inspections/{name}/image").content
+    form: dict[str, Any] = {"mm_per_px": str(found["mm_per_px"])}
+    form |= {"shape": json.dumps(found["shape"])} if "shape" in found else {}
+    again = infer(client, stored, **form).json()
+    return (stored, again["score"], again["regions"]) == (image, found["score"], found["regions"])
+
+
 def test_a_stored_image_inspected_again_scores_the_same_to_the_last_bit(recorded: TestClient) -> None:
-    shape = '{"kind": "circle", "cx": 48, "cy": 48, "r": 30}'
-    for image in (GOOD, BAD):
-        answer = infer(recorded, image, shape=shape).json()
-        found = get(recorded, f"/inspections/{answer['inspection_id']}")
-        stored = recorded.get(f"/inspections/{answer['inspection_id']}/image")
-        assert stored.content == image and stored.headers["content-type"] == "image/png"
-        again = infer(recorded, stored.content, shape=json.dumps(found["shape"]), mm_per_px=str(found["mm_per_px"]))
-        assert again.json()["score"] == found["score"] == answer["score"]
-        assert again.json()["regions"] == found["regions"]
+    for seed, defect in ((40, False), (41, True)):
+        for filename, image in files_of_all_kinds(seed, defect=defect).items():
+            forms: list[dict[str, Any]] = [{}, {"shape": CIRCLE, "mm_per_px": "0.05"}]
+            for form in forms:
+                answer = infer(recorded, image, **form).json()
+                stored = get(recorded, f"/inspections/{answer['inspection_id']}")
+                assert stored["score"] == answer["score"], filename
+                assert is_repeated(recorded, answer["inspection_id"], image), (filename, form)
+
+
+def test_samples_are_inspected_again_with_the_same_score(recorded: TestClient) -> None:
+    images = files_of_all_kinds(41, defect=True)
+    for filename, image in images.items():
+        meta = json.dumps({**IDS, "filename": filename, "mm_per_px": 0.07, "shape_json": json.loads(CIRCLE)})
+        parts: list[Any] = [("images", (filename, image)), ("metas", ("meta.json", meta, "application/json"))]
+        assert recorded.post("/datasets/ng/upload", data=IDS, files=parts).status_code == 200
+    items = recorded.post("/infer_dataset", json={**IDS, "labels": ["ng"]}).json()["items"]
+    assert len(items) == len(images)
+    for item in items:
+        kept = recorded.get("/datasets/file", params={**IDS, "label": "ng", "filename": item["filename"]}).content
+        found = get(recorded, f"/inspections/{item['inspection_id']}")
+        assert (found["mm_per_px"], found["score"]) == (0.07, item["score"])
+        assert is_repeated(recorded, item["inspection_id"], kept), item["filename"]
 
 
 def test_the_overlay_is_drawn_over_the_image_or_over_a_plain_ground(recorded: TestClient, tmp_path: Path) -> None:

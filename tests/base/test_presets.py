@@ -183,12 +183,12 @@ def test_what_somebody_sets_goes_before_the_preset(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("model", ["lite", "resnet18", "wide_resnet50_2", "texture"])
 def test_a_vit_has_a_recommended_setting_of_its_own(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     vit, other = Settings(preset="recommended"), Settings(preset="recommended", model_name=model)
-    assert (vit.score_method, vit.score_map, vit.score_top_share) == ("top_mean", "tokens", 0.01)
+    assert (vit.score_method, vit.score_map, vit.score_power) == ("power_mean", "tokens", 32.0)
     assert (vit.patchcore_density_k, vit.coreset_rate) == (0, 0.02)
     assert (other.score_method, other.patchcore_density_k) == ("power_mean", 9)
     monkeypatch.setenv("BDI_MODEL_NAME", f" {model} ")
     monkeypatch.setenv("PRESET", "Recommended")
-    assert load_settings().score_method == "power_mean"
+    assert load_settings().patchcore_density_k == 9
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

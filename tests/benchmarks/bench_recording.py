@@ -35,6 +35,7 @@ def main() -> None:
     options.add_argument("--requests", type=int, default=200)
     options.add_argument("--seconds", type=float, default=20)
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--without", action="append", default=[], help="a kind of record to leave out, by its name")
     given = options.parse_args()
     images = [encoded(part(n, height=448, width=448, defect=n % 20 == 0)) for n in range(200)]
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch, ExitStack() as stack:
@@ -50,6 +51,7 @@ def main() -> None:
         services = {
             name: stack.enter_context(running(root / name, workers=1, **{**own, **settings}))
             for name, settings in kinds.items()
+            if name not in given.without
         }
         threshold = prepared(services, images)
         print(f"threshold {threshold:.4f}", flush=True)

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of fits, growths, uploads and calibrations: every model and sample must be whole.
+"""kill -9 at random moments of fits, growths, restores, uploads and calibrations: models, versions, samples are whole.
 
 python -m tests.faults.kill_fits --rounds 100
 """
@@ -47,6 +47,7 @@ class Model:
 
     generation: str = ""
     under_way: bool = False
+    versions: int = 0
 
 
 class Client(threading.Thread):
@@ -71,12 +72,19 @@ class Client(threading.Thread):
         ids = {"role_id": self.key.role_id, "roi_id": self.key.roi_id, "recipe_id": self.key.recipe_id}
         seeds = self.random.sample(range(60), self.random.randint(1, 4))
         files = [("images", (f"{seed}.png", encoded(part(seed)), "image/png")) for seed in seeds]
-        kind = self.random.choice(["fit", "grow", "upload", "calibrate"])
+        kind = self.random.choice(["fit", "grow", "upload", "calibrate", "restore"])
         if kind in {"fit", "grow"}:
             self.known.under_way = True
             form = {**ids, "mm_per_px": "0.2", "memory_fit": str(kind == "grow").lower()}
             answer = self._checked(client.post("/fit_ok", data=form, files=files))
             self.known.generation, self.known.under_way = answer["generation"], False
+        elif kind == "restore":
+            kept = self._checked(client.get("/versions", params=ids)).get("versions")
+            if kept:
+                self.known.under_way = True
+                version = self.random.choice(kept)["version"]
+                answer = self._checked(client.post(f"/versions/{version}/restore", json=ids))
+                self.known.generation, self.known.under_way = answer["generation"], False
         elif kind == "upload":
             self._checked(client.post(f"/datasets/{self.random.choice(LABELS)}/upload", data=ids, files=files))
         else:
@@ -141,6 +149,12 @@ def _model_faults(folder: Path, key: ModelKey, model: Model) -> list[str]:
         if len(memory.metadata["images"]) != memory.metadata["n_images"]:
             faults.append(f"{key}: the metadata do not fit each other")
         model.generation = memory.generation
+        store.load_calibration(key)
+        for version in store.versions(key):
+            store.load_version(key, version)
+        if len(store.versions(key)) < model.versions:
+            faults.append(f"{key}: a version is lost")
+        model.versions = len(store.versions(key))
     except MemoryNotFound:
         if model.generation:
             faults.append(f"{key}: the model is lost")

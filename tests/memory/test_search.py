@@ -180,7 +180,11 @@ def test_the_libraries_agree(rng: np.random.Generator) -> None:
     for k in (1, 5):
         (faiss, ours), (sklearn, theirs) = (ExactSearch(rows, name).neighbours(q, k) for name in ("faiss", "sklearn"))
         np.testing.assert_array_equal(faiss, sklearn)
-        np.testing.assert_array_equal(ours, theirs)
+        tied = ours != theirs  # two rows at one distance may come in either order
+        assert tied.sum() <= 3
+        for distances, numbers in ((faiss, ours), (sklearn, theirs)):
+            each = np.linalg.norm(q[:, None].astype(np.float64) - rows[numbers], axis=2)
+            np.testing.assert_allclose(distances, each, atol=1e-6)
 
 
 @pytest.fixture

@@ -108,12 +108,7 @@ ASKED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("many", [True, False], ids=["many rows", "few rows"])
-def test_pages_hold_each_admitted_inspection_once_in_order(
-    ledger: Ledger, stored: list[Plain], many: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if many:  # as if what the filters admit were too much to sort
-        monkeypatch.setattr(queries, "FEW_ROWS", 3)
+def test_pages_hold_each_admitted_inspection_once_in_order(ledger: Ledger, stored: list[Plain]) -> None:
     keys: dict[Order, Callable[[dict[str, Any]], Any]] = {
         "newest": lambda item: item["time"],
         "oldest": lambda item: item["time"],
@@ -127,6 +122,27 @@ def test_pages_hold_each_admitted_inspection_once_in_order(
             assert sorted(names) == sorted(admitted(stored, filters)), (asked, order)
             values = [key(item) for item in found]
             assert all(a <= b if order == "oldest" else a >= b for a, b in pairwise(values)), (asked, order)
+
+
+@pytest.mark.parametrize("order", ["newest", "oldest", "score"])
+def test_models_with_many_matches_and_models_with_few_share_pages(
+    ledger: Ledger, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "FEW_ROWS", 2)  # more than a page holds are not sorted
+    drafts = []
+    for n in range(24):
+        own: dict[str, Any] = {
+            "roi_id": "often" if n % 4 else "seldom",
+            "score": 0.3 + n % 7 / 100,
+            "time_us": NOON_US + n,
+        }
+        drafts.append(InspectionDraft.of(record(n, decision="ok", **own)))
+    names = [future.result() for future in [ledger.writer.submit(draft) for draft in drafts]]
+    filters = Filters(min_score=0.3, since_us=NOON_US + 3, until_us=NOON_US + 20)
+    found = [item["inspection_id"] for item in read(ledger, filters, order, limit=3)]
+    assert sorted(found) == sorted(names[3:20])
+    if order != "score":
+        assert found == (names[3:20] if order == "oldest" else names[19:2:-1])
 
 
 def test_with_more_facets_than_are_looked_at_one_by_one_pages_are_the_same(

@@ -107,10 +107,27 @@ def test_one_byte_changed_in_any_column_is_named(written: Ledger, database: Data
         change = update(table).where(*here).values(value)
         with tampered(database, partial(_run, change)) as found:
             assert found, f"{table.name}.{column.name}"
-            if table in ENTRIES and column.name not in {"id", "facet_id"}:
-                name = f"{keys[victim.id >> 40]}-{victim.id & 0xFFFFFF}"
-                assert found[0].startswith(f"{name}: it was changed"), (column.name, found)
+            if table in ENTRIES:
+                name, moved = (f"{keys[victim.id >> 40]}-{(victim.id & 0xFFFFFF) + step}" for step in (0, 97))
+                named = {f"{name}: it was changed"}
+                if column.name == "id":
+                    named = {f"{name}: it was removed", f"{moved}: it was inserted"}
+                assert found[0] in named, (column.name, found)
     assert faults(database, written.images) == []
+
+
+@pytest.mark.parametrize("table", ENTRIES, ids=lambda table: table.name)
+def test_the_first_of_several_entries_that_were_changed_is_named(
+    written: Ledger, database: Database, table: Table
+) -> None:
+    """Each entry in turn, and all after it in its chain."""
+    with database.reading() as connection:
+        keys = dict(connection.execute(select(chains.c.id, chains.c.key)).all())
+        numbers = [row.id for row in rows(connection, table)]
+    for number in numbers:
+        later = table.c.id.between(number, (number >> 40) + 1 << 40)
+        with tampered(database, partial(_run, update(table).where(later).values(time_us=table.c.time_us + 1))) as found:
+            assert f"{keys[number >> 40]}-{number & 0xFFFFFF}: it was changed" in found[0]
 
 
 @pytest.mark.parametrize("table", ENTRIES, ids=lambda table: table.name)
@@ -133,29 +150,43 @@ def test_a_row_that_is_deleted_of_what_is_derived_is_noticed(written: Ledger, da
         assert found
 
 
-def test_two_rows_that_are_swapped_are_named(written: Ledger, database: Database) -> None:
+@pytest.mark.parametrize("table", ENTRIES, ids=lambda table: table.name)
+def test_two_rows_that_are_swapped_are_named(written: Ledger, database: Database, table: Table) -> None:
     with database.reading() as connection:
-        first, second = rows(connection, inspections)[:2]
+        keys = dict(connection.execute(select(chains.c.id, chains.c.key)).all())
+        first, second = rows(connection, table)[:2]
 
     def swap(connection: Connection) -> None:
         for victim, contents in ((first, second), (second, first)):
             values = {**contents._asdict(), "id": victim.id}
-            connection.execute(update(inspections).where(inspections.c.id == victim.id).values(values))
+            connection.execute(update(table).where(table.c.id == victim.id).values(values))
 
     with tampered(database, swap) as found:
-        assert any("-1: it was changed" in one for one in found)
+        name = f"{keys[first.id >> 40]}-{first.id & 0xFFFFFF}"
+        assert any(one.startswith(f"{name}: it was changed") for one in found), found
 
 
-def test_a_row_that_is_inserted_is_named(written: Ledger, database: Database) -> None:
+@pytest.mark.parametrize("table", ENTRIES, ids=lambda table: table.name)
+def test_a_row_that_is_inserted_is_named(written: Ledger, database: Database, table: Table) -> None:
     with database.reading() as connection:
-        last = rows(connection, inspections)[-1]
-        key = connection.execute(select(chains.c.key).where(chains.c.id == last.id >> 40)).scalar()
+        keys = dict(connection.execute(select(chains.c.id, chains.c.key)).all())
+        heads = dict(connection.execute(select(chains.c.id, chains.c.head_seq)).all())
+        last = rows(connection, table)[-1]
+    number = (last.id >> 40 << 40) + heads[last.id >> 40] + 1
+    with tampered(database, partial(_run, insert(table).values({**last._asdict(), "id": number}))) as found:
+        assert f"{keys[last.id >> 40]}-{number & 0xFFFFFF}: it was inserted" in found
 
-    def add(connection: Connection) -> None:
-        connection.execute(insert(inspections), {**last._asdict(), "id": last.id + 1})
 
-    with tampered(database, add) as found:
-        assert f"{key}-{(last.id & 0xFFFFFF) + 1}: it was inserted" in found
+@pytest.mark.parametrize("table", [chains, facets, images, tallies], ids=lambda table: table.name)
+def test_a_row_that_is_inserted_into_what_is_derived_is_noticed(
+    written: Ledger, database: Database, table: Table
+) -> None:
+    with database.reading() as connection:
+        last = rows(connection, table)[-1]
+    unique = [*table.primary_key, *(column for column in table.columns if column.unique)]
+    fresh = {column.name: other(table, column.name, getattr(last, column.name)) for column in unique}
+    with tampered(database, partial(_run, insert(table).values({**last._asdict(), **fresh}))) as found:
+        assert found
 
 
 def test_a_head_of_the_log_tells_of_a_chain_that_was_cut_and_patched(written: Ledger, database: Database) -> None:

@@ -159,6 +159,7 @@ def test_a_deleted_model_stays_deleted_and_its_trash_brings_it_back(
         "manifest.json",
         "memory.npz",
         "reserve.npz",
+        "versions",
     ]
     with pytest.raises(MemoryNotFound):
         collector.delete_model(KEY)

@@ -107,7 +107,8 @@ def older(inspector: Inspector, dim: int | None = None) -> None:
     emb = inspector.store.load_memory(KEY).emb[:, :dim]
     folder = inspector.store.folder(KEY)
     for path in folder.iterdir():
-        path.unlink()
+        if path.is_file():
+            path.unlink()
     np.savez(folder / "memory.npz", emb=emb, token_h=8, token_w=8, metadata='{"coreset_rate": 0.02}')
     (folder / "calib.json").write_text('{"threshold": 0.3, "p99_ok": 0.3, "p5_ng": null, "area_mm2_thr": 0.5}')
 

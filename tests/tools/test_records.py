@@ -59,6 +59,18 @@ def test_inspections_are_recorded_and_exported_with_who_and_what(desk: Path) -> 
     assert len((desk / "out.csv").read_text().splitlines()) == 1
 
 
+def test_a_kept_image_inspected_again_scores_the_same_to_the_last_bit(desk: Path) -> None:
+    (desk / "seen").mkdir()
+    image = part(9, defect=True)
+    (desk / "seen" / "part.jpg").write_bytes(encoded(image, "JPEG"))
+    (desk / "seen" / "deep.tif").write_bytes(encoded(image[:, :, 1].astype("uint16") * 257, "TIFF"))
+    how = ("--json", "--shape", '{"kind": "circle", "cx": 48, "cy": 48, "r": 30}', "--mm-per-px", 0.05)
+    scores = {row["score"] for row in map(json.loads, run("infer", "seen", *how).stdout.splitlines())}
+    again = run("infer", *sorted(Path("inspections.images").glob("??/*")), *how)
+    assert {row["score"] for row in map(json.loads, again.stdout.splitlines())} == scores
+    assert len(scores) == 2
+
+
 def test_ids_are_checked_before_anything_is_inspected(desk: Path) -> None:
     result = run("infer", "good", "--operator", "x" * 129)
     assert isinstance(result.exception, InvalidValue)

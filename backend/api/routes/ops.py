@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from backend.api.metrics import Metrics
 from backend.api.requests import InspectorDep
 from backend.api.schemas import ErrorBody
+from backend.assurance.golden import GoldenSet
 from backend.assurance.watch import DriftWatch
 from backend.base.errors import NotReady, RecordsUnavailable
 
@@ -24,10 +25,11 @@ class Alive(BaseModel):
 
 
 class Ready(BaseModel):
-    """Requests will be served. `state` is `ok` or `degraded`."""
+    """Requests will be served. `state` is `ok` or `degraded`; `golden`: samples that lost their verdict, by model."""
 
     status: str = "ready"
     state: str
+    golden: dict[str, list[str]] = {}
 
 
 @router.get("/livez")
@@ -37,12 +39,14 @@ async def livez() -> Alive:
 
 
 @router.get("/readyz", responses={503: {"model": ErrorBody, "description": "Still loading, or failed."}})
-async def readyz(inspector: InspectorDep) -> Ready:
+async def readyz(request: Request, inspector: InspectorDep) -> Ready:
     """Whether requests will be served now: 200 once the extractor has run, 503 before."""
     state = inspector.host.status
     if state not in {"ok", "degraded"}:
         raise NotReady(retry_after=5)
-    return Ready(state=state)
+    golden: GoldenSet = request.app.state.golden
+    flips = {str(key): [one.filename for one in run.flips] for key, run in list(golden.runs.items()) if run.flips}
+    return Ready(state=state, golden=flips)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
@@ -50,6 +54,8 @@ def metrics(request: Request, inspector: InspectorDep) -> Response:
     """Prometheus metrics of all workers."""
     counted: Metrics = request.app.state.metrics
     counted.state(inspector)
+    golden: GoldenSet = request.app.state.golden
+    counted.golden_flips({key: len(run.flips) for key, run in list(golden.runs.items())})
     watch: DriftWatch = request.app.state.drift
     try:
         counted.drifts(watch.states())

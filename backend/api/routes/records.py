@@ -83,7 +83,7 @@ class FilterQuery(BaseModel):
 class PageQuery(FilterQuery):
     """Which inspections, in which order, and how many."""
 
-    order: str = Field("newest", description="`newest`, `oldest` or `score` (highest first).")
+    order: str = Field("newest", description="`newest`, `oldest`, `score` (highest first), `informative` (to review).")
     limit: str = Field("100", description="How many at most, 1 to 1000.")
     cursor: Text = Field(None, description="`next_cursor` of the page before.")
 

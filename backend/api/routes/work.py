@@ -71,7 +71,7 @@ async def calibrate_dataset(
         area_mm2_thr=body.area_mm2_thr,
         default_mm_per_px=body.default_mm_per_px,
         require_ng=body.require_ng,
-        terms=terms_of(body),
+        terms=terms_of(request, body),
     )
     result = await run_tracked(request, lambda job: calibrate(job=job))
     known = {
