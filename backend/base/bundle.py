@@ -177,10 +177,14 @@ def _contradiction(found: Mapping[str, bytes], kind: Kind) -> Message | None:
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    value = json.loads(data)
+    value = json.loads(data, parse_constant=_no_number)
     if not isinstance(value, dict):
         raise ValueError("it is no JSON object")
     return value
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _array(data: bytes) -> NDArray[Any]:

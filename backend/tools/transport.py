@@ -12,7 +12,7 @@ from backend.base.keys import ModelKey
 from backend.extractors.protocol import ExtractorOptions
 from backend.features import torch_network
 from backend.service import packing
-from backend.storage import ModelStore
+from backend.storage import Change, ModelStore
 from backend.tools.terminal import say
 
 
@@ -33,7 +33,7 @@ def write_extractor(settings: Settings, out: Path) -> None:
 
 def pack_model(settings: Settings, key: ModelKey, out: Path | None, *, with_extractor: bool) -> None:
     """Write the model of `key` to `out`. Raises what packing.pack does, DiskFull, ReadOnlyStore."""
-    data = packing.pack(_store(settings), settings, key, with_extractor=with_extractor)
+    data = packing.pack(_store(settings), key, packing.extractor_of(settings) if with_extractor else None)
     path = out or Path(f"{key.role_id}_{key.roi_id}.bdim")
     write_atomic(path, lambda file: file.write(data))
     say(str(path), f"{key}, {len(data) / 2**20:.1f} MB")
@@ -55,16 +55,24 @@ def unpack_model(
     packed = packing.read_packed(file.read_bytes(), file.name)
     if extractor is not None and packed.extractor is None:
         raise typer.BadParameter(f"there is no extractor in {file.name}: pack it with --with-extractor")
-    own = packed.key
-    key = ModelKey.of(named[0] or own.role_id, named[1] or own.roi_id, named[2] or own.recipe_id)
+    key = packed.key_of(*(name or "" for name in named))
     if extractor is not None and packed.extractor is not None:
         data = packed.extractor
         write_atomic(extractor, lambda target: target.write(data))
         say(str(extractor), f"WEIGHTS={extractor}")
-    stored = packing.unpack(_store(settings), packed, key, overwrite=overwrite, wait_s=settings.fit_wait_s)
+    store = _store(settings)
+    packing.refuse_existing(store, key, overwrite=overwrite)
+    with store.writing(key, settings.fit_wait_s):
+        stored = packing.put(store, packed, key, Change("unpack"), overwrite=overwrite)
     made_by = f"{stored.metadata.get('extractor')}, {stored.fingerprint}"
-    say(str(key), f"{len(stored.emb)} rows, model version {stored.metadata['model_version']}, extractor {made_by}")
+    say(str(key), f"{len(stored.rows)} rows, model version {stored.metadata['model_version']}, extractor {made_by}")
 
 
 def _store(settings: Settings) -> ModelStore:
-    return ModelStore(settings.models_dir, read_only=settings.read_only, min_free_mb=settings.min_free_mb)
+    return ModelStore(
+        settings.models_dir,
+        read_only=settings.read_only,
+        min_free_mb=settings.min_free_mb,
+        versions=settings.model_versions,
+        versions_max_gb=settings.versions_max_gb,
+    )
