@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 
 from backend.base.bundle import read_bundle, write_bundle
 from backend.base.keys import ModelKey
+from backend.samples.history import FitHistory
 from backend.service.packing import pack, put, read_packed
 from backend.storage import Change, ModelStore
 from tests.api.routes.calls import FIT, IDS, fit
@@ -65,6 +66,7 @@ def test_a_compact_memory_scores_elsewhere_as_it_did_to_the_last_bit(kept: str, 
 def test_calibration_and_name_come_along_and_the_files_are_whole(
     packing: TestClient, packed: bytes, tmp_path: Path
 ) -> None:
+    (tmp_path / "datasets" / Path(*OTHER.values())).mkdir(parents=True)  # without samples there is no history
     with serving(tmp_path) as client:
         answer = unpack(client, packed, author="Eva", note="line 2", **OTHER).json()
         assert answer["unpacked"] and answer["calib_present"] and answer["warnings"] == []
@@ -77,7 +79,7 @@ def test_calibration_and_name_come_along_and_the_files_are_whole(
         assert theirs["generation"] == answer["generation"]
         assert {**theirs, "generation": ""} == {**ours, "generation": ""}
         assert store.metadata(key)["author"] == "Eva"
-        events = client.app.state.collector.recorder.history.read(key)  # type: ignore[attr-defined]
+        events = FitHistory(tmp_path / "datasets").read(key)
         assert [event["event"] for event in events] == ["fit", "calibrate"]
         assert not [name for name in tree(tmp_path / "models") if "arriving" in name or "restoring" in name]
         state = client.get("/state", params=OTHER).json()
