@@ -56,16 +56,16 @@ def unpack_model(
     if extractor is not None and packed.extractor is None:
         raise typer.BadParameter(f"there is no extractor in {file.name}: pack it with --with-extractor")
     key = packed.key_of(*(name or "" for name in named))
-    if extractor is not None and packed.extractor is not None:
-        data = packed.extractor
-        write_atomic(extractor, lambda target: target.write(data))
-        say(str(extractor), f"WEIGHTS={extractor}")
     store = _store(settings)
     packing.refuse_existing(store, key, overwrite=overwrite)
     with store.writing(key, settings.fit_wait_s):
         stored = packing.put(store, packed, key, Change("unpack"), overwrite=overwrite)
     made_by = f"{stored.metadata.get('extractor')}, {stored.fingerprint}"
     say(str(key), f"{len(stored.rows)} rows, model version {stored.metadata['model_version']}, extractor {made_by}")
+    if extractor is not None and packed.extractor is not None:
+        data = packed.extractor
+        write_atomic(extractor, lambda target: target.write(data))
+        say(str(extractor), f"WEIGHTS={extractor}")
 
 
 def _store(settings: Settings) -> ModelStore:

@@ -66,7 +66,7 @@ def running(path: Path, **own: Any) -> Extractor:
     return build_extractor(ExtractorOptions(weights=str(path), input_size=112, precision="fp32", **own))
 
 
-@pytest.mark.parametrize("name", ["resnet", "vit"])
+@pytest.mark.parametrize("name", [pytest.param("resnet", marks=pytest.mark.slow), "vit"])
 def test_an_exported_extractor_gives_torchs_tokens_on_any_grid(name: str, request: pytest.FixtureRequest) -> None:
     reference: NetworkFeatures = request.getfixturevalue(name)
     own = running(request.getfixturevalue(f"{name}_file"))
@@ -96,6 +96,7 @@ print(json.dumps(scored(Path(sys.argv[1]), weights=sys.argv[2], model_name=sys.a
 """
 
 
+@pytest.mark.slow
 def test_a_service_without_torch_learns_and_scores_as_with_torch(resnet_file: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "station"), str(resnet_file), "resnet18"]
     found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
@@ -138,11 +139,9 @@ def test_a_file_that_cannot_be_run_is_refused_with_the_reason(vit_file: Path, tm
     assert "network.xml" in refusal(WeightsUnavailable, weights=str(broken))
 
 
-def test_an_extractor_that_gives_other_tokens_than_where_it_was_made_is_not_run(
-    resnet_file: Path, tmp_path: Path
-) -> None:
-    picture = read_bundle(resnet_file.read_bytes(), "bdix", "").array("picture.npy")
-    other = changed(resnet_file, tmp_path / "other.bdix", picture_npy=npy_bytes(255 - picture))
+def test_an_extractor_that_gives_other_tokens_than_where_it_was_made_is_not_run(vit_file: Path, tmp_path: Path) -> None:
+    picture = read_bundle(vit_file.read_bytes(), "bdix", "").array("picture.npy")
+    other = changed(vit_file, tmp_path / "other.bdix", picture_npy=npy_bytes(255 - picture))
     assert "export it again" in refusal(ExportDisagrees, weights=str(other))
 
 
@@ -152,6 +151,7 @@ def test_texture_and_what_was_exported_already_have_no_network_to_export(vit_fil
             export_extractor(own)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxruntime is not installed (pip install .[onnx])")
 def test_onnx_gives_torchs_tokens_and_says_what_it_is(vit: NetworkFeatures) -> None:
     import onnxruntime
