@@ -87,7 +87,7 @@ from pathlib import Path
 class Without(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        hidden = name.split(".")[0] in {"torch", "torchvision", "timm"}
+        hidden = name.split(".")[0] in {"torch", "torchvision", "timm", "safetensors", "huggingface_hub"}
         return None if hidden else super().find_spec(name, path, target)
 
 sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
