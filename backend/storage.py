@@ -75,7 +75,16 @@ _VERSIONS = re.compile(r"(\d{4})\.(\d+)")
 _TRASH = ".trash"
 _TRASHED = "%Y%m%dT%H%M%S%fZ"
 # A deletion moves them in this order: without memory.npz the model is gone.
-_FILES = ("memory.npz", "calib.json", "certificate.json", "manifest.json", "index.faiss", "reserve.npz", "versions")
+_FILES = (
+    "memory.npz",
+    "calib.json",
+    "certificate.json",
+    "manifest.json",
+    "index.faiss",
+    "reserve.npz",
+    "drift.npz",
+    "versions",
+)
 _KEPT = ("memory.npz", "calib.json", "reserve.npz")
 _VERSION_NAME = re.compile(r"([0-9A-Za-z]{1,64})\.([1-9]\d{0,8})")
 # What zipfile and NumPy raise on files that are cut off, corrupt or no npz at all.
@@ -630,10 +639,10 @@ class ModelStore:
         about = {name: known[name] for name in shown if name in known}
         text = self.calibration_text(key)
         try:
-            calibration = json.loads(text) if text else None
-        except ValueError:
+            calibration = _calibration(json.loads(text)) if text else None
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # it is damaged
             calibration = None
-        if isinstance(calibration, dict):
+        if calibration is not None:
             said = ("threshold", "score_percentile", "created_utc", "author", "note")
             about["calibration"] = {name: calibration[name] for name in said if name in calibration}
         return about

@@ -236,7 +236,7 @@ def test_readiness_follows_the_extractor(tmp_path: Path, held: Any) -> None:
             if late.status_code == 200:
                 break
             time.sleep(0.01)
-        assert late.json() == {"status": "ready", "state": "ok"}
+        assert late.json() == {"status": "ready", "state": "ok", "golden": {}}
 
 
 def test_a_contract_service_has_no_other_routes(tmp_path: Path) -> None:

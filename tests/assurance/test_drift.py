@@ -62,6 +62,11 @@ def charted(
     return chart
 
 
+def with_plate(image: BGR) -> BGR:
+    """The variant that has a bright plate riveted on."""
+    return np.asarray(cv2.rectangle(image.copy(), (40, 80), (100, 110), (200, 200, 200), -1), np.uint8)
+
+
 def fouled(image: BGR) -> BGR:
     y, x = np.mgrid[:128, :128] / 128
     left = 1 - 0.5 * np.exp(-(((x - 0.3) ** 2 + (y - 0.7) ** 2) / 0.1**2))
@@ -78,7 +83,7 @@ def fouled(image: BGR) -> BGR:
         ("position", lambda image: moved(image, right=0.03)),
         ("turn", lambda image: moved(image, degrees=5)),
         ("dirt", fouled),
-        ("parts", lambda image: image[:, ::-1]),  # the left-hand variant
+        ("parts", with_plate),
     ],
 )
 def test_a_change_is_found_at_once_and_its_cause_named(

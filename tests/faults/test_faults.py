@@ -64,7 +64,7 @@ def test_a_truncated_memory_is_named_and_a_fit_mends_it(fitted: TestClient, fold
     (folder / "memory.npz").write_bytes(whole[: int(len(whole) * share)])
     for answer in (infer(fitted), calibrate(fitted)):
         assert (answer.status_code, answer.json()["code"]) == (500, "artifact_damaged")
-        assert "memory.npz" in answer.json()["error"] and "/fit_ok" in answer.json()["error"]
+        assert "memory.npz" in answer.json()["error"] and "el aprendizaje" in answer.json()["error"]
     assert fit(fitted).status_code == 200
     assert infer(fitted).json()["decision"] in {"ok", "ng"}
 
@@ -76,7 +76,7 @@ def test_a_corrupt_calibration_gives_no_verdict_and_calibrating_mends_it(
     (folder / "calib.json").write_text(text)
     answer = infer(fitted)
     assert (answer.status_code, answer.json()["code"]) == (500, "artifact_damaged")
-    assert "calib.json" in answer.json()["error"] and "/calibrate_ng" in answer.json()["error"]
+    assert "calib.json" in answer.json()["error"] and "la calibración" in answer.json()["error"]
     assert calibrate(fitted, ok_scores=[0.3]).status_code == 200
     assert infer(fitted).json()["threshold"] == 0.3
 

@@ -25,7 +25,18 @@ from backend.records.database import Database
 from backend.records.entries import ReviewDraft
 from backend.records.ledger import Ledger
 from backend.records.record import now_us
-from backend.records.tables import chains, events, facets, images, inspections, metadata, reviews, tallies
+from backend.records.tables import (
+    chains,
+    drift_references,
+    drifts,
+    events,
+    facets,
+    images,
+    inspections,
+    metadata,
+    reviews,
+    tallies,
+)
 from backend.records.tallies import catch_up
 from backend.records.verifying import verify
 from tests.records.made import NOON_US, faults, picture, record
@@ -93,7 +104,11 @@ def other(table: Table, name: str, value: Any) -> Any:
     return chr(ord(value[0]) ^ 1) + value[1:] if value else "x"
 
 
-@pytest.mark.parametrize("table", metadata.sorted_tables, ids=lambda table: table.name)
+# The state of the drift charts is no record: it is reckoned anew from the parts that come.
+OF_RECORDS = [table for table in metadata.sorted_tables if table not in {drifts, drift_references}]
+
+
+@pytest.mark.parametrize("table", OF_RECORDS, ids=lambda table: table.name)
 def test_one_byte_changed_in_any_column_is_named(written: Ledger, database: Database, table: Table) -> None:
     with database.reading() as connection:
         victims = rows(connection, table)
