@@ -639,7 +639,7 @@ class ModelStore:
         about = {name: known[name] for name in shown if name in known}
         text = self.calibration_text(key)
         try:
-            calibration = _calibration(json.loads(text)) if text else None
+            calibration = read_calibration(json.loads(text)) if text else None
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # it is damaged
             calibration = None
         if calibration is not None:
