@@ -29,6 +29,8 @@ def packing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         fit(client, *range(6))
         body = {**IDS, "mm_per_px": 0.2, "ok_scores": [0.1, 0.2, 0.3], "ng_scores": [0.8]}
         assert client.post("/calibrate_ng", json=body).status_code == 200
+        store = client.app.state.inspector.store  # type: ignore[attr-defined]
+        store.save_certificate(KEY, {"model": {"generation": store.load_memory(KEY).generation}, "parts": {"n": 6}})
         yield client
 
 
@@ -63,7 +65,7 @@ def test_a_compact_memory_scores_elsewhere_as_it_did_to_the_last_bit(kept: str, 
         assert verdicts(two, **OTHER) == verdicts(one)
 
 
-def test_calibration_and_name_come_along_and_the_files_are_whole(
+def test_calibration_and_certificate_come_along_under_another_name(
     packing: TestClient, packed: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / "datasets" / Path(*OTHER.values())).mkdir(parents=True)  # without samples there is no history
@@ -78,6 +80,7 @@ def test_calibration_and_name_come_along_and_the_files_are_whole(
         theirs = store.load_calibration(key)
         assert theirs["generation"] == answer["generation"]
         assert {**theirs, "generation": ""} == {**ours, "generation": ""}
+        assert store.load_certificate(key) == {"model": {"generation": answer["generation"]}, "parts": {"n": 6}}
         assert store.metadata(key)["author"] == "Eva"
         events = FitHistory(tmp_path / "datasets").read(key)
         assert [event["event"] for event in events] == ["fit", "calibrate"]
