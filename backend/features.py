@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 import importlib
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backend.base.errors import InvalidSettings, WeightsUnavailable
-from backend.base.messages import Fault
+from backend.base.errors import BackendUnavailable, BundleRefused, InvalidSettings, NotExported, WeightsUnavailable
+from backend.base.messages import Fault, Phrase
+from backend.extractors.exported import ExportedNetwork, is_exported
 from backend.extractors.lite import LiteFeatures
 from backend.extractors.network import NetworkFeatures
 from backend.extractors.protocol import Extractor, ExtractorOptions
 from backend.extractors.resnet import ResNetFeatures, is_resnet
-from backend.extractors.weights import find_weights, fingerprint, load_weights, unknown_model
+from backend.extractors.weights import find_weights, fingerprint, load_weights, torch_installed, unknown_model
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from backend.extractors.exported import Position
 
 __all__ = ["DinoV2Features", "build_extractor", "check_options"]
 
@@ -35,7 +39,7 @@ def build_extractor(options: ExtractorOptions) -> Extractor:
     if options.tiles > 1:
         extractor = Tiled(extractor, options.tiles, options.tile_overlap)
     size, stride = options.patch_size or 1, options.stride
-    if (size, stride) != (1, 1) and not is_resnet(options.model_name):  # a ResNet averages each of its levels
+    if (size, stride) != (1, 1) and not is_resnet(extractor.name):  # a ResNet averages each of its levels
         extractor = Neighbourhood(extractor, size, stride)
     return extractor
 
@@ -45,6 +49,10 @@ def _backbone(options: ExtractorOptions) -> Extractor:
         from backend.extractors.texture import TextureFeatures
 
         return TextureFeatures(options.input_size, options.input_edge, options.input_aspect)
+    if is_exported(options.weights):
+        return _exported(options)
+    if not torch_installed():
+        raise WeightsUnavailable(model=options.model_name, reason=Phrase("needs_torch"))
     if options.threads:
         importlib.import_module("torch").set_num_threads(options.threads)
     reference = _network(options)
@@ -53,6 +61,50 @@ def _backbone(options: ExtractorOptions) -> Extractor:
     from backend.extractors.openvino_runtime import with_openvino
 
     return with_openvino(reference, options)
+
+
+def torch_network(options: ExtractorOptions) -> NetworkFeatures:
+    """The network that `options` name, run by torch on the CPU in fp32: what an export is made from and held against.
+
+    Raises:
+        WeightsUnavailable: the weights cannot be found, read or fitted to the model.
+        NotExported: there is no network, or no torch.
+    """
+    if options.model_name == "texture" or is_exported(options.weights):
+        raise NotExported(model=options.model_name, reason=Phrase("no_network"))
+    if not torch_installed():
+        raise NotExported(model=options.model_name, reason=Phrase("no_export_packages", {"packages": "torch + timm"}))
+    options = replace(options, device="cpu", precision="fp32", runtime="torch")
+    return _network(options)
+
+
+def export_extractor(options: ExtractorOptions) -> bytes:
+    """The network that `options` name as the bytes of a .bdix. Raises what torch_network and export_bytes do."""
+    network = torch_network(options)
+    from backend.extractors.export import export_bytes
+
+    return export_bytes(network).data
+
+
+def _exported(options: ExtractorOptions) -> Extractor:
+    """The exported extractor that WEIGHTS names. Raises WeightsUnavailable, BackendUnavailable, ExportDisagrees."""
+    from backend.extractors.openvino_runtime import openvino_installed, run_exported
+
+    if options.runtime == "torch":
+        raise WeightsUnavailable(model=options.weights, reason=Phrase("export_without_torch"))
+    path = Path(options.weights).expanduser()
+    if not openvino_installed():
+        raise BackendUnavailable(option="WEIGHTS", value=path.name, package="openvino")
+    try:
+        network = ExportedNetwork.read(path, options)
+    except BundleRefused as err:
+        raise WeightsUnavailable(model=path.name, reason=err.values["reason"]) from err
+    except FileNotFoundError as err:
+        raise WeightsUnavailable(model=path.name, reason=Phrase("no_such_file", {"path": path})) from err
+    except OSError as err:
+        reason = Phrase("unreadable_weights", {"file": path.name, "err": err.strerror})
+        raise WeightsUnavailable(model=path.name, reason=reason) from err
+    return run_exported(network, options)
 
 
 def _network(options: ExtractorOptions) -> NetworkFeatures:
@@ -67,7 +119,8 @@ def check_options(options: ExtractorOptions) -> None:
     Raises:
         InvalidSettings: BLOCKS names a block that the model does not have.
     """
-    if not options.blocks or options.model_name in {"lite", "texture"} or is_resnet(options.model_name):
+    unasked = not options.blocks or options.model_name in {"lite", "texture"} or is_resnet(options.model_name)
+    if unasked or is_exported(options.weights) or not torch_installed():
         return
     import timm
     import torch
@@ -132,12 +185,37 @@ class DinoV2Features(NetworkFeatures):
             fingerprint=fingerprint(model, f"{options.model_name}|{self.blocks}|norm|cat|l2"),
         )
 
+    @property
+    def way(self) -> dict[str, Any]:
+        """See NetworkFeatures."""
+        return {"blocks": list(self.blocks)}
+
+    def network_of_any_size(self, height: int, width: int) -> tuple[nn.Module, Position]:
+        """See NetworkFeatures: of timm's plain ViTs, whose table of positions is resampled outside of the network."""
+        from backend.extractors.exported import Position
+        from backend.extractors.tokens import PlacedTokenNetwork, PlacedViTTokens
+
+        model = self.model
+        if not _undrawn(self.name) or getattr(model, "pos_embed", None) is None:
+            raise NotExported(model=self.name, reason=Phrase("no_position_table"))
+        cfg = model.pretrained_cfg
+        rows, cols = model.patch_embed.grid_size
+        prefix = 0 if model.no_embed_class else int(model.num_prefix_tokens)
+        fixed = self._resized(height, width)
+        del fixed.pos_embed
+        network = PlacedTokenNetwork(PlacedViTTokens(fixed, self.blocks), cfg["mean"], cfg["std"])
+        return network, Position(model.pos_embed.cpu().numpy(), prefix, (rows, cols))
+
     def network(self, height: int, width: int) -> nn.Module:
         """See NetworkFeatures."""
         from backend.extractors.tokens import TokenNetwork, ViTTokens
 
         cfg = self.model.pretrained_cfg
+        return TokenNetwork(ViTTokens(self._resized(height, width), self.blocks), cfg["mean"], cfg["std"])
+
+    def _resized(self, height: int, width: int) -> Any:
+        """The model for images of (height, width) px, with the weights shared."""
         shared = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
         fixed = copy.deepcopy(self.model, shared)
         fixed.set_input_size((height, width))
-        return TokenNetwork(ViTTokens(fixed, self.blocks), cfg["mean"], cfg["std"])
+        return fixed

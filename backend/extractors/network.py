@@ -11,6 +11,8 @@ from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Rows
 if TYPE_CHECKING:
     from torch import nn
 
+    from backend.extractors.exported import Position
+
 
 class NetworkFeatures(Extractor):
     """An extractor whose network torch runs, and another runtime can take over.
@@ -67,6 +69,21 @@ class NetworkFeatures(Extractor):
     @abstractmethod
     def network(self, height: int, width: int) -> nn.Module:
         """The TokenNetwork for images of (height, width) px. It shares the extractor's weights."""
+
+    @property
+    def way(self) -> dict[str, Any]:
+        """The options, beside the model's name, that decide how tokens are taken; what an export must know of."""
+        return {}
+
+    def network_of_any_size(self, height: int, width: int) -> tuple[nn.Module, Position | None]:
+        """The TokenNetwork that an export traces with a (height, width) px image, and serves images of any size.
+
+        With a Position, its table is the network's second argument.
+
+        Raises:
+            NotExported: there is no such network.
+        """
+        return self.network(height, width), None
 
     def extract(self, images: Sequence[RGB]) -> Rows:
         """See Extractor.

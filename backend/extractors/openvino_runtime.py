@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.arrays import available_cores
-from backend.base.errors import BackendUnavailable
+from backend.base.errors import BackendUnavailable, ExportDisagrees
+from backend.extractors.agreement import Agreement
+from backend.extractors.exported import EXPORT_GAP, ExportedNetwork, largest_gap
 from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Precision, Rows
 
 if TYPE_CHECKING:
@@ -25,6 +27,11 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
 MOST_STREAMS = 4
 _SIZES = 8
+
+
+def openvino_installed() -> bool:
+    """Whether OpenVINO is there."""
+    return find_spec("openvino") is not None
 
 
 class OpenVinoFeatures(Extractor):
@@ -42,10 +49,15 @@ class OpenVinoFeatures(Extractor):
     runtime = "openvino"
     device = "cpu"
 
-    def __init__(self, reference: NetworkFeatures, precision: str, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        reference: NetworkFeatures | ExportedNetwork,
+        precision: str,
+        *,
+        threads: int | None = None,
+    ) -> None:
         import openvino
 
-        self.reference = reference
         self.precision = precision
         self.name, self.fingerprint, self.reach = reference.name, reference.fingerprint, reference.reach
         self.dim, self.patch = reference.dim, reference.patch
@@ -55,7 +67,7 @@ class OpenVinoFeatures(Extractor):
         self.streams = min(cores, MOST_STREAMS)
         self._core = openvino.Core()
         self._config = {"INFERENCE_PRECISION_HINT": HINTS[precision], "INFERENCE_NUM_THREADS": cores}
-        self._models = lru_cache(_SIZES)(lambda height, width: _converted(reference, height, width))
+        self._models = lru_cache(_SIZES)(lambda height, width: _model(reference, height, width))
         self._alone = lru_cache(_SIZES)(self._requests)
         self._together = lru_cache(_SIZES)(self._requests)
 
@@ -87,6 +99,13 @@ class OpenVinoFeatures(Extractor):
         return openvino.Tensor(array, shared_memory=True)
 
 
+def _model(reference: NetworkFeatures | ExportedNetwork, height: int, width: int) -> Any:
+    """The network as an OpenVINO model for one (height, width) px image: uint8 in, unit rows out."""
+    if isinstance(reference, ExportedNetwork):
+        return reference.model(height, width)
+    return _converted(reference, height, width)
+
+
 def _converted(reference: NetworkFeatures, height: int, width: int) -> Any:
     """The reference's network as an OpenVINO model for one (height, width) px image: uint8 in, unit rows out."""
     import openvino
@@ -113,11 +132,11 @@ def with_openvino(reference: NetworkFeatures, options: ExtractorOptions) -> Extr
     Raises:
         BackendUnavailable: OpenVINO is not installed, and `runtime` is `openvino`.
     """
-    if find_spec("openvino") is None:
+    if not openvino_installed():
         if options.runtime == "openvino":
             raise BackendUnavailable(option="RUNTIME", value="openvino", package="openvino")
         return reference
-    from backend.extractors.torch_runtime import Agreement, check_image
+    from backend.extractors.torch_runtime import check_image
 
     side = round(reference.input_size / reference.patch) * reference.patch
     image = check_image(side, side)
@@ -130,6 +149,33 @@ def with_openvino(reference: NetworkFeatures, options: ExtractorOptions) -> Extr
             return extractor
         logger.warning("OpenVINO in %s does not agree with torch: %s", candidate, agreement)
     return reference
+
+
+def run_exported(network: ExportedNetwork, options: ExtractorOptions) -> Extractor:
+    """An exported network, once it gave the tokens of its reference picture here; in the fastest precision allowed.
+
+    fp32 gives them to EXPORT_GAP in every number, or nothing is run. Another precision must agree with fp32 as with
+    torch in `with_openvino`.
+
+    Args:
+        network: as it was read from its file.
+        options: `precision` and `threads` are read.
+
+    Raises:
+        ExportDisagrees: fp32 gives other tokens here than where the network was exported.
+    """
+    exact = OpenVinoFeatures(network, "fp32", threads=options.threads)
+    gap = largest_gap(exact.extract([network.picture]), network.tokens)
+    if not gap <= EXPORT_GAP:
+        raise ExportDisagrees(name=network.name, gap=gap)
+    for candidate in _candidates(options.precision)[:-1]:
+        extractor = OpenVinoFeatures(network, candidate, threads=options.threads)
+        agreement = Agreement.of(extractor.extract([network.picture]), network.tokens, network.shared)
+        if agreement:
+            logger.info("%s in %s agrees with its export: %s", network.name, candidate, agreement)
+            return extractor
+        logger.warning("%s in %s does not agree with its export: %s", network.name, candidate, agreement)
+    return exact
 
 
 def _candidates(precision: Precision) -> list[str]:

@@ -11,7 +11,7 @@ from backend.base.errors import WeightsUnavailable
 from backend.base.messages import Phrase
 from backend.extractors.network import NetworkFeatures
 from backend.extractors.protocol import ExtractorOptions, Grid
-from backend.extractors.weights import find_weights, fingerprint, misfit, read_state, unknown_model
+from backend.extractors.weights import find_weights, fingerprint, misfit, read_state, torch_installed, unknown_model
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +57,11 @@ class ResNetFeatures(NetworkFeatures):
             shared=alternating(dim).numpy() / dim**0.5,
             fingerprint=fingerprint(model, f"{options.model_name}|layer2+layer3|bilinear|l2{changed}"),
         )
+
+    @property
+    def way(self) -> dict[str, Any]:
+        """See NetworkFeatures."""
+        return {"patch_size": self.window, "stride": self.stride, "offset": self.offset}
 
     def network(self, height: int, width: int) -> nn.Module:
         """See NetworkFeatures."""
@@ -105,6 +110,8 @@ class GreyResNet(NetworkFeatures):
     """
 
     def __init__(self, options: ExtractorOptions, version: str = RECOMMENDED) -> None:
+        if not torch_installed():
+            raise WeightsUnavailable(model="resnet18", reason=Phrase("needs_full_installation"))
         options = replace(options, model_name="resnet18", precision="fp32")
         self.version, self.embedding = version, EMBEDDING_VERSIONS[version]
         self.stride = options.stride

@@ -107,6 +107,24 @@ class ResNetTokens(nn.Module):
         return functional.avg_pool2d(level, side, stride, side // 2, count_include_pad=self.zeros_outside)
 
 
+class PlacedViTTokens(ViTTokens):
+    """ViTTokens of a ViT that is given the positions of its tokens with each image, and so serves any grid."""
+
+    def forward(self, batch: torch.Tensor, position: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """(B, 3, H, W) normalised and (1, P + T, D) positions -> (B, T, D)."""
+        self.model.pos_embed = position
+        return super().forward(batch)
+
+
+class PlacedTokenNetwork(TokenNetwork):
+    """TokenNetwork around PlacedViTTokens."""
+
+    def forward(self, pixels: torch.Tensor, position: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """(B, H, W, 3) uint8 and (1, P + T, D) positions -> (B, T, D) float32."""
+        batch = torch.addcmul(self.shift, pixels.permute(0, 3, 1, 2).float(), self.scale)
+        return functional.normalize(self.body(batch, position).float(), dim=-1)
+
+
 class LiteTokens(nn.Module):
     """Stages of timm's EfficientNet-Lite0 on the grid of its stride 16, each of unit length, joined.
 

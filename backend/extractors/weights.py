@@ -48,6 +48,11 @@ _READ_ERRORS = (
 )  # fmt: skip
 
 
+def torch_installed() -> bool:
+    """Whether this is the full installation: the station's has neither torch nor timm, and runs exported extractors."""
+    return find_spec("torch") is not None and find_spec("timm") is not None
+
+
 def find_weights(model_name: str, weights: str, weights_dir: Path | None) -> Path:
     """The local file that holds the weights: the given one, one in `weights_dir`, a package's, or the hub's.
 
@@ -102,6 +107,8 @@ def _packaged_weights(model_name: str) -> Path:
 
 
 def _hub_weights(model_name: str) -> Path:
+    if not torch_installed():
+        raise WeightsUnavailable(model=model_name, reason=Phrase("needs_torch"))
     import timm
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 

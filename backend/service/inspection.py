@@ -25,10 +25,11 @@ from backend.service.host import ExtractorHost
 from backend.service.images import ImageFile
 from backend.service.jobs import Job
 from backend.service.models import FittedModel, ModelCache, check_extractor, memory_of
+from backend.service.packing import Packed, put, refuse_existing
 from backend.service.pipeline import Pipeline
 from backend.service.results import CalibrationResult, Clock, InferResult, Journal, NoJournal, Provenance
 from backend.service.warmup import rehearse
-from backend.storage import Change, ModelStore, Version
+from backend.storage import Change, ModelStore, StoredMemory, Version, read_calibration
 
 logger = logging.getLogger(__name__)
 
@@ -273,6 +274,31 @@ class Inspector:
         self.cache.model(key)  # which makes its index again
         logger.info("restored %s of %s%s", version.name, key, f" for {change.author}" if change.author else "")
         return version, [*self.warnings(), *recorded]
+
+    def unpack(
+        self, key: ModelKey, packed: Packed, change: Change, *, overwrite: bool = False
+    ) -> tuple[StoredMemory, list[Notice]]:
+        """Put a packed model in place under `key`, in one step; until then nothing has changed.
+
+        Raises:
+            ExtractorMismatch: another extractor made it.
+            ModelExists: there is one, and it is not to be replaced.
+            GoldenFlipped, FitInProgress, DiskFull, ReadOnlyStore.
+        """
+        model = FittedModel(memory_of(packed.memory, self.settings.knn_backend), packed.memory, None)
+        older = check_extractor(key, model, self.host.queue().extractor)
+        refuse_existing(self.store, key, overwrite=overwrite)
+        calibration = None if packed.calibration is None else read_calibration(packed.calibration)
+        with self.store.writing(key, self.settings.fit_wait_s):
+            guarded = self.gate.change(key, model, calibration)
+            stored = put(self.store, packed, key, change, overwrite=overwrite)
+            recorded = self.journal.fitted(key, stored.metadata)
+            if packed.calibration is not None:
+                recorded = [*recorded, *self.journal.calibrated(key, packed.calibration)]
+            recorded = [*recorded, *guarded()]
+        self.cache.model(key)  # which makes its index
+        logger.info("unpacked %s%s", key, f" for {change.author}" if change.author else "")
+        return stored, [*self.warnings(), *older, *recorded]
 
     def version_of(self, key: ModelKey, version: Version) -> tuple[FittedModel, dict[str, Any] | None]:
         """The model of a version and its calibration. Raises VersionUnusable, VersionNotFound, DamagedFile."""

@@ -389,6 +389,53 @@ def bank(
     offline.build_bank(folder, coreset_rate=coreset_rate, mirrored=mirror, version=version or RECOMMENDED)
 
 
+@app.command("export")
+def export_extractor(
+    out: Annotated[Path, typer.Argument(help="The file to write, such as extractor.bdix.")],
+    form: Annotated[str, typer.Option("--format", help="bdix, which this service runs without torch, or onnx.")] = "",
+) -> None:
+    """Write the extractor that the settings name as one file, checked against torch with a reference picture.
+
+    An ONNX file serves images of one size: square ROIs at INPUT_SIZE.
+    """
+    from backend.tools.transport import write_extractor
+
+    kind = form or ("onnx" if out.suffix == ".onnx" else "bdix")
+    if kind not in {"bdix", "onnx"} or out.suffix != f".{kind}":
+        raise typer.BadParameter("--format is bdix or onnx, and the file's name ends with it")
+    write_extractor(load_settings(), out)
+
+
+@app.command()
+def pack(
+    role: Annotated[str, typer.Argument(help="role_id of the model.")],
+    roi: Annotated[str, typer.Argument(help="roi_id of the model.")],
+    recipe: Recipe = "default",
+    out: Annotated[Path | None, typer.Option(help="The file; <role>_<roi>.bdim in this folder without.")] = None,
+    with_extractor: Annotated[bool, typer.Option("--with-extractor", help="Put the exported extractor in.")] = False,
+) -> None:
+    """Write one model as one file: memory, calibration and certificate."""
+    from backend.base.keys import ModelKey
+    from backend.tools.transport import pack_model
+
+    pack_model(load_settings(), ModelKey.of(role, roi, recipe), out, with_extractor=with_extractor)
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .bdim file.")],
+    role: Annotated[str | None, typer.Option(help="Another role_id than the packed one.")] = None,
+    roi: Annotated[str | None, typer.Option(help="Another roi_id.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Another recipe.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Even where there is such a model.")] = False,
+    extractor: Annotated[Path | None, typer.Option(help="Write the extractor in the file here, for WEIGHTS.")] = None,
+) -> None:
+    """Check a packed model whole, and put it in place in one step."""
+    from backend.tools.transport import unpack_model
+
+    unpack_model(load_settings(), file, (role, roi, recipe), overwrite=replace, extractor=extractor)
+
+
 @app.command()
 def bench(
     stages: Annotated[bool, typer.Option("--stages", help="Only the stages, without HTTP.")] = False,

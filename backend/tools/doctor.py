@@ -16,14 +16,14 @@ import psutil
 from backend.api.catalogue import sentence
 from backend.base.config import Settings, unknown_settings
 from backend.base.errors import AddressUnavailable, RecordsRefused, WeightsUnavailable
-from backend.extractors.torch_runtime import cpu_features, gpu_name
-from backend.extractors.weights import WEIGHTS_DIR, find_weights
+from backend.extractors.weights import WEIGHTS_DIR, find_weights, torch_installed
 from backend.records.database import Database, Unavailable
 from backend.records.upgrading import version_of
 from backend.tools.serve import check_address
 
 Level = Literal["ok", "note", "bad"]
 PACKAGES = ("fastapi", "starlette", "uvicorn", "torch", "timm", "faiss-cpu", "scikit-learn", "numpy", "openvino")
+OF_THE_FULL = ("torch", "timm")
 OPTIONAL = {
     "faiss-cpu": "scikit-learn searches instead",
     "openvino": "torch runs the network, several times slower",
@@ -44,6 +44,7 @@ def examine(settings: Settings) -> list[Finding]:
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _python,
         _files,
+        _installation,
         _packages,
         _weights,
         _folders,
@@ -61,15 +62,26 @@ def _python(_: Settings) -> Iterator[Finding]:
     yield Finding("ok" if fits else "bad", "Python", version if fits else f"{version}: install 3.10 or newer")
 
 
+def _installation(_: Settings) -> Iterator[Finding]:
+    if torch_installed():
+        yield Finding("ok", "installation", "full: any extractor runs, and can be exported")
+    else:
+        yield Finding("ok", "installation", "station, without torch: it runs the extractor that was exported (WEIGHTS)")
+
+
 def _packages(_: Settings) -> Iterator[Finding]:
+    full, required = torch_installed(), set(PACKAGES) - OPTIONAL.keys()
+    if not full:
+        required = required - set(OF_THE_FULL) | {"openvino"}
     installed = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
     for name in PACKAGES:
         if name in installed:
             yield Finding("ok", name, installed[name])
+        elif name in required:
+            file = "requirements.txt" if full else "requirements-station.txt"
+            yield Finding("bad", name, f"not installed: pip install -r {file}")
         elif name in OPTIONAL:
             yield Finding("note", name, f"not installed: {OPTIONAL[name]}")
-        else:
-            yield Finding("bad", name, "not installed: pip install -r requirements.txt")
 
 
 def _files(_: Settings) -> Iterator[Finding]:
@@ -135,17 +147,34 @@ def _records(settings: Settings) -> Iterator[Finding]:
 
 def _hardware(settings: Settings) -> Iterator[Finding]:
     memory = psutil.virtual_memory().total / 2**30
-    yield Finding("ok", "CPU", f"{psutil.cpu_count(logical=False) or '?'} cores, {memory:.0f} GB, {cpu_features()}")
+    yield Finding("ok", "CPU", f"{psutil.cpu_count(logical=False) or '?'} cores, {memory:.0f} GB{_cpu_features()}")
     needed = (settings.fit_memory_mb + settings.cache_mb) / 1024 + 1.5
     if memory < needed:
         yield Finding(
             "note", "memory", f"{memory:.0f} GB: lower FIT_MEMORY_MB or CACHE_MB, which may need {needed:.0f} GB"
         )
-    gpu = gpu_name()
+    gpu = _gpu_name()
     if gpu is None and settings.device == "cuda":
         yield Finding("bad", "GPU", "DEVICE=cuda, but torch sees none: install the driver, or set DEVICE=auto")
     else:
         yield Finding("ok", "GPU", gpu or "none: the CPU is used")
+
+
+def _cpu_features() -> str:
+    """The vector instructions that torch uses here, after a comma; empty without torch."""
+    if not torch_installed():
+        return ""
+    from backend.extractors.torch_runtime import cpu_features
+
+    return f", {cpu_features()}"
+
+
+def _gpu_name() -> str | None:
+    if not torch_installed():
+        return None
+    from backend.extractors.torch_runtime import gpu_name
+
+    return gpu_name()
 
 
 def _port(settings: Settings) -> Iterator[Finding]:

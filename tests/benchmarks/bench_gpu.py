@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.arrays import blocks, l2_normalize
+from backend.extractors.agreement import Agreement
 from backend.extractors.protocol import ExtractorOptions, Precision, prepare
-from backend.extractors.torch_runtime import Agreement
 from backend.extractors.weights import write_random_weights
 from backend.features import build_extractor
 from backend.memory import products

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from backend.base.errors import BackendUnavailable
-from backend.extractors import openvino_runtime, torch_runtime
+from backend.extractors import agreement, openvino_runtime
+from backend.extractors.agreement import Agreement
 from backend.extractors.openvino_runtime import OpenVinoFeatures, with_openvino
 from backend.extractors.protocol import ExtractorOptions, Precision, Runtime, prepare
-from backend.extractors.torch_runtime import Agreement
 from backend.extractors.weights import write_random_weights
 from backend.features import DinoV2Features, build_extractor
 from tests.parts import part
@@ -98,7 +98,7 @@ def test_resnet_goes_through_the_same_door(tmp_path: Path) -> None:
 def test_a_precision_that_disagrees_is_not_used(
     reference: DinoV2Features, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(torch_runtime, "MEAN_COSINE", 1.1)
+    monkeypatch.setattr(agreement, "MEAN_COSINE", 1.1)
     monkeypatch.setattr(openvino_runtime, "_candidates", lambda _: ["bf16", "fp32"])
     assert with_openvino(reference, ExtractorOptions()) is reference
     assert "bf16 does not agree" in caplog.text and "fp32 does not agree" in caplog.text

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from backend.base.errors import DeviceOutOfMemory
+from backend.extractors.agreement import Agreement
 from backend.extractors.protocol import prepare
 from backend.extractors.resnet import ResNetFeatures
-from backend.extractors.torch_runtime import Agreement, TorchRunner, check_image, pick_device
+from backend.extractors.torch_runtime import TorchRunner, check_image, pick_device
 from backend.extractors.weights import write_random_weights
 from backend.features import DinoV2Features
 from tests.parts import part

@@ -13,8 +13,8 @@ from backend.base.keys import ModelKey
 from backend.tools import cli
 
 COMMANDS = [
-    "bank", "bench", "calibrate", "certify", "demo", "doctor", "evaluate", "fit", "infer", "rebuild", "serve",
-    "settings",
+    "bank", "bench", "calibrate", "certify", "demo", "doctor", "evaluate", "export", "fit", "infer", "pack", "rebuild",
+    "serve", "settings", "unpack",
 ]  # fmt: skip
 HEAVY = {"torch", "timm", "faiss", "sklearn", "numpy", "cv2", "fastapi", "matplotlib", "openvino", "uvicorn"}
 

@@ -1,15 +1,31 @@
-"""Which models there are, in what state each is, and how one is deleted."""
+"""Which models there are, in what state each is, how one goes to another machine, and how one is deleted."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
+from urllib.parse import quote
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Depends, File, Form, Path, Query, Request, Response, UploadFile
 
-from backend.api.requests import RESPONSES, CollectorDep, QueryKey, RecipeHeader, identity, sentences, warned
+from backend.api.requests import (
+    LEFT_OUT,
+    RESPONSES,
+    CollectorDep,
+    InspectorDep,
+    QueryKey,
+    RecipeHeader,
+    change_of,
+    identity,
+    run_job,
+    sentences,
+    warned,
+)
+from backend.api.uploads import UploadRoute, uploads
 from backend.base.keys import ModelKey, check_recipe
+from backend.service.packing import pack, read_packed
+from backend.storage import Change
 
-router = APIRouter(tags=["models"])
+router = APIRouter(route_class=UploadRoute, tags=["models"])
 
 RecipeQuery = Annotated[str | None, Query(description="Recipe of the model; the header X-Recipe-Id says the same.")]
 
@@ -51,6 +67,60 @@ def models(request: Request, collector: CollectorDep, x_recipe_id: RecipeHeader 
     recipe = check_recipe(x_recipe_id)
     own = {"recipe_id": recipe, "request_id": request.state.request_id}
     return {"models": collector.models(), "warnings": warned(request), **own}
+
+
+@router.get("/models/pack", response_class=Response, responses=RESPONSES)
+async def pack_model(request: Request, inspector: InspectorDep, key: QueryKey) -> Response:
+    """A model as one file (.bdim): memory, calibration and certificate, for `POST /models/unpack` elsewhere."""
+    data = await run_job(request, lambda _: pack(inspector.store, key))
+    name = quote(f"{key.role_id}_{key.roi_id}.bdim")
+    headers = {"Content-Disposition": f"attachment; filename*=utf-8''{name}"}
+    return Response(data, media_type="application/octet-stream", headers=headers)
+
+
+def _named(
+    role_id: Annotated[str, Form(description="Another role than the packed one.", examples=LEFT_OUT)] = "",
+    roi_id: Annotated[str, Form(description="Another ROI than the packed one.", examples=LEFT_OUT)] = "",
+    recipe_id: Annotated[str, Form(description="Another recipe than the packed one.", examples=LEFT_OUT)] = "",
+    x_recipe_id: RecipeHeader = None,
+) -> tuple[str, str, str]:
+    """Role, ROI and recipe that the request names; empty where it leaves the packed one."""
+    return role_id, roi_id, recipe_id or x_recipe_id or ""
+
+
+def _unpacking(
+    request: Request,
+    author: Annotated[str, Form(description="Who did it.", examples=LEFT_OUT)] = "",
+    note: Annotated[str, Form(description="Kept with the memory.", examples=LEFT_OUT)] = "",
+) -> Change:
+    return change_of(request, "unpack", author, note)
+
+
+@router.post("/models/unpack", responses=RESPONSES)
+async def unpack_model(
+    request: Request,
+    inspector: InspectorDep,
+    file: Annotated[UploadFile, File(description="A .bdim file.")],
+    named: Annotated[tuple[str, str, str], Depends(_named)],
+    change: Annotated[Change, Depends(_unpacking)],
+    replace: Annotated[bool, Form(description="Even where there is such a model, which is kept as a version.")] = False,
+) -> dict[str, Any]:
+    """Check a packed model whole, and put it in place in one step; until then nothing has changed."""
+    [sent] = uploads([file])
+    packed = await run_job(request, lambda _: read_packed(sent.read(), sent.name))
+    key = packed.key_of(*named)
+    stored, notices = await run_job(request, lambda _: inspector.unpack(key, packed, change, overwrite=replace))
+    return {
+        "unpacked": True,
+        "generation": stored.generation,
+        "model_version": stored.metadata["model_version"],
+        "unpacked_from": stored.metadata["unpacked_from"],
+        "coreset_size": len(stored.rows),
+        "token_shape": list(stored.grid),
+        "calib_present": packed.calibration is not None,
+        "warnings": warned(request, notices),
+        **identity(request, key),
+    }
 
 
 @router.delete("/models/{role_id}/{roi_id}", responses=RESPONSES)

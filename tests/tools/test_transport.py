@@ -1,0 +1,70 @@
+"""Extractors and models as files, as a person writes and reads them on the command line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from backend.base.bundle import write_bundle
+from backend.base.keys import ModelKey
+from backend.storage import ModelStore, StoredMemory
+from backend.tools import cli
+
+KEY = ModelKey.of("Master1", "Pattern")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A models folder with one calibrated model, and an exported extractor that nobody runs here."""
+    monkeypatch.chdir(tmp_path)
+    store = ModelStore(tmp_path / "models")
+    with store.writing(KEY):
+        rows = np.eye(4, 8, dtype=np.float32)
+        made = store.save_memory(KEY, StoredMemory(rows, (2, 2), np.zeros(4, np.int32), {"fingerprint": "f"}))
+        store.save_calibration(KEY, {"threshold": 0.5, "generation": made.generation})
+    with (tmp_path / "own.bdix").open("wb+") as file:
+        write_bundle(file, "bdix", {}, {"network.bin": b"weights"})
+    return tmp_path
+
+
+def run(*words: object, models: str = "models", **env: str) -> Result:
+    given = {"COLUMNS": "300", "MODELS_DIR": str(Path.cwd() / models), "WEIGHTS": str(Path.cwd() / "own.bdix"), **env}
+    return CliRunner().invoke(cli.app, [str(word) for word in words], env=given)
+
+
+def test_a_model_and_its_extractor_go_to_another_folder_as_one_file(folder: Path) -> None:
+    assert run("pack", "Master1", "Pattern", "--with-extractor").exit_code == 0
+    done = run("unpack", "Master1_Pattern.bdim", "--roi", "B", "--extractor", "here.bdix", models="others")
+    assert done.exit_code == 0 and "Master1/B" in done.output, done.output
+    assert Path("here.bdix").read_bytes() == Path("own.bdix").read_bytes()
+    here, there = ModelStore(folder / "others"), ModelStore(folder / "models")
+    key = ModelKey.of("Master1", "B")
+    np.testing.assert_array_equal(here.load_memory(key).emb, there.load_memory(KEY).emb)
+    calibration = here.load_calibration(key)
+    assert calibration is not None
+    assert (calibration["threshold"], calibration["generation"]) == (0.5, here.load_memory(key).generation)
+
+
+def test_what_cannot_be_unpacked_is_said_and_leaves_everything_as_it_was(folder: Path) -> None:
+    assert run("pack", "Master1", "Pattern", "--out", "plain.bdim").exit_code == 0
+    generation = ModelStore(folder / "models").load_memory(KEY).generation
+    for words, env in (
+        (("plain.bdim",), {}),
+        (("plain.bdim", "--extractor", "here.bdix"), {}),
+        (("own.bdix",), {}),
+        (("plain.bdim", "--roi", "B"), {"READ_ONLY": "1"}),
+    ):
+        assert run("unpack", *words, **env).exit_code != 0
+    assert not Path("here.bdix").exists()
+    store = ModelStore(folder / "models")
+    assert store.keys() == [KEY] and store.load_memory(KEY).generation == generation
+    assert run("unpack", "plain.bdim", "--replace").exit_code == 0
+    assert store.load_memory(KEY).generation != generation
+
+
+def test_an_export_needs_a_network_and_a_name_that_says_the_format(folder: Path) -> None:
+    assert run("export", "out.zip").exit_code == 2
+    assert run("export", "out.bdix", "--format", "onnx").exit_code == 2
+    assert run("export", "out.bdix", MODEL_NAME="texture", WEIGHTS="auto").exit_code == 1
+    assert not (folder / "out.bdix").exists()
