@@ -17,7 +17,9 @@ PY := $(BIN)/python
 # The lock was made on Python 3.11; some of its versions no longer install on 3.10, which takes the ranges instead.
 LOCK = $(shell $(PY) -c "import sys; print('-c requirements.lock' if sys.version_info >= (3, 11) else '')")
 INSTALL = $(PY) -m pip install -qq --disable-pip-version-check $(PIP_FLAGS)
-PYTEST = $(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+# One process more than there are cores, four at most: tests wait for servers and browsers.
+PROCESSES = $(shell $(PY) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
+PYTEST = $(PY) -m pytest --numprocesses=$(PROCESSES) --dist=worksteal
 INPUTS := pyproject.toml requirements.txt requirements.lock
 
 export PYTHONUTF8 := 1

@@ -72,7 +72,7 @@ function Invoke-Lint {
 }
 
 function Invoke-Tests([string[]] $Arguments) {
-    Invoke-Checked $Py (@('-m', 'pytest', '--numprocesses=auto', '--maxprocesses=4', '--dist=worksteal') + $Arguments)
+    Invoke-Checked $Py (@('-m', 'pytest', "--numprocesses=$([Math]::Min(4, [Environment]::ProcessorCount + 1))", '--dist=worksteal') + $Arguments)
 }
 
 function Clear-Outputs {

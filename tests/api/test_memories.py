@@ -88,7 +88,7 @@ def test_a_shape_that_is_missing_is_missed(client: Any) -> None:
     assert "La petición no trae máscara: se usa la del modelo." in without
     grown = post(client, "/fit_ok", good[2:], memory_fit="true")
     assert not any("otras sin él" in text for text in grown["warnings"])
-    other = json.dumps({**CIRCLE, "r": CIRCLE["r"] / 2})
+    other = json.dumps({**CIRCLE, "r": 20})
     again = post(client, "/fit_ok", [part_image(7, junk=True)], memory_fit="true", shape=other)
     assert not any(known in text for text in again["warnings"])
 

@@ -65,6 +65,7 @@ def test_stages_alone_need_no_service(tmp_path: Path) -> None:
     assert report["infers"] == [] and report["fits"] == []
 
 
+@pytest.mark.slow
 def test_a_service_that_cannot_start_is_said_at_once(tmp_path: Path) -> None:
     settings = load_settings(model_name="resnet18", weights=str(tmp_path / "absent.pth"), require_pretrained=True)
     with pytest.raises(RuntimeError, match="did not start"), served(settings):

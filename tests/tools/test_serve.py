@@ -43,7 +43,12 @@ def ended(env: Mapping[str, str], *arguments: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.parametrize(
-    "command", [("backend", "serve"), ("backend", "serve", "--workers", "2"), ("uvicorn", "backend.app:app")]
+    "command",
+    [
+        pytest.param(("backend", "serve"), marks=pytest.mark.slow),
+        ("backend", "serve", "--workers", "2"),
+        pytest.param(("uvicorn", "backend.app:app"), marks=pytest.mark.slow),
+    ],
 )
 def test_required_weights_that_are_missing_end_it_with_what_to_do(tmp_path: Path, command: tuple[str, ...]) -> None:
     env = environment(

@@ -555,6 +555,7 @@ def test_files_that_are_no_images_are_named(console: Open, pieces: Pieces, tmp_p
     expect(page.locator("#warnings")).not_to_contain_text("El navegador no sabe")
 
 
+@pytest.mark.slow
 def test_long_words_of_a_degraded_service_stay_inside_the_window(console: Open, pieces: Pieces) -> None:
     desk = console(width=800, model_name="vit_small_patch14_dinov2.lvd142m", weights="nowhere/" + "w" * 60 + ".pth")
     page = desk.page
@@ -744,7 +745,7 @@ def test_all_of_it_works_by_keyboard(console: Open, pieces: Pieces) -> None:
     expect(page.locator("#parts .part").nth(1)).to_be_focused()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_nothing_is_cut_off(console: Open, pieces: Pieces, scheme: str) -> None:
     desk = console(scheme=scheme)
     desk.open("fit", **MODEL)
@@ -761,7 +762,7 @@ def test_nothing_is_cut_off(console: Open, pieces: Pieces, scheme: str) -> None:
             desk.picture(f"console-{tab}-{width}-{scheme}")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_axe_finds_nothing_serious(console: Open, pieces: Pieces, scheme: str) -> None:
     desk = console(scheme=scheme)
     desk.open("fit", **MODEL)

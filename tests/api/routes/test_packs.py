@@ -55,7 +55,7 @@ def verdicts(client: TestClient, **ids: str) -> list[tuple[Any, ...]]:
     return found
 
 
-@pytest.mark.parametrize("kept", ["float16", "int8"])
+@pytest.mark.parametrize("kept", [pytest.param("float16", marks=pytest.mark.slow), "int8"])
 def test_a_compact_memory_scores_elsewhere_as_it_did_to_the_last_bit(kept: str, tmp_path: Path) -> None:
     with serving(tmp_path / "one", memory_dtype=kept) as one, serving(tmp_path / "two") as two:
         fit(one, *range(4))
