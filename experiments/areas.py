@@ -9,6 +9,7 @@ held-out good parts.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -66,7 +67,7 @@ def _discs(given: InspectionSet, one: EmbeddedSet, images: int) -> None:
         for number, part in enumerate(chosen):
             picture = decode_image(part.image.path.read_bytes())
             data = with_spot(picture, share, DARK, np.random.default_rng(number))
-            ready = prepare_image(ImageFile.named("disc.png", lambda data=data: data), network, expected=part.roi.grid)  # type: ignore[misc]
+            ready = prepare_image(ImageFile.named("disc.png", partial(bytes, data)), network, expected=part.roi.grid)
             regions = inspect(network.extract([ready.pixels])[0], memory, part.roi, criteria).regions
             if regions:
                 true = share * picture.shape[0] * picture.shape[1]

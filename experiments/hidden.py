@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -64,7 +65,7 @@ def hidden_parts(bad: Sequence[LabelledImage], n: int, way: Way, rng: np.random.
         return [ImageFile(f"bad {one.path}", one.path.read_bytes) for one in drawn]
     picture = decode_image(drawn[0].path.read_bytes())
     shots = [encode_png(photographed_again(picture, rng)) for _ in range(n)]
-    return [ImageFile(f"bad {drawn[0].path}", lambda data=data: data) for data in shots]  # type: ignore[misc]
+    return [ImageFile(f"bad {drawn[0].path}", partial(bytes, data)) for data in shots]
 
 
 @dataclass(frozen=True)

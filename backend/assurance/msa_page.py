@@ -20,30 +20,14 @@ from backend.assurance.msa import (
     judged_misses,
 )
 from backend.assurance.msa_words import PAGE
+from backend.assurance.paper import PAPER
 from backend.assurance.studies import SERVICE
 from backend.assurance.words import Language
 from backend.base.messages import Notice
 
 Say = Callable[[Notice, Language], str]
 SIGNED_BY = ("made", "checked", "approved")
-_STYLE = """
-@page { size: A4; margin: 16mm 15mm; }
-:root { color: #1c1c1c; font: 10.5pt/1.45 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
-body { max-width: 180mm; margin: 0 auto; padding: 6mm 0; }
-h1 { font-size: 20pt; margin: 0 0 1mm; }
-h2 { font-size: 13pt; margin: 8mm 0 2mm; padding-bottom: 0.8mm; border-bottom: 0.4mm solid #1f5fa8; }
-h2 { break-after: avoid; }
-h3 { font-size: 10.5pt; margin: 4mm 0 1mm; break-after: avoid; }
-p { margin: 0 0 2mm; }
-.by, .small { color: #555; font-size: 9pt; }
-.short { background: #eef3fa; border-radius: 2mm; padding: 3mm 4mm; break-inside: avoid; }
-.short p:last-child { margin-bottom: 0; }
-ul { margin: 0 0 2mm; padding-left: 5mm; }
-table { border-collapse: collapse; width: 100%; font-size: 9pt; margin-bottom: 2mm; }
-th { text-align: left; font-weight: 600; }
-th, td { padding: 0.8mm 2mm 0.8mm 0; border-bottom: 0.2mm solid #ddd; vertical-align: top; }
-tr { break-inside: avoid; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+_OWN_STYLE = """
 .facts th { width: 75mm; }
 .number, td span.small { white-space: nowrap; }
 .acceptable { color: #1b6e3c; }
@@ -55,10 +39,6 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .signing table { width: calc(100% - 0.5mm); }
 .signing td { height: 9mm; border: 0.2mm solid #999; padding: 1mm 2mm; width: 25%; }
 .signing th { border: 0.2mm solid #999; padding: 1mm 2mm; }
-@media screen {
-  html { background: #f4f4f4; }
-  body { background: #fff; padding: 8mm; box-shadow: 0 0 6mm #0002; }
-}
 """
 
 
@@ -90,7 +70,7 @@ class _Page:
         return (
             f'<!doctype html>\n<html lang="{self.language}">\n<head>\n<meta charset="utf-8">\n'
             f'<meta name="viewport" content="width=device-width">\n<title>{self.w("title")}</title>\n'
-            f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{self.w('title')}</h1>\n"
+            f"<style>{PAPER}{_OWN_STYLE}</style>\n</head>\n<body>\n<h1>{self.w('title')}</h1>\n"
             f'<p class="by">{escape(name)} · {self.w("made_on", when=when, version=version)}</p>\n'
             + "\n".join(filter(None, sections))
             + "\n</body>\n</html>\n"

@@ -14,6 +14,7 @@ import numpy as np
 from backend.assurance.certificate import notices_of
 from backend.assurance.defects import GRADES, KINDS, ZONES
 from backend.assurance.detection import FEWEST
+from backend.assurance.paper import PAPER
 from backend.assurance.words import Language, words
 from backend.base.messages import Notice
 
@@ -21,25 +22,7 @@ WORTH_SAYING = 0.1  # a rate of rejects from which a change is named on the firs
 
 _BAR = 260  # px
 _COLOURS = {"clear": "#1f5fa8", "faint": "#b4690e"}
-_STYLE = """
-@page { size: A4; margin: 15mm; @bottom-right { content: counter(page) " / " counter(pages); font-size: 8pt; } }
-:root { color: #1c1c1c; font: 10.5pt/1.4 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
-body { max-width: 180mm; margin: 0 auto; padding: 6mm 0; }
-h1 { font-size: 20pt; margin: 0 0 1mm; }
-h2 { font-size: 13pt; margin: 7mm 0 2mm; padding-bottom: 0.8mm; border-bottom: 0.4mm solid #1f5fa8; }
-h2, h3 { break-after: avoid; }
-h3 { font-size: 10.5pt; margin: 3mm 0 1mm; }
-p { margin: 0 0 2mm; }
-.by, .small { color: #555; font-size: 9pt; }
-.short { background: #eef3fa; border-radius: 2mm; padding: 3mm 4mm; break-inside: avoid; }
-.short h2 { margin-top: 0; border: 0; }
-.short p:last-child, .short ul:last-child { margin-bottom: 0; }
-ul { margin: 0 0 2mm; padding-left: 5mm; }
-table { border-collapse: collapse; width: 100%; font-size: 9pt; margin-bottom: 2mm; }
-th { text-align: left; font-weight: 600; }
-th, td { padding: 0.6mm 2mm 0.6mm 0; border-bottom: 0.2mm solid #ddd; vertical-align: top; }
-tr { break-inside: avoid; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+_OWN_STYLE = """
 .identity th { width: 48mm; }
 .identity td { overflow-wrap: anywhere; }
 .kind { break-inside: avoid; }
@@ -55,10 +38,6 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 svg { display: block; }
 svg text { font: 7pt system-ui, "Segoe UI", Arial, sans-serif; fill: #444; }
 .swatch { display: inline-block; width: 4mm; height: 1mm; vertical-align: middle; margin-right: 1mm; }
-@media screen {
-  html { background: #f4f4f4; }
-  body { background: #fff; padding: 8mm; box-shadow: 0 0 6mm #0002; }
-}
 """
 
 Certificate = Mapping[str, Any]
@@ -97,8 +76,8 @@ class _Page:
         when = _moment(self.made["created_utc"])
         return (
             f'<!doctype html>\n<html lang="{self.language}">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta name="viewport" content="width=device-width">\n<title>{title}</title>\n<style>{_STYLE}</style>\n'
-            f"</head>\n<body>\n<h1>{self.w('title')}</h1>\n"
+            f'<meta name="viewport" content="width=device-width">\n<title>{title}</title>\n'
+            f"<style>{PAPER}{_OWN_STYLE}</style>\n</head>\n<body>\n<h1>{self.w('title')}</h1>\n"
             f'<p class="by">{self.w("of", model=model)} · '
             f"{self.w('made', when=when, version=self.made['service_version'])}</p>\n"
             + "\n".join(filter(None, sections))

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +99,7 @@ class Parts:
         for name in (names[n] for n in drawn):
             about = Sidecar.read(name, samples.meta(key, "ok", name))
             notices += about.notices
-            file = ImageFile(name, lambda name=name: samples.read(key, "ok", name), about.shape)  # type: ignore[misc]
+            file = ImageFile(name, partial(samples.read, key, "ok", name), about.shape)
             chosen.append(GoodPart(file, about.mm_per_px or default, numbers[name]))
         return cls(chosen, _basis(chosen), notices)
 

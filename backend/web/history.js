@@ -71,6 +71,7 @@ function localTime(iso) {
 
 async function search() {
   cursor = null;
+  for (const image of $("hi-list").querySelectorAll("img")) release(image);
   $("hi-list").replaceChildren();
   $("hi-none").hidden = true;
   $("hi-trouble").hidden = true;
@@ -97,7 +98,6 @@ function trouble(error) {
   $("hi-more").disabled = false;
   $("hi-trouble").hidden = false;
   const again = el("button", { type: "button", textContent: t("retry") });
-  asked = asked || " ";
   again.addEventListener("click", () => {
     asked = "";
     $("hi-trouble").hidden = true;
@@ -212,7 +212,7 @@ async function sample(label) {
 
 /* The search as CSV, written as it arrives where the browser can. */
 async function save() {
-  const response = await send(`/inspections/export?${asked.trim()}`);
+  const response = await send(`/inspections/export?${asked}`);
   const address = URL.createObjectURL(await response.blob());
   el("a", { href: address, download: "inspections.csv" }).click();
   setTimeout(() => URL.revokeObjectURL(address), 60000);

@@ -21,14 +21,20 @@ export async function pictureOf(id, width, signal) {
   return URL.createObjectURL(await response.blob());
 }
 
+/* Free an image's picture, be it there already or still on its way. */
 export function release(image) {
-  if (image?.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
+  if (!image) return;
+  image.released = true;
+  if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
 }
 
 /* An image of the record that fills itself in; it stays empty where there is none. */
 export function thumb(item, width = 168) {
   const image = el("img", { alt: "", className: "thumb", width: 84, height: 64 });
-  pictureOf(item.inspection_id, width).then((src) => (image.src = src)).catch(() => image.classList.add("missing"));
+  pictureOf(item.inspection_id, width).then((src) => {
+    if (image.released) URL.revokeObjectURL(src);
+    else image.src = src;
+  }).catch(() => image.classList.add("missing"));
   return image;
 }
 
