@@ -74,7 +74,7 @@ $(VENV)/.ready: $(INPUTS) | $(PY)
 $(VENV)/.ready-dev: $(INPUTS) | $(PY)
 	@echo "Installing the service and its development tools into $(VENV) (minutes, the first time) …"
 	@$(INSTALL) $(LOCK) "pip>=25" "setuptools>=77"
-	@$(INSTALL) $(LOCK) --no-build-isolation -e ".[openvino,postgres,dev]"
+	@$(INSTALL) $(LOCK) --no-build-isolation -e ".[openvino,postgres,onnx,dev]"
 	@touch $@ $(VENV)/.ready
 
 $(PY):

@@ -61,7 +61,7 @@ function Install-Extras([string] $Extras, [string[]] $Stamps) {
 }
 
 function Install-Service { Install-Extras 'openvino' @('.ready') }
-function Install-Development { Install-Extras 'openvino,postgres,dev' @('.ready-dev', '.ready') }
+function Install-Development { Install-Extras 'openvino,postgres,onnx,dev' @('.ready-dev', '.ready') }
 function Invoke-Tool([string] $Name, [string[]] $Arguments) { Invoke-Checked (Join-Path $Bin "$Name.exe") $Arguments }
 
 function Invoke-Lint {
