@@ -141,14 +141,27 @@ def with_openvino(reference: NetworkFeatures, options: ExtractorOptions) -> Extr
     side = round(reference.input_size / reference.patch) * reference.patch
     image = check_image(side, side)
     wanted = reference.extract([image])
-    for candidate in _candidates(reference.precision):
-        extractor = OpenVinoFeatures(reference, candidate, threads=options.threads)
-        agreement = Agreement.of(extractor.extract([image]), wanted, reference.shared)
+    candidates = _candidates(reference.precision)
+    return _first_agreeing(reference, candidates, image, wanted, options.threads) or reference
+
+
+def _first_agreeing(
+    network: NetworkFeatures | ExportedNetwork, candidates: Sequence[str], image: RGB, wanted: Rows, threads: int | None
+) -> OpenVinoFeatures | None:
+    """`network` in the first of these precisions whose tokens of `image` agree with `wanted`; None if none does."""
+    for candidate in candidates:
+        try:
+            extractor = OpenVinoFeatures(network, candidate, threads=threads)
+            tokens = extractor.extract([image])
+        except RuntimeError as err:  # OpenVINO has no kernel for it on this processor
+            logger.warning("OpenVINO in %s cannot run %s: %s", candidate, network.name, err)
+            continue
+        agreement = Agreement.of(tokens, wanted, network.shared)
         if agreement:
-            logger.info("OpenVINO in %s agrees with torch: %s", candidate, agreement)
+            logger.info("%s with OpenVINO in %s agrees: %s", network.name, candidate, agreement)
             return extractor
-        logger.warning("OpenVINO in %s does not agree with torch: %s", candidate, agreement)
-    return reference
+        logger.warning("%s with OpenVINO in %s does not agree: %s", network.name, candidate, agreement)
+    return None
 
 
 def run_exported(network: ExportedNetwork, options: ExtractorOptions) -> Extractor:
@@ -168,14 +181,8 @@ def run_exported(network: ExportedNetwork, options: ExtractorOptions) -> Extract
     gap = largest_gap(exact.extract([network.picture]), network.tokens)
     if not gap <= EXPORT_GAP:
         raise ExportDisagrees(name=network.name, gap=gap)
-    for candidate in _candidates(options.precision)[:-1]:
-        extractor = OpenVinoFeatures(network, candidate, threads=options.threads)
-        agreement = Agreement.of(extractor.extract([network.picture]), network.tokens, network.shared)
-        if agreement:
-            logger.info("%s in %s agrees with its export: %s", network.name, candidate, agreement)
-            return extractor
-        logger.warning("%s in %s does not agree with its export: %s", network.name, candidate, agreement)
-    return exact
+    candidates = _candidates(options.precision)[:-1]
+    return _first_agreeing(network, candidates, network.picture, network.tokens, options.threads) or exact
 
 
 def _candidates(precision: Precision) -> list[str]:

@@ -104,6 +104,23 @@ def test_a_precision_that_disagrees_is_not_used(
     assert "bf16 does not agree" in caplog.text and "fp32 does not agree" in caplog.text
 
 
+@openvino
+def test_a_precision_that_openvino_cannot_compute_in_is_passed_over(
+    reference: DinoV2Features, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(openvino_runtime, "_candidates", lambda _: ["bf16", "fp32"])
+    made = openvino_runtime.OpenVinoFeatures
+
+    def without_bf16(network: DinoV2Features, precision: str, **more: Any) -> OpenVinoFeatures:
+        if precision == "bf16":
+            raise RuntimeError("Supported primitive descriptors list is empty")
+        return made(network, "fp32", **more)
+
+    monkeypatch.setattr(openvino_runtime, "OpenVinoFeatures", without_bf16)
+    assert with_openvino(reference, ExtractorOptions()).runtime == "openvino"
+    assert "OpenVINO in bf16 cannot run" in caplog.text
+
+
 def test_without_openvino_torch_does_it_unless_insisted(
     reference: DinoV2Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:

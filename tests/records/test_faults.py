@@ -24,8 +24,15 @@ from tests.records.postgres import Server
 
 
 def names_in(database: Database) -> list[str]:
+    """The names of all inspections, the oldest first."""
+    names, after = [], None
     with database.reading() as connection:
-        return [item["inspection_id"] for item in page(connection, Filters(), "oldest", 1000).items]
+        while True:
+            found = page(connection, Filters(), "oldest", 1000, after)
+            names += [item["inspection_id"] for item in found.items]
+            if found.next is None:
+                return names
+            after = found.next
 
 
 def kinds_in(database: Database) -> list[str]:
