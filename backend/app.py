@@ -44,7 +44,19 @@ from backend.api.requests import (
     terms_of,
     warned,
 )
-from backend.api.routes import certificates, console, drift, golden, models, ops, records, samples, versions, work
+from backend.api.routes import (
+    certificates,
+    console,
+    drift,
+    golden,
+    models,
+    ops,
+    records,
+    samples,
+    teaching,
+    versions,
+    work,
+)
 from backend.api.schemas import (
     CalibrateRequest,
     CalibrateResponse,
@@ -121,6 +133,7 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
             certificates.router,
             versions.router,
             golden.router,
+            teaching.router,
             drift.router,
             ops.router,
             records.router,

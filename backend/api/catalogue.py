@@ -426,6 +426,32 @@ ERRORS: dict[str, Entry] = {
         es="La imagen de la muestra de referencia {name} ya no está guardada: vuelve a subirla o desmárcala.",
         en="The image of the golden sample {name} is no longer stored: upload it again, or unmark it.",
     ),
+    "nothing_to_teach": Entry(
+        400,
+        es="No se ha dicho qué enseñar: envía inspection_ids, filenames o ambos.",
+        en="Nothing was said to be taught: send inspection_ids, filenames or both.",
+    ),
+    "taught_is_bad": Entry(
+        409,
+        es="{name} no se enseña como pieza buena porque {reason}. Corrige eso primero si la pieza es buena.",
+        en="{name} is not taught as a good part because {reason}. Correct that first if the part is good.",
+    ),
+    "taught_elsewhere": Entry(
+        409,
+        es="La inspección {id} es de {theirs} y no de {key}: enséñasela a ese modelo.",
+        en="The inspection {id} is of {theirs} and not of {key}: teach it to that model.",
+    ),
+    "teaching_refused": Entry(
+        409,
+        es=(
+            "No se enseña a {key} porque piezas conocidas perderían su veredicto acertado: {parts} Revísalas o quita "
+            "lo que lo causa; con force se enseña de todos modos."
+        ),
+        en=(
+            "{key} is not taught because known parts would lose their right verdict: {parts} Look at them or leave "
+            "out what causes it; with force it is taught all the same."
+        ),
+    ),
     "certificate_not_found": Entry(
         404,
         es="{key} no tiene certificado: pide que se haga.",
@@ -1002,6 +1028,15 @@ PHRASES: dict[str, Words] = {
         es="{name} tenía una puntuación de {former} y ahora tiene {score}.",
         en="{name} had a score of {former} and now has {score}.",
     ),
+    "taught_scores": Words(
+        es="{name} tiene una puntuación de {former} y tendría {score}.",
+        en="{name} has a score of {former} and would have {score}.",
+    ),
+    "stored_as_ng": Words(es="está guardada como NG", en="it is stored as NG"),
+    "golden_is_ng": Words(
+        es="es una muestra de referencia que debe salir NG", en="it is a golden sample that must be NG"
+    ),
+    "reviewed_as_bad": Words(es="una revisión dice que es mala", en="a review says that it is bad"),
     "golden_unscored": Words(
         es="{name} no se puede puntuar. {reason}",
         en="{name} cannot be scored. {reason}",
