@@ -911,6 +911,10 @@ NOTICES: dict[str, Words] = {
         es="La petición no trae máscara: se usa la del modelo.",
         en="The request has no shape: that of the model is used.",
     ),
+    "master_nearing": Words(
+        es="Un patrón ha recorrido más de la mitad del camino hasta el umbral. {master} Mira la cámara y la luz.",
+        en="A master has come more than half of the way to the threshold. {master} Look at the camera and the light.",
+    ),
     "golden_lost": Words(
         es="Hay muestras de referencia que pierden su veredicto: {samples}",
         en="Golden samples lose their verdict: {samples}",

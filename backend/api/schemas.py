@@ -321,6 +321,15 @@ class RegionOut(BaseModel):
     contour: list[list[int]] = Field(description="The outline as [[x, y], …].")
 
 
+class MasterOut(BaseModel):
+    """A master that was shown, and what it got the first time; left out the first time."""
+
+    name: str
+    former_score: float = 0.0
+    former_decision: str = ""
+    flipped: bool = Field(description="Whether it gets another verdict than the first time.")
+
+
 class InferResponse(BaseModel):
     """The verdict on one ROI. `decision` is left out, and `is_anomaly` null, without a threshold."""
 
@@ -407,6 +416,7 @@ class InferResponse(BaseModel):
     inference_ms: float
     timings_ms: dict[str, float]
     params: dict[str, Any]
+    golden: MasterOut | None = Field(None, description="Left out unless the request names a master.")
     warnings: list[str]
     recipe_id: str
     request_id: str

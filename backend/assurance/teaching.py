@@ -111,8 +111,8 @@ class Outcome:
 
     def told(self) -> Phrase:
         """The part and both scores in words."""
-        values = {"former": f"{self.score:.6g}", "score": f"{self.score_after:.6g}"}
-        return Phrase("taught_scores", {"name": self.picture.name, **values})
+        former, score = f"{self.score:.6g}", f"{self.score_after:.6g}"
+        return Phrase("taught_scores", {"name": self.picture.name, "former": former, "score": score})
 
 
 @dataclass(frozen=True)
