@@ -959,6 +959,14 @@ NOTICES: dict[str, Words] = {
         es="Todas las imágenes estaban ya en la memoria: no ha cambiado.",
         en="All images were in the memory already: it did not change.",
     ),
+    "taught_taken_back": Words(
+        es="Imágenes que se habían enseñado y ya no son muestras OK: {n}. Están en la carpeta taken_back.",
+        en="Images that had been taught and are no OK samples any more: {n}. They are in the folder taken_back.",
+    ),
+    "taught_not_taken_back": Words(
+        es="El modelo ha vuelto, pero las imágenes que se le habían enseñado siguen como muestras OK. {reason}",
+        en="The model is back, but the images that had been taught to it are OK samples still. {reason}",
+    ),
     "samples_not_kept": Words(
         es="Las imágenes no se han guardado como muestras: {reason}", en="The images were not kept as samples: {reason}"
     ),

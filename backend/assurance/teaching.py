@@ -33,7 +33,7 @@ from backend.records.queries import MAX_LIMIT, Filters, Place, Whole, page
 from backend.roi_mask import parse_shape
 from backend.samples.collector import Collector, about_left_out, basis_of
 from backend.samples.scoring import Sample, SampleScorer, Scored
-from backend.samples.store import LABELS, Draft
+from backend.samples.store import LABELS, TAUGHT, Draft
 from backend.service.calibration import Terms
 from backend.service.fitting import Growth
 from backend.service.images import ImageFile
@@ -47,7 +47,6 @@ Verdict = Literal["ok", "ng"]
 Kind = Literal["taught", "sample", "golden", "reviewed"]
 MOST_REVIEWED = 1000
 NAMED = 5
-SOURCE = "teach"  # of the samples that teaching stores
 _RECORD = "inspection"  # in place of a label: a picture that an inspection kept
 
 
@@ -427,7 +426,7 @@ class _Study:
         data = self.album.read(key, _RECORD, picture.name)
         about, name = found.details, str(found.item["image"]["filename"])
         own = {"inspection_id": picture.name}
-        return Draft(name, lambda: data, SOURCE, about.get("mm_per_px"), about.get("shape"), own)
+        return Draft(name, lambda: data, TAUGHT, about.get("mm_per_px"), about.get("shape"), own)
 
 
 @dataclass(frozen=True)

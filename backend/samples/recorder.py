@@ -12,9 +12,11 @@ from typing import Any
 
 from backend.base.config import Settings
 from backend.base.errors import (
+    DamagedFile,
     DatasetsFull,
     FitInProgress,
     InspectionError,
+    SampleNotFound,
     StorageFailed,
 )
 from backend.base.files import write_atomic, write_json
@@ -81,10 +83,17 @@ class Recorder:
         """Record the calibration."""
         return self._record(key, lambda: self.history.append(key, "calibrate", {"values": values}))
 
-    def restored(self, key: ModelKey, generation: str, values: Mapping[str, Any] | None) -> list[Notice]:
-        """Record the restore."""
-        event = {"generation": generation, **({} if values is None else {"values": plain_calibration(values)})}
-        return self._record(key, lambda: self.history.append(key, "restore", event))
+    def restored(self, key: ModelKey, metadata: Mapping[str, Any], values: Mapping[str, Any] | None) -> list[Notice]:
+        """Record the restore, and take the samples back that teaching stored for a memory that is no longer in use."""
+        calibration = {} if values is None else {"values": plain_calibration(values)}
+        event = {"generation": metadata.get("generation", ""), **calibration}
+        notices = self._record(key, lambda: self.history.append(key, "restore", event))
+        learnt = {image["sha256"] for image in metadata.get("images", ())}
+        try:
+            back = self.samples.take_back(key, learnt)
+        except (*_STORE_TROUBLE, DamagedFile, SampleNotFound) as err:
+            return [*notices, self._trouble("taught_not_taken_back", key, err)]
+        return [*notices, Notice("taught_taken_back", {"n": len(back)})] if back else notices
 
     def inspected(self, key: ModelKey, name: str, inspection: Inspection, threshold: float | None) -> None:
         """Write the heatmap and its numbers, with DEBUG_HEATMAPS."""

@@ -320,7 +320,7 @@ class Inspector:
             model, calibration = self.version_of(key, version)
             guarded = self.gate.change(key, model, calibration)
             self.store.restore(key, version, change)
-            recorded = [*self.journal.restored(key, model.stored.generation, calibration), *guarded()]
+            recorded = [*self.journal.restored(key, model.stored.metadata, calibration), *guarded()]
         self.cache.model(key)  # which makes its index again
         logger.info("restored %s of %s%s", version.name, key, f" for {change.author}" if change.author else "")
         return version, [*self.warnings(), *recorded]

@@ -41,6 +41,11 @@ def review(client: TestClient, seen: dict[str, Any], verdict: str) -> None:
     assert client.post(f"/inspections/{seen['inspection_id']}/review", json={"verdict": verdict}).status_code == 200
 
 
+def samples(client: TestClient, label: str) -> list[str]:
+    names: list[str] = client.get("/datasets/list", params=IDS).json()["classes"][label]["files"]
+    return names
+
+
 def teach(client: TestClient, *seen: dict[str, Any], **body: Any) -> Any:
     ids = [one["inspection_id"] for one in seen]
     return client.post("/teach", json={**IDS, "inspection_ids": ids, **body})
@@ -68,10 +73,15 @@ def test_what_is_taught_passes_and_a_restore_takes_it_back_bit_for_bit(client: T
     kept = client.get("/versions", params=IDS).json()["versions"][0]
     assert kept["replaced_by"] == {"event": "teach", "author": "Eva", "note": "new supplier"}
     assert kept["generation"] == generation
-    assert client.post(f"/versions/{generation}/restore", json=IDS).status_code == 200
+    back = client.post(f"/versions/{generation}/restore", json=IDS).json()
+    assert any("taken_back" in one for one in back["warnings"])
     assert model_files(tmp_path) == before
     again = infer(client, stained(70))
     assert (again["score"], again["threshold"]) == (alarm["score"], alarm["threshold"])
+    assert done["stored"][0] not in samples(client, "ok")
+    client.post(f"/versions/{done['generation']}/restore", json=IDS)
+    assert done["stored"][0] in samples(client, "ok")
+    assert not infer(client, stained(70))["is_anomaly"]
 
 
 def test_a_lesson_that_costs_a_known_part_its_verdict_is_refused_unless_forced(client: TestClient) -> None:
@@ -97,12 +107,12 @@ def test_a_missed_defect_becomes_a_golden_ng_sample(client: TestClient) -> None:
     done = teach(client, missed, infer(client, stained(70))).json()
     (golden,) = client.get("/golden", params=IDS).json()["samples"]
     assert (golden["filename"], golden["expected"]) == (done["golden"][0], "ng")
-    assert golden["filename"] in client.get("/datasets/list", params=IDS).json()["classes"]["ng"]["files"]
+    assert golden["filename"] in samples(client, "ng")
     assert [one["inspection_id"] for one in done["missed"]] == [missed["inspection_id"]]
 
 
 def test_what_cannot_be_taught_is_said_in_a_sentence(client: TestClient, tmp_path: Path) -> None:
-    bad = client.get("/datasets/list", params=IDS).json()["classes"]["ng"]["files"][0]
+    bad = samples(client, "ng")[0]
     stored = client.post("/teach", json={**IDS, "filenames": [bad]})
     assert (stored.status_code, stored.json()["code"]) == (409, "taught_is_bad")
     assert "stored as NG" in stored.json()["error"]
@@ -117,7 +127,7 @@ def test_what_cannot_be_taught_is_said_in_a_sentence(client: TestClient, tmp_pat
     )
     assert other.json()["code"] == "taught_elsewhere"
     assert client.post("/teach", json={**IDS, "filenames": ["none.png"]}).json()["code"] == "sample_not_found"
-    again = client.get("/datasets/list", params=IDS).json()["classes"]["ok"]["files"][0]
+    again = samples(client, "ok")[0]
     known = client.post("/teach", json={**IDS, "filenames": [again]}).json()
     assert known["n_taught"] == 0 and any("in the memory already" in one for one in known["warnings"])
 
