@@ -119,7 +119,7 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     app.state.inspector = app.state.collector.inspector
     app.state.progress = ProgressBoard()
     app.state.ledger = Ledger.of(settings)
-    app.state.golden = GoldenSet(app.state.collector, partial(_golden_told, app.state.ledger))
+    app.state.golden = _golden_of(app.state.collector, app.state.ledger)
     app.state.inspector.gate = app.state.golden
     app.state.drift = watch_of(app.state.inspector.store, app.state.ledger, settings)
     app.state.limiter = anyio.CapacityLimiter(settings.max_queue + 8)
@@ -157,6 +157,10 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     app.add_middleware(Measured, metrics=app.state.metrics, inspector=app.state.inspector)
     app.add_middleware(RequestIdentity)
     return app
+
+
+def _golden_of(collector: Collector, ledger: Ledger | None) -> GoldenSet:
+    return GoldenSet(collector.inspector, collector.samples, partial(_golden_told, ledger))
 
 
 def _golden_told(ledger: Ledger | None, key: ModelKey, found: Run | Shown) -> None:
@@ -252,7 +256,7 @@ async def fit_ok(
     metrics: Metrics = request.app.state.metrics
     metrics.fitted(key, result)
     watch: DriftWatch = request.app.state.drift
-    watch.fitted(key, result)
+    watch.fitted(key, result.metadata, result.appearances)
     metadata = result.metadata
     n_images, n_rows = metadata["n_images"], result.coreset_size
     logger.info("fit_ok %s: %d images, %d rows in %s ms", key, n_images, n_rows, result.timings_ms)

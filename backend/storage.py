@@ -6,6 +6,7 @@ memory.npz    emb float32 or float16 (N, D) unit rows, or codes uint8 (N, D) wit
 reserve.npz   rows likewise · src int32 (R,) · beyond float64 () · generation: what the next growth may still take
 index.faiss   FAISS index of the rows, followed by a trailer that names the generation
 calib.json    the threshold and what it was made for
+drift.npz     what the images of the fit look like, and the generation; written a moment after it
 certificate.json  what was found of the model the last time it was certified
 manifest.json the metadata again, for people
 .version      of a deleted model, its last model_version: the next model of that name goes on from there
@@ -85,7 +86,7 @@ _FILES = (
     "drift.npz",
     "versions",
 )
-_KEPT = ("memory.npz", "calib.json", "reserve.npz")
+_KEPT = ("memory.npz", "calib.json", "reserve.npz", "drift.npz")
 _VERSION_NAME = re.compile(r"([0-9A-Za-z]{1,64})\.([1-9]\d{0,8})")
 # What zipfile and NumPy raise on files that are cut off, corrupt or no npz at all.
 _NPZ_ERRORS = (
@@ -326,7 +327,8 @@ class ModelStore:
         self._arrive(key, stored, text)
         # The model is in place, so what fails from here on is no failure.
         try:
-            (folder / "reserve.npz").unlink(missing_ok=True)
+            for name in ("reserve.npz", "drift.npz"):
+                (folder / name).unlink(missing_ok=True)
             self._put_certificate(key, certificate, memory, stored)
             self.write_derived(key, stored, None)
         except (StorageFailed, OSError) as err:
@@ -543,10 +545,11 @@ class ModelStore:
             except FileNotFoundError as err:
                 raise VersionNotFound(key=key, version=version.name) from err
             (folder / "index.faiss").unlink(missing_ok=True)
-            if (version.folder / "reserve.npz").exists():
-                link_or_copy(version.folder / "reserve.npz", folder / "reserve.npz")
-            else:
-                (folder / "reserve.npz").unlink(missing_ok=True)
+            for name in ("reserve.npz", "drift.npz"):
+                if (version.folder / name).exists():
+                    link_or_copy(version.folder / name, folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
 
     def _arrive(self, key: ModelKey, stored: StoredMemory, calibration: str | None) -> None:
         """Write a memory and the text of its calibration, which take effect in one step."""

@@ -21,10 +21,9 @@ from backend.base.errors import GoldenFlipped, GoldenImageGone, GoldenStopped, I
 from backend.base.files import one_writer, utc_now, write_json
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice, Phrase
-from backend.samples.collector import Collector
 from backend.samples.scoring import Sample, SampleScorer, SampleSource
-from backend.samples.store import LABELS
-from backend.service.inspection import Judge
+from backend.samples.store import LABELS, SampleStore
+from backend.service.inspection import Inspector, Judge
 from backend.service.jobs import Job
 from backend.service.models import FittedModel
 from backend.service.results import InferResult
@@ -131,14 +130,18 @@ class GoldenSet:
     """The golden samples of all models, and the Gate that holds changes against them.
 
     Args:
+        stored: where the samples are.
         told: what records a flip; called with the model and the samples or the master that flipped.
     """
 
     def __init__(
-        self, collector: Collector, told: Callable[[ModelKey, Run | Shown], None] = lambda key, run: None
+        self,
+        inspector: Inspector,
+        stored: SampleStore,
+        told: Callable[[ModelKey, Run | Shown], None] = lambda key, run: None,
     ) -> None:
-        self.collector = collector
-        self.blocks = collector.settings.golden_blocks
+        self.inspector, self.stored, self.settings = inspector, stored, inspector.settings
+        self.blocks = inspector.settings.golden_blocks
         self.runs: dict[ModelKey, Run] = {}
         self._told = told
         self._checked: dict[ModelKey, object] = {}
@@ -159,13 +162,13 @@ class GoldenSet:
         All workers see the same; what a read-only replica found is seen by itself alone.
         """
         found = {}
-        root = self.collector.samples.root
+        root = self.stored.root
         for path in (*root.glob(f"*/*/{NAME}"), *root.glob(f"recipes/*/*/*/{NAME}")):
             parts = path.parent.relative_to(root).parts
             with suppress(InvalidId, RecipeInvalid):
                 key = ModelKey.of(parts[-2], parts[-1], parts[1] if len(parts) == 4 else None)
                 found[key] = self._known(key).lost
-        if self.collector.settings.read_only:
+        if self.settings.read_only:
             for key, run in list(self.runs.items()):
                 names = [one.filename for one in run.flips]
                 found[key] = list(dict.fromkeys([*found.get(key, []), *names]))
@@ -179,17 +182,17 @@ class GoldenSet:
         Raises:
             SampleNotFound, InvalidFilename: there is no such sample.
         """
-        stored = {label: self.collector.samples.digests(key, label) for label in LABELS}
-        label = next((one for one in LABELS if filename in stored[one]), None)
+        digests = {label: self.stored.digests(key, label) for label in LABELS}
+        label = next((one for one in LABELS if filename in digests[one]), None)
         known = self._known(key)
         marked = {one.get("filename") for one in known.samples.values()}
         if label is None and (golden or filename not in {*marked, *known.masters}):
-            self.collector.samples.path(key, "ok", filename)  # which says that there is none
+            self.stored.path(key, "ok", filename)  # which says that there is none
 
         def change(now: _Known) -> None:
             if golden and label is not None:
                 own = {"filename": filename, "expected": expected or label, "marked_utc": utc_now(), **said}
-                now.samples[stored[label][filename]] = own
+                now.samples[digests[label][filename]] = own
             else:
                 now.masters.pop(filename, None)
                 for digest in [one for one, about in now.samples.items() if about.get("filename") == filename]:
@@ -207,7 +210,7 @@ class GoldenSet:
         if shown.flipped:
             logger.warning("master of %s: %s must be %s: %s", key, name, shown.first_verdict, shown.told())
             self._told(key, shown)
-        if not self.collector.settings.read_only and verdict is not None:
+        if not self.settings.read_only and verdict is not None:
             last = {"score": score, "decision": verdict, "shown_utc": utc_now(), "lost": shown.flipped}
             begun = {"first_score": score, "first_verdict": verdict, "first_utc": last["shown_utc"]}
             self._change(key, lambda now: now.masters.update({name: {**begun, **now.masters.get(name, {}), **last}}))
@@ -225,8 +228,8 @@ class GoldenSet:
         }
         found = [digest for digest in samples if digest in where]
         try:
-            source: SampleSource = self.collector.samples
-            scorer = SampleScorer(self.collector.inspector, source, key, judge=judge) if found else None
+            source: SampleSource = self.stored
+            scorer = SampleScorer(self.inspector, source, key, judge=judge) if found else None
         except InspectionError as err:
             failed = {digest: self._outcome(samples[digest], error=err) for digest in found}
             return Run([*{**outcomes, **failed}.values()], utc_now(), "")
@@ -255,7 +258,7 @@ class GoldenSet:
         """See Gate."""
         if not self.samples(key):
             return list
-        run = self.score(key, self.collector.inspector.judge_of(key, model, calibration))
+        run = self.score(key, self.inspector.judge_of(key, model, calibration))
         if run.flips and self.blocks:
             raise GoldenFlipped(key=key, samples=told_of(run.flips))
 
@@ -277,8 +280,8 @@ class GoldenSet:
             raise GoldenStopped(key=key, samples=told_of(run.flips), retry_after=60)
 
     def _run_all(self) -> None:
-        for key in self.collector.samples.all_keys():
-            if self.samples(key) and self.collector.inspector.store.stamp(key):
+        for key in self.stored.all_keys():
+            if self.samples(key) and self.inspector.store.stamp(key):
                 self._run_one(key)
 
     def _run_one(self, key: ModelKey) -> None:
@@ -288,7 +291,7 @@ class GoldenSet:
             logger.warning("the golden samples of %s cannot be scored: %s", key, err)
 
     def _digests(self, key: ModelKey, label: str) -> dict[str, str]:
-        return self.collector.samples.digests(key, label)
+        return self.stored.digests(key, label)
 
     @staticmethod
     def _outcome(
@@ -301,7 +304,7 @@ class GoldenSet:
 
     def _seal(self, key: ModelKey) -> object:
         """What changes with anything that a verdict depends on."""
-        inspector = self.collector.inspector
+        inspector = self.inspector
         extractor = inspector.host.queue().extractor
         store = inspector.store
         marked = tuple((digest, one.get("expected")) for digest, one in self.samples(key).items())
@@ -316,7 +319,7 @@ class GoldenSet:
             logger.warning("golden sample of %s: %s must be %s: %s", key, one.filename, one.expected, one.told())
         if run.flips:
             self._told(key, run)
-        if self.collector.settings.read_only:
+        if self.settings.read_only:
             return
         flips = {one.filename for one in run.flips}
         right = {one.filename: one.score for one in run.outcomes if one.right}
@@ -334,7 +337,7 @@ class GoldenSet:
 
     def _known(self, key: ModelKey) -> _Known:
         """What golden.json holds, read again when the file is another."""
-        path = self.collector.samples.folder(key) / NAME
+        path = self.stored.folder(key) / NAME
         try:
             status = path.stat()
         except OSError:
@@ -347,7 +350,7 @@ class GoldenSet:
 
     def _change(self, key: ModelKey, change: Callable[[_Known], None]) -> None:
         """Change golden.json, unless it is the same afterwards."""
-        folder = self.collector.samples.folder(key)
+        folder = self.stored.folder(key)
         with one_writer(folder, key, timeout=60, left_overs=f".{NAME}.*.tmp"):
             former = self._known(key)
             now = _Known(dict(former.samples), dict(former.masters))

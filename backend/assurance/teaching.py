@@ -34,6 +34,7 @@ from backend.roi_mask import parse_shape
 from backend.samples.collector import Collector, about_left_out, basis_of
 from backend.samples.scoring import Sample, SampleScorer, Scored
 from backend.samples.store import LABELS, TAUGHT, Draft
+from backend.service.appearance import Appearance
 from backend.service.calibration import Terms
 from backend.service.fitting import Growth
 from backend.service.images import ImageFile
@@ -156,14 +157,20 @@ class Proof:
 
 @dataclass(frozen=True)
 class Taught:
-    """What a lesson did: the generation and version of the memory now, and the names of samples that it stored."""
+    """What a lesson did.
+
+    Attributes:
+        stored, golden: the names of the OK and the golden NG samples that it stored.
+        metadata: of the memory now.
+        appearances: how the images look that it learnt.
+    """
 
     proof: Proof
-    generation: str
-    model_version: str
     stored: list[str]
     golden: list[str]
     notices: list[Notice]
+    metadata: dict[str, Any]
+    appearances: Sequence[Appearance]
 
 
 @dataclass(frozen=True)
@@ -259,8 +266,8 @@ class Teacher:
                 recorded = self.inspector.commit_calibration(key, study.growth.model, study.decided, change)
         for name in missed:
             self.golden.mark(key, name, "ng", golden=True, **change.said())
-        version = str(memory.metadata.get("model_version", ""))
-        return Taught(proof, memory.generation, version, stored, missed, [*notices, *recorded])
+        said = [*notices, *recorded]
+        return Taught(proof, stored, missed, said, memory.metadata, study.growth.appearances)
 
     def _keep(
         self, key: ModelKey, label: str, study: _Study, pictures: Sequence[Picture]

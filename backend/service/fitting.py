@@ -316,6 +316,7 @@ class Growth:
         fresh: the images that the memory has not seen.
         n_duplicates: images that it has.
         notices: what is to be said of it.
+        appearances: how images of `fresh` look.
     """
 
     model: FittedModel
@@ -323,6 +324,7 @@ class Growth:
     fresh: list[ImageFile]
     n_duplicates: int
     notices: list[Notice]
+    appearances: Sequence[Appearance] = ()
 
     @property
     def grown(self) -> FittedModel:
@@ -504,7 +506,7 @@ class Fitter:
         old = replace(model.stored, reserve=self.inspector.store.load_reserve(key, model.stored))
         new = NewMemory.grown(old, fresh, embeddings, self.options, job.stage("coreset"))
         notices += self._about(new.memory, embeddings, model)
-        return Growth(model, new, fresh, len(files) - len(fresh), notices)
+        return Growth(model, new, fresh, len(files) - len(fresh), notices, embeddings.appearances)
 
     def commit(
         self,

@@ -24,6 +24,7 @@ from backend.api.requests import (
 from backend.api.schemas import TeachRequest
 from backend.api.uploads import UploadRoute
 from backend.assurance.teaching import Lesson, Outcome, Promise, Proof, Teacher
+from backend.assurance.watch import DriftWatch
 from backend.base.keys import ModelKey
 
 router = APIRouter(route_class=UploadRoute, tags=["models"])
@@ -55,11 +56,13 @@ async def teach(
         said = {"dry_run": True, **_told(proof, language)}
         return {**said, "warnings": warned(request, proof.notices), **identity(request, key)}
     done = await run_tracked(request, lambda job: teacher.teach(key, lesson, change, job))
+    watch: DriftWatch = request.app.state.drift
+    watch.fitted(key, done.metadata, done.appearances)
     return {
         "dry_run": False,
         **_told(done.proof, language),
-        "generation": done.generation,
-        "model_version": done.model_version,
+        "generation": done.metadata.get("generation", ""),
+        "model_version": done.metadata.get("model_version", ""),
         "stored": done.stored,
         "golden": done.golden,
         "warnings": warned(request, [*done.proof.notices, *done.notices]),
