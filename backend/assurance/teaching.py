@@ -40,7 +40,7 @@ from backend.service.fitting import Growth
 from backend.service.images import ImageFile
 from backend.service.inspection import Decided
 from backend.service.jobs import Job
-from backend.storage import Change, Stamp
+from backend.storage import Change, Stamp, StoredMemory
 
 logger = logging.getLogger(__name__)
 
@@ -250,24 +250,32 @@ class Teacher:
     def _carry_out(self, key: ModelKey, study: _Study, change: Change) -> Taught:
         proof, store = study.proof, self.inspector.store
         fresh = {file.name for file in study.growth.fresh}
-        stored, notices = self._keep(
-            key, "ok", study, [one.picture for one in proof.taught if one.picture.name in fresh]
-        )
+        taught = [one.picture for one in proof.taught if one.picture.name in fresh]
+        stored, notices = self._keep(key, "ok", study, taught)
         missed, said = self._keep(key, "ng", study, [one.picture for one in proof.missed])
-        notices += said
-        recorded: list[Notice] = []
-        with store.writing(key, self.inspector.settings.fit_wait_s):
-            if (store.stamp(key), store.calibration_stamp(key)) != study.stamps:
-                raise FitInProgress(key=key, retry_after=1)
-            memory = study.growth.model.stored
-            if study.growth.new is not None:
-                memory, recorded = self.fitter.commit(key, study.growth.new, (), change, study.decided)
-            elif study.decided is not None:
-                recorded = self.inspector.commit_calibration(key, study.growth.model, study.decided, change)
+        try:
+            with store.writing(key, self.inspector.settings.fit_wait_s):
+                memory, recorded = self._commit(key, study, change)
+        except InspectionError:
+            for name in stored:
+                self.collector.samples.delete(key, "ok", name)
+            raise
         for name in missed:
             self.golden.mark(key, name, "ng", golden=True, **change.said())
-        said = [*notices, *recorded]
+        said = [*notices, *said, *recorded]
         return Taught(proof, stored, missed, said, memory.metadata, study.growth.appearances)
+
+    def _commit(self, key: ModelKey, study: _Study, change: Change) -> tuple[StoredMemory, list[Notice]]:
+        """Put the model of a study in place of the one that it was made for. The caller holds the lock."""
+        store, growth = self.inspector.store, study.growth
+        if (store.stamp(key), store.calibration_stamp(key)) != study.stamps:
+            raise FitInProgress(key=key, retry_after=1)
+        if growth.new is not None:
+            return self.fitter.commit(key, growth.new, (), change, study.decided)
+        memory = growth.model.stored
+        if study.decided is None:
+            return memory, []
+        return memory, self.inspector.commit_calibration(key, growth.model, study.decided, change)
 
     def _keep(
         self, key: ModelKey, label: str, study: _Study, pictures: Sequence[Picture]

@@ -137,3 +137,15 @@ def test_a_replica_teaches_nothing(tmp_path: Path) -> None:
         fit(client, 0, 1, 2)
     with serving(tmp_path, read_only=True) as client:
         assert client.post("/teach", json={**IDS, "filenames": ["a.png"]}).json()["code"] == "read_only_replica"
+
+
+def test_with_golden_blocks_a_forced_lesson_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path, keep_images="all", golden_blocks=True) as client:
+        fit(client, *range(6))
+        upload(client, 50, label="ng")
+        client.post("/calibrate_dataset", json=IDS)
+        client.post("/datasets/golden", json={**IDS, "filename": samples(client, "ng")[0]})
+        defect, stored = infer(client, encoded(part(90, defect=True))), samples(client, "ok")
+        assert teach(client, defect, force=True).json()["code"] == "golden_flipped"
+        assert samples(client, "ok") == stored
+        assert infer(client, encoded(part(90, defect=True)))["score"] == defect["score"]
