@@ -488,7 +488,10 @@ class _Study:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A picture scored with the model as it is and as it would be, as an inspection and without its own rows."""
+    """A picture scored with the model as it is and as it would be, as an inspection and without its own rows.
+
+    A stored good part that is not golden is scored without its own rows alone, as a calibration scores it.
+    """
 
     picture: Picture
     now: Scored
@@ -577,13 +580,14 @@ class _Both:
         chosen = [one.sample for one in pictures]
         for picture, (read, tokens) in zip(pictures, self.before.embedded(chosen, self.job), strict=True):
             self.job.check()
-            now, then = self.before.judged(read, tokens), self.after.judged(read, tokens)
-            bad = picture.truth == "ng"  # the memory has no rows of these
-            left_out = [now, then] if bad else [one.judged(read, tokens, leave_out=True) for one in self.both]
-            out = None
-            if tokens is not None and now.inspection is not None and (bad or picture.kind == "taught"):
-                out = _StandingOut.of(tokens, now.inspection, self.before.criteria)
-            seen.append(_Seen(picture, now, then, left_out[0], left_out[1], out))
+            bad, stored = picture.truth == "ng", picture.kind == "sample"
+            left_out = plain = [one.judged(read, tokens, leave_out=not bad) for one in self.both]
+            if not stored and any(one.left_out for one in left_out):
+                plain = [one.judged(read, tokens) for one in self.both]
+            out, found = None, plain[0].inspection
+            if tokens is not None and found is not None and (bad or picture.kind == "taught"):
+                out = _StandingOut.of(tokens, found, self.before.criteria)
+            seen.append(_Seen(picture, plain[0], plain[1], left_out[0], left_out[1], out))
             self.job.report("score", len(seen), len(pictures))
         return seen
 
