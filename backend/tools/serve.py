@@ -154,7 +154,7 @@ def allow_open_files() -> None:
     """Raise the soft limit of open files, which a fit of a thousand large images would meet."""
     if sys.platform == "win32":
         return
-    import resource  # noqa: PLC0415 - Windows has none
+    import resource  # Windows has none
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
