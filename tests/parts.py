@@ -1,9 +1,11 @@
 """Pictures of parts, good and bad, bodies that carry them, and settings of a service that is quick to test."""
 
 import io
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from backend.base.bundle import read_bundle
 from backend.base.config import Settings
 from backend.service.images import ImageFile
 
@@ -92,9 +95,21 @@ def dotnet(parts: Sequence[FormPart]) -> tuple[dict[str, str], bytes]:
 
 
 def quick_settings(root: Path, **given: Any) -> Settings:
-    """The weight-free extractor on 8×8 tokens, and folders under `root`."""
-    own = {"model_name": "texture", "input_size": 112, "models_dir": root / "models", "datasets_dir": root / "datasets"}
+    """The weight-free extractor on 8×8 tokens, and folders under `root`.
+
+    The environment variable TEST_EXTRACTOR puts an exported extractor (.bdix) in its place, on 8×8 tokens as well.
+    """
+    own: dict[str, Any] = {"models_dir": root / "models", "datasets_dir": root / "datasets", **_extractor()}
     return Settings(**{**own, **given})
+
+
+@cache
+def _extractor() -> dict[str, Any]:
+    exported = os.environ.get("TEST_EXTRACTOR")
+    if exported is None:
+        return {"model_name": "texture", "input_size": 112}
+    about = read_bundle(Path(exported).read_bytes(), "bdix", exported).about
+    return {"model_name": about["model_name"], "weights": exported, "input_size": 8 * about["patch"]}
 
 
 def tree(root: Path) -> dict[str, bytes]:

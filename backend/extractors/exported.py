@@ -21,14 +21,8 @@ from backend.base.bundle import Bundle, read_bundle
 from backend.base.messages import Phrase
 from backend.extractors.protocol import RGB, Aspect, Edge, ExtractorOptions, Rows
 
-ENDING = ".bdix"
 EXPORT_GAP = 1e-3
 _FIELDS = {"model_name": str, "fingerprint": str, "patch": int, "dim": int, "reach": float, "way": dict}
-
-
-def is_exported(weights: str) -> bool:
-    """Whether WEIGHTS names an exported extractor."""
-    return weights.lower().endswith(ENDING)
 
 
 @dataclass(frozen=True)

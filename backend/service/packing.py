@@ -23,8 +23,8 @@ from backend.base.config import Settings
 from backend.base.errors import InspectionError, ModelExists
 from backend.base.keys import ModelKey
 from backend.base.messages import Phrase
-from backend.extractors.exported import is_exported
 from backend.extractors.protocol import ExtractorOptions
+from backend.extractors.weights import exported_file
 from backend.features import export_extractor
 from backend.storage import Change, ModelStore, StoredMemory, memory_arrays, read_calibration, read_memory
 
@@ -85,9 +85,9 @@ def pack(store: ModelStore, key: ModelKey, extractor: bytes | None = None) -> by
 
 def extractor_of(settings: Settings) -> bytes:
     """The extractor of `settings` as a .bdix. Raises WeightsUnavailable, NotExported, ExportDisagrees, OSError."""
-    if is_exported(settings.weights):
-        return Path(settings.weights).expanduser().read_bytes()
-    return export_extractor(ExtractorOptions.of(settings))
+    options = ExtractorOptions.of(settings)
+    exported = exported_file(options.weights, options.weights_dir)
+    return export_extractor(options) if exported is None else exported.read_bytes()
 
 
 def read_packed(data: bytes, name: str) -> Packed:

@@ -16,7 +16,8 @@ import psutil
 from backend.api.catalogue import sentence
 from backend.base.config import Settings, unknown_settings
 from backend.base.errors import AddressUnavailable, RecordsRefused, WeightsUnavailable
-from backend.extractors.weights import WEIGHTS_DIR, find_weights, torch_installed
+from backend.base.messages import Phrase
+from backend.extractors.weights import WEIGHTS_DIR, exported_file, find_weights, torch_installed
 from backend.records.database import Database, Unavailable
 from backend.records.upgrading import version_of
 from backend.tools.serve import check_address
@@ -95,7 +96,10 @@ def _weights(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "weights", "texture needs none")
         return
     try:
-        path = find_weights(name, settings.weights, WEIGHTS_DIR)
+        path = exported_file(settings.weights, WEIGHTS_DIR)
+        if path is None and not torch_installed():
+            raise WeightsUnavailable(model=name, reason=Phrase("needs_torch"))
+        path = path or find_weights(name, settings.weights, WEIGHTS_DIR)
         yield Finding("ok", "weights", f"{path.name}, {path.stat().st_size / 2**20:.0f} MB")
     except WeightsUnavailable as err:
         yield Finding("bad", "weights", sentence(err, "en"))
