@@ -5,7 +5,6 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,25 +93,26 @@ def dotnet(parts: Sequence[FormPart]) -> tuple[dict[str, str], bytes]:
     return {"Content-Type": f'multipart/form-data; boundary="{boundary}"', "Content-Length": str(len(body))}, body
 
 
-def quick_settings(root: Path, **given: Any) -> Settings:
-    """The weight-free extractor on 8×8 tokens, and folders under `root`.
-
-    The environment variable TEST_EXTRACTOR puts an exported extractor (.bdix) in its place, on 8×8 tokens as well.
-    """
-    own: dict[str, Any] = {"models_dir": root / "models", "datasets_dir": root / "datasets", **_extractor()}
-    return Settings(**{**own, **given})
-
-
-@cache
-def _extractor() -> dict[str, Any]:
-    exported = os.environ.get("TEST_EXTRACTOR")
+def _extractor(exported: str | None) -> dict[str, Any]:
     if exported is None:
         return {"model_name": "texture", "input_size": 112}
     about = read_bundle(Path(exported).read_bytes(), "bdix", exported).about
     return {"model_name": about["model_name"], "weights": exported, "input_size": 8 * about["patch"]}
 
 
+EXTRACTOR = _extractor(os.environ.get("TEST_EXTRACTOR"))
+
+
+def quick_settings(root: Path, **given: Any) -> Settings:
+    """The weight-free extractor on 8×8 tokens, and folders under `root`.
+
+    The environment variable TEST_EXTRACTOR puts an exported extractor (.bdix) in its place, on 8×8 tokens as well.
+    """
+    own: dict[str, Any] = {"models_dir": root / "models", "datasets_dir": root / "datasets", **EXTRACTOR}
+    return Settings(**{**own, **given})
+
+
 def tree(root: Path) -> dict[str, bytes]:
-    """Every file under `root` and what is in it, but for drift.npz, which a fit leaves up to a second after its answer."""
+    """Every file under `root` and what is in it, but for drift.npz, which a fit leaves a second after its answer."""
     files = (p for p in sorted(root.rglob("*")) if p.is_file() and p.name != "drift.npz")
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in files}
