@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from backend.base.bundle import Bundle, npy_bytes, read_bundle, write_bundle
