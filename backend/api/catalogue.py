@@ -1130,6 +1130,7 @@ PHRASES: dict[str, Words] = {
         en="it was exported with {option}={own}, and {option}={value} is asked for",
     ),
     "part_name_refused": Words(es="no admite partes llamadas {part}", en="no part may be named {part}"),
+    "part_no_file": Words(es="su parte {part} no es un fichero corriente", en="its part {part} is no plain file"),
     "part_not_listed": Words(
         es="su parte {part} falta o no está en su manifiesto", en="its part {part} is missing or not in its manifest"
     ),

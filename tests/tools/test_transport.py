@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from backend.api.catalogue import sentence
 from backend.base.bundle import write_bundle
+from backend.base.errors import BundleRefused
 from backend.base.keys import ModelKey
 from backend.storage import ModelStore, StoredMemory
 from backend.tools import cli
+from tests.mutations import Whole, each
+from tests.parts import tree
 
 KEY = ModelKey.of("Master1", "Pattern")
 
@@ -61,6 +65,20 @@ def test_what_cannot_be_unpacked_is_said_and_leaves_everything_as_it_was(folder:
     assert store.keys() == [KEY] and store.load_memory(KEY).generation == generation
     assert run("unpack", "plain.bdim", "--replace").exit_code == 0
     assert store.load_memory(KEY).generation != generation
+
+
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 7])
+def test_two_hundred_damaged_files_are_refused_in_words(folder: Path, step: int) -> None:
+    assert run("pack", "Master1", "Pattern", "--out", "line.bdim").exit_code == 0
+    whole, tried = Whole(Path("line.bdim").read_bytes(), "bdim"), 0
+    before = tree(folder).keys()
+    for what, data in each(whole, step):
+        Path("line.bdim").write_bytes(data)
+        tried += step
+        done = run("unpack", "line.bdim", "--roi", "B", "--extractor", "here.bdix")
+        assert isinstance(done.exception, BundleRefused), (what, done.exception)  # which `main` says
+        assert "line.bdim" in sentence(done.exception) and tree(folder).keys() == before, what
+    assert tried > 200
 
 
 def test_an_export_needs_a_network_and_a_name_that_says_the_format(folder: Path) -> None:

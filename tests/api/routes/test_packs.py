@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from backend.service.packing import pack, put, read_packed
 from backend.storage import Change, ModelStore
 from tests.api.routes.calls import FIT, IDS, fit
 from tests.api.routes.test_versions import serving
+from tests.mutations import Whole, each
 from tests.parts import encoded, part, tree
 
 KEY = ModelKey.of("Master1", "Pattern")
@@ -138,6 +140,24 @@ def test_a_damaged_file_is_refused_and_nothing_is_written(packed: bytes, tmp_pat
         assert tree(tmp_path / "models") == before
         assert client.post("/models/unpack", data=IDS).status_code == 422
         assert unpack(client, packed, role_id="../x").json()["code"] == "invalid_id"
+
+
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 7])
+def test_two_hundred_damaged_files_are_refused_in_words_and_nothing_is_written(
+    packed: bytes, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tried = 0
+    with serving(tmp_path) as client:
+        before = tree(tmp_path).keys()
+        for what, data in each(Whole(packed, "bdim"), step):
+            began, tried = perf_counter(), tried + step
+            answer = unpack(client, data)
+            assert perf_counter() - began < 5, what
+            assert (answer.status_code, answer.json()["code"]) == (400, "bundle_refused"), (what, answer.text)
+            assert "line.bdim" in answer.json()["error"] and "\n" not in answer.json()["error"], what
+            assert tree(tmp_path).keys() == before, what
+    assert tried > 200
 
 
 def bundled(folder: Path, about: dict[str, Any], parts: Any) -> bytes:
