@@ -77,7 +77,7 @@ def test_two_hundred_damaged_files_are_refused_in_words(folder: Path, step: int)
         tried += step
         done = run("unpack", "line.bdim", "--roi", "B", "--extractor", "here.bdix")
         assert isinstance(done.exception, BundleRefused), (what, done.exception)  # which `main` says
-        assert "line.bdim" in sentence(done.exception) and tree(folder).keys() == before, what
+        assert "line.bdim" in sentence(done.exception, "en") and tree(folder).keys() == before, what
     assert tried > 200
 
 
