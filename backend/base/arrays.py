@@ -1,11 +1,13 @@
-"""What arrays need that know nothing of models: unit rows, blocks of rows, cores, and order statistics of maps."""
+"""What arrays need that know nothing of models: unit rows, blocks of rows, processors, and order statistics of maps."""
 
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -62,6 +64,14 @@ def blocks(stop: int, size: int, start: int = 0) -> Iterator[slice]:
 def available_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """What the processor of this machine calls itself."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def few_threads_each() -> None:
