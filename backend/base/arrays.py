@@ -13,9 +13,21 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 Float = NDArray[np.float32]
+
+_CPU = Path("/proc/cpuinfo")
+# What of a processor's flags, as Linux names them, decides how fast a network is.
+_INSTRUCTIONS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx_vnni": "VNNI",
+    "avx512_vnni": "VNNI",
+    "avx512_bf16": "BF16",
+    "amx_tile": "AMX",
+    "asimd": "NEON",
+}
 
 
 def square_norms(x: NDArray[Any]) -> NDArray[Any]:
@@ -68,10 +80,18 @@ def available_cores() -> int:
 
 def cpu_name() -> str:
     """What the processor of this machine calls itself."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
+    lines = _CPU.read_text("utf-8").splitlines() if _CPU.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())
+
+
+def instruction_set() -> str:
+    """The vector instructions of the processor, such as `AVX2, AVX-512, VNNI`; off Linux what BLAS takes it for."""
+    if _CPU.is_file():
+        line = next((one for one in _CPU.read_text("utf-8").splitlines() if one.startswith(("flags", "Features"))), "")
+        flags = set(line.partition(":")[2].split())
+        return ", ".join(dict.fromkeys(name for flag, name in _INSTRUCTIONS.items() if flag in flags))
+    return next((str(pool["architecture"]) for pool in threadpool_info() if pool.get("architecture")), "")
 
 
 def few_threads_each() -> None:
