@@ -70,11 +70,10 @@ class Whole:
         self.about = {name: value for name, value in bundle.about.items() if name not in {"kind", "format"}}
         self.parts = dict(bundle.parts)
 
-    def bundled(self, about: Mapping[str, Any] | None = None, **parts: bytes) -> bytes:
-        """The file with other fields and parts (`emb.npy` is emb__npy), and whole in every other way."""
-        named = {name.replace("__", "."): data for name, data in parts.items()}
+    def bundled(self, about: Mapping[str, Any] | None = None, parts: Mapping[str, bytes] | None = None) -> bytes:
+        """The file with other fields and parts, and whole in every other way."""
         file = io.BytesIO()
-        write_bundle(file, self.kind, self.about if about is None else about, {**self.parts, **named})
+        write_bundle(file, self.kind, self.about if about is None else about, {**self.parts, **(parts or {})})
         return file.getvalue()
 
     def entries(self, manifest: bytes | None = None) -> list[tuple[bytes, bytes, dict[str, Any]]]:
@@ -188,10 +187,11 @@ def _manifests(whole: Whole) -> Iterator[tuple[str, bytes]]:
     }
     for said, other in texts.items():
         yield f"a manifest of {said}", zipped(whole.entries(other))
+    odd_values: tuple[Any, ...] = (None, [[]], 1e308, -1, "", nested(600))
     for name in whole.about:
         kept = {field: value for field, value in whole.about.items() if field != name}
         yield f"{name} missing", whole.bundled(kept)
-        for odd in (None, [[]], 1e308, -1, "", nested(600)):
+        for odd in odd_values:
             yield f"{name} of {str(odd)[:9]}", whole.bundled({**kept, name: odd})
 
 
@@ -236,7 +236,7 @@ def _parts(whole: Whole, part: str) -> Iterator[tuple[str, bytes]]:
     if part == "network.bin":
         made |= {"zeros": bytes(len(data)), "NaN": b"\xff" * len(data)}
     for said, other in made.items():
-        yield f"{part} of {said}", whole.bundled(**{part.replace(".", "__"): other})
+        yield f"{part} of {said}", whole.bundled(parts={part: other})
 
 
 def _networks(xml: bytes) -> dict[str, bytes]:
