@@ -59,7 +59,7 @@ def photographed_again(picture: NDArray[np.uint8], rng: np.random.Generator) -> 
     height, width = picture.shape[:2]
     moved = cv2.warpAffine(picture, move, (width, height), borderMode=cv2.BORDER_REFLECT_101)
     noisy = moved * rng.uniform(0.97, 1.03) + rng.normal(0, 2, moved.shape)
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(noisy), 0, 255), np.uint8)
 
 
 def hidden_parts(bad: Sequence[LabelledImage], n: int, way: Way, rng: np.random.Generator) -> list[ImageFile]:
