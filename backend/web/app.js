@@ -2,6 +2,7 @@ import { json, onKeyNeeded, whenInTrouble } from "./api.js";
 import * as calibrate from "./calibrate.js";
 import { $, complain, images } from "./dom.js";
 import * as fit from "./fit.js";
+import * as health from "./health.js";
 import { applyLanguage, language, t } from "./i18n.js";
 import * as past from "./history.js";
 import * as inspect from "./inspect.js";
@@ -12,8 +13,8 @@ import { go, onPlace, place } from "./router.js";
 import * as samples from "./samples.js";
 import * as station from "./station.js";
 
-const TABS = ["fit", "calibrate", "inspect", "samples", "station", "history", "resnet"];
-const WITH_MODEL = new Set(["fit", "calibrate", "inspect", "samples"]);
+const TABS = ["fit", "calibrate", "inspect", "samples", "health", "station", "history", "resnet"];
+const WITH_MODEL = new Set(["fit", "calibrate", "inspect", "samples", "health"]);
 const THEMES = ["auto", "light", "dark"];
 const PASTE = {
   fit: (files) => fit.addFiles(files),
@@ -22,7 +23,7 @@ const PASTE = {
   resnet: (files) => resnet.addFiles(files),
 };
 let open = "inspect";
-let health = { status: "wait" };
+let service = { status: "wait" };
 
 function goTo(name, focus = false) {
   go(TABS.includes(name) ? name : "inspect");
@@ -41,6 +42,8 @@ function showPlace(where) {
   $("model").hidden = !WITH_MODEL.has(open);
   if (open === "resnet") resnet.config();
   if (open === "samples") samples.open();
+  else samples.leave();
+  if (open === "health") health.open();
   if (open === "history") past.open(where);
   if (open === "station") station.enter();
   else station.leave();
@@ -59,9 +62,9 @@ function startTabs() {
 }
 
 function showHealth() {
-  $("service").dataset.state = { ok: "ok", degraded: "warn", failed: "bad", down: "bad", key: "warn" }[health.status] ?? "wait";
-  $("service-text").textContent = t(`service_${health.status}`);
-  $("service").title = health.reason ?? [health.model, health.device, health.version].filter(Boolean).join(" · ");
+  $("service").dataset.state = { ok: "ok", degraded: "warn", failed: "bad", down: "bad", key: "warn" }[service.status] ?? "wait";
+  $("service-text").textContent = t(`service_${service.status}`);
+  $("service").title = service.reason ?? [service.model, service.device, service.version].filter(Boolean).join(" · ");
 }
 
 let watching = 0;
@@ -69,14 +72,14 @@ let watching = 0;
 async function watchHealth() {
   clearTimeout(watching);
   try {
-    health = await json("/health", { quiet: true });
+    service = await json("/health", { quiet: true });
   } catch (err) {
-    health = { status: err.status === 401 ? "key" : "down" };
+    service = { status: err.status === 401 ? "key" : "down" };
   }
   showHealth();
-  const reached = !["down", "key"].includes(health.status);
-  learn({ reached, degraded: health.status === "degraded" ? health.reason ?? "degraded" : "" });
-  watching = setTimeout(watchHealth, health.status === "ok" || health.status === "degraded" ? 20000 : 2000);
+  const reached = !["down", "key"].includes(service.status);
+  learn({ reached, degraded: service.status === "degraded" ? service.reason ?? "degraded" : "" });
+  watching = setTimeout(watchHealth, service.status === "ok" || service.status === "degraded" ? 20000 : 2000);
 }
 
 function setTheme(theme) {
@@ -101,7 +104,7 @@ function startPrefs() {
   $("language").addEventListener("click", () => {
     speak(language === "es" ? "en" : "es");
     inspect.renumber();
-    for (const page of [fit, inspect, calibrate, samples, station, past, resnet]) page.show();
+    for (const page of [fit, inspect, calibrate, samples, health, station, past, resnet]) page.show();
     if (open === "resnet") resnet.config();
   });
   $("theme").addEventListener("click", () => setTheme(THEMES[(THEMES.indexOf(theme()) + 1) % THEMES.length]));
@@ -144,6 +147,7 @@ inspect.startInspect();
 calibrate.startCalibrate(goTo);
 resnet.startResnet();
 samples.startSamples();
+health.startHealth();
 station.startStation();
 past.startHistory();
 const asked = place().view;

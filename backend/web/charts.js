@@ -23,3 +23,28 @@ export function trend(points, { width = 600, height = 160, label = "" } = {}) {
   });
   return chart;
 }
+
+/* Scores by period: a band from p5 to p95, the median in it, and the threshold. `mark`: the time since when something is so. */
+export function spread(items, { width = 600, height = 160, limit = null, mark = null, label = "" } = {}) {
+  const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", class: "trend", role: "img", "aria-label": label });
+  if (!items.length) return chart;
+  const values = items.flatMap(({ score }) => [score.p5, score.p95]).concat(limit ?? []);
+  const low = Math.min(...values) * 0.9;
+  const high = Math.max(...values) * 1.05 || 1;
+  const times = items.map((item) => new Date(item.start).getTime());
+  const [first, last] = [times[0], times.at(-1)];
+  const x = (time) => (last > first ? 12 + ((time - first) * (width - 24)) / (last - first) : width / 2);
+  const y = (value) => height - 8 - ((value - low) * (height - 16)) / (high - low || 1);
+  const at = (n, name) => `${x(times[n]).toFixed(1)} ${y(items[n].score[name]).toFixed(1)}`;
+  const order = items.map((_, n) => n);
+  const there = order.map((n) => at(n, "p95")).join("L");
+  const back = order.toReversed().map((n) => at(n, "p5")).join("L");
+  chart.append(svg("path", { d: `M${there}L${back}Z`, class: "band" }));
+  chart.append(svg("path", { d: `M${order.map((n) => at(n, "p50")).join("L")}${items.length === 1 ? "h.01" : ""}`, class: "middle" }));
+  if (limit !== null) chart.append(svg("path", { d: `M8 ${y(limit).toFixed(1)}H${width - 8}`, class: "limit" }));
+  if (mark !== null) {
+    const place = Math.min(Math.max(x(new Date(mark).getTime()), 4), width - 4);
+    chart.append(svg("path", { d: `M${place.toFixed(1)} 0V${height}`, class: "mark" }));
+  }
+  return chart;
+}

@@ -100,13 +100,41 @@ async function collect(entry, found) {
 }
 
 /* Asks a question in a dialog; true when the person agrees. */
-export function ask(title, text, yes) {
+export async function ask(title, text, yes) {
+  return (await put(title, text, yes, false)) !== null;
+}
+
+/* The same with room for a note, which it gives; null when the person does not agree. */
+export function askNote(title, text, yes) {
+  return put(title, text, yes, true);
+}
+
+function put(title, text, yes, withNote) {
   $("ask-title").textContent = title;
   $("ask-text").textContent = text;
   $("ask-yes").textContent = yes;
+  $("ask-note").value = "";
+  $("ask-note-line").hidden = !withNote;
   $("ask").returnValue = "";
   $("ask").showModal();
-  return new Promise((done) => $("ask").addEventListener("close", () => done($("ask").returnValue === "yes"), { once: true }));
+  return new Promise((done) => $("ask").addEventListener("close", () => done($("ask").returnValue === "yes" ? $("ask-note").value.trim() : null), { once: true }));
+}
+
+/* Rows of a <dl>: [[name, value], …]. */
+export function facts(list, rows) {
+  list.replaceChildren(...rows.map(([name, value]) => el("div", {}, el("dt", { textContent: name }), el("dd", { textContent: value }))));
+}
+
+/* What is the matter with a view, and a way to try again. */
+export function trouble(box, error, retry) {
+  if (error.name === "AbortError") return;
+  const again = el("button", { type: "button", textContent: t("retry") });
+  again.addEventListener("click", () => {
+    box.hidden = true;
+    retry();
+  });
+  box.replaceChildren(el("p", { textContent: error.message }), again);
+  box.hidden = false;
 }
 
 /* As the server reads it: EXIF rotation ignored. Null for what the browser cannot show, such as TIFF. */

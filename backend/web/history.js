@@ -1,6 +1,6 @@
 import { json, send } from "./api.js";
 import { trend } from "./charts.js";
-import { $, complain, el } from "./dom.js";
+import { $, complain, el, facts, trouble } from "./dom.js";
 import { brief, number, t } from "./i18n.js";
 import { decisionOf, modelOf, partOf, pictureOf, release, review, reviewer, thumb, verdictWord, when } from "./records.js";
 import { addressOf, go, place } from "./router.js";
@@ -25,7 +25,7 @@ export function startHistory() {
     if (event.target.matches("select, [type=datetime-local]")) $("hi-form").requestSubmit();
   });
   $("hi-reset").addEventListener("click", () => go("history"));
-  $("hi-more").addEventListener("click", () => more().catch(trouble));
+  $("hi-more").addEventListener("click", () => more().catch(failed));
   $("hi-export").addEventListener("click", () => save().catch(complain));
   $("hi-back").addEventListener("click", () => go("history", [], place().filters));
   $("hi-review").addEventListener("submit", (event) => {
@@ -38,12 +38,12 @@ export function startHistory() {
 export function open({ rest, filters }) {
   $("hi-list-view").hidden = Boolean(rest[0]);
   $("hi-detail").hidden = !rest[0];
-  if (rest[0]) return detail(rest[0]).catch(trouble);
+  if (rest[0]) return detail(rest[0]).catch(failed);
   fillForm(filters);
   const query = filters.toString();
   if (asked === query && $("hi-list").children.length) return null;
   asked = query;
-  return search().catch(trouble);
+  return search().catch(failed);
 }
 
 function filtersOfForm() {
@@ -93,17 +93,12 @@ async function more() {
   $("hi-none").hidden = $("hi-list").children.length > 0;
 }
 
-function trouble(error) {
-  if (error.name === "AbortError") return;
+function failed(error) {
   $("hi-more").disabled = false;
-  $("hi-trouble").hidden = false;
-  const again = el("button", { type: "button", textContent: t("retry") });
-  again.addEventListener("click", () => {
+  trouble($("hi-trouble"), error, () => {
     asked = "";
-    $("hi-trouble").hidden = true;
     open(place());
   });
-  $("hi-trouble").replaceChildren(el("p", { textContent: error.message }), again);
 }
 
 function row(item) {
@@ -140,7 +135,7 @@ function drawDetail(item) {
   $("hi-title").textContent = t("hiPart", { part: partOf(item) });
   $("hi-picture").alt = t("stPicture", { part: partOf(item) });
   $("hi-reasons").replaceChildren(...item.reasons.map((text) => el("li", { textContent: text })));
-  const facts = [
+  const known = [
     ["hiTime", when(item.time, { dateStyle: "full", timeStyle: "medium" })],
     ["hiModel", modelOf(item)],
     ["hiVersion", item.model_version],
@@ -152,7 +147,7 @@ function drawDetail(item) {
     ["hiFile", item.image.filename],
     ["hiName", item.inspection_id],
   ].filter(([, value]) => value);
-  $("hi-facts").replaceChildren(...facts.map(([key, value]) => el("div", {}, el("dt", { textContent: t(key) }), el("dd", { textContent: value }))));
+  facts($("hi-facts"), known.map(([key, value]) => [t(key), value]));
   $("hi-regions").replaceChildren(...item.regions.map((region) =>
     el("li", {}, el("strong", { textContent: `${brief(region.area_mm2)} mm²` }), el("span", { textContent: t("regionAt", { x: region.x, y: region.y, w: region.w, h: region.h }) }))));
   $("hi-regions-title").textContent = t("hiRegions", { n: item.regions.length });

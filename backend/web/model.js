@@ -32,11 +32,14 @@ export function requireModel() {
   if (!(model.mm > 0)) throw new Error(t("badMm"));
 }
 
-/* The fields that every request about a model carries. */
-export function formOf(extra = {}) {
+/* Which model a request is about, and whatever else it says. */
+export const named = (more = {}) => ({ role_id: model.role, roi_id: model.roi, ...(model.recipe ? { recipe_id: model.recipe } : {}), ...more });
+
+export const queryOf = (more = {}) => new URLSearchParams(named(more));
+
+export function formOf(more = {}) {
   const form = new FormData();
-  const own = { role_id: model.role, roi_id: model.roi, mm_per_px: model.mm, ...(model.recipe ? { recipe_id: model.recipe } : {}) };
-  for (const [name, value] of Object.entries({ ...own, ...extra })) form.append(name, value);
+  for (const [name, value] of Object.entries(named({ mm_per_px: model.mm, ...more }))) form.append(name, value);
   return form;
 }
 
@@ -66,13 +69,12 @@ export async function refreshState() {
   const turn = (asked += 1);
   showState();
   if (!model.role || !model.roi) return;
-  const query = { role_id: model.role, roi_id: model.roi, ...(model.recipe ? { recipe_id: model.recipe } : {}) };
-  const state = await optional("/state", query);
+  const state = await optional("/state", named());
   if (turn !== asked || !state) return;
   const usable = !state.memory_fitted || state.memory_usable !== false;
   learn({ fitted: state.memory_fitted, usable, calibrated: state.calib_present, stale: "", working: state.rebuild?.state === "running" });
   if (!state.memory_fitted) return;
-  const manifest = await optional("/manifest", query);
+  const manifest = await optional("/manifest", named());
   if (turn !== asked || !manifest) return;
   if (manifest.memory?.mm_per_px > 0 && !edited.has(model.key)) $("mm").value = manifest.memory.mm_per_px;
   learn({ okMean: manifest.calibration?.ok_mean ?? null, okTop: manifest.calibration?.p99_ok ?? null });

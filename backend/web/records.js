@@ -1,11 +1,11 @@
 import { json, send } from "./api.js";
 import { el } from "./dom.js";
-import { language, t } from "./i18n.js";
+import { locale, t } from "./i18n.js";
 
 /* What the record of inspections gives the views: words for a verdict, times, pictures. */
 
 export const when = (time, options = { dateStyle: "short", timeStyle: "medium" }) =>
-  new Intl.DateTimeFormat(language, options).format(new Date(time));
+  new Intl.DateTimeFormat(locale(), options).format(new Date(time));
 
 /* "look": good, with a region that reaches the threshold all the same. */
 export const decisionOf = (item) => (item.decision === "ok" && item.n_regions ? "look" : item.decision ?? "none");
@@ -52,5 +52,7 @@ export const reviewer = {
   get name() { return localStorage.getItem("reviewer") ?? ""; },
   set name(text) { localStorage.setItem("reviewer", text.trim().slice(0, 128)); },
 };
+
+export const author = () => (reviewer.name ? { author: reviewer.name } : {});
 
 export const verdictWord = (decision) => ({ ok: "OK", ng: "NG" })[decision] ?? t("undecided");
