@@ -48,3 +48,38 @@ export function spread(items, { width = 600, height = 160, limit = null, mark = 
   }
   return chart;
 }
+
+/* Scores of good parts upwards and of bad ones downwards, and each part as a point. `open` hears of a point that is
+   clicked, `place` of a click beside them, as a score. `points`: {score, truth, name}. */
+export function histogram(points, { from, to, bins = 32, width = 640, height = 240, label = "", open, place }) {
+  const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": label });
+  const count = (truth) => {
+    const counts = new Array(bins).fill(0);
+    for (const point of points) if (point.truth === truth) counts[Math.min(bins - 1, Math.floor(((point.score - from) / (to - from)) * bins))] += 1;
+    return counts;
+  };
+  const [above, below] = [count("ok"), count("ng")];
+  const most = Math.max(...above, ...below, 1);
+  const middle = height / 2;
+  const wide = width / bins;
+  for (let i = 0; i < bins; i += 1) {
+    const [up, down] = [above[i], below[i]].map((n) => ((middle - 22) * n) / most);
+    if (up) chart.append(svg("rect", { class: "bar ok", x: i * wide + 1, width: wide - 2, y: middle - up, height: up }));
+    if (down) chart.append(svg("rect", { class: "bar ng", x: i * wide + 1, width: wide - 2, y: middle, height: down }));
+  }
+  chart.append(svg("line", { class: "axis", x1: 0, x2: width, y1: middle, y2: middle }));
+  for (const point of points) {
+    const x = ((point.score - from) / (to - from)) * width;
+    const spot = svg("path", { d: `M${x.toFixed(1)} ${point.truth === "ok" ? 11 : height - 11}h.01`, class: `spot ${point.truth}` }, svg("title", {}, point.name));
+    spot.addEventListener("click", (event) => {
+      event.stopPropagation();
+      open(point);
+    });
+    chart.append(spot);
+  }
+  chart.addEventListener("click", (event) => {
+    const box = chart.getBoundingClientRect();
+    place(from + ((event.clientX - box.left) / box.width) * (to - from));
+  });
+  return chart;
+}

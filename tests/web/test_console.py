@@ -725,7 +725,7 @@ def test_all_of_it_works_by_keyboard(console: Open, pieces: Pieces) -> None:
     page = desk.page
     desk.open("fit", **MODEL)
     page.focus("#tab-fit")
-    for name in ("calibrate", "inspect", "samples", "station", "history", "resnet", "fit"):
+    for name in ("calibrate", "inspect", "samples", "health", "station", "history", "resnet", "fit"):
         page.keyboard.press("ArrowRight")
         expect(page.locator(f"#tab-{name}")).to_be_focused()
         expect(page.locator(f"#{name}")).to_be_visible()
