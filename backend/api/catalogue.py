@@ -885,6 +885,10 @@ NOTICES: dict[str, Words] = {
         es="La petición no trae máscara: se usa la del modelo.",
         en="The request has no shape: that of the model is used.",
     ),
+    "nearest_not_stored": Words(
+        es="Las imágenes que más se parecen ya no están guardadas, así que no se pueden enseñar.",
+        en="The images that look most like it are no longer stored, so they cannot be shown.",
+    ),
     "golden_lost": Words(
         es="Hay muestras de referencia que pierden su veredicto: {samples}",
         en="Golden samples lose their verdict: {samples}",

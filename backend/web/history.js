@@ -2,6 +2,7 @@ import { json, send } from "./api.js";
 import { trend } from "./charts.js";
 import { $, complain, el, facts, trouble } from "./dom.js";
 import { brief, number, t } from "./i18n.js";
+import { hideNearest, showNearest } from "./nearest.js";
 import { decisionOf, modelOf, partOf, pictureOf, release, review, reviewer, thumb, verdictWord, when } from "./records.js";
 import { addressOf, go, place } from "./router.js";
 import { showVerdict } from "./verdict.js";
@@ -148,8 +149,12 @@ function drawDetail(item) {
     ["hiName", item.inspection_id],
   ].filter(([, value]) => value);
   facts($("hi-facts"), known.map(([key, value]) => [t(key), value]));
-  $("hi-regions").replaceChildren(...item.regions.map((region) =>
-    el("li", {}, el("strong", { textContent: `${brief(region.area_mm2)} mm²` }), el("span", { textContent: t("regionAt", { x: region.x, y: region.y, w: region.w, h: region.h }) }))));
+  hideNearest($("hi-nearest"));
+  $("hi-regions").replaceChildren(...item.regions.map((region) => {
+    const button = el("button", { type: "button", className: "quiet", disabled: !item.image.kept }, el("strong", { textContent: `${brief(region.area_mm2)} mm²` }), " ", t("regionAt", region));
+    button.addEventListener("click", () => beside(item, region).catch(complain));
+    return el("li", {}, button);
+  }));
   $("hi-regions-title").textContent = t("hiRegions", { n: item.regions.length });
   drawReviews(item.reviews);
   $("hi-reviewer").value = reviewer.name;
@@ -158,6 +163,13 @@ function drawDetail(item) {
   $("hi-alike").hidden = item.decision === null || item.decision === undefined;
   for (const label of ["ok", "ng"]) $(`hi-sample-${label}`).onclick = () => sample(label).catch(complain);
   $("hi-sample").hidden = !item.image.kept;
+}
+
+/* What good parts look like where this one differs. */
+async function beside(item, region) {
+  const image = await (await send(`/inspections/${encodeURIComponent(item.inspection_id)}/image`)).blob();
+  const { role_id, roi_id, recipe_id, mm_per_px = 1, shape } = item;
+  await showNearest($("hi-nearest"), image, region, { role_id, roi_id, recipe_id, mm_per_px, ...(shape ? { shape: JSON.stringify(shape) } : {}) });
 }
 
 function drawReviews(reviews) {

@@ -1,7 +1,8 @@
 import { $, acceptFiles, bitmapOf, calm, choose, el } from "./dom.js";
 import { contourPath, decodeHeat, paintHeat, paintLegend, regionsOf } from "./heat.js";
 import { brief, counted, number, t } from "./i18n.js";
-import { keep, model, onModel, recall } from "./model.js";
+import { keep, model, named, onModel, recall } from "./model.js";
+import { hideNearest, showNearest } from "./nearest.js";
 import { addParts, again, clearParts, decisionOf, onParts, parts, retry, tell, view } from "./parts.js";
 import { FIELDS, Stage } from "./stage.js";
 import { partButton, showGauge, showVerdict } from "./verdict.js";
@@ -10,6 +11,7 @@ let stage = null;
 let current = null;
 let drawn = 0;
 let pending = 0;
+let told = null;
 
 export function startInspect() {
   stage = new Stage($("stage"));
@@ -185,6 +187,8 @@ async function scene(part) {
 function panel(part) {
   const found = part?.result ? regionsNow(part) : [];
   if (part) part.regions = found;
+  if (told !== part?.result) hideNearest($("nearest"));
+  told = part?.result;
   const decision = part ? decisionOf(part) : "none";
   const why = !part ? t("empty") : decision === "none" ? t("noneWhy") : decision === "look" ? counted("look", found.length) : t(decision);
   showVerdict($("verdict"), decision, why);
@@ -194,7 +198,10 @@ function panel(part) {
   $("regions-title").textContent = some ? counted("regions", found.length) + (found.length ? ` · ${t("total", { area: brief(whole) })}` : "") : "";
   $("regions").replaceChildren(...found.slice(0, 50).map((region) => {
     const button = el("button", { type: "button", className: "quiet" }, el("strong", { textContent: `${brief(region.area_mm2)} mm²` }), " ", t("regionAt", { x: region.x, y: region.y }));
-    button.addEventListener("click", () => stage.goTo(region));
+    button.addEventListener("click", () => {
+      stage.goTo(region);
+      showNearest($("nearest"), part.file, region, named({ mm_per_px: model.mm, ...(view.shape ? { shape: JSON.stringify(view.shape) } : {}) }));
+    });
     return el("li", { data: { area: region.area_mm2 } }, button);
   }));
   const failed = parts.filter((other) => other.error).length;
