@@ -26,7 +26,7 @@ class Nearest:
 
     Attributes:
         name: of the sample, as the list of samples has it.
-        box: (x, y, w, h) of the place in the sample, in its pixels: as large as what was asked about.
+        box: (x, y, w, h) of the place in the sample, in its pixels: as large a share of it as what was asked about.
         distance: from the patch that was asked about to this one, as the anomaly map measures it before it is blurred.
     """
 
@@ -67,7 +67,7 @@ def nearest_good(
         if read.ready is None or theirs is None:
             continue  # it cannot be decoded any more
         place, distance = _most_alike(theirs, patch, read.ready[1])
-        return Nearest(name, _around(place, read.ready[1], box), distance), list(scorer.notices)
+        return Nearest(name, _around(place, read.ready[1], _scaled(box, roi, read.ready[1])), distance), list(scorer.notices)
     return None, [*scorer.notices, Notice("nearest_not_stored")]
 
 
@@ -87,6 +87,13 @@ def _most_alike(tokens: Tokens, patch: NDArray[np.float32], roi: Roi) -> tuple[t
     apart = np.linalg.norm(tokens - patch, axis=1)
     row, column = divmod(int(apart.argmin()), roi.grid[1])
     return (row, column), float(apart.min())
+
+
+def _scaled(box: Box, here: Roi, there: Roi) -> Box:
+    """The same share of an image of another size."""
+    right, down = there.size.width / here.size.width, there.size.height / here.size.height
+    x, y, w, h = box
+    return x * right, y * down, w * right, h * down
 
 
 def _around(token: tuple[int, int], roi: Roi, box: Box) -> Box:

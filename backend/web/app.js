@@ -1,4 +1,4 @@
-import { json, onKeyNeeded, whenInTrouble } from "./api.js";
+import { json, key, onKeyNeeded, whenInTrouble } from "./api.js";
 import * as calibrate from "./calibrate.js";
 import { $, complain, images } from "./dom.js";
 import * as fit from "./fit.js";
@@ -24,6 +24,8 @@ const PASTE = {
 };
 let open = "inspect";
 let service = { status: "wait" };
+
+const offered = () => TABS.filter((tab) => $(`tab-${tab}`).offsetParent);
 
 function goTo(name, focus = false) {
   go(TABS.includes(name) ? name : "inspect");
@@ -52,11 +54,12 @@ function showPlace(where) {
 function startTabs() {
   for (const tab of TABS) $(`tab-${tab}`).addEventListener("click", () => goTo(tab));
   document.querySelector("[role=tablist]").addEventListener("keydown", (event) => {
-    const at = TABS.indexOf(open);
-    const to = { ArrowRight: at + 1, ArrowLeft: at - 1 + TABS.length, Home: 0, End: TABS.length - 1 }[event.key];
+    const tabs = offered();
+    const at = tabs.indexOf(open);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1 + tabs.length, Home: 0, End: tabs.length - 1 }[event.key];
     if (to === undefined) return;
     event.preventDefault();
-    goTo(TABS[to % TABS.length], true);
+    goTo(tabs[to % tabs.length], true);
   });
   onPlace(showPlace);
 }
@@ -64,6 +67,11 @@ function startTabs() {
 function showHealth() {
   $("service").dataset.state = { ok: "ok", degraded: "warn", failed: "bad", down: "bad", key: "warn" }[service.status] ?? "wait";
   $("service-text").textContent = t(`service_${service.status}`);
+  const reads = service.may_change === false;
+  document.documentElement.dataset.may = reads ? "read" : "all";
+  $("reader").hidden = !reads;
+  $("key-change").hidden = !key.value && service.status !== "key";
+  if (reads && open === "fit") goTo("inspect");
   $("service").title = service.reason ?? [service.model, service.device, service.version].filter(Boolean).join(" · ");
 }
 
@@ -79,7 +87,21 @@ async function watchHealth() {
   showHealth();
   const reached = !["down", "key"].includes(service.status);
   learn({ reached, degraded: service.status === "degraded" ? service.reason ?? "degraded" : "" });
+  if (reached) offerResnet();
   watching = setTimeout(watchHealth, service.status === "ok" || service.status === "degraded" ? 20000 : 2000);
+}
+
+let asked = false;
+
+/* The second product has a tab where there is a bank for it. */
+async function offerResnet() {
+  if (asked) return;
+  asked = true;
+  try {
+    $("tab-resnet").hidden = (await json("/config", { quiet: true })).status === "absent";
+  } catch (err) {
+    asked = err.status === 404; // there is no such product here; after anything else it is asked again
+  }
 }
 
 function setTheme(theme) {
@@ -106,23 +128,40 @@ function startPrefs() {
     inspect.renumber();
     for (const page of [fit, inspect, calibrate, samples, health, station, past, resnet]) page.show();
     if (open === "resnet") resnet.config();
+    offerModels();
   });
   $("theme").addEventListener("click", () => setTheme(THEMES[(THEMES.indexOf(theme()) + 1) % THEMES.length]));
 }
 
-function startKey() {
-  onKeyNeeded((refused) => new Promise((done) => {
-    $("key-value").value = "";
-    $("key-refused").hidden = !refused;
-    $("key").returnValue = "";
-    $("key").showModal();
+/* What the person types; null when they do not. */
+function askForKey(refused) {
+  $("key-value").value = "";
+  $("key-refused").hidden = !refused;
+  $("key-forget").hidden = !key.value;
+  $("key").returnValue = "";
+  if (!$("key").open) $("key").showModal();
+  return new Promise((done) => {
     $("key").addEventListener("close", () => done($("key").returnValue === "ok" ? $("key-value").value.trim() : null), { once: true });
-  }));
+  });
+}
+
+function startKey() {
+  onKeyNeeded(askForKey);
   $("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
     $("key").close("ok");
   });
   $("key-no").addEventListener("click", () => $("key").close(""));
+  $("key-change").addEventListener("click", async () => {
+    const typed = await askForKey(false);
+    if (typed === null) return;
+    key.value = typed;
+    location.reload();
+  });
+  $("key-forget").addEventListener("click", () => {
+    key.value = "";
+    location.reload();
+  });
 }
 
 function startPaste() {
@@ -150,10 +189,10 @@ samples.startSamples();
 health.startHealth();
 station.startStation();
 past.startHistory();
-const asked = place().view;
-go(TABS.includes(asked) ? asked : "inspect", place().rest, place().filters, { replace: true });
+const wanted = place().view;
+go(TABS.includes(wanted) ? wanted : "inspect", place().rest, place().filters, { replace: true });
 watchHealth();
-startModel().then((known) => known.length || asked || goTo("fit")).catch(complain);
+startModel().then((known) => known.length || wanted || goTo("fit")).catch(complain);
 addEventListener("focus", () => {
   refreshState();
   offerModels();

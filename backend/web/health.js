@@ -1,4 +1,4 @@
-import { json, send } from "./api.js";
+import { json, key, send } from "./api.js";
 import { spread } from "./charts.js";
 import { $, askNote, complain, el, facts, trouble } from "./dom.js";
 import { brief, number, t } from "./i18n.js";
@@ -251,7 +251,7 @@ async function bringBack(one) {
 
 /* A link sends no key: with one, the page is fetched and saved as a file. */
 async function openPaper(event) {
-  if (!sessionStorage.getItem("api-key")) return;
+  if (!key.value) return;
   event.preventDefault();
   try {
     const response = await send($("he-paper").getAttribute("href"));

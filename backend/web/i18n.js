@@ -242,6 +242,10 @@ const TEXTS = {
     "This service asks for a key. It is kept only until the tab is closed.",
   ],
   key: ["Clave", "Key"],
+  keyChange: ["Clave", "Key"],
+  keyForget: ["Olvidar la clave", "Forget the key"],
+  reader: ["Solo lectura", "Read only"],
+  pickOther: ["Otro o nuevo…", "Another or a new one…"],
   keyRefused: ["El servicio no acepta esa clave: escríbela otra vez.", "The service refuses that key: type it again."],
   keyGo: ["Entrar", "Continue"],
   offline: [

@@ -119,7 +119,50 @@ export async function offerModels() {
   fill("roles", all.map((m) => m[0]));
   fill("rois", all.filter((m) => !model.role || m[0] === model.role).map((m) => m[1]));
   fill("recipes", all.map((m) => m[2]));
+  offerPick(all.slice(0, known.length));
   return all.slice(0, known.length);
+}
+
+const sameModel = ([role, roi, recipe]) => role === model.role && roi === model.roi && recipe === (model.recipe || "default");
+
+/* The fitted models by name. Whoever wants another one types it. */
+function offerPick(listed) {
+  const pick = $("pick");
+  const chosen = listed.findIndex(sameModel);
+  pick.replaceChildren(
+    ...listed.map(([role, roi, recipe], n) => el("option", { value: n, selected: n === chosen, textContent: [role, roi].join(" · ").replaceAll("_", " ") + (recipe === "default" ? "" : ` (${recipe})`) })),
+    el("option", { value: "", selected: chosen < 0, textContent: t("pickOther") }),
+  );
+  pick.onchange = () => {
+    const [role, roi, recipe] = listed[pick.value] ?? ["", "", "default"];
+    Object.assign($("role"), { value: role });
+    Object.assign($("roi"), { value: roi });
+    Object.assign($("recipe"), { value: recipe === "default" ? "" : recipe });
+    changed();
+    if (!role) $("role").focus();
+  };
+  $("pick-line").hidden = !listed.length;
+  for (const line of document.querySelectorAll(".typed")) line.hidden = chosen >= 0;
+}
+
+/* The model is in the address, so that a reload or a link that was sent shows the same one. */
+function keepInAddress() {
+  const query = new URLSearchParams(location.search);
+  for (const name of ["role", "roi", "recipe"]) {
+    if (model[name]) query.set(`${name}_id`, model[name]);
+    else query.delete(`${name}_id`);
+  }
+  const text = query.toString();
+  history.replaceState(null, "", `${location.pathname}${text ? `?${text}` : ""}${location.hash}`);
+}
+
+/* The browser's back button may come to where another model was open. */
+function readAddress() {
+  const query = new URLSearchParams(location.search);
+  const there = ["role", "roi", "recipe"].map((name) => query.get(`${name}_id`) ?? "");
+  if (!there[0] || there.join("/") === [model.role, model.roi, model.recipe].join("/")) return;
+  [$("role").value, $("roi").value, $("recipe").value] = there;
+  changed();
 }
 
 export function remember() {
@@ -153,6 +196,7 @@ export async function startModel() {
     keep("mm", Number($("mm").value));
   });
   for (const id of ["role", "roi", "recipe"]) $(id).addEventListener("change", changed);
+  addEventListener("popstate", readAddress);
   changed();
   return listed.length ? listed : recent;
 }
@@ -161,6 +205,7 @@ function changed() {
   Object.assign(model, { fitted: null, usable: true, calibrated: null, stale: "", working: false, okMean: null, okTop: null });
   if (!edited.has(model.key)) $("mm").value = recall("mm", $("mm").value || 0.2);
   if (model.role && model.roi) remember();
+  keepInAddress();
   offerModels();
   refreshState();
   for (const listener of listeners) listener();
