@@ -98,6 +98,6 @@ def quick_settings(root: Path, **given: Any) -> Settings:
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """Every file under `root` and what is in it, but for drift.npz, which a fit leaves up to a second after its answer."""
+    """Every file under `root` and what is in it, but for drift.npz: a fit leaves it up to a second after its answer."""
     files = (p for p in sorted(root.rglob("*")) if p.is_file() and p.name != "drift.npz")
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in files}

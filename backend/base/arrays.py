@@ -6,14 +6,27 @@ import os
 import sys
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 Float = NDArray[np.float32]
+
+_CPU = Path("/proc/cpuinfo")
+# What of a processor's flags, as Linux names them, decides how fast a network is.
+_INSTRUCTIONS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx_vnni": "VNNI",
+    "avx512_vnni": "VNNI",
+    "avx512_bf16": "BF16",
+    "amx_tile": "AMX",
+    "asimd": "NEON",
+}
 
 
 def square_norms(x: NDArray[Any]) -> NDArray[Any]:
@@ -62,6 +75,15 @@ def blocks(stop: int, size: int, start: int = 0) -> Iterator[slice]:
 def available_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def instruction_set() -> str:
+    """The vector instructions of the processor, such as `AVX2, AVX-512, VNNI`; off Linux what BLAS takes it for."""
+    if _CPU.is_file():
+        line = next((one for one in _CPU.read_text("utf-8").splitlines() if one.startswith(("flags", "Features"))), "")
+        flags = set(line.partition(":")[2].split())
+        return ", ".join(dict.fromkeys(name for flag, name in _INSTRUCTIONS.items() if flag in flags))
+    return next((str(pool["architecture"]) for pool in threadpool_info() if pool.get("architecture")), "")
 
 
 def few_threads_each() -> None:

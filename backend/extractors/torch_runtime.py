@@ -37,11 +37,6 @@ def gpu_name() -> str | None:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
-def cpu_features() -> str:
-    """The vector instructions that torch uses here, such as AVX512."""
-    return str(torch.backends.cpu.get_cpu_capability())
-
-
 @contextmanager
 def device_memory() -> Iterator[None]:
     """Turns torch's out of memory into DeviceOutOfMemory, which the queue in front of the extractor answers."""

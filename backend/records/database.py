@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ class Database:
 
     def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
         """An INSERT that knows ON CONFLICT."""
-        return sqlite.insert(table) if self.on_sqlite else postgresql.insert(table)
+        return _insert(table, self.on_sqlite)
 
     def insert_new(self, table: Table) -> Insert:
         """An INSERT that leaves out what is there already."""
@@ -151,6 +152,11 @@ class Database:
             self.moves += 1
             self.engine.dispose()
             raise Unavailable(Phrase("records_moved"), passing=True)
+
+
+@cache
+def _insert(table: Table, on_sqlite: bool) -> sqlite.Insert | postgresql.Insert:
+    return sqlite.insert(table) if on_sqlite else postgresql.insert(table)
 
 
 @contextmanager

@@ -116,7 +116,10 @@ class Inspector:
         return self.host.depth > 0
 
     def health(self) -> dict[str, Any]:
-        """status, device, model, version, and while degraded the notice that says why as `reason`."""
+        """status, device, model, version, once it is loaded what runs it, and while degraded the notice that says why.
+
+        The runtime is `torch`, `openvino` or `numpy`, the precision `fp32`, `bf16` or `fp16`, the notice is `reason`.
+        """
         extractor = self.host.extractor
         known = {
             "status": self.host.status,
@@ -124,6 +127,8 @@ class Inspector:
             "model": extractor.name if extractor else self.settings.model_name,
             "version": __version__,
         }
+        if extractor:
+            known |= {"runtime": extractor.runtime, "precision": getattr(extractor, "precision", "fp32")}
         return known | ({"reason": self.host.degraded} if self.host.degraded else {})
 
     def warnings(self) -> list[Notice]:

@@ -1,4 +1,8 @@
-"""python -m backend bench: what an inspection costs on this machine, stage by stage and over HTTP."""
+"""python -m backend bench: what an inspection costs on this machine, stage by stage and over HTTP.
+
+Whatever a ratio compares is timed in turn, round by round, so that other work on the machine weighs on both sides. How
+much of the processor others took meanwhile is measured too, and said when it is too much to trust the figures.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,8 @@ import multiprocessing
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,6 +21,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import uvicorn
 
 from backend.app import create_app
@@ -28,6 +33,10 @@ from backend.tools.bench_stages import Bench, Spread, encoded, machine, pictures
 from backend.tools.terminal import print_table, say
 
 START_WAIT_S = 600.0
+WARM_UP = 3  # requests that do not count
+OURS, TORCH = "as set", "torch fp32"
+MOST_OF_OTHERS = 0.1  # of the processor, beyond which figures are not to be trusted
+SIDE = 448  # of the parts that memories are fitted on, and of the first side of each ratio
 FORM = {"role_id": "Bench", "roi_id": "Disc", "mm_per_px": "0.1"}
 
 
@@ -55,26 +64,62 @@ class Report:
     stages: dict[str, dict[str, Spread]] = field(default_factory=dict)
     fits: list[dict[str, Any]] = field(default_factory=list)
     infers: list[dict[str, Any]] = field(default_factory=list)
-    reference: dict[str, Any] = field(default_factory=dict)
+    others: float = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether others took too much of the processor."""
+        return self.others > MOST_OF_OTHERS
+
+
+class Others:
+    """What others than this process and its children take of the processor, from when it was made."""
+
+    def __init__(self) -> None:
+        self._own, self._all, self._started = _own_seconds(), _busy_seconds(), perf_counter()
+
+    def share(self) -> float:
+        """From 0 to 1."""
+        all_, own = _busy_seconds() - self._all, _own_seconds() - self._own
+        return max(0.0, all_ - own) / (perf_counter() - self._started) / (psutil.cpu_count() or 1)
+
+
+def _own_seconds() -> float:
+    """Processor time of this process and of its children, those that ended included."""
+    spent = 0.0
+    process = psutil.Process()
+    for one in (process, *process.children(recursive=True)):
+        try:
+            times = one.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        spent += times.user + times.system + times.children_user + times.children_system
+    return spent
+
+
+def _busy_seconds() -> float:
+    times = psutil.cpu_times()
+    waiting = times.idle + getattr(times, "iowait", 0.0) + getattr(times, "guest", 0.0)
+    return float(sum(times) - waiting - getattr(times, "guest_nice", 0.0))
 
 
 def run_bench(plan: Plan, *, out: Path | None) -> Report:
     """Measure, print tables and write the report to `out` (JSON)."""
-    rng, report = np.random.default_rng(0), Report()
-    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch:
+    rng, report, others = np.random.default_rng(0), Report(), Others()
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch, ExitStack() as stack:
         settings, report.weights = own_settings(Path(scratch), rng)
         bench = _measure_stages(settings, plan, report, rng)
         if plan.http:
-            with served(settings) as (url, _):
-                _measure_fits(url, plan, report, bench)
-                _measure_infers(url, plan, report, bench)
-        if plan.reference:
-            slow = settings.model_copy(update={"runtime": "torch", "precision": "fp32"})
-            with served(slow) as (url, _):
-                report.reference = _reference(url, plan, report, bench)
+            urls = {OURS: stack.enter_context(served(settings))[0]}
+            if plan.reference:
+                slow = settings.model_copy(update={"runtime": "torch", "precision": "fp32"})
+                urls[TORCH] = stack.enter_context(served(slow))[0]
+            _measure_fits(urls[OURS], plan, report, bench)
+            _measure_infers(urls, plan, report, bench)
+        report.others = round(others.share(), 3)
     _print(report)
     if out is not None:
-        out.write_text(json.dumps(asdict(report), indent=2), "utf-8")
+        out.write_text(json.dumps(asdict(report) | {"busy": report.busy}, indent=2), "utf-8")
     return report
 
 
@@ -109,42 +154,85 @@ def _measure_stages(settings: Settings, plan: Plan, report: Report, rng: np.rand
 def _measure_fits(url: str, plan: Plan, report: Report, bench: Bench) -> None:
     for n in plan.fits:
         say("bench", f"fit of {n}")
-        before = bench.forward(448, 5).p50
+        before = bench.forward(SIDE, 5).p50
         answer, spent = fitted(url, n, plan.form, bench.rng)
-        bare = (before + bench.forward(448, 5).p50) / 2
+        bare = (before + bench.forward(SIDE, 5).p50) / 2
         row = {"images": n, "total": spent, "bare": bare, "rows": answer["coreset_size"]}
         report.fits.append({**row, **answer["timings_ms"]})
 
 
-def _measure_infers(url: str, plan: Plan, report: Report, bench: Bench) -> None:
-    for side in plan.sides:
-        request = Request.of("image", [encoded(pictures(1, side, bench.rng)[0], plan.form)])
-        for clients in plan.clients:
+def _measure_infers(urls: Mapping[str, str], plan: Plan, report: Report, bench: Bench) -> None:
+    requests = {side: Request.of("image", [_sent(side, plan, bench)]) for side in plan.sides}
+    for name in urls.keys() - {OURS}:
+        fitted(urls[name], 10, plan.form, bench.rng)
+    for clients in plan.clients:
+        if clients == 1:
+            say("bench", "infer, 1 client")
+            report.infers += _in_turn(urls, requests, plan.requests, bench)
+            continue
+        for side, request in requests.items():
             say("bench", f"infer {side}², {clients} clients")
-            found = _closed_loop(url, request, clients, plan.requests, bench)
-            report.infers.append({"side": side, "clients": clients, **found})
+            found = _side_by_side(urls[OURS], request, clients, plan.requests, bench)
+            report.infers.append({"service": OURS, "side": side, "clients": clients, **found})
 
 
-def _reference(url: str, plan: Plan, report: Report, bench: Bench) -> dict[str, Any]:
-    """One client at 448² against torch in fp32, and what we take beside it, both in bare passes of the same minute."""
-    fitted(url, 10, plan.form, bench.rng)
-    request = Request.of("image", [encoded(pictures(1, 448, bench.rng)[0], plan.form)])
-    found = _closed_loop(url, request, 1, max(10, plan.requests // 3), bench)
-    ours = next((row for row in report.infers if (row["side"], row["clients"]) == (448, 1)), None)
-    if ours is None:
-        return found
-    return {**found, "ours / reference": round(ours["p50"] / ours["bare"] / (found["p50"] / found["bare"]), 3)}
+def _sent(side: int, plan: Plan, bench: Bench) -> bytes:
+    return encoded(pictures(1, side, bench.rng)[0], plan.form)
 
 
-def _closed_loop(url: str, request: Request, clients: int, requests: int, bench: Bench) -> dict[str, Any]:
-    """Each client sends its next request when the last is answered.
+def _in_turn(
+    urls: Mapping[str, str], requests: Mapping[int, Request], rounds: int, bench: Bench
+) -> list[dict[str, Any]]:
+    """One client that in each round asks every service for every side, and makes a bare forward pass.
 
     Returns:
-        Durations, answers per second, and `bare`: a bare forward pass meanwhile. One client alternates with it, so that
-        whatever else the machine does weighs on both; with several it is timed before and after.
+        A row for each: its durations, and by quartiles what each request took in forwards of its round and in the
+        requests of the first side in its round.
+    """
+    asked = [(name, side) for name in urls for side in requests]
+    spent: dict[tuple[str, int], list[float]] = {one: [] for one in asked}
+    bare: list[float] = []
+    with ExitStack() as stack:
+        connections = {name: stack.enter_context(connect(url)) for name, url in urls.items()}
+        for number in range(rounds + WARM_UP):
+            turned = number % len(asked)
+            for name, side in asked[turned:] + asked[:turned]:
+                started = perf_counter()
+                answered(requests[side].post(connections[name], "/infer"))
+                spent[name, side].append(1000 * (perf_counter() - started))
+            bare.append(bench.forward_once())
+    del bare[:WARM_UP]
+    for durations in spent.values():
+        del durations[:WARM_UP]
+    first = next(iter(requests))
+    return [
+        {
+            "service": name,
+            "side": side,
+            "clients": 1,
+            **asdict(Spread.of(durations)),
+            "per_s": round(1000 / float(np.mean(durations)), 2),
+            "bare": Spread.of(bare).p50,
+            "in forwards": _quartiles(durations, bare),
+            "of the first side": _quartiles(durations, spent[name, first]),
+            "of ours": _quartiles(durations, spent[OURS, side]),
+        }
+        for (name, side), durations in spent.items()
+    ]
+
+
+def _quartiles(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    ratios = np.array(ours) / np.array(theirs)
+    return [round(float(q), 3) for q in np.quantile(ratios, (0.25, 0.5, 0.75))]
+
+
+def _side_by_side(url: str, request: Request, clients: int, requests: int, bench: Bench) -> dict[str, Any]:
+    """Several clients, each of which sends its next request when the last is answered.
+
+    Returns:
+        Durations, answers per second, and `bare`: a bare forward pass before and after.
     """
     spent: list[float] = []
-    bare: list[float] = []
 
     def client(n: int) -> None:
         with connect(url) as connection:
@@ -152,18 +240,12 @@ def _closed_loop(url: str, request: Request, clients: int, requests: int, bench:
                 started = perf_counter()
                 answered(request.post(connection, "/infer"))
                 spent.append(1000 * (perf_counter() - started))
-                if clients == 1:
-                    bare.append(bench.forward_once())
 
-    client(3)
-    del spent[:], bare[:]
-    if clients == 1:
-        client(requests)
-        pace = 1000 / float(np.mean(spent))
-    else:
-        bare += [bench.forward_once() for _ in range(8)]
-        pace = _together(client, clients, max(2, requests // clients))
-        bare += [bench.forward_once() for _ in range(8)]
+    client(WARM_UP)
+    del spent[:]
+    bare = [bench.forward_once() for _ in range(8)]
+    pace = _together(client, clients, max(2, requests // clients))
+    bare += [bench.forward_once() for _ in range(8)]
     return {**asdict(Spread.of(spent)), "per_s": round(pace, 2), "bare": Spread.of(bare).p50}
 
 
@@ -179,8 +261,8 @@ def _together(client: Callable[[int], None], clients: int, each: int) -> float:
 
 
 def fitted(url: str, n: int, form: str, rng: np.random.Generator) -> tuple[dict[str, Any], float]:
-    """Fit on `n` rendered parts of 448²: the answer, and the milliseconds that it took."""
-    request = Request.of("images", [encoded(image, form) for image in pictures(n, 448, rng)])
+    """Fit on `n` rendered parts: the answer, and the milliseconds that it took."""
+    request = Request.of("images", [encoded(image, form) for image in pictures(n, SIDE, rng)])
     with connect(url) as connection:
         started = perf_counter()
         response = request.post(connection, "/fit_ok")
@@ -273,11 +355,12 @@ def _print(report: Report) -> None:
         header = ["images", "total ms", "ms / image", "forwards", "rows"]
         print_table(header, [_fit_row(row) for row in report.fits], title="POST /fit_ok")
     if report.infers:
-        header = ["side", "clients", "p50", "p95", "p99", "forwards", "per s", "pace / bare"]
-        print_table(header, [_infer_row(row) for row in report.infers], title="POST /infer")
-    if report.reference:
-        rows = [(name, str(value)) for name, value in report.reference.items()]
-        print_table(["torch fp32, one client at 448²", ""], rows)
+        first = report.infers[0]["side"]
+        header = ["service", "side", "clients", "p50", "p95", "forwards", f"of {first}²", "of ours", "per s", "of bare"]
+        print_table(header, [_infer_row(row) for row in report.infers], title="POST /infer, ms; ratios with quartiles")
+    say("bench", f"others took {report.others:.0%} of the processor meanwhile")
+    if report.busy:
+        say("bench", "the machine was too busy for these figures to be trusted: stop what else runs, and measure again")
 
 
 def _fit_row(row: dict[str, Any]) -> list[str]:
@@ -286,6 +369,17 @@ def _fit_row(row: dict[str, Any]) -> list[str]:
 
 
 def _infer_row(row: dict[str, Any]) -> list[str]:
-    latency = [f"{row[q]:.1f}" for q in ("p50", "p95", "p99")]
-    ratios = [f"{row['p50'] / row['bare']:.2f}", f"{row['per_s']:.2f}", f"{row['per_s'] * row['bare'] / 1000:.2f}"]
-    return [f"{row['side']}²", str(row["clients"]), *latency, *ratios]
+    ratios = [_ratio(row.get(name)) for name in ("in forwards", "of the first side", "of ours")]
+    if row["clients"] > 1:
+        ratios[0] = f"{row['p50'] / row['bare']:.2f}"
+    pace = [f"{row['per_s']:.2f}", f"{row['per_s'] * row['bare'] / 1000:.2f}"]
+    return [
+        row["service"], f"{row['side']}²", str(row["clients"]), f"{row['p50']:.1f}", f"{row['p95']:.1f}", *ratios, *pace
+    ]  # fmt: skip
+
+
+def _ratio(quartiles: Sequence[float] | None) -> str:
+    if quartiles is None:
+        return ""
+    low, middle, high = quartiles
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"

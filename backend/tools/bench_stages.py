@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.arrays import available_cores, few_threads_each
+from backend.base.arrays import available_cores, few_threads_each, instruction_set
 from backend.base.images import decode_image, encode_png, resize, to_base64
 from backend.extractors.protocol import Extractor, prepare
 from backend.infer import Criteria, Inspection, Roi, RoiSize, heatmap_png, heatmap_range, inspect
@@ -81,6 +81,7 @@ def machine(extractor: Extractor) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "cpu": _cpu_name(),
         "cores": available_cores(),
+        "instructions": instruction_set(),
         "load": [round(x, 1) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "extractor": extractor.name,

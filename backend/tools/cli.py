@@ -43,13 +43,20 @@ def main() -> None:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (HOST).")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on (PORT).")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the models folder.")] = 1,
+    workers: Annotated[
+        str, typer.Option(help="Processes that share the models folder: a number, or auto: as many as pay here.")
+    ] = "1",
 ) -> None:
     """Serve the HTTP API."""
-    from backend.tools.serve import run_server
+    from backend.tools.serve import number_of_workers, run_server
 
     given = {"host": host, "port": port}
-    run_server(load_settings(**{name: value for name, value in given.items() if value is not None}), workers=workers)
+    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    try:
+        processes = number_of_workers(workers, settings)
+    except ValueError as err:
+        raise typer.BadParameter(str(err), param_hint="--workers") from err
+    run_server(settings, workers=processes)
 
 
 @app.command()

@@ -14,11 +14,13 @@ from typing import Literal
 import psutil
 
 from backend.api.catalogue import sentence
+from backend.base.arrays import instruction_set
 from backend.base.config import Settings, unknown_settings
-from backend.base.errors import AddressUnavailable, RecordsRefused, WeightsUnavailable
+from backend.base.errors import AddressUnavailable, InspectionError, RecordsRefused, WeightsUnavailable
 from backend.extractors.weights import WEIGHTS_DIR, find_weights, torch_installed
 from backend.records.database import Database, Unavailable
 from backend.records.upgrading import version_of
+from backend.service.host import extractor_for
 from backend.tools.serve import check_address
 
 Level = Literal["ok", "note", "bad"]
@@ -47,6 +49,7 @@ def examine(settings: Settings) -> list[Finding]:
         _installation,
         _packages,
         _weights,
+        _runtime,
         _folders,
         _records,
         _hardware,
@@ -101,6 +104,21 @@ def _weights(settings: Settings) -> Iterator[Finding]:
         yield Finding("bad", "weights", sentence(err, "en"))
 
 
+def _runtime(settings: Settings) -> Iterator[Finding]:
+    """Who runs the network here, which only a pass of it tells; nothing without weights."""
+    try:
+        extractor = extractor_for(settings)
+    except WeightsUnavailable:
+        return
+    except InspectionError as err:
+        yield Finding("bad", "runtime", sentence(err, "en"))
+        return
+    precision = getattr(extractor, "precision", None)
+    yield Finding(
+        "ok", "runtime", f"{extractor.runtime}{f' in {precision}' if precision else ''} on {extractor.device}"
+    )
+
+
 def _folders(settings: Settings) -> Iterator[Finding]:
     for name, folder in (("MODELS_DIR", settings.models_dir), ("DATASETS_DIR", settings.datasets_dir)):
         if settings.read_only:
@@ -147,7 +165,8 @@ def _records(settings: Settings) -> Iterator[Finding]:
 
 def _hardware(settings: Settings) -> Iterator[Finding]:
     memory = psutil.virtual_memory().total / 2**30
-    yield Finding("ok", "CPU", f"{psutil.cpu_count(logical=False) or '?'} cores, {memory:.0f} GB{_cpu_features()}")
+    cores = psutil.cpu_count(logical=False) or "?"
+    yield Finding("ok", "CPU", f"{cores} cores, {memory:.0f} GB, {instruction_set() or 'no vector instructions known'}")
     needed = (settings.fit_memory_mb + settings.cache_mb) / 1024 + 1.5
     if memory < needed:
         yield Finding(
@@ -158,15 +177,6 @@ def _hardware(settings: Settings) -> Iterator[Finding]:
         yield Finding("bad", "GPU", "DEVICE=cuda, but torch sees none: install the driver, or set DEVICE=auto")
     else:
         yield Finding("ok", "GPU", gpu or "none: the CPU is used")
-
-
-def _cpu_features() -> str:
-    """The vector instructions that torch uses here, after a comma; empty without torch."""
-    if not torch_installed():
-        return ""
-    from backend.extractors.torch_runtime import cpu_features
-
-    return f", {cpu_features()}"
 
 
 def _gpu_name() -> str | None:

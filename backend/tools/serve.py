@@ -14,13 +14,36 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from backend.base.arrays import available_cores
 from backend.base.config import Settings, share_metrics
 from backend.base.errors import AddressUnavailable
-from backend.extractors.weights import WEIGHTS_DIR, find_weights
+from backend.extractors.weights import WEIGHTS_DIR, find_weights, torch_installed
 
 HEADER_TIMEOUT_S = 15.0
 KEEP_ALIVE_S = 90  # longer than clients and load balancers, which give up idle connections after 60 to 75 s
 OPEN_FILES = 16_384
+MOST_WORKERS = 8  # that `auto` means
+
+
+def number_of_workers(asked: str, settings: Settings) -> int:
+    """The processes that `asked` means: a number, or `auto`.
+
+    Processes share a GPU, which one alone cannot keep busy: each of them is one core's work on pixels, so half of the
+    cores are processes, eight at most, after which a measured machine answered hardly more (docs/PERFORMANCE.md). On a
+    CPU the network takes all cores, so that one process answers as much as several.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if asked != "auto":
+        if not asked.isdecimal() or int(asked) < 1:
+            raise ValueError(f"{asked!r} is neither a number from 1 on nor auto")
+        return int(asked)
+    if settings.device == "cpu" or not torch_installed():
+        return 1
+    from backend.extractors.torch_runtime import gpu_name
+
+    return min(MOST_WORKERS, max(1, available_cores() // 2)) if gpu_name() else 1
 
 
 def run_server(settings: Settings, *, workers: int = 1) -> None:
@@ -131,7 +154,7 @@ def allow_open_files() -> None:
     """Raise the soft limit of open files, which a fit of a thousand large images would meet."""
     if sys.platform == "win32":
         return
-    import resource  # noqa: PLC0415 - Windows has none
+    import resource  # Windows has none
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)

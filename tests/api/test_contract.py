@@ -122,7 +122,9 @@ def has_types(body: dict[str, Any], types: dict[str, Any]) -> None:
 
 
 def test_health_has_its_fields(client: TestClient) -> None:
-    types = dict.fromkeys(["status", "device", "model", "version", "request_id", "recipe_id"], string)
+    types = dict.fromkeys(
+        ["status", "device", "model", "version", "runtime", "precision", "request_id", "recipe_id"], string
+    )
     of_the_resnet18_api = {"img_size": integer, "knn_k": integer, "threshold": number, "ignore_border_pct": number}
     body = client.get("/health").json()
     assert body.pop("roi_path") is None

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from time import perf_counter, process_time
 
 import numpy as np
+import psutil
 import pytest
 from typer.testing import CliRunner
 
 from backend.base.config import load_settings
-from backend.tools.bench import Plan, Request, answered, connect, fitted, run_bench, served
+from backend.tools.bench import Others, Plan, Request, _busy_seconds, answered, connect, fitted, run_bench, served
 from backend.tools.bench_stages import encoded, pictures
 from backend.tools.cli import app
 
@@ -33,14 +35,26 @@ def test_the_service_is_timed_over_http_beside_torch_and_leaves_no_model_behind(
     report = json.loads(out.read_text("utf-8"))
     assert set(report["stages"]["448²"]) == STAGES
     assert [row["images"] for row in report["fits"]] == [2] and report["fits"][0]["rows"] > 0
-    assert [(row["side"], row["clients"]) for row in report["infers"]] == [(448, 1), (448, 2)]
-    for row in report["infers"]:
+    rows = {(row["service"], row["side"], row["clients"]): row for row in report["infers"]}
+    assert set(rows) == {("as set", 448, 1), ("torch fp32", 448, 1), ("as set", 448, 2)}
+    for row in rows.values():
         assert 0 < row["p50"] <= row["p95"] <= row["p99"] and row["per_s"] > 0 and row["bare"] > 0
-    assert report["reference"]["p50"] > 0 and report["reference"]["ours / reference"] > 0
+    low, middle, high = rows["torch fp32", 448, 1]["of ours"]
+    assert 0 < low <= middle <= high
+    assert 0 <= report["others"] <= 1 and report["busy"] == (report["others"] > 0.1)
     assert report["machine"]["extractor"] == "texture" and report["machine"]["cores"] >= 1
     shown = capsys.readouterr().out
     assert "POST /infer" in shown and "POST /fit_ok" in shown
     assert not (tmp_path / "models").exists()
+
+
+def test_what_others_take_of_the_processor_is_told_from_what_we_take() -> None:
+    others, all_before, started = Others(), _busy_seconds(), perf_counter()
+    stop = process_time() + 0.4
+    while process_time() < stop:
+        pass
+    seconds = others.share() * (perf_counter() - started) * (psutil.cpu_count() or 1)
+    assert seconds <= max(0.0, _busy_seconds() - all_before - 0.3)
 
 
 def test_a_request_is_encoded_once_and_the_service_reads_it(tmp_path: Path) -> None:

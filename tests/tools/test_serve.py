@@ -8,7 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from backend.base.arrays import available_cores
+from backend.base.config import Settings
+from backend.tools.cli import app
+from backend.tools.serve import number_of_workers
 from tests.api.service import calibrate, fit, infer
 from tests.faults.service import ROOT, environment, free_port, running
 
@@ -33,6 +38,24 @@ def test_two_workers_share_their_models(tmp_path: Path) -> None:
         fit(client, count=1)
         again = [infer(client, headers=fresh).json() for _ in range(12)]
         assert len({answer["score"] for answer in again}) == 1 and again[0]["score"] != answers[0]["score"]
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "1.5", "many", ""])
+def test_a_number_of_workers_is_a_number_or_auto(asked: str) -> None:
+    with pytest.raises(ValueError, match="neither"):
+        number_of_workers(asked, Settings())
+    shown = CliRunner().invoke(app, ["serve", "--workers", asked])
+    assert shown.exit_code == 2 and "auto" in shown.output
+
+
+def test_on_a_cpu_one_worker_is_as_many_as_pay() -> None:
+    assert number_of_workers("auto", Settings(device="cpu")) == 1
+    assert number_of_workers("3", Settings(device="cpu")) == 3
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_several_workers_pay() -> None:
+    assert number_of_workers("auto", Settings()) == min(8, available_cores() // 2)
 
 
 def ended(env: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
