@@ -1,13 +1,13 @@
 import { json, key, onKeyNeeded, whenInTrouble } from "./api.js";
 import * as calibrate from "./calibrate.js";
-import { $, complain, images } from "./dom.js";
+import { $, calm, complain, images } from "./dom.js";
 import * as fit from "./fit.js";
 import * as health from "./health.js";
 import { applyLanguage, language, t } from "./i18n.js";
 import * as past from "./history.js";
 import * as inspect from "./inspect.js";
 import { learn, offerModels, refreshState, showState, startModel } from "./model.js";
-import { addParts } from "./parts.js";
+import { addParts, parts, retry } from "./parts.js";
 import * as resnet from "./resnet.js";
 import { go, onPlace, place } from "./router.js";
 import * as samples from "./samples.js";
@@ -15,6 +15,7 @@ import * as station from "./station.js";
 
 const TABS = ["fit", "calibrate", "inspect", "samples", "health", "station", "history", "resnet"];
 const WITH_MODEL = new Set(["fit", "calibrate", "inspect", "samples", "health"]);
+const PAGES = [fit, inspect, calibrate, samples, health, station, past, resnet];
 const THEMES = ["auto", "light", "dark"];
 const PASTE = {
   fit: (files) => fit.addFiles(files),
@@ -76,6 +77,16 @@ function showHealth() {
 }
 
 let watching = 0;
+let gone = false;
+
+/* The service answers again: what could not be had is asked for once more. */
+function recover() {
+  calm();
+  for (const page of PAGES) page.show();
+  retry(parts.filter((part) => part.error?.code === "offline"));
+  refreshState();
+  offerModels();
+}
 
 async function watchHealth() {
   clearTimeout(watching);
@@ -86,6 +97,8 @@ async function watchHealth() {
   }
   showHealth();
   const reached = !["down", "key"].includes(service.status);
+  if (reached && gone) recover();
+  gone = !reached;
   learn({ reached, degraded: service.status === "degraded" ? service.reason ?? "degraded" : "" });
   if (reached) offerResnet();
   watching = setTimeout(watchHealth, service.status === "ok" || service.status === "degraded" ? 20000 : 2000);
@@ -126,7 +139,7 @@ function startPrefs() {
   $("language").addEventListener("click", () => {
     speak(language === "es" ? "en" : "es");
     inspect.renumber();
-    for (const page of [fit, inspect, calibrate, samples, health, station, past, resnet]) page.show();
+    for (const page of PAGES) page.show();
     if (open === "resnet") resnet.config();
     offerModels();
   });

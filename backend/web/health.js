@@ -25,9 +25,9 @@ export function startHealth() {
 }
 
 /* Null where the service has no such thing: no certificate yet, no record of inspections, nothing fitted. */
-async function ifThere(path) {
+async function ifThere(path, quiet = true) {
   try {
-    return await json(path, { quiet: true });
+    return await json(path, { quiet });
   } catch (err) {
     if (err.status === 404) return null;
     throw err;
@@ -46,7 +46,7 @@ export async function open() {
   $("he-date").textContent = t("heDate", { time: when(Date.now(), { dateStyle: "full", timeStyle: "short" }) });
   try {
     const [manifest, versions, golden, drift, certificate, days] = await Promise.all([
-      ifThere(`/manifest?${queryOf()}`), ifThere(`/versions?${queryOf()}`), ifThere(`/golden?${queryOf()}`),
+      ifThere(`/manifest?${queryOf()}`, false), ifThere(`/versions?${queryOf()}`), ifThere(`/golden?${queryOf()}`),
       ifThere(`/drift?${queryOf()}`).catch((err) => ({ trouble: err.message })), ifThere(`/certificate?${queryOf()}`),
       scores(),
     ]);

@@ -121,9 +121,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(root: Path, *, workers: int = 1, command: str = "backend serve", **given: str) -> Iterator[Running]:
-    """The service, started by `python -m command` and ready to answer."""
-    port = free_port()
+def running(
+    root: Path, *, workers: int = 1, command: str = "backend serve", port: int = 0, **given: str
+) -> Iterator[Running]:
+    """The service, started by `python -m command` and ready to answer; at a free port unless one is given."""
+    port = port or free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", *command.split(), "--port", str(port), "--workers", str(workers)],
         cwd=ROOT,
