@@ -38,7 +38,7 @@ class Nearest:
 def nearest_good(
     collector: Collector, key: ModelKey, file: ImageFile, box: Box, *, mm_per_px: float, job: Job
 ) -> tuple[Nearest | None, list[Notice]]:
-    """The stored OK sample, and the place in it, that looks most like the patch of `file` that stands out most in `box`.
+    """The stored OK sample, and the place in it, that looks most like what stands out most in `box` of `file`.
 
     Args:
         box: (x, y, w, h) in pixels of the file's image.
@@ -67,7 +67,9 @@ def nearest_good(
         if read.ready is None or theirs is None:
             continue  # it cannot be decoded any more
         place, distance = _most_alike(theirs, patch, read.ready[1])
-        return Nearest(name, _around(place, read.ready[1], _scaled(box, roi, read.ready[1])), distance), list(scorer.notices)
+        return Nearest(name, _around(place, read.ready[1], _scaled(box, roi, read.ready[1])), distance), list(
+            scorer.notices
+        )
     return None, [*scorer.notices, Notice("nearest_not_stored")]
 
 

@@ -1,7 +1,7 @@
 import { json } from "./api.js";
 import { histogram } from "./charts.js";
 import { $, acceptFiles, calm, complain, el } from "./dom.js";
-import { number, t } from "./i18n.js";
+import { number, percent, t } from "./i18n.js";
 import { learn, model, onModel, refreshState, requireModel } from "./model.js";
 import { addParts, again, onParts, parts, view } from "./parts.js";
 import { select, setThreshold } from "./inspect.js";
@@ -148,8 +148,6 @@ function done(result, ok, ng, goTo) {
   again();
   refreshState();
 }
-
-const percent = (share) => `${number(100 * share, 1)} %`;
 
 /* What a threshold promises about good parts, in words. */
 function promised({ upper_bound: bound, confidence, n_ok: n, n_ok_needed: needed }) {

@@ -1,7 +1,7 @@
 import { json, key, send } from "./api.js";
 import { spread } from "./charts.js";
 import { $, askNote, complain, el, facts, trouble } from "./dom.js";
-import { brief, number, t } from "./i18n.js";
+import { brief, number, percent, t } from "./i18n.js";
 import { model, named, onModel, queryOf, refreshState } from "./model.js";
 import { posted, tracked } from "./progress.js";
 import { author, release, verdictWord, when } from "./records.js";
@@ -107,8 +107,6 @@ function drawChecks(manifest, golden, drift, certificate) {
   else lines.push(line(certificate.current ? "ok" : "warn", t(certificate.current ? "heCertified" : "heCertifiedFormer", { time: when(certificate.created_utc, DAY) })));
   $("he-checks").replaceChildren(...lines);
 }
-
-const percent = (share) => `${number(100 * share, 1)} %`;
 
 function driftWords(drift) {
   if (drift.trouble) return drift.trouble;

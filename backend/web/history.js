@@ -5,6 +5,7 @@ import { brief, number, t } from "./i18n.js";
 import { hideNearest, showNearest } from "./nearest.js";
 import { decisionOf, modelOf, partOf, pictureOf, release, review, reviewer, thumb, verdictWord, when } from "./records.js";
 import { addressOf, go, place } from "./router.js";
+import { close, rehearse } from "./teach.js";
 import { showVerdict } from "./verdict.js";
 
 const FIELDS = ["part_id", "batch_id", "station_id", "role_id", "roi_id", "decision", "reviewed", "since", "until", "min_score", "max_score", "order"];
@@ -163,6 +164,10 @@ function drawDetail(item) {
   $("hi-alike").hidden = item.decision === null || item.decision === undefined;
   for (const label of ["ok", "ng"]) $(`hi-sample-${label}`).onclick = () => sample(label).catch(complain);
   $("hi-sample").hidden = !item.image.kept;
+  $("hi-teach").hidden = !item.image.kept || item.decision !== "ng";
+  $("hi-teach").onclick = () => rehearse($("hi-lesson"), item);
+  close($("hi-lesson"));
+  $("hi-sampled").textContent = "";
 }
 
 /* What good parts look like where this one differs. */

@@ -420,6 +420,21 @@ const TEXTS = {
   review_unclear: ["Dudosa", "Unclear"],
   hiSampleOk: ["Guardar como muestra buena", "Keep as a good sample"],
   hiSampleNg: ["Guardar como muestra mala", "Keep as a bad sample"],
+  teach: ["Enseñarle esta falsa alarma…", "Teach this false alarm…"],
+  teachTitle: ["Esto es lo que pasaría", "This is what would happen"],
+  teachBad: ["No conviene: mira por qué", "Not advisable: see why"],
+  teachThis: ["Esta pieza:", "This part:"],
+  teachScores: ["ahora {before}; después {after}.", "now {before}; afterwards {after}."],
+  teachKnown: ["Piezas conocidas que se han vuelto a puntuar: {n}. Cambian de veredicto: {changed}.", "Known parts that were scored again: {n}. Verdicts that change: {changed}."],
+  teachThreshold: ["Umbral {value}.", "Threshold {value}."],
+  teachBefore: ["Ahora", "Now"],
+  teachAfter: ["Después", "Afterwards"],
+  teachGo: ["Enseñársela", "Teach it"],
+  teachForce: ["Enseñársela de todos modos", "Teach it all the same"],
+  teachDone: ["Enseñada. El modelo es ahora el {version}.", "Taught. The model is now {version}."],
+  teachBack: ["Deshacer", "Take it back"],
+  teachUndone: ["Deshecho: el modelo es el de antes.", "Taken back: the model is as it was."],
+  stage_teach: ["Probando lo que pasaría", "Trying what would happen"],
   hiSampled: ["Guardada como {name}.", "Kept as {name}."],
   notImages: [
     "No son imágenes y se han dejado fuera: {names}. Usa PNG, JPEG, BMP, TIFF o WebP.",
@@ -456,6 +471,8 @@ export function counted(stem, n) {
 export function number(value, digits = 3) {
   return new Intl.NumberFormat(locale(), { maximumFractionDigits: digits, minimumFractionDigits: Math.min(digits, 3) }).format(value);
 }
+
+export const percent = (share) => `${number(100 * share, 1)} %`;
 
 export function brief(value) {
   return new Intl.NumberFormat(locale(), { maximumSignificantDigits: 3, signDisplay: "negative" }).format(value);

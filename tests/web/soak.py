@@ -4,9 +4,9 @@
     python -m tests.web.soak --parts 2000 --rate 20
 
 A service runs in a process of its own. Verdicts are written into its record as its writer does it, without inspections,
-so that they come as fast as wanted. Every half second the page is asked which part it shows; it is late by the time since
-the part after that one was committed. Its memory is that of Chromium's process for the page: what it shares with no
-other process, and of that the JavaScript heap.
+so that they come as fast as wanted. Every half second the page is asked which part it shows; it is late by the time
+since the part after that one was committed. Its memory is that of Chromium's process for the page: what it shares with
+no other process, and of that the JavaScript heap.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ def memory_of(browser: Browser, page: Page) -> dict[str, float]:
     session = browser.new_browser_cdp_session()
     known = session.send("SystemInfo.getProcessInfo")["processInfo"]
     session.detach()
-    sizes = [psutil.Process(one["id"]).memory_full_info() for one in known if one["type"] == "renderer"]
-    largest = max(sizes, key=lambda size: size.uss)
+    pages = [psutil.Process(one["id"]) for one in known if one["type"] == "renderer"]
+    own = [one for one in pages if not {"--top-chrome-webui", "--extension-process"} & {*one.cmdline()}]
+    largest = max((one.memory_full_info() for one in own), key=lambda size: size.uss)
     heap = page.evaluate("() => performance.memory.usedJSHeapSize")
     return {"own_mb": largest.uss / 2**20, "pss_mb": largest.pss / 2**20, "heap_mb": heap / 2**20}
 
