@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from backend import __version__
-from backend.api.answers import Answer, infer_fields, suspect_fields
+from backend.api.answers import Answer, infer_fields, shown_fields, suspect_fields
 from backend.api.catalogue import sentence
 from backend.api.limits import BodyLimit, HeadAsGet
 from backend.api.meant import look_for_what_is_not_meant, unmeant
@@ -44,7 +44,19 @@ from backend.api.requests import (
     terms_of,
     warned,
 )
-from backend.api.routes import certificates, console, drift, golden, models, ops, records, samples, versions, work
+from backend.api.routes import (
+    certificates,
+    console,
+    drift,
+    golden,
+    models,
+    ops,
+    records,
+    samples,
+    teaching,
+    versions,
+    work,
+)
 from backend.api.schemas import (
     CalibrateRequest,
     CalibrateResponse,
@@ -55,7 +67,7 @@ from backend.api.schemas import (
 from backend.api.security import Guard
 from backend.api.telemetry import RequestIdentity, configure_logging
 from backend.api.uploads import PICKED_FILES, UploadRoute, uploads
-from backend.assurance.golden import GoldenSet, Run
+from backend.assurance.golden import GoldenSet, Run, Shown
 from backend.assurance.suspects import about_suspects, suspects_of
 from backend.assurance.watch import DriftWatch, watch_of
 from backend.base.config import Settings, load_settings, unknown_settings
@@ -64,7 +76,7 @@ from backend.base.keys import ModelKey, check_recipe
 from backend.extractors.protocol import Extractor
 from backend.infer import HeatmapScale
 from backend.records.ledger import Ledger
-from backend.records.verdicts import Trace, Verdict
+from backend.records.verdicts import Trace, Verdict, checked_text
 from backend.resnet_api import routes as predict
 from backend.resnet_api.predictor import Predictor
 from backend.roi_mask import parse_shape
@@ -107,7 +119,7 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     app.state.inspector = app.state.collector.inspector
     app.state.progress = ProgressBoard()
     app.state.ledger = Ledger.of(settings)
-    app.state.golden = GoldenSet(app.state.collector, partial(_golden_told, app.state.ledger))
+    app.state.golden = _golden_of(app.state.collector, app.state.ledger)
     app.state.inspector.gate = app.state.golden
     app.state.drift = watch_of(app.state.inspector.store, app.state.ledger, settings)
     app.state.limiter = anyio.CapacityLimiter(settings.max_queue + 8)
@@ -121,6 +133,7 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
             certificates.router,
             versions.router,
             golden.router,
+            teaching.router,
             drift.router,
             ops.router,
             records.router,
@@ -146,18 +159,23 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
     return app
 
 
-def _golden_told(ledger: Ledger | None, key: ModelKey, run: Run) -> None:
-    """Record that golden samples lost their verdict."""
-    body = {
-        "role_id": key.role_id,
-        "roi_id": key.roi_id,
-        "recipe_id": key.recipe_id,
-        "generation": run.generation,
-        "flips": [
+def _golden_of(collector: Collector, ledger: Ledger | None) -> GoldenSet:
+    return GoldenSet(collector.inspector, collector.samples, partial(_golden_told, ledger))
+
+
+def _golden_told(ledger: Ledger | None, key: ModelKey, found: Run | Shown) -> None:
+    """Record that golden samples, or a master, lost their verdict."""
+    ids = {"role_id": key.role_id, "roi_id": key.roi_id, "recipe_id": key.recipe_id}
+    body: dict[str, Any]
+    if isinstance(found, Shown):
+        body = {**ids, "master": found.name, "expected": found.first_verdict, "former_score": found.first_score}
+        body["score"] = found.score
+    else:
+        flips = [
             {"filename": one.filename, "expected": one.expected, "former_score": one.former_score, "score": one.score}
-            for one in run.flips
-        ],
-    }
+            for one in found.flips
+        ]
+        body = {**ids, "generation": found.generation, "flips": flips}
     try:
         if ledger is not None:
             ledger.tell("golden", body)
@@ -239,7 +257,7 @@ async def fit_ok(
     metrics: Metrics = request.app.state.metrics
     metrics.fitted(key, result)
     watch: DriftWatch = request.app.state.drift
-    watch.fitted(key, result)
+    watch.fitted(key, result.metadata, result.appearances)
     metadata = result.metadata
     n_images, n_rows = metadata["n_images"], result.coreset_size
     logger.info("fit_ok %s: %d images, %d rows in %s ms", key, n_images, n_rows, result.timings_ms)
@@ -286,41 +304,32 @@ async def calibrate_ng(
     return {**known, "warnings": warned(request, result.warnings), **identity(request, key)}
 
 
-@contract.post("/infer", response_model=InferResponse, response_model_exclude_unset=True, responses=RESPONSES)
-async def infer(
-    request: Request,
-    inspector: InspectorDep,
-    key: FormKey,
-    mm_per_px: MmPerPx,
-    trace: Annotated[Trace, Depends(trace_form("infer"))],
-    image: Annotated[UploadFile, File(description="The canonical ROI of the part.")],
-    shape: ShapeField = None,
+@dataclass(frozen=True)
+class Asked:
+    """What /infer is asked for beside a verdict.
+
+    `heatmap`: how to draw it; HEATMAP_SCALE when None. `master`: the name of the master that is shown, if it is one.
+    """
+
+    heatmap: HeatmapScale | None
+    master: str | None
+
+
+def asked_form(
     heatmap: Annotated[
         str | None,
         Form(description="relative, absolute, color or none; HEATMAP_SCALE without it.", examples=LEFT_OUT),
     ] = None,
-) -> Answer:
-    """Inspect one part: its score, the verdict, a heatmap and the regions that differ from good parts.
-
-    The verdict is recorded before it is answered; `inspection_id` is its name there.
-    """
-    (sent,) = uploads([image])
-    file, scale = replace(sent, shape=parse_shape(shape)), _heatmap_scale(heatmap)
-    recording = Recording(request, trace)
-    watch: DriftWatch = request.app.state.drift
-
-    def inspect(job: Job) -> tuple[InferResult, dict[str, Any]]:
-        found = inspector.infer(key, file, mm_per_px=mm_per_px, heatmap=scale, job=job)
-        found = replace(found, warnings=[*found.warnings, *watch.add(key, found)])
-        named, notices = recording.add(Verdict.of(key, file, found), job)
-        return replace(found, warnings=[*found.warnings, *notices, *unmeant(request)]), named
-
-    result, named = await run_job(request, inspect, timeout_s=inspector.settings.request_timeout_s)
-    score = result.inspection.score
-    logger.info("infer %s: score %.6g, threshold %s, %s ms", key, score, result.threshold, result.timings_ms)
-    metrics: Metrics = request.app.state.metrics
-    metrics.inspected(key, result)
-    return Answer({**identity(request, key), **named, **infer_fields(result, language_of(request.headers))})
+    golden: Annotated[
+        str | None,
+        Form(
+            description="The name of a master that is shown: its verdict is held against that of the first time.",
+            examples=LEFT_OUT,
+        ),
+    ] = None,
+) -> Asked:
+    """What a form asks for. Raises InvalidValue."""
+    return Asked(_heatmap_scale(heatmap), checked_text(golden, "golden"))
 
 
 def _heatmap_scale(value: str | None) -> HeatmapScale | None:
@@ -330,6 +339,44 @@ def _heatmap_scale(value: str | None) -> HeatmapScale | None:
     if text:
         raise InvalidValue(field="heatmap", value=repr(text[:40]), expected="relative, absolute, color, none")
     return None
+
+
+@contract.post("/infer", response_model=InferResponse, response_model_exclude_unset=True, responses=RESPONSES)
+async def infer(
+    request: Request,
+    inspector: InspectorDep,
+    key: FormKey,
+    mm_per_px: MmPerPx,
+    trace: Annotated[Trace, Depends(trace_form("infer"))],
+    asked: Annotated[Asked, Depends(asked_form)],
+    image: Annotated[UploadFile, File(description="The canonical ROI of the part.")],
+    shape: ShapeField = None,
+) -> Answer:
+    """Inspect one part: its score, the verdict, a heatmap and the regions that differ from good parts.
+
+    The verdict is recorded before it is answered; `inspection_id` is its name there.
+    """
+    (sent,) = uploads([image])
+    file = replace(sent, shape=parse_shape(shape))
+    recording = Recording(request, trace)
+    watch: DriftWatch = request.app.state.drift
+    golden: GoldenSet = request.app.state.golden
+
+    def inspect(job: Job) -> tuple[InferResult, dict[str, Any]]:
+        found = inspector.infer(key, file, mm_per_px=mm_per_px, heatmap=asked.heatmap, job=job)
+        shown = None if asked.master is None else golden.show(key, asked.master, found)
+        noticed = watch.add(key, found) if shown is None else shown.notices  # a master says nothing of the parts
+        found = replace(found, warnings=[*found.warnings, *noticed])
+        named, notices = recording.add(Verdict.of(key, file, found), job)
+        own = {} if shown is None else {"golden": shown_fields(shown)}
+        return replace(found, warnings=[*found.warnings, *notices, *unmeant(request)]), {**named, **own}
+
+    result, named = await run_job(request, inspect, timeout_s=inspector.settings.request_timeout_s)
+    score = result.inspection.score
+    logger.info("infer %s: score %.6g, threshold %s, %s ms", key, score, result.threshold, result.timings_ms)
+    metrics: Metrics = request.app.state.metrics
+    metrics.inspected(key, result)
+    return Answer({**identity(request, key), **named, **infer_fields(result, language_of(request.headers))})
 
 
 @cache

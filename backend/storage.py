@@ -6,6 +6,7 @@ memory.npz    emb float32 or float16 (N, D) unit rows, or codes uint8 (N, D) wit
 reserve.npz   rows likewise · src int32 (R,) · beyond float64 () · generation: what the next growth may still take
 index.faiss   FAISS index of the rows, followed by a trailer that names the generation
 calib.json    the threshold and what it was made for
+drift.npz     what the images of the fit look like, and the generation; written a moment after it
 certificate.json  what was found of the model the last time it was certified
 manifest.json the metadata again, for people
 .version      of a deleted model, its last model_version: the next model of that name goes on from there
@@ -85,7 +86,7 @@ _FILES = (
     "drift.npz",
     "versions",
 )
-_KEPT = ("memory.npz", "calib.json", "reserve.npz")
+_KEPT = ("memory.npz", "calib.json", "reserve.npz", "drift.npz")
 _VERSION_NAME = re.compile(r"([0-9A-Za-z]{1,64})\.([1-9]\d{0,8})")
 # What zipfile and NumPy raise on files that are cut off, corrupt or no npz at all.
 _NPZ_ERRORS = (
@@ -240,13 +241,19 @@ class ModelStore:
             yield
 
     def save_memory(
-        self, key: ModelKey, memory: StoredMemory, index: bytes | None = None, change: Change | None = None
+        self,
+        key: ModelKey,
+        memory: StoredMemory,
+        index: bytes | None = None,
+        change: Change | None = None,
+        calibration: dict[str, Any] | None = None,
     ) -> StoredMemory:
         """Replace the memory in one step, then what is derived from it. The caller holds `writing(key)`.
 
         Its version is a new one, whatever became of the former memory: it may be damaged, or in the trash.
 
         `index`: what index.faiss is to hold. `change`: what replaces the former model, which is kept as a version.
+        `calibration`: what calib.json is to hold from then on, for this memory; without one it stays as it is.
 
         Returns:
             The memory as it is stored: without its reserve, and with its generation, version and time in the metadata.
@@ -256,8 +263,12 @@ class ModelStore:
         """
         change = change or Change()
         self._keep(key, change)
-        stored = self._as_new(key, memory, change)
-        _write_memory(self.folder(key) / "memory.npz", stored)
+        stored, folder = self._as_new(key, memory, change), self.folder(key)
+        if calibration is None:
+            _write_memory(folder / "memory.npz", stored)
+        else:
+            own = {**calibration, "generation": stored.generation, "created_utc": utc_now()}
+            self._arrive(key, stored, json.dumps(own, ensure_ascii=False, indent=2))
         # The memory is committed, so what fails from here on is no failure.
         try:
             self.write_derived(key, stored, index)
@@ -313,14 +324,11 @@ class ModelStore:
         text = None
         if calibration is not None:
             text = json.dumps(_moved(calibration, memory, stored), ensure_ascii=False, indent=2)
-        arriving = folder / ".arriving.tmp"
-        _write_memory(arriving, stored)
-        with disk_errors(folder):
-            self._swap(key, arriving, text)
+        self._arrive(key, stored, text)
         # The model is in place, so what fails from here on is no failure.
         try:
-            arriving.unlink(missing_ok=True)
-            (folder / "reserve.npz").unlink(missing_ok=True)
+            for name in ("reserve.npz", "drift.npz"):
+                (folder / name).unlink(missing_ok=True)
             self._put_certificate(key, certificate, memory, stored)
             self.write_derived(key, stored, None)
         except (StorageFailed, OSError) as err:
@@ -537,10 +545,21 @@ class ModelStore:
             except FileNotFoundError as err:
                 raise VersionNotFound(key=key, version=version.name) from err
             (folder / "index.faiss").unlink(missing_ok=True)
-            if (version.folder / "reserve.npz").exists():
-                link_or_copy(version.folder / "reserve.npz", folder / "reserve.npz")
-            else:
-                (folder / "reserve.npz").unlink(missing_ok=True)
+            for name in ("reserve.npz", "drift.npz"):
+                if (version.folder / name).exists():
+                    link_or_copy(version.folder / name, folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+
+    def _arrive(self, key: ModelKey, stored: StoredMemory, calibration: str | None) -> None:
+        """Write a memory and the text of its calibration, which take effect in one step."""
+        folder = self.folder(key)
+        arriving = folder / ".arriving.tmp"
+        _write_memory(arriving, stored)
+        with disk_errors(folder):
+            self._swap(key, arriving, calibration)
+        with suppress(OSError):  # the next writer removes it
+            arriving.unlink(missing_ok=True)
 
     def _swap(self, key: ModelKey, source: Path, calibration: str | None) -> None:
         """Put the memory in `source` into its place, and the text of its calibration with it.

@@ -12,6 +12,7 @@ import orjson
 from starlette.responses import JSONResponse
 
 from backend.api.catalogue import Language, sentence
+from backend.assurance.golden import Shown
 from backend.assurance.review import Reviewed
 from backend.assurance.suspects import Suspect, why
 from backend.base.images import to_base64
@@ -46,6 +47,13 @@ def infer_fields(result: InferResult, language: Language) -> dict[str, Any]:
         "timings_ms": result.timings_ms,
         "params": result.params,
     }
+
+
+def shown_fields(shown: Shown) -> dict[str, Any]:
+    """What /infer says of a master: what it got the first time, as far as there was one, and whether that is lost."""
+    first = {"former_score": shown.first_score, "former_decision": shown.first_verdict}
+    known = {name: value for name, value in first.items() if value is not None}
+    return {"name": shown.name, **known, "flipped": shown.flipped}
 
 
 def scored_fields(scored: Scored, criteria: Criteria, language: Language, *, heatmap: bool) -> dict[str, Any]:

@@ -426,6 +426,32 @@ ERRORS: dict[str, Entry] = {
         es="La imagen de la muestra de referencia {name} ya no está guardada: vuelve a subirla o desmárcala.",
         en="The image of the golden sample {name} is no longer stored: upload it again, or unmark it.",
     ),
+    "nothing_to_teach": Entry(
+        400,
+        es="No se ha dicho qué enseñar: envía inspection_ids, filenames o ambos.",
+        en="Nothing was said to be taught: send inspection_ids, filenames or both.",
+    ),
+    "taught_is_bad": Entry(
+        409,
+        es="{name} no se enseña como pieza buena porque {reason}. Corrige eso primero si la pieza es buena.",
+        en="{name} is not taught as a good part because {reason}. Correct that first if the part is good.",
+    ),
+    "taught_elsewhere": Entry(
+        409,
+        es="La inspección {id} es de {theirs} y no de {key}: enséñasela a ese modelo.",
+        en="The inspection {id} is of {theirs} and not of {key}: teach it to that model.",
+    ),
+    "teaching_refused": Entry(
+        409,
+        es=(
+            "No se enseña a {key} porque piezas conocidas perderían su veredicto acertado: {parts} Revísalas o quita "
+            "lo que lo causa; con force se enseña de todos modos."
+        ),
+        en=(
+            "{key} is not taught because known parts would lose their right verdict: {parts} Look at them or leave "
+            "out what causes it; with force it is taught all the same."
+        ),
+    ),
     "certificate_not_found": Entry(
         404,
         es="{key} no tiene certificado: pide que se haga.",
@@ -889,6 +915,10 @@ NOTICES: dict[str, Words] = {
         es="Las imágenes que más se parecen ya no están guardadas, así que no se pueden enseñar.",
         en="The images that look most like it are no longer stored, so they cannot be shown.",
     ),
+    "master_nearing": Words(
+        es="Un patrón ha recorrido más de la mitad del camino hasta el umbral. {master} Mira la cámara y la luz.",
+        en="A master has come more than half of the way to the threshold. {master} Look at the camera and the light.",
+    ),
     "golden_lost": Words(
         es="Hay muestras de referencia que pierden su veredicto: {samples}",
         en="Golden samples lose their verdict: {samples}",
@@ -932,6 +962,14 @@ NOTICES: dict[str, Words] = {
     "nothing_new": Words(
         es="Todas las imágenes estaban ya en la memoria: no ha cambiado.",
         en="All images were in the memory already: it did not change.",
+    ),
+    "taught_taken_back": Words(
+        es="Imágenes que se habían enseñado y ya no son muestras OK: {n}. Están en la carpeta taken_back.",
+        en="Images that had been taught and are no OK samples any more: {n}. They are in the folder taken_back.",
+    ),
+    "taught_not_taken_back": Words(
+        es="El modelo ha vuelto, pero las imágenes que se le habían enseñado siguen como muestras OK. {reason}",
+        en="The model is back, but the images that had been taught to it are OK samples still. {reason}",
     ),
     "samples_not_kept": Words(
         es="Las imágenes no se han guardado como muestras: {reason}", en="The images were not kept as samples: {reason}"
@@ -1006,6 +1044,15 @@ PHRASES: dict[str, Words] = {
         es="{name} tenía una puntuación de {former} y ahora tiene {score}.",
         en="{name} had a score of {former} and now has {score}.",
     ),
+    "taught_scores": Words(
+        es="{name} tiene una puntuación de {former} y tendría {score}.",
+        en="{name} has a score of {former} and would have {score}.",
+    ),
+    "stored_as_ng": Words(es="está guardada como NG", en="it is stored as NG"),
+    "golden_is_ng": Words(
+        es="es una muestra de referencia que debe salir NG", en="it is a golden sample that must be NG"
+    ),
+    "reviewed_as_bad": Words(es="una revisión dice que es mala", en="a review says that it is bad"),
     "golden_unscored": Words(
         es="{name} no se puede puntuar. {reason}",
         en="{name} cannot be scored. {reason}",

@@ -57,10 +57,10 @@ class Metrics:
         self.cache = Gauge("bdi_cache_bytes", "Bytes of loaded memories.", registry=own, multiprocess_mode="livesum")
         self.golden = Gauge(
             "bdi_golden_flips",
-            "Golden samples that lost their verdict.",
+            "Golden samples and masters that lost their verdict.",
             MODEL,
             registry=own,
-            multiprocess_mode="livemax",
+            multiprocess_mode="mostrecent",
         )
         self.drift = Gauge(
             "bdi_drift",

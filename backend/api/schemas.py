@@ -20,6 +20,12 @@ def _split(value: Any) -> Any:
     return [piece.strip() for part in parts if isinstance(part, str) for piece in part.split(",") if piece.strip()]
 
 
+def _listed(value: Any) -> Any:
+    """One name as a list; blank ones, as a form without any sends them, are none."""
+    names = [value] if isinstance(value, str) else value
+    return [name for name in names if name != ""] if isinstance(names, list) else names
+
+
 def _blank_is_none(value: Any) -> Any:
     return None if isinstance(value, str) and not value.strip() else value
 
@@ -316,6 +322,15 @@ class RegionOut(BaseModel):
     contour: list[list[int]] = Field(description="The outline as [[x, y], …].")
 
 
+class MasterOut(BaseModel):
+    """A master that was shown, and what it got the first time; left out the first time."""
+
+    name: str
+    former_score: float = 0.0
+    former_decision: str = ""
+    flipped: bool = Field(description="Whether it gets another verdict than the first time.")
+
+
 class InferResponse(BaseModel):
     """The verdict on one ROI. `decision` is left out, and `is_anomaly` null, without a threshold."""
 
@@ -402,6 +417,7 @@ class InferResponse(BaseModel):
     inference_ms: float
     timings_ms: dict[str, float]
     params: dict[str, Any]
+    golden: MasterOut | None = Field(None, description="Left out unless the request names a master.")
     warnings: list[str]
     recipe_id: str
     request_id: str
@@ -466,6 +482,39 @@ class InferDatasetRequest(DatasetRequest):
     batch_id: str | None = Field(None, description="Recorded with each verdict.")
     station_id: str | None = Field(None, description="Recorded with each verdict.")
     operator: str | None = Field(None, description="Recorded with each verdict.")
+
+
+class TeachRequest(Promise):
+    """Parts that were rejected though they are good, and defects that were missed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "role_id": "Master1",
+                "roi_id": "Pattern",
+                "inspection_ids": ["0f3a9c1e-12"],
+                "dry_run": True,
+                "note": "New supplier, the same part.",
+            }
+        }
+    )
+
+    role_id: str
+    roi_id: str
+    recipe_id: str | None = None
+    inspection_ids: Annotated[list[str], BeforeValidator(_split)] = Field(
+        [],
+        max_length=1000,
+        description="Inspections whose image is kept; one that was reviewed as `bad` and passed is a missed defect.",
+    )
+    filenames: Annotated[list[str], BeforeValidator(_listed)] = Field(
+        [], max_length=1000, description="Names of stored OK samples, as /datasets/list gives them."
+    )
+    dry_run: bool = Field(False, description="Say what would change, and change nothing.")
+    force: bool = Field(False, description="Teach although known parts lose a right verdict.")
+    recalibrate: bool = Field(
+        False, description="Choose the threshold anew, as /calibrate_dataset does with the other fields."
+    )
 
 
 class CertifyRequest(BaseModel):

@@ -7,9 +7,8 @@ import logging
 import threading
 import zipfile
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from backend.records.drifts import Drifts, KeptDrift, OwnDrifts, SharedDrifts, d
 from backend.records.ledger import Ledger
 from backend.records.record import now_us
 from backend.service.appearance import Appearance
-from backend.service.results import FitResult, InferResult
+from backend.service.results import InferResult
 from backend.storage import ModelStore
 
 logger = logging.getLogger(__name__)
@@ -178,7 +177,7 @@ class DriftWatch:
         self.drifts = drifts
         self.wanted = wanted and max(wanted, FEWEST)
         self._waiting: dict[ModelKey, deque[Part]] = {}
-        self._fits: dict[ModelKey, FitResult] = {}
+        self._fits: dict[ModelKey, tuple[Mapping[str, Any], Sequence[Appearance]]] = {}
         self._known: dict[ModelKey, Finding] = {}
         self._troubles: dict[ModelKey, Exception] = {}
         self._references: LRUCache[str, Reference] = LRUCache(64)
@@ -193,11 +192,11 @@ class DriftWatch:
         if self._thread is not None:
             self._thread.join(5)
 
-    def fitted(self, key: ModelKey, result: FitResult) -> None:
-        """A model was fitted or grew: its images are what its parts will be compared with."""
-        if self.wanted and result.appearances:
+    def fitted(self, key: ModelKey, metadata: Mapping[str, Any], pictures: Sequence[Appearance]) -> None:
+        """A model was fitted or grew: how its new images look is what its parts will be compared with."""
+        if self.wanted and pictures:
             with self._lock:
-                self._fits[key] = result
+                self._fits[key] = metadata, pictures
             self._begin()
 
     def add(self, key: ModelKey, result: InferResult) -> list[Notice]:
@@ -244,8 +243,8 @@ class DriftWatch:
             with self._lock:
                 fits, self._fits = self._fits, {}
                 waiting, self._waiting = self._waiting, {}
-            for key, result in fits.items():
-                self._remember(key, result)
+            for key, (metadata, pictures) in fits.items():
+                remember(self.store, key, metadata, pictures)
             for key, parts in waiting.items():
                 self._take(key, list(parts))
 
@@ -321,7 +320,7 @@ class DriftWatch:
                 return Watched.read(kept, self._reference(key, kept)), kept
             except _DAMAGED as err:
                 logger.warning("the drift of %s is learnt anew, because what was kept is damaged: %s", key, err)
-        of_fit = self._of_fit(key, generation)
+        of_fit = _of_fit(self.store, key, generation)
         anew = replace(kept, reference="") if kept else None
         return Watched(generation, of_fit), anew
 
@@ -341,39 +340,45 @@ class DriftWatch:
             raise MemoryNotFound(key=key)
         return str(self.store.manifest(key).get("generation", ""))
 
-    def _path(self, key: ModelKey) -> Path:
-        return self.store.folder(key) / FILE
 
-    def _of_fit(self, key: ModelKey, generation: str) -> Reference | None:
-        """What the fit of `generation` left beside the memory, if it did. Raises DriftNewer."""
-        try:
-            data = self._path(key).read_bytes()
-            with np.load(io.BytesIO(data), allow_pickle=False) as npz:
-                if str(npz["generation"]) != generation:
-                    return None
-            return Reference.read(data)
-        except FileNotFoundError:
-            return None
-        except _DAMAGED as err:
-            logger.warning("%s cannot be used, so first parts are learnt from: %s", self._path(key), err)
-            return None
+def _of_fit(store: ModelStore, key: ModelKey, generation: str) -> Reference | None:
+    """What the fit of `generation` left beside the memory, if it did. Raises DriftNewer."""
+    path = store.folder(key) / FILE
+    try:
+        data = path.read_bytes()
+        with np.load(io.BytesIO(data), allow_pickle=False) as npz:
+            if str(npz["generation"]) != generation:
+                return None
+        return Reference.read(data)
+    except FileNotFoundError:
+        return None
+    except _DAMAGED as err:
+        logger.warning("%s cannot be used, so first parts are learnt from: %s", path, err)
+        return None
 
-    def _remember(self, key: ModelKey, result: FitResult) -> None:
-        """Leave the reference of a fit beside its memory. Without it the first parts are learnt from."""
-        metadata, pictures = result.metadata, result.appearances
-        try:
-            former = self._of_fit(key, str(metadata["grown_from"])) if "grown_from" in metadata else None
-            if former is not None:
-                features = np.array([features_of(one, former.placing) for one in pictures])
-                made = former.joined(features, np.full((len(pictures), N_DISTANCES), np.nan))
-            elif "grown_from" not in metadata and len(pictures) >= FEWEST:
-                made = Reference.of(pictures)
-            else:
-                return
-            data = made.to_bytes(str(metadata["generation"]))
-            write_atomic(self._path(key), lambda file: file.write(data))
-        except (DiskFull, ReadOnlyStore, DriftNewer, OSError) as err:
-            logger.warning("the pictures of the fit of %s are not kept, so first parts are learnt from: %s", key, err)
+
+def remember(store: ModelStore, key: ModelKey, metadata: Mapping[str, Any], pictures: Sequence[Appearance]) -> None:
+    """Leave what the images of a fit or growth look like beside its memory. Without it the first parts are learnt from.
+
+    Args:
+        metadata: of the memory, as it was stored. If another one is in its place by now, nothing is left.
+        pictures: of the images that are new.
+    """
+    generation = str(metadata["generation"])
+    try:
+        former = _of_fit(store, key, str(metadata["grown_from"])) if "grown_from" in metadata else None
+        if former is not None:
+            features = np.array([features_of(one, former.placing) for one in pictures])
+            made = former.joined(features, np.full((len(pictures), N_DISTANCES), np.nan))
+        elif "grown_from" not in metadata and len(pictures) >= FEWEST:
+            made = Reference.of(pictures)
+        else:
+            return
+        if store.manifest(key).get("generation") == generation:
+            data = made.to_bytes(generation)
+            write_atomic(store.folder(key) / FILE, lambda file: file.write(data))
+    except (DiskFull, ReadOnlyStore, DriftNewer, OSError) as err:
+        logger.warning("the pictures of the fit of %s are not kept, so first parts are learnt from: %s", key, err)
 
 
 def watch_of(store: ModelStore, ledger: Ledger | None, settings: Settings) -> DriftWatch:

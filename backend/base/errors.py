@@ -64,6 +64,10 @@ InspectionError
 ├── GoldenFlipped: key, samples
 ├── GoldenStopped: key, samples, retry_after
 ├── GoldenImageGone: name
+├── NothingToTeach
+├── TaughtIsBad: name, reason
+├── TaughtElsewhere: id, theirs, key
+├── TeachingRefused: key, parts
 ├── InspectionNotFound: id
 ├── ImageNotKept: id, reason
 ├── RecordsOff
@@ -360,6 +364,22 @@ class GoldenStopped(InspectionError):
 
 class GoldenImageGone(InspectionError):
     code = "golden_image_gone"
+
+
+class NothingToTeach(InspectionError):
+    code = "nothing_to_teach"
+
+
+class TaughtIsBad(InspectionError):
+    code = "taught_is_bad"
+
+
+class TaughtElsewhere(InspectionError):
+    code = "taught_elsewhere"
+
+
+class TeachingRefused(InspectionError):
+    code = "teaching_refused"
 
 
 class IdTwin(InspectionError):

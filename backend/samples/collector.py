@@ -180,8 +180,9 @@ class Collector:
         """Score the stored samples of `labels` as /infer would; with `leave_out` as /calibrate_dataset does.
 
         Raises:
-            MemoryNotFound, ExtractorMismatch, DamagedFile: before the first item.
+            GoldenStopped, MemoryNotFound, ExtractorMismatch, DamagedFile: before the first item.
         """
+        self.inspector.gate.inspection(key)
         scorer = SampleScorer(
             self.inspector, self.samples, key, default_mm_per_px=default_mm_per_px, leave_out=leave_out
         )

@@ -136,6 +136,7 @@ class Rebuilder:
                 return
             if metadata.get("images") and metadata["generation"] != self.history.plan(key).generation:
                 logger.info("recording the memory of %s that was not recorded yet", key)
+                self.samples.take_back(key, {image["sha256"] for image in metadata["images"]})
                 self.history.record_memory(key, metadata)
 
     def _run(self) -> None:

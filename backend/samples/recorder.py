@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from backend.base.config import Settings
 from backend.base.errors import (
+    DamagedFile,
     DatasetsFull,
     FitInProgress,
     InspectionError,
+    SampleNotFound,
     StorageFailed,
 )
 from backend.base.files import write_atomic, write_json
@@ -81,10 +83,13 @@ class Recorder:
         """Record the calibration."""
         return self._record(key, lambda: self.history.append(key, "calibrate", {"values": values}))
 
-    def restored(self, key: ModelKey, generation: str, values: Mapping[str, Any] | None) -> list[Notice]:
-        """Record the restore."""
-        event = {"generation": generation, **({} if values is None else {"values": plain_calibration(values)})}
-        return self._record(key, lambda: self.history.append(key, "restore", event))
+    def restored(self, key: ModelKey, metadata: Mapping[str, Any], values: Mapping[str, Any] | None) -> list[Notice]:
+        """Record the restore, and take the samples back that teaching stored for a memory that is no longer in use."""
+        calibration = {} if values is None else {"values": plain_calibration(values)}
+        event = {"generation": metadata.get("generation", ""), **calibration}
+        # The record comes last: where it is missing, the next start does both again.
+        notices = self._taken_back(key, {image["sha256"] for image in metadata.get("images", ())})
+        return [*notices, *self._record(key, lambda: self.history.append(key, "restore", event))]
 
     def inspected(self, key: ModelKey, name: str, inspection: Inspection, threshold: float | None) -> None:
         """Write the heatmap and its numbers, with DEBUG_HEATMAPS."""
@@ -106,6 +111,13 @@ class Recorder:
             self.debug.write(f"{key}_{name}", heatmap_png(inspection, "relative", low, high), numbers)
         except StorageFailed as err:
             logger.warning("the debug heatmap of %s cannot be written: %s", key, err)
+
+    def _taken_back(self, key: ModelKey, learnt: Collection[str]) -> list[Notice]:
+        try:
+            back = self.samples.take_back(key, learnt)
+        except (*_STORE_TROUBLE, DamagedFile, SampleNotFound) as err:
+            return [self._trouble("taught_not_taken_back", key, err)]
+        return [Notice("taught_taken_back", {"n": len(back)})] if back else []
 
     def _record(self, key: ModelKey, write: Callable[[], None]) -> list[Notice]:
         if not (self.settings.store_samples or self.samples.folder(key).is_dir()):

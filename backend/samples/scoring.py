@@ -128,10 +128,7 @@ class SampleScorer:
         """Score `chosen` in order; the next ones are read and embedded meanwhile. Raises Cancelled."""
         for number, (read, tokens) in enumerate(self.embedded(chosen, job)):
             job.check()
-            try:
-                scored = self._score(read, tokens)
-            except InspectionError as err:
-                scored = Scored(read.sample, read.mm_per_px, error=err)
+            scored = self.judged(read, tokens)
             job.report("score", number + 1, len(chosen))
             yield scored
 
@@ -168,13 +165,23 @@ class SampleScorer:
             return Read(sample, mm_per_px, error=err)
         return Read(sample, mm_per_px, ready, notices=[*ready[0].notices, *known.notices], shape=known.shape)
 
-    def _score(self, read: Read, tokens: Tokens | None) -> Scored:
+    def judged(self, read: Read, tokens: Tokens | None, *, leave_out: bool | None = None) -> Scored:
+        """What this scorer makes of a sample that was read, by this one or by another of the same grid.
+
+        `leave_out`: as the scorer's own; that when None.
+        """
+        try:
+            return self._score(read, tokens, self.leave_out if leave_out is None else leave_out)
+        except InspectionError as err:
+            return Scored(read.sample, read.mm_per_px, error=err)
+
+    def _score(self, read: Read, tokens: Tokens | None, without_own: bool) -> Scored:
         if read.ready is None or tokens is None:
             assert read.error
             raise read.error
         _, roi = read.ready
         number = self.number_of(read)
-        leave_out = number if self.leave_out else None
+        leave_out = number if without_own else None
         if leave_out is not None and self._is_alone(leave_out):
             raise OnlyImage(name=read.sample.name)
         inspection = self.pipeline.judge(tokens, roi, leave_out=leave_out)

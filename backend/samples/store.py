@@ -2,6 +2,8 @@
 
 SAMPLE_<utc>_<n>.png|jpg|bmp|tif|webp   the bytes as they were sent; its rename is the commit
 SAMPLE_<utc>_<n>.json                   what is known of it, written before the image
+
+Beside `ok` and `ng`, `taken_back` holds what teaching stored as OK for a memory that was replaced by an earlier one.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ import json
 import math
 import mimetypes
 import os
+import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -40,6 +43,9 @@ from backend.service.sidecars import meta_path
 from backend.storage import Stamp
 
 LABELS = ("ok", "ng")
+TAKEN_BACK = "taken_back"
+TAUGHT = "teach"
+"""The source of what teaching stores."""
 WRITERS = 4
 USAGE_AGE_S = 30.0
 LOCK_WAIT_S = 120.0
@@ -244,6 +250,25 @@ class SampleStore:
             _remove(path)
         return there
 
+    def take_back(self, key: ModelKey, learnt: Collection[str]) -> list[str]:
+        """Take what teaching stored as OK out of the samples, and bring back what had been taken out of them.
+
+        Args:
+            learnt: SHA-256 of the images that the memory in use was made from. What is among them is a sample again.
+
+        Returns:
+            The names of the samples that were taken out.
+
+        Raises:
+            DamagedFile, FitInProgress, DiskFull, ReadOnlyStore, SampleNotFound.
+        """
+        for name, digest in self.digests(key, TAKEN_BACK).items():
+            if digest in learnt:
+                self.move(key, name, TAKEN_BACK, "ok")
+        unknown = [name for name, digest in self.digests(key, "ok").items() if digest not in learnt]
+        taught = [name for name in unknown if self.meta(key, "ok", name).get("source") == TAUGHT]
+        return [self.move(key, name, "ok", TAKEN_BACK) for name in taught]
+
     def delete(self, key: ModelKey, label: str, name: str) -> None:
         """Remove one sample. Raises InvalidFilename, SampleNotFound."""
         self.path(key, label, name)
@@ -263,6 +288,8 @@ class SampleStore:
                     cleared += 1
                 for left_over in self.folder(key, label).glob("*.json"):
                     left_over.unlink(missing_ok=True)
+            if set(labels) == {*LABELS}:
+                shutil.rmtree(self.folder(key, TAKEN_BACK), ignore_errors=True)
         self._usage = (0, -math.inf)
         return cleared
 

@@ -35,7 +35,7 @@ from backend.patchcore import Backend, Distance, PatchCoreMemory, Reserve, RowsD
 from backend.service.appearance import Appearance
 from backend.service.embedding import Augmentation, Embeddings, embed_images, rows_of_several
 from backend.service.images import ImageFile
-from backend.service.inspection import Inspector
+from backend.service.inspection import Decided, Inspector
 from backend.service.jobs import Job
 from backend.service.leaving_out import images_left_out
 from backend.service.models import FittedModel, index_bytes
@@ -306,6 +306,32 @@ def _share(n_before: int, n_new: int, rate: float) -> int:
     return coreset_size(n, rate, n) - coreset_size(n_before, rate, n)
 
 
+@dataclass(frozen=True)
+class Growth:
+    """A growth that is not committed.
+
+    Attributes:
+        model: as it is.
+        new: the memory as it would be; None where `fresh` is empty.
+        fresh: the images that the memory has not seen.
+        n_duplicates: images that it has.
+        notices: what is to be said of it.
+        appearances: how images of `fresh` look.
+    """
+
+    model: FittedModel
+    new: NewMemory | None
+    fresh: list[ImageFile]
+    n_duplicates: int
+    notices: list[Notice]
+    appearances: Sequence[Appearance] = ()
+
+    @property
+    def grown(self) -> FittedModel:
+        """The model as it would be."""
+        return self.model if self.new is None else FittedModel(self.new.memory, self.new.stored, None)
+
+
 class Fitter:
     """Fits, grows and commits the memories of the models that `inspector` inspects with.
 
@@ -459,21 +485,56 @@ class Fitter:
         finally:
             self._fitting.release()
 
+    def growth(self, key: ModelKey, files: Sequence[ImageFile], job: Job) -> Growth:
+        """What `grow` would make of the model with `files`; nothing is written. The caller has the `turn`.
+
+        Raises:
+            MemoryNotFound: there is nothing to grow.
+            MemoryMismatch, BadImage, Cancelled, DamagedFile.
+        """
+        queue = self.inspector.host.queue()
+        found, _ = self.inspector.fitted(key)
+        model = self._growable(key, found.stored.number("mm_per_px", 1.0))
+        if model is None:
+            raise MemoryNotFound(key=key)
+        files, notices = with_shape(files, model)
+        numbers = _unknown([hashlib.sha256(file.read()).hexdigest() for file in files], model)
+        fresh = [files[n] for n in numbers]
+        if not fresh:
+            return Growth(model, None, [], len(files), notices)
+        embeddings = self._embed_fresh(key, fresh, model, queue, job)
+        old = replace(model.stored, reserve=self.inspector.store.load_reserve(key, model.stored))
+        new = NewMemory.grown(old, fresh, embeddings, self.options, job.stage("coreset"))
+        notices += self._about(new.memory, embeddings, model)
+        return Growth(model, new, fresh, len(files) - len(fresh), notices, embeddings.appearances)
+
     def commit(
-        self, key: ModelKey, new: NewMemory, files: Sequence[ImageFile] = (), change: Change | None = None
+        self,
+        key: ModelKey,
+        new: NewMemory,
+        files: Sequence[ImageFile] = (),
+        change: Change | None = None,
+        calibration: Decided | None = None,
     ) -> tuple[StoredMemory, list[Notice]]:
         """Write a memory, and tell the journal of it and of `files`. The caller holds the store's `writing(key)`.
+
+        `calibration`: takes effect with it, in the same step; without one, that of before goes on.
 
         Raises:
             GoldenFlipped, DiskFull, ReadOnlyStore: nothing was changed.
         """
         inspector, memory = self.inspector, new.memory
-        guarded = inspector.gate.change(key, FittedModel(memory, new.stored, None), inspector.known_calibration(key))
+        known = calibration.read if calibration else inspector.known_calibration(key)
+        guarded = inspector.gate.change(key, FittedModel(memory, new.stored, None), known)
         notices = inspector.journal.keep(key, files, float(new.metadata["mm_per_px"])) if files else []
-        stored = inspector.store.save_memory(key, new.stored, index_bytes(memory), change)
+        values = calibration.values if calibration else None
+        stored = inspector.store.save_memory(key, new.stored, index_bytes(memory), change, values)
         memory.reserve = None  # the store has it, and inspections need none
         inspector.cache.put(key, memory, stored, inspector.store.stamp(key))
-        return stored, [*notices, *inspector.journal.fitted(key, stored.metadata), *guarded()]
+        notices += inspector.journal.fitted(key, stored.metadata)
+        if values is not None:
+            notices += inspector.journal.calibrated(key, {**values, "generation": stored.generation})
+        return stored, [*notices, *guarded()]
 
     def _growable(self, key: ModelKey, mm_per_px: float, grid: Grid | None = None) -> FittedModel | None:
         """The memory that may grow, or None when there is none yet. Raises MemoryMismatch, DamagedFile."""

@@ -45,6 +45,24 @@ class Judge:
     notices: list[Notice]
 
 
+@dataclass(frozen=True)
+class Decided:
+    """A calibration that is not written yet: what calib.json would hold, and what is to be said of it.
+
+    `doubts`: what about it can hardly be meant.
+    """
+
+    values: dict[str, Any]
+    criteria: Criteria
+    notices: list[Notice]
+    doubts: list[Notice]
+
+    @property
+    def read(self) -> dict[str, Any]:
+        """As it would be read back."""
+        return {**self.values, "good_scores": self.criteria.good}
+
+
 class Gate(Protocol):
     """Is asked before a model changes, and before each inspection."""
 
@@ -218,6 +236,44 @@ class Inspector:
         """
         terms, (model, notices) = terms or Terms(), self.fitted(key)
         former = terms.scored_with or self._former_criteria(key, model)
+        decided = self.decided(
+            model,
+            ok_scores=ok_scores,
+            ng_scores=ng_scores,
+            mm_per_px=mm_per_px,
+            area_mm2_thr=area_mm2_thr,
+            score_percentile=score_percentile,
+            terms=terms,
+        )
+        with self.store.writing(key, self.settings.fit_wait_s):
+            if self.store.stamp(key) != model.stamp:
+                raise FitInProgress(key=key, retry_after=1)
+            recorded = self.commit_calibration(key, model, decided, Change("calibrate", terms.author, terms.note))
+        said = [*notices, *decided.notices, *_about_scoring(former, decided.criteria), *decided.doubts]
+        return CalibrationResult(decided.values, [*self.warnings(), *said, *recorded])
+
+    def commit_calibration(self, key: ModelKey, model: FittedModel, decided: Decided, change: Change) -> list[Notice]:
+        """Write a calibration, tell the journal, and what is to be said. The caller holds the store's `writing(key)`.
+
+        Raises:
+            GoldenFlipped, DiskFull, ReadOnlyStore: nothing was changed.
+        """
+        guarded = self.gate.change(key, model, decided.read)
+        self.store.save_calibration(key, decided.values, change)
+        return [*self.journal.calibrated(key, decided.values), *guarded()]
+
+    def decided(
+        self,
+        model: FittedModel,
+        *,
+        ok_scores: Sequence[float],
+        ng_scores: Sequence[float] = (),
+        mm_per_px: float,
+        area_mm2_thr: float | None = None,
+        score_percentile: float | None = None,
+        terms: Terms,
+    ) -> Decided:
+        """What a calibration of `model` with these scores is; nothing is written."""
         percentile = score_percentile or self.settings.score_percentile
         scoring = replace(Scoring.of(self.settings, model.memory.kind), percentile=percentile)
         area = self.settings.area_mm2_thr if area_mm2_thr is None else area_mm2_thr
@@ -249,19 +305,13 @@ class Inspector:
             "good_scores": GoodScores.of(ok_scores).as_dict(),
         }
         criteria = Criteria(scoring, decision.value, area, GoodScores.of(ok_scores))
-        doubts = doubts_of(criteria, scoring.most(model.longest_row))
-        with self.store.writing(key, self.settings.fit_wait_s):
-            if self.store.stamp(key) != model.stamp:
-                raise FitInProgress(key=key, retry_after=1)
-            guarded = self.gate.change(key, model, {**values, "good_scores": GoodScores.of(ok_scores)})
-            self.store.save_calibration(key, values, Change("calibrate", terms.author, terms.note))
-            recorded = [*self.journal.calibrated(key, values), *guarded()]
+        notices = []
         if chosen.overlap:
             notices.append(Notice("scores_overlap", {"p_ok": chosen.p_ok, "p5_ng": chosen.p5_ng}))
         if len(ok_scores) < FEW_OK:
             notices.append(Notice("few_ok_scores", {"n": len(ok_scores)}))
-        notices += [*about_promise(decision, terms), *_about_scoring(former, Criteria(scoring, decision.value, area))]
-        return CalibrationResult(values, [*self.warnings(), *notices, *doubts, *recorded])
+        doubts = doubts_of(criteria, scoring.most(model.longest_row))
+        return Decided(values, criteria, [*notices, *about_promise(decision, terms)], doubts)
 
     def restore(self, key: ModelKey, name: str, change: Change) -> tuple[Version, list[Notice]]:
         """Bring a version back: its memory, its calibration and its shape in one step, bit for bit.
@@ -275,7 +325,7 @@ class Inspector:
             model, calibration = self.version_of(key, version)
             guarded = self.gate.change(key, model, calibration)
             self.store.restore(key, version, change)
-            recorded = [*self.journal.restored(key, model.stored.generation, calibration), *guarded()]
+            recorded = [*self.journal.restored(key, model.stored.metadata, calibration), *guarded()]
         self.cache.model(key)  # which makes its index again
         logger.info("restored %s of %s%s", version.name, key, f" for {change.author}" if change.author else "")
         return version, [*self.warnings(), *recorded]

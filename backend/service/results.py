@@ -129,8 +129,11 @@ class Journal(Protocol):
         """The calibration that was just written. The caller holds the model's lock."""
         ...
 
-    def restored(self, key: ModelKey, generation: str, values: Mapping[str, Any] | None) -> list[Notice]:
-        """A version that was just restored, by its memory, and its calibration. The caller holds the model's lock."""
+    def restored(self, key: ModelKey, metadata: Mapping[str, Any], values: Mapping[str, Any] | None) -> list[Notice]:
+        """The memory's metadata of a version that was just restored, and its calibration.
+
+        The caller holds the model's lock.
+        """
         ...
 
     def inspected(self, key: ModelKey, name: str, inspection: Inspection, threshold: float | None) -> None:
@@ -153,7 +156,7 @@ class NoJournal:
         """See Journal."""
         return []
 
-    def restored(self, key: ModelKey, generation: str, values: Mapping[str, Any] | None) -> list[Notice]:
+    def restored(self, key: ModelKey, metadata: Mapping[str, Any], values: Mapping[str, Any] | None) -> list[Notice]:
         """See Journal."""
         return []
 

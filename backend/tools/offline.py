@@ -20,8 +20,10 @@ from rich.text import Text
 from backend.api import catalogue
 from backend.assurance.certificate import CertificateOptions, certify_stored
 from backend.assurance.certificate import certify as certify_on
+from backend.assurance.golden import GoldenSet
 from backend.assurance.page import page
 from backend.assurance.parts import Parts
+from backend.assurance.watch import remember
 from backend.assurance.words import Language
 from backend.base.config import Settings, load_settings
 from backend.base.decoding import ImageOptions
@@ -35,10 +37,11 @@ from backend.resnet_api.predictor import Predictor
 from backend.roi_mask import Shape
 from backend.samples.collector import Collector, basis_of
 from backend.samples.scoring import Sample, SampleScorer, Scored
+from backend.samples.store import SampleStore
 from backend.service.calibration import Terms
 from backend.service.fitting import Fitter
 from backend.service.images import ImageFile, decoded
-from backend.service.inspection import Inspector
+from backend.service.inspection import Inspector, OpenGate
 from backend.service.jobs import Job
 from backend.service.results import CalibrationResult, InferResult
 from backend.tools.records import Recorder, recorder
@@ -74,6 +77,9 @@ class Session:
     def __init__(self, settings: Settings, inspector: Inspector | None = None, *, quiet: bool = False) -> None:
         self.settings = settings
         self.inspector = inspector or Inspector(settings)
+        if isinstance(self.inspector.gate, OpenGate):
+            stored = SampleStore(settings.datasets_dir, max_gb=settings.datasets_max_gb)
+            self.inspector.gate = GoldenSet(self.inspector, stored)
         self.bars = Bars(quiet=quiet)
         self._open = ExitStack()
 
@@ -115,6 +121,7 @@ def fit(key: ModelKey, folder: Path, *, mm_per_px: float, shape: Shape | None) -
     files = [ImageFile.named(path.name, path.read_bytes, shape) for path in images_in([folder])]
     with Session(load_settings()) as session:
         result = Fitter(session.inspector).fit(key, files, mm_per_px=mm_per_px, job=session.job())
+        remember(session.inspector.store, key, result.metadata, result.appearances)
     warn(result.warnings)
     version = result.metadata["model_version"]
     say(str(key), f"{len(files)} images, {result.coreset_size} rows, model version {version}")

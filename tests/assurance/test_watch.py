@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from backend.assurance.reference import FEWEST, VERSION
-from backend.assurance.watch import FILE, DriftWatch
+from backend.assurance.watch import FILE, DriftWatch, remember
 from backend.base.errors import DriftNewer, MemoryNotFound
 from backend.base.keys import ModelKey
 from backend.extractors.protocol import prepare
@@ -19,6 +19,7 @@ from backend.service.appearance import appearance_of
 from backend.service.fitting import Fitter
 from backend.service.inspection import Inspector
 from backend.service.results import FitResult, InferResult
+from backend.storage import Change
 from tests.parts import good_files, part, quick_settings
 
 KEY = ModelKey.of("Master1", "Pattern")
@@ -59,7 +60,7 @@ def told(watch: DriftWatch, result: FitResult, first: int, n: int, **kind: bool)
 def test_from_the_fit_to_a_drift_and_back(fitted: tuple[Inspector, FitResult]) -> None:
     inspector, result = fitted
     watch = DriftWatch(inspector.store, OwnDrifts(), WANTED)
-    watch.fitted(KEY, result)
+    watch.fitted(KEY, result.metadata, result.appearances)
     watch.take_in()
     assert (inspector.store.folder(KEY) / FILE).exists()
     told(watch, result, 100, 10)
@@ -83,7 +84,7 @@ def test_from_the_fit_to_a_drift_and_back(fitted: tuple[Inspector, FitResult]) -
 def test_a_change_right_after_the_fit_is_a_drift_and_is_not_learnt(fitted: tuple[Inspector, FitResult]) -> None:
     inspector, result = fitted
     watch = DriftWatch(inspector.store, OwnDrifts(), WANTED)
-    watch.fitted(KEY, result)
+    watch.fitted(KEY, result.metadata, result.appearances)
     watch.take_in()
     told(watch, result, 100, WANTED + 20, dark=True)
     found = watch.finding(KEY)
@@ -151,7 +152,7 @@ def test_after_a_refit_the_pictures_of_the_new_fit_count(fitted: tuple[Inspector
     kept = drifts.load(KEY)
     assert kept is not None
     drifts._kept[KEY] = kept.__class__(**{**kept.__dict__, "generation": "former"})
-    watch.fitted(KEY, result)
+    watch.fitted(KEY, result.metadata, result.appearances)
     told(watch, result, 200, 5)
     assert watch.finding(KEY).learnt == 5
     told(watch, result, 300, 8, dark=True)
@@ -202,3 +203,20 @@ def test_without_a_model_there_is_nothing_to_say_and_with_0_parts_nothing_is_wat
     off.take_in()
     assert drifts.load(KEY) is None
     assert not off.states()
+
+
+def test_a_restore_brings_back_what_the_images_of_its_fit_look_like(tmp_path: Path) -> None:
+    inspector = Inspector(quick_settings(tmp_path, coreset_rate=0.2, results_db=None))
+    inspector.start()
+    fitter, store, path = Fitter(inspector), inspector.store, inspector.store.folder(KEY) / FILE
+    first = fitter.fit(KEY, good_files(FEWEST), mm_per_px=0.2)
+    remember(store, KEY, first.metadata, first.appearances)
+    before = path.read_bytes()
+    second = fitter.fit(KEY, good_files(FEWEST + 1), mm_per_px=0.2)
+    remember(store, KEY, first.metadata, first.appearances)  # by a worker that comes late
+    assert path.read_bytes() == before
+    remember(store, KEY, second.metadata, second.appearances)
+    assert path.read_bytes() != before
+    inspector.restore(KEY, str(first.metadata["generation"]), Change("restore"))
+    assert path.read_bytes() == before
+    inspector.close()

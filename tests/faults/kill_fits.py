@@ -1,4 +1,7 @@
-"""kill -9 at random moments of fits, growths, restores, uploads and calibrations: models, versions, samples are whole.
+"""kill -9 at random moments of fits, growths, lessons, restores, uploads and calibrations.
+
+Models, versions and samples are whole afterwards. Every model that was answered is in use or kept as a version, and no
+version changes or goes but by MODEL_VERSIONS.
 
 python -m tests.faults.kill_fits --rounds 100
 """
@@ -15,19 +18,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
 
 from backend.base.errors import MemoryNotFound
 from backend.base.images import decode_image
 from backend.base.keys import ModelKey
 from backend.samples.history import FitHistory
-from backend.samples.store import LABELS, SampleStore
+from backend.samples.store import LABELS, TAKEN_BACK, SampleStore
 from backend.storage import ModelStore
 from tests.faults.service import running
-from tests.parts import encoded, part
+from tests.parts import BGR, encoded, part
 
 KEYS = [ModelKey.of("Master1", "Pattern"), ModelKey.of("Master1", "Pattern", "red")]
 PATIENCE_S = 300.0
+KEPT, MOST_WRITES = 40, 16  # versions, and what one round may add to them
 
 
 @dataclass
@@ -43,11 +48,22 @@ class Report:
 
 @dataclass
 class Model:
-    """What the client knows of one model: the last answer, and whether another fit may have been committed since."""
+    """What the client knows of one model: the last answer, and whether another fit may have been committed since.
+
+    Attributes:
+        answered: the generations of this round's answers.
+        versions: digests of the files of each version, the newest first, as they were after the last round.
+    """
 
     generation: str = ""
     under_way: bool = False
-    versions: int = 0
+    answered: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def now(self, generation: str) -> None:
+        """An answer says that this is the memory in use."""
+        self.generation, self.under_way = generation, False
+        self.answered.append(generation)
 
 
 class Client(threading.Thread):
@@ -72,19 +88,21 @@ class Client(threading.Thread):
         ids = {"role_id": self.key.role_id, "roi_id": self.key.roi_id, "recipe_id": self.key.recipe_id}
         seeds = self.random.sample(range(60), self.random.randint(1, 4))
         files = [("images", (f"{seed}.png", encoded(part(seed)), "image/png")) for seed in seeds]
-        kind = self.random.choice(["fit", "grow", "upload", "calibrate", "restore"])
+        kind = self.random.choice(["fit", "grow", "upload", "calibrate", "restore", "teach"])
         if kind in {"fit", "grow"}:
             self.known.under_way = True
             form = {**ids, "mm_per_px": "0.2", "memory_fit": str(kind == "grow").lower()}
             answer = self._checked(client.post("/fit_ok", data=form, files=files))
-            self.known.generation, self.known.under_way = answer["generation"], False
+            self.known.now(answer["generation"])
         elif kind == "restore":
             kept = self._checked(client.get("/versions", params=ids)).get("versions")
             if kept:
                 self.known.under_way = True
                 version = self.random.choice(kept)["version"]
                 answer = self._checked(client.post(f"/versions/{version}/restore", json=ids))
-                self.known.generation, self.known.under_way = answer["generation"], False
+                self.known.now(answer["generation"])
+        elif kind == "teach":
+            self._teach(client, ids)
         elif kind == "upload":
             self._checked(client.post(f"/datasets/{self.random.choice(LABELS)}/upload", data=ids, files=files))
         else:
@@ -92,6 +110,19 @@ class Client(threading.Thread):
             if answer.get("code", "memory_not_found") not in {"memory_not_found", "not_enough_samples"}:
                 self.faults.append(f"/calibrate_dataset answered {answer}")
         self.answered += 1
+
+    def _teach(self, client: httpx.Client, ids: dict[str, str]) -> None:
+        image = {"image": ("seen.png", encoded(stained(self.random.randrange(60))), "image/png")}
+        seen = client.post("/infer", data={**ids, "mm_per_px": "0.2"}, files=image).json()
+        if seen.get("code") == "memory_not_found":
+            return
+        self.known.under_way = True
+        lesson = {"inspection_ids": [seen["inspection_id"]], "force": True, "recalibrate": self.random.random() < 0.5}
+        response = client.post("/teach", json={**ids, **lesson})
+        if response.json().get("code") == "calibration_needed":
+            self.known.under_way = False
+        else:
+            self.known.now(self._checked(response)["generation"])
 
     def _checked(self, response: httpx.Response) -> dict[str, Any]:
         answer: dict[str, Any] = response.json()
@@ -101,12 +132,19 @@ class Client(threading.Thread):
         return answer
 
 
+def stained(seed: int) -> BGR:
+    """A good part with a stain that no part of the fits has."""
+    image = part(seed)
+    cv2.circle(image, (30, 62), 7, (60, 110, 60), -1)
+    return image
+
+
 def run(rounds: int, seed: int, folder: Path) -> Report:
     """Kill the service `rounds` times at random moments; what was wrong afterwards is in `faults`."""
     chance, report = random.Random(seed), Report()
     known = {key: Model() for key in KEYS}
     for number in range(rounds):
-        with running(folder) as service:
+        with running(folder, MODEL_VERSIONS=str(KEPT), KEEP_IMAGES="all") as service:
             clients = [Client(service.url, key, known[key], chance.randrange(10**9)) for key in KEYS]
             for client in clients:
                 client.start()
@@ -133,7 +171,7 @@ def _let_work(clients: list[Client], chance: random.Random) -> None:
 
 def _faults(folder: Path, known: dict[ModelKey, Model]) -> list[str]:
     faults = []
-    truth = {hashlib.sha256(encoded(part(seed))).hexdigest() for seed in range(60)}
+    truth = {hashlib.sha256(encoded(make(seed))).hexdigest() for seed in range(60) for make in (part, stained)}
     for key, model in known.items():
         faults += _model_faults(folder, key, model)
         faults += _sample_faults(SampleStore(folder / "datasets", max_gb=1), key, truth)
@@ -150,21 +188,41 @@ def _model_faults(folder: Path, key: ModelKey, model: Model) -> list[str]:
             faults.append(f"{key}: the metadata do not fit each other")
         model.generation = memory.generation
         store.load_calibration(key)
-        for version in store.versions(key):
-            store.load_version(key, version)
-        if len(store.versions(key)) < model.versions:
-            faults.append(f"{key}: a version is lost")
-        model.versions = len(store.versions(key))
+        faults += _version_faults(store, key, model, memory.generation)
     except MemoryNotFound:
         if model.generation:
             faults.append(f"{key}: the model is lost")
     model.under_way = False
     store.load_calibration(key)
-    stored = set(SampleStore(folder / "datasets", max_gb=1).digests(key, "ok").values())
+    samples = SampleStore(folder / "datasets", max_gb=1)
+    stored = {digest for label in ("ok", TAKEN_BACK) for digest in samples.digests(key, label).values()}
     needed = {digest for step in FitHistory(folder / "datasets").plan(key).steps for digest in step["images"]}
     if not needed <= stored:
         faults.append(f"{key}: {len(needed - stored)} recorded images are not stored")
     return faults
+
+
+def _version_faults(store: ModelStore, key: ModelKey, model: Model, generation: str) -> list[str]:
+    """What is wrong with the versions: one cannot be read, another one is gone or has changed."""
+    faults, versions = [], store.versions(key)
+    for version in versions:
+        if version.name not in model.versions:
+            store.load_version(key, version)
+    found = {version.name: _digest(version.folder) for version in versions}
+    kept = {generation, *(version.generation for version in versions)}
+    faults += [f"{key}: the answered model {one} is lost" for one in model.answered if one not in kept]
+    sure = list(model.versions)[: KEPT - MOST_WRITES]
+    faults += [f"{key}: the version {name} is lost" for name in sure if name not in found]
+    changed = [name for name, digest in found.items() if model.versions.get(name, digest) != digest]
+    faults += [f"{key}: the version {name} has changed" for name in changed]
+    model.versions, model.answered = found, []
+    return faults
+
+
+def _digest(version: Path) -> str:
+    """Of the memory and the calibration of a version."""
+    files = (version / name for name in ("memory.npz", "calib.json"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files if path.exists())).hexdigest()
 
 
 def _sample_faults(store: SampleStore, key: ModelKey, truth: set[str]) -> list[str]:

@@ -13,9 +13,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from backend.assurance.golden import GoldenSet
+from backend.assurance.reference import FEWEST
+from backend.assurance.watch import FILE
 from backend.base.config import load_settings
+from backend.base.errors import GoldenFlipped, GoldenStopped
 from backend.base.keys import ModelKey
 from backend.samples.collector import Collector
+from backend.samples.store import Draft
 from backend.service.images import ImageFile
 from backend.storage import ModelStore
 from backend.tools.cli import app, main
@@ -359,3 +364,27 @@ def test_the_bank_names_the_image_that_is_broken(
         main()
     assert ended.value.code == 1
     assert "00cut.png" in capsys.readouterr().err
+
+
+def test_a_golden_sample_that_lost_its_verdict_stops_verdicts(fitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = Collector(load_settings())
+    key = ModelKey.of("cli", "default")
+    (kept,) = collector.samples.add(key, "ng", [Draft("bad.png", lambda: BAD, "upload", 0.2)])
+    assert run("calibrate", "--ok-scores", "0.2 0.21").exit_code == 0
+    golden = GoldenSet(collector.inspector, collector.samples)
+    golden.mark(key, kept.name, "ng", golden=True)
+    monkeypatch.setenv("GOLDEN_BLOCKS", "1")
+    assert len(rows("bad")) == 1
+    refused = run("calibrate", "--ok-scores", "0.9 0.91")
+    assert isinstance(refused.exception, GoldenFlipped)
+    path = collector.inspector.store.folder(key) / "calib.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "threshold": 0.95}), "utf-8")
+    stopped = run("infer", "bad", "--json", "--out", "overlays")
+    assert isinstance(stopped.exception, GoldenStopped) and '"score"' not in stopped.stdout
+
+
+def test_a_fit_leaves_what_its_images_look_like(desk: Path) -> None:
+    for seed in range(4, FEWEST):
+        put(desk / "good" / f"{seed:02d}.png", encoded(part(seed)))
+    assert run("fit", "good").exit_code == 0
+    assert (desk / "models/cli/default" / FILE).exists()

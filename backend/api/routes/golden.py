@@ -43,7 +43,7 @@ class GoldenRequest(BaseModel):
     role_id: str
     roi_id: str
     recipe_id: str | None = None
-    filename: str = Field(description="Name of the image, as /datasets/list gives it.")
+    filename: str = Field(description="Name of the image, as /datasets/list gives it; to unmark it, also of a master.")
     expected: Literal["ok", "ng"] | None = Field(None, description="The verdict that it must get; its label's without.")
     golden: bool = Field(True, description="false: it is golden no longer.")
     author: str | None = Field(None, max_length=128, description="Who says so; the API key's name without it.")
@@ -78,10 +78,16 @@ async def mark(
 
 @router.get("/golden", responses=RESPONSES)
 def get_samples(request: Request, golden: GoldenDep, key: QueryKey) -> dict[str, Any]:
-    """The golden samples, and what came of them the last time that this process scored them."""
+    """The golden samples and masters, and what came of the samples the last time that this process scored them."""
     last = golden.runs.get(key)
     known = list(golden.samples(key).values())
-    return {"samples": known, **({"last": _told(request, last)} if last else {}), **identity(request, key)}
+    masters = [{"name": name, **one} for name, one in golden.masters(key).items()]
+    return {
+        "samples": known,
+        "masters": masters,
+        **({"last": _told(request, last)} if last else {}),
+        **identity(request, key),
+    }
 
 
 @router.post("/golden/run", responses=RESPONSES, openapi_extra=described(ModelRequest))

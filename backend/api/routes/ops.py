@@ -25,7 +25,10 @@ class Alive(BaseModel):
 
 
 class Ready(BaseModel):
-    """Requests will be served. `state` is `ok` or `degraded`; `golden`: samples that lost their verdict, by model."""
+    """Requests will be served. `state` is `ok` or `degraded`.
+
+    `golden`: samples and masters that lost their verdict, by model.
+    """
 
     status: str = "ready"
     state: str
@@ -39,13 +42,13 @@ async def livez() -> Alive:
 
 
 @router.get("/readyz", responses={503: {"model": ErrorBody, "description": "Still loading, or failed."}})
-async def readyz(request: Request, inspector: InspectorDep) -> Ready:
+def readyz(request: Request, inspector: InspectorDep) -> Ready:
     """Whether requests will be served now: 200 once the extractor has run, 503 before."""
     state = inspector.host.status
     if state not in {"ok", "degraded"}:
         raise NotReady(retry_after=5)
     golden: GoldenSet = request.app.state.golden
-    flips = {str(key): [one.filename for one in run.flips] for key, run in list(golden.runs.items()) if run.flips}
+    flips = {str(key): names for key, names in golden.lost().items() if names}
     return Ready(state=state, golden=flips)
 
 
@@ -55,7 +58,7 @@ def metrics(request: Request, inspector: InspectorDep) -> Response:
     counted: Metrics = request.app.state.metrics
     counted.state(inspector)
     golden: GoldenSet = request.app.state.golden
-    counted.golden_flips({key: len(run.flips) for key, run in list(golden.runs.items())})
+    counted.golden_flips({key: len(names) for key, names in golden.lost().items()})
     watch: DriftWatch = request.app.state.drift
     try:
         counted.drifts(watch.states())

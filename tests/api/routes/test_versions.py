@@ -131,6 +131,9 @@ def test_a_row_of_the_memory_or_a_threshold_that_was_swapped_on_the_disk_is_noti
         path = store.folder(KEY) / "calib.json"
         path.write_text(path.read_text().replace(str(threshold), "0.99"))
         assert infer(client).json()["code"] == "golden_stopped"
+        for stream in (False, True):
+            scored = client.post("/infer_dataset", json={**IDS, "stream": stream})
+            assert (scored.status_code, scored.json()["code"]) == (503, "golden_stopped")
 
 
 def test_an_unchanged_model_has_no_flip_in_thirty_runs(client: TestClient) -> None:
