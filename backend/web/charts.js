@@ -28,6 +28,7 @@ export function trend(points, { width = 600, height = 160, label = "" } = {}) {
 export function spread(items, { width = 600, height = 160, limit = null, mark = null, label = "" } = {}) {
   const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", class: "trend", role: "img", "aria-label": label });
   if (!items.length) return chart;
+  if (items.length === 1) items = [items[0], { ...items[0], start: new Date(items[0].start).getTime() + 3600000 }]; // a point has no width
   const values = items.flatMap(({ score }) => [score.p5, score.p95]).concat(limit ?? []);
   const low = Math.min(...values) * 0.9;
   const high = Math.max(...values) * 1.05 || 1;
@@ -40,7 +41,7 @@ export function spread(items, { width = 600, height = 160, limit = null, mark = 
   const there = order.map((n) => at(n, "p95")).join("L");
   const back = order.toReversed().map((n) => at(n, "p5")).join("L");
   chart.append(svg("path", { d: `M${there}L${back}Z`, class: "band" }));
-  chart.append(svg("path", { d: `M${order.map((n) => at(n, "p50")).join("L")}${items.length === 1 ? "h.01" : ""}`, class: "middle" }));
+  chart.append(svg("path", { d: `M${order.map((n) => at(n, "p50")).join("L")}`, class: "middle" }));
   if (limit !== null) chart.append(svg("path", { d: `M8 ${y(limit).toFixed(1)}H${width - 8}`, class: "limit" }));
   if (mark !== null) {
     const place = Math.min(Math.max(x(new Date(mark).getTime()), 4), width - 4);

@@ -121,7 +121,7 @@ function drawDrift(drift, days, limit) {
   const { charts, parts, ...measured } = drift?.evidence ?? {};
   const unit = (name) => (name.endsWith("_deg") ? "°" : " %");
   const rows = Object.entries(measured).map(([name, value]) => [t(`heEv_${name}`), `${value > 0 ? "+" : ""}${brief(value)}${unit(name)}`]);
-  facts($("he-evidence"), parts ? [[t("heCompared"), brief(parts)], ...rows, [t("heReach"), percent(charts)]] : []);
+  facts($("he-evidence"), parts ? [[t("heCompared"), brief(parts)], ...rows, [t("heReach"), `${brief(100 * charts)} %`]] : []);
   const items = days?.items ?? [];
   const title = t(days?.bucket === "hour" ? "heHour" : "heDay");
   $("he-days-title").textContent = title;

@@ -4,6 +4,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -91,18 +92,18 @@ def looking(browser: Browser) -> Iterator[Page]:
     context.close()
 
 
-def open_at(page: Page, service: Running, view: str) -> Console:
-    desk = Console(page, httpx.Client(base_url=service.url, timeout=60))
-    desk.watch()
-    desk.open(view, **MODEL)
-    return desk
+@contextmanager
+def opened(page: Page, service: Running, view: str) -> Iterator[Console]:
+    with httpx.Client(base_url=service.url, timeout=60) as api:
+        desk = Console(page, api)
+        desk.watch()
+        desk.open(view, **MODEL)
+        yield desk
 
 
 @pytest.mark.slow
 def test_every_view_survives_a_service_that_is_killed_and_started_again(looking: Page, tmp_path: Path) -> None:
-    with running(tmp_path) as service:
-        port = service.port
-        desk = open_at(looking, service, "station")
+    with running(tmp_path) as service, opened(looking, service, "station") as desk:
         learned(desk.api)
         inspected(desk.api, GOOD, part_id="4711")
         expect(looking.locator("#st-part")).to_contain_text("4711")
@@ -112,7 +113,7 @@ def test_every_view_survives_a_service_that_is_killed_and_started_again(looking:
         for view in ("samples", "health", "history"):
             desk.tab(view)
             expect(looking.locator(TROUBLE[view])).to_be_visible()
-        with running(tmp_path, port=port):
+        with running(tmp_path, port=service.port):
             for view in ("history", "samples", "health", "station"):
                 expect(looking.locator(WELL["history"]).first).to_be_visible() if view == "history" else desk.tab(view)
                 expect(looking.locator(WELL[view]).first).to_be_visible()
@@ -125,8 +126,7 @@ def test_every_view_survives_a_service_that_is_killed_and_started_again(looking:
 @pytest.mark.slow
 def test_fifty_thousand_records_are_searched_and_shown(looking: Page, tmp_path: Path) -> None:
     fill(f"sqlite:///{tmp_path / 'inspections.db'}", 50_000)
-    with running(tmp_path) as service:
-        desk = open_at(looking, service, "history")
+    with running(tmp_path) as service, opened(looking, service, "history") as desk:
         expect(looking.locator("#hi-list .record")).to_have_count(50)
         begun = time.monotonic()
         looking.fill("#hi-part_id", "part 4711")
@@ -134,7 +134,7 @@ def test_fifty_thousand_records_are_searched_and_shown(looking: Page, tmp_path: 
         expect(looking.locator("#hi-list .record")).to_have_count(2)
         assert time.monotonic() - begun < 5
         looking.locator("#hi-list .record").first.click()
-        expect(looking.locator("#hi-trend .dot").nth(20)).to_be_visible()
+        expect(looking.locator("#hi-trend .dot").nth(20)).to_be_attached()
         looking.go_back()
         looking.click("#hi-reset")
         looking.select_option("#hi-decision", "ng")
@@ -149,8 +149,11 @@ def test_fifty_thousand_records_are_searched_and_shown(looking: Page, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.skipif(binaries() is None, reason="needs PostgreSQL (Debian: apt-get install postgresql)")
 def test_two_workers_on_postgresql_while_a_second_client_posts(looking: Page, tmp_path: Path) -> None:
-    with Server() as server, running(tmp_path, workers=2, BDI_RESULTS_DB=server.url, KEEP_IMAGES="all") as service:
-        desk = open_at(looking, service, "station")
+    with (
+        Server() as server,
+        running(tmp_path, workers=2, BDI_RESULTS_DB=server.database(), KEEP_IMAGES="all") as service,
+        opened(looking, service, "station") as desk,
+    ):
         learned(desk.api)
         stop = threading.Event()
 
