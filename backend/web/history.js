@@ -119,9 +119,12 @@ async function detail(id) {
   $("hi-trouble").hidden = true;
   release($("hi-picture"));
   $("hi-picture").removeAttribute("src");
+  shown = null;
+  $("hi-about").inert = true; // what stands there is of another part until this one is known
   const found = await json(`/inspections/${encodeURIComponent(id)}`);
   if (mine !== turn) return;
   shown = found;
+  $("hi-about").inert = false;
   drawDetail(found);
   const width = Math.min(1600, Math.ceil($("hi-picture").parentElement.clientWidth * devicePixelRatio) || 800);
   pictureOf(id, width).then((src) => {
