@@ -146,15 +146,24 @@ export async function bitmapOf(blob, options = {}) {
   }
 }
 
-export async function thumbnail(file) {
+/* Show a picture in a canvas; what was decoded of it is freed at once. False for what the browser cannot show. */
+export async function paint(canvas, blob, options = {}) {
+  const image = await bitmapOf(blob, options);
+  if (!image) return false;
+  Object.assign(canvas, { width: image.width, height: image.height });
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  image.close();
+  return true;
+}
+
+export function smallCanvas() {
   const canvas = el("canvas", { width: 1, height: 1, className: "thumb" });
   canvas.setAttribute("aria-hidden", "true");
-  const small = await bitmapOf(file, { resizeWidth: 168, resizeQuality: "medium" });
-  if (small) {
-    canvas.width = small.width;
-    canvas.height = small.height;
-    canvas.getContext("2d").drawImage(small, 0, 0);
-    small.close();
-  }
+  return canvas;
+}
+
+export async function thumbnail(file) {
+  const canvas = smallCanvas();
+  await paint(canvas, file, { resizeWidth: 168, resizeQuality: "medium" });
   return canvas;
 }

@@ -15,10 +15,14 @@ export const modelOf = (item) =>
 
 export const partOf = (item) => item.part_id || item.image?.filename || item.inspection_id;
 
-/* The address of a picture of the record, loaded with the key that an <img> cannot send. Free it with release(). */
+/* A picture of the record, loaded with the key that an <img> cannot send. */
+export async function overlayOf(id, width, signal) {
+  return (await send(`/inspections/${encodeURIComponent(id)}/overlay?width=${width}`, { quiet: true, signal })).blob();
+}
+
+/* The address of such a picture. Free it with release(). */
 export async function pictureOf(id, width, signal) {
-  const response = await send(`/inspections/${encodeURIComponent(id)}/overlay?width=${width}`, { quiet: true, signal });
-  return URL.createObjectURL(await response.blob());
+  return URL.createObjectURL(await overlayOf(id, width, signal));
 }
 
 /* Free an image's picture, be it there already or still on its way. */
