@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Form, Request
@@ -25,10 +25,10 @@ StationId = Annotated[str | None, Form(description="The station that inspects.",
 Operator = Annotated[str | None, Form(description="Who works there.", examples=LEFT_OUT)]
 
 
-def trace_form(source: str) -> Callable[..., Trace]:
+def trace_form(source: str) -> Callable[..., Awaitable[Trace]]:
     """A dependency that reads the four ids from a form. It raises InvalidValue."""
 
-    def read(
+    async def read(
         request: Request,
         part_id: PartId = None,
         batch_id: BatchId = None,
@@ -47,7 +47,7 @@ def trace_of(request: Request, source: str, said: dict[str, str | None]) -> Trac
     return Trace.of(source, said, request_id=request.state.request_id, key_id=key_id)
 
 
-def get_ledger(request: Request) -> Ledger:
+async def get_ledger(request: Request) -> Ledger:
     """The app's record. Raises RecordsOff: there is none."""
     ledger: Ledger | None = request.app.state.ledger
     if ledger is None:

@@ -95,7 +95,7 @@ RecipeHeader = Annotated[
 ]
 
 
-def get_inspector(request: Request) -> Inspector:
+async def get_inspector(request: Request) -> Inspector:
     """The app's inspector."""
     inspector: Inspector = request.app.state.inspector
     return inspector
@@ -104,7 +104,7 @@ def get_inspector(request: Request) -> Inspector:
 InspectorDep = Annotated[Inspector, Depends(get_inspector)]
 
 
-def get_collector(request: Request) -> Collector:
+async def get_collector(request: Request) -> Collector:
     """The app's collector."""
     collector: Collector = request.app.state.collector
     return collector
@@ -113,7 +113,7 @@ def get_collector(request: Request) -> Collector:
 CollectorDep = Annotated[Collector, Depends(get_collector)]
 
 
-def get_progress(request: Request) -> ProgressBoard:
+async def get_progress(request: Request) -> ProgressBoard:
     """The app's jobs."""
     board: ProgressBoard = request.app.state.progress
     return board
@@ -122,7 +122,7 @@ def get_progress(request: Request) -> ProgressBoard:
 ProgressDep = Annotated[ProgressBoard, Depends(get_progress)]
 
 
-def form_key(
+async def form_key(
     role_id: RoleId,
     roi_id: RoiId,
     model_key: ModelKeyField = None,
@@ -136,7 +136,7 @@ def form_key(
 FormKey = Annotated[ModelKey, Depends(form_key)]
 
 
-def query_key(
+async def query_key(
     role_id: Annotated[str, Query(description="Role, such as Master1.", examples=["Master1"])],
     roi_id: Annotated[str, Query(description="ROI, such as Pattern.", examples=["Pattern"])],
     recipe_id: Annotated[
@@ -169,7 +169,7 @@ def change_of(request: Request, event: str, author: str | None, note: str | None
     return Change(event, who, checked_text(note, "note", 2000, lines=True) or "")
 
 
-def change_form(
+async def change_form(
     request: Request,
     memory_fit: Annotated[bool, Form(description="Add to the memory instead of replacing it.")] = False,
     note: Annotated[str | None, Form(description="Kept with the memory; at most 2000 characters.")] = None,
@@ -238,6 +238,7 @@ async def run_job(
 
 async def run_tracked(request: Request, work: Callable[[TrackedJob], T]) -> T:
     """Like `run_job`, and the job can be followed at /progress/<the request's id>."""
-    job = get_progress(request).begin(request.state.request_id)
+    board: ProgressBoard = request.app.state.progress
+    job = board.begin(request.state.request_id)
     with job.ending():
         return await run_job(request, lambda _: work(job), job)

@@ -132,7 +132,7 @@ class ConfigResponse(BaseModel):
     request_id: str
 
 
-def get_predictor(request: Request) -> Predictor:
+async def get_predictor(request: Request) -> Predictor:
     """The app's predictor."""
     predictor: Predictor = request.app.state.predictor
     return predictor

@@ -28,7 +28,7 @@ from backend.base.keys import ModelKey
 router = APIRouter(route_class=UploadRoute, tags=["models"])
 
 
-def get_golden(request: Request) -> GoldenSet:
+async def get_golden(request: Request) -> GoldenSet:
     """The app's golden samples."""
     golden: GoldenSet = request.app.state.golden
     return golden

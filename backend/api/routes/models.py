@@ -78,7 +78,7 @@ async def pack_model(request: Request, inspector: InspectorDep, key: QueryKey) -
     return Response(data, media_type="application/octet-stream", headers=headers)
 
 
-def _named(
+async def _named(
     role_id: Annotated[str, Form(description="Another role than the packed one.", examples=LEFT_OUT)] = "",
     roi_id: Annotated[str, Form(description="Another ROI than the packed one.", examples=LEFT_OUT)] = "",
     recipe_id: Annotated[str, Form(description="Another recipe than the packed one.", examples=LEFT_OUT)] = "",
@@ -88,7 +88,7 @@ def _named(
     return role_id, roi_id, recipe_id or x_recipe_id or ""
 
 
-def _unpacking(
+async def _unpacking(
     request: Request,
     author: Annotated[str, Form(description="Who did it.", examples=LEFT_OUT)] = "",
     note: Annotated[str, Form(description="Kept with the memory.", examples=LEFT_OUT)] = "",
