@@ -444,12 +444,12 @@ ERRORS: dict[str, Entry] = {
     "teaching_refused": Entry(
         409,
         es=(
-            "No se enseña a {key} porque piezas conocidas perderían su veredicto acertado: {parts} Revísalas o quita "
-            "lo que lo causa; con force se enseña de todos modos."
+            "No se enseña a {key} porque piezas conocidas perderían su veredicto acertado, o porque lo enseñado se "
+            "parece a piezas malas: {parts} Míralas y quita lo que lo causa; con force se enseña de todos modos."
         ),
         en=(
-            "{key} is not taught because known parts would lose their right verdict: {parts} Look at them or leave "
-            "out what causes it; with force it is taught all the same."
+            "{key} is not taught because known parts would lose their right verdict, or because what is taught looks "
+            "like bad parts: {parts} Look at them and leave out what causes it; with force it is taught all the same."
         ),
     ),
     "certificate_not_found": Entry(
@@ -963,6 +963,10 @@ NOTICES: dict[str, Words] = {
         es="Todas las imágenes estaban ya en la memoria: no ha cambiado.",
         en="All images were in the memory already: it did not change.",
     ),
+    "few_known_bad": Words(
+        es="Piezas malas conocidas que se rechazan: {n}. La prueba solo dice algo de defectos como los suyos.",
+        en="Known bad parts that are rejected: {n}. The proof only speaks of defects like theirs.",
+    ),
     "taught_taken_back": Words(
         es="Imágenes que se habían enseñado y ya no son muestras OK: {n}. Están en la carpeta taken_back.",
         en="Images that had been taught and are no OK samples any more: {n}. They are in the folder taken_back.",
@@ -1047,6 +1051,11 @@ PHRASES: dict[str, Words] = {
     "taught_scores": Words(
         es="{name} tiene una puntuación de {former} y tendría {score}.",
         en="{name} has a score of {former} and would have {score}.",
+    ),
+    "taught_like_bad": Words(
+        es="De lo que llama la atención en {name}, el {percent} % está más cerca de piezas malas (sobre todo {bad}) "
+        "que de las buenas.",
+        en="Of what stands out in {name}, {percent} % lies nearer to bad parts (mostly {bad}) than to good ones.",
     ),
     "stored_as_ng": Words(es="está guardada como NG", en="it is stored as NG"),
     "golden_is_ng": Words(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.assurance.control import WEIGHT
-from backend.assurance.likeness import BANDS_AT, CELLS_AT, N_FEATURES, PLACED, PLACES, TINTS_AT, Float
+from backend.assurance.likeness import BANDS_AT, CELLS, CELLS_AT, N_FEATURES, PLACED, PLACES, TINTS_AT, Float
 from backend.assurance.reference import (
     ALL_AT,
     DIRT_AT,
@@ -36,6 +36,10 @@ EXPLAINED = 0.35
 """Share of what has changed that a cause explains at least."""
 ODD = 3.0
 """How many times as far as usual a part may lie that is to tell the cause; farther ones count as if they lay there."""
+LAID = 0.68
+"""Cosine between what has changed and what another way to lay the parts would change, from which they lie so."""
+LAID_SHARE = 0.25
+"""Share of the parts, by weight, that lie so at least: less may be chance among a few."""
 _VARIANCE = WEIGHT / (2 - WEIGHT)
 
 
@@ -133,11 +137,16 @@ def cause_of(chart: Chart, gauge: Gauge) -> tuple[Cause, tuple[float, float] | N
     """The cause whose effect is most of what has changed, and where, if that is one place.
 
     What none explains is a change of the parts. So is a greater distance to the memory in pictures that look as ever.
+    Parts that come turned by quarters of a circle, or mirrored, look like nothing that small turns and shifts explain,
+    so that is looked at first.
     """
     beyond = chart.beyond(gauge)
     look, distance = beyond[: ALL_AT + 1].max(), beyond[DISTANCES_AT].max()
     if distance > 1 and look < 1 and look < distance:
         return "parts", _hottest(chart.numbers[DISTANCES_AT][1:])
+    laid = laid_as(chart.features[CELLS_AT], gauge.whitening.centre[CELLS_AT])
+    if laid is not None:
+        return laid, None
     white = chart.white
     total = max(float(white @ white) - len(white) * _VARIANCE, 0.2 * float(white @ white))
     explained = {
@@ -152,6 +161,26 @@ def cause_of(chart: Chart, gauge: Gauge) -> tuple[Cause, tuple[float, float] | N
         row, column = PLACES[int(darker.argmax())]
         return "dirt", (column, row)
     return best, None  # type: ignore[return-value]
+
+
+def laid_as(cells: Float, first: Float) -> Cause | None:
+    """`turn` where parts lie turned by a quarter, a half or three quarters of a circle, `parts` where mirrored.
+
+    Args:
+        cells, first: (CELLS²,) logarithms of brightness by cell, of the last parts and of the first ones.
+    """
+    picture = first.reshape(CELLS, CELLS)
+    change = (cells - first).reshape(CELLS, CELLS)
+    ways: list[tuple[Cause, Float]] = [("turn", np.rot90(picture, quarters)) for quarters in (1, 2, 3)]
+    ways += [("parts", np.rot90(picture[::-1], quarters)) for quarters in range(4)]
+    best, found = LAID, None
+    for cause, laid in ways:
+        wanted = laid - picture
+        along, size = float((change * wanted).sum()), float((wanted**2).sum())
+        cosine = along / max((size * float((change**2).sum())) ** 0.5, 1e-9)
+        if cosine > best and along >= LAID_SHARE * size:
+            best, found = cosine, cause
+    return found
 
 
 def _hottest(distances: Float) -> tuple[float, float] | None:

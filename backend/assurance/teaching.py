@@ -1,16 +1,20 @@
 """Teaching: parts that were rejected though they are good join the memory, after it is shown what that would change.
 
 Every part whose truth is known (stored samples, golden samples, reviewed inspections) is scored with the model as it is
-and as it would be. A part that would lose a right verdict stops the teaching unless it is forced.
+and as it would be. A part that would lose a right verdict stops the teaching unless it is forced. So does a part to
+teach that looks like known bad ones: what stands out in it lies nearer to what stands out in them than to the memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+import numpy as np
 
 from backend.assurance.golden import GoldenSet
 from backend.base.errors import (
@@ -27,12 +31,13 @@ from backend.base.errors import (
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice, Phrase
 from backend.calib import FalseReject, Misses, false_reject, misses
-from backend.infer import Criteria
+from backend.infer import Criteria, Inspection, level_of
+from backend.memory.search import ExactSearch
 from backend.records.ledger import Ledger
 from backend.records.queries import MAX_LIMIT, Filters, Place, Whole, page
-from backend.roi_mask import parse_shape
+from backend.roi_mask import parse_shape, token_mask
 from backend.samples.collector import Collector, about_left_out, basis_of
-from backend.samples.scoring import Sample, SampleScorer, Scored
+from backend.samples.scoring import Sample, SampleScorer, Scored, Tokens
 from backend.samples.store import LABELS, TAUGHT, Draft
 from backend.service.appearance import Appearance
 from backend.service.calibration import Terms
@@ -48,6 +53,10 @@ Verdict = Literal["ok", "ng"]
 Kind = Literal["taught", "sample", "golden", "reviewed"]
 MOST_REVIEWED = 1000
 NAMED = 5
+ALIKE = 0.1
+"""Share of the tokens that stand out in a part to teach which may lie nearer to known bad parts than to good ones."""
+FEW_BAD = 10
+_MOST_TOKENS = 256  # of one bad part, those that stand out most
 _RECORD = "inspection"  # in place of a label: a picture that an inspection kept
 
 
@@ -89,8 +98,26 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Likeness:
+    """How much of what stands out in a part lies nearer to known bad parts than to good ones.
+
+    `share`: of its tokens, 0–1. `name`: the bad part that most of them are nearest to.
+    """
+
+    share: float
+    name: str
+
+    def told(self, name: str) -> Phrase:
+        """Why the part `name` may be bad, in words."""
+        return Phrase("taught_like_bad", {"name": name, "percent": f"{100 * self.share:.0f}", "bad": self.name})
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What a picture gets now and would get; scores are None where it cannot be scored."""
+    """What a picture gets now and would get; scores are None where it cannot be scored.
+
+    `likeness`: of a part to teach, to bad ones; None where nothing of it is like them.
+    """
 
     picture: Picture
     score: float | None = None
@@ -98,6 +125,7 @@ class Outcome:
     score_after: float | None = None
     verdict_after: Verdict | None = None
     error: InspectionError | None = None
+    likeness: Likeness | None = None
 
     @property
     def lost(self) -> bool:
@@ -148,6 +176,17 @@ class Proof:
     def lost(self) -> list[Outcome]:
         """Known parts that would lose a right verdict: none may, unless forced."""
         return [one for one in self.known if one.lost]
+
+    @property
+    def doubtful(self) -> list[Outcome]:
+        """Parts to teach that look like bad ones: none may, unless forced."""
+        return [one for one in self.taught if one.likeness is not None and one.likeness.share >= ALIKE]
+
+    @property
+    def objections(self) -> list[Phrase]:
+        """What speaks against the lesson, in words."""
+        doubts = [one.likeness.told(one.picture.name) for one in self.doubtful if one.likeness]
+        return [*(one.told() for one in self.lost), *doubts]
 
     @property
     def changed(self) -> list[Outcome]:
@@ -242,8 +281,8 @@ class Teacher:
             raise ReadOnlyReplica()
         with self.fitter.turn(key, job):
             study = self._study(key, lesson, job)
-            if study.proof.lost and not lesson.force:
-                raise TeachingRefused(key=key, parts=[one.told() for one in study.proof.lost[:NAMED]])
+            if study.proof.objections and not lesson.force:
+                raise TeachingRefused(key=key, parts=study.proof.objections[:NAMED])
             job.check()
             return self._carry_out(key, study, change)
 
@@ -305,6 +344,8 @@ class Teacher:
         criteria = decided.criteria if decided else judge.criteria
         outcomes = [one.outcome(judge.criteria, criteria) for one in seen]
         n, m = len(taught), len(taught) + len(missed)
+        bad = _Bad.of(seen)
+        outcomes[:n] = [replace(one, likeness=bad.likeness(was)) for one, was in zip(outcomes[:n], seen, strict=False)]
         proof = Proof(
             outcomes[:n],
             outcomes[m:],
@@ -316,6 +357,7 @@ class Teacher:
                 *self.inspector.warnings(),
                 *growth.notices,
                 *([Notice("nothing_new")] if growth.new is None and not missed else []),
+                *([Notice("few_known_bad", {"n": bad.n})] if bad.n < FEW_BAD else []),
                 *(decided.notices + decided.doubts if decided else []),
                 *about_left_out([one.now for one in seen]),
             ],
@@ -446,13 +488,22 @@ class _Study:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A picture scored with the model as it is and as it would be, as an inspection and without its own rows."""
+    """A picture scored with the model as it is and as it would be, as an inspection and without its own rows.
+
+    A stored good part that is not golden is scored without its own rows alone, as a calibration scores it.
+    """
 
     picture: Picture
     now: Scored
     then: Scored
     now_left_out: Scored
     left_out: Scored
+    standing_out: _StandingOut | None = None
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether the part is known to be bad."""
+        return self.picture.truth == "ng"
 
     @property
     def score_left_out(self) -> float | None:
@@ -467,11 +518,61 @@ class _Seen:
         )
 
 
+@dataclass(frozen=True)
+class _StandingOut:
+    """The tokens (n, D) of a picture that are at or above the threshold, and their distances (n,) to the memory."""
+
+    tokens: Tokens
+    distances: Tokens
+
+    @classmethod
+    def of(cls, tokens: Tokens, found: Inspection, criteria: Criteria) -> _StandingOut:
+        """Of a picture's tokens (rows · columns, D) inside its mask, the farthest first."""
+        distances = found.token_map.ravel()
+        if found.roi.mask is not None:
+            distances = np.where(token_mask(found.roi.mask, found.roi.grid).ravel(), distances, 0.0)
+        level = level_of(criteria.threshold, found.weight)
+        n = int(np.count_nonzero(distances >= level)) if level is not None else 0
+        numbers = np.argsort(-distances, kind="stable")[:n]
+        return cls(tokens[numbers], distances[numbers])
+
+
+class _Bad:
+    """What stands out in the known bad parts.
+
+    `n`: bad parts in which something does.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, Tokens]]) -> None:
+        self.n = len(parts)
+        self._names = [name for name, tokens in parts for _ in tokens]
+        self._search = ExactSearch(np.concatenate([tokens for _, tokens in parts])) if parts else None
+
+    @classmethod
+    def of(cls, seen: Sequence[_Seen]) -> _Bad:
+        """Of the bad ones among the pictures that were scored."""
+        bad = [(one.picture.name, one.standing_out.tokens) for one in seen if one.is_bad and one.standing_out]
+        return cls([(name, tokens[:_MOST_TOKENS]) for name, tokens in bad if len(tokens)])
+
+    def likeness(self, seen: _Seen) -> Likeness | None:
+        """How much of what stands out in a picture is like them; None where nothing is."""
+        own = seen.standing_out
+        if self._search is None or own is None or not len(own.tokens):
+            return None
+        distances, rows = self._search.neighbours(own.tokens)
+        nearer = distances[:, 0] < own.distances
+        if not nearer.any():
+            return None
+        names = Counter(self._names[row] for row in rows[nearer, 0])
+        return Likeness(float(nearer.mean()), names.most_common(1)[0][0])
+
+
 class _Both:
     """Scores each picture with two models from one run of the extractor."""
 
     def __init__(self, before: SampleScorer, after: SampleScorer, job: Job) -> None:
         self.before, self.after, self.job = before, after, job
+        self.both = before, after
 
     def run(self, pictures: Sequence[Picture]) -> list[_Seen]:
         """All of `pictures`, in order. Raises Cancelled."""
@@ -479,17 +580,14 @@ class _Both:
         chosen = [one.sample for one in pictures]
         for picture, (read, tokens) in zip(pictures, self.before.embedded(chosen, self.job), strict=True):
             self.job.check()
-            now, then = self.before.judged(read, tokens), self.after.judged(read, tokens)
-            alike = picture.truth == "ng"  # the memory has no rows of theirs
-            seen.append(
-                _Seen(
-                    picture,
-                    now,
-                    then,
-                    now if alike else self.before.judged(read, tokens, leave_out=True),
-                    then if alike else self.after.judged(read, tokens, leave_out=True),
-                )
-            )
+            bad, stored = picture.truth == "ng", picture.kind == "sample"
+            left_out = plain = [one.judged(read, tokens, leave_out=not bad) for one in self.both]
+            if not stored and any(one.left_out for one in left_out):
+                plain = [one.judged(read, tokens) for one in self.both]
+            out, found = None, plain[0].inspection
+            if tokens is not None and found is not None and (bad or picture.kind == "taught"):
+                out = _StandingOut.of(tokens, found, self.before.criteria)
+            seen.append(_Seen(picture, plain[0], plain[1], left_out[0], left_out[1], out))
             self.job.report("score", len(seen), len(pictures))
         return seen
 

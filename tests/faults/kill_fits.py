@@ -135,7 +135,7 @@ class Client(threading.Thread):
 def stained(seed: int) -> BGR:
     """A good part with a stain that no part of the fits has."""
     image = part(seed)
-    cv2.circle(image, (30, 62), 7, (60, 110, 60), -1)
+    cv2.circle(image, (30, 62), 9, (90, 90, 90), -1)
     return image
 
 

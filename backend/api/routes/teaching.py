@@ -72,7 +72,8 @@ async def teach(
 
 def _told(proof: Proof, language: Language) -> dict[str, Any]:
     return {
-        "allowed": not proof.lost,
+        "allowed": not proof.objections,
+        "objections": [sentence(one, language) for one in proof.objections],
         "n_taught": len(proof.taught) - proof.n_duplicates,
         "n_would_pass": sum(one.verdict_after == "ok" for one in proof.taught),
         "n_known": len(proof.known),
@@ -87,13 +88,15 @@ def _told(proof: Proof, language: Language) -> dict[str, Any]:
 def _outcome(one: Outcome, language: Language) -> dict[str, Any]:
     picture = one.picture
     named = {"inspection_id": picture.name} if picture.is_record else {"filename": picture.name}
-    said = {
+    said: dict[str, Any] = {
         "score": one.score,
         "decision": one.verdict,
         "score_after": one.score_after,
         "decision_after": one.verdict_after,
     }
     error = {} if one.error is None else {"error": sentence(one.error, language)}
+    if one.likeness is not None:
+        said |= {"like_bad": one.likeness.share, "like_bad_name": one.likeness.name}
     known = {name: value for name, value in said.items() if value is not None}
     return {**named, "kind": picture.kind, "expected": picture.truth, **known, **error}
 

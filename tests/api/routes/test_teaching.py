@@ -16,7 +16,7 @@ from tests.parts import encoded, part, tree
 def stained(seed: int) -> bytes:
     """A good part with a stain that no part of the fit has."""
     image = part(seed)
-    cv2.circle(image, (30, 62), 7, (60, 110, 60), -1)
+    cv2.circle(image, (30, 62), 9, (90, 90, 90), -1)
     return encoded(image)
 
 
@@ -98,6 +98,19 @@ def test_a_lesson_that_costs_a_known_part_its_verdict_is_refused_unless_forced(c
     assert infer(client, encoded(part(90, defect=True)))["is_anomaly"]
     assert teach(client, defect, force=True).status_code == 200
     assert not infer(client, encoded(part(90, defect=True)))["is_anomaly"]
+
+
+def test_a_part_that_looks_like_bad_ones_is_an_objection_though_no_verdict_is_lost(client: TestClient) -> None:
+    image = part(70)
+    cv2.line(image, (60, 30), (64, 66), (255, 60, 20), 2)
+    defect = infer(client, encoded(image))
+    told = teach(client, defect, dry_run=True).json()
+    (one,) = told["taught"]
+    assert one["like_bad"] > 0.5 and one["like_bad_name"] in samples(client, "ng")
+    assert not told["allowed"] and any(defect["inspection_id"] in text for text in told["objections"])
+    assert teach(client, defect).json()["code"] == "teaching_refused"
+    alarm = teach(client, infer(client, stained(70)), dry_run=True).json()
+    assert "like_bad" not in alarm["taught"][0] and alarm["objections"] == []
 
 
 def test_a_missed_defect_becomes_a_golden_ng_sample(client: TestClient) -> None:
