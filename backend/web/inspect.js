@@ -100,6 +100,9 @@ function list() {
     return el("li", {}, button);
   }));
   if (focused) $("parts").querySelector("[aria-pressed=true]")?.focus();
+  const failed = parts.filter((other) => other.error).length;
+  $("retry").hidden = !failed;
+  $("retry").textContent = failed > 1 ? t("retryAll", { n: failed }) : t("retry");
   $("parts-clear").hidden = !parts.length;
 }
 
@@ -204,9 +207,6 @@ function panel(part) {
     });
     return el("li", { data: { area: region.area_mm2 } }, button);
   }));
-  const failed = parts.filter((other) => other.error).length;
-  $("retry").hidden = !failed;
-  $("retry").textContent = failed > 1 ? t("retryAll", { n: failed }) : t("retry");
   const unseen = part?.result && !part.image ? t("unseen") : "";
   const notes = [part?.error?.message, unseen, ...(part?.result?.warnings ?? [])].filter(Boolean);
   $("warnings").replaceChildren(...notes.map((text) => el("li", { textContent: text })));

@@ -280,6 +280,50 @@ def test_moving_the_line_counts_what_would_be_rejected_and_missed(console: Open,
     expect(desk.page.locator("#cal-miss")).to_contain_text("3 de 3")
 
 
+def test_a_part_is_looked_at_closely_and_beside_a_good_one(console: Open, pieces: Pieces) -> None:
+    desk = console(locale="en-GB")
+    desk.open("fit", **MODEL)
+    page = desk.page
+    fit(desk, pieces["learn"])
+    calibrate(desk, pieces["good"], pieces["bad"])
+    desk.set_range("#cal-line", desk.value("#gauge .limit") * 3)
+    expect(page.locator("#cal-wrong li")).to_have_count(3)
+    expect(page.locator("#cal-wrong li").first).to_contain_text("would slip through")
+    page.locator("#histogram .spot.ng").first.click(force=True)
+    expect(page.locator("#inspect")).to_be_visible()
+    expect(page.locator("#parts [aria-pressed=true] .name")).to_contain_text("bad_")
+    page.click("#mode label:has([value='0'])")
+    expect(page.locator("#legend-limit")).to_be_visible()
+
+    page.select_option("#parts-order", "score")
+    expect(page.locator("#parts .name").first).to_contain_text("bad_")
+    page.select_option("#parts-only", "ng")
+    expect(page.locator("#parts .part")).to_have_count(3)
+    stage = page.locator("#stage")
+    expect(stage).to_have_attribute("data-zoom", "1.00")
+    page.locator("#regions button").first.click()
+    expect(page.locator("#nearest figure")).to_have_count(2)
+    expect(page.locator("#nearest")).to_contain_text("Distance between the two")
+    stage.focus()
+    for _ in range(3):
+        page.keyboard.press("+")
+    expect(stage).not_to_have_attribute("data-zoom", "1.00")
+    page.keyboard.press("0")
+    expect(stage).to_have_attribute("data-zoom", "1.00")
+    assert not serious(page)
+
+    page.context.set_offline(True)
+    page.set_input_files("#parts-files", pieces["good"][:2])
+    page.select_option("#parts-only", "failed")
+    expect(page.locator("#retry")).to_have_text("Try the failed ones again: 2")
+    page.context.set_offline(False)
+    page.select_option("#parts-only", "")
+    page.locator("#retry").click()
+    desk.settled(11)
+    expect(page.locator("#parts .part[data-decision=failed]")).to_have_count(0)
+    assert not desk.errors
+
+
 def test_the_scale_stands_still_while_the_line_is_pulled_over_its_end(console: Open, pieces: Pieces) -> None:
     desk = console()
     desk.open("fit", **MODEL)
