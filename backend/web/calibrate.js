@@ -2,7 +2,8 @@ import { json } from "./api.js";
 import { histogram } from "./charts.js";
 import { $, acceptFiles, calm, complain, el } from "./dom.js";
 import { number, percent, t } from "./i18n.js";
-import { learn, model, onModel, refreshState, requireModel } from "./model.js";
+import { learn, model, named, onModel, refreshState, requireModel } from "./model.js";
+import { posted, tracked } from "./progress.js";
 import { addParts, again, onParts, parts, view } from "./parts.js";
 import { select, setThreshold } from "./inspect.js";
 import { partButton } from "./verdict.js";
@@ -26,6 +27,7 @@ export function startCalibrate(goTo) {
     show();
   });
   $("cal-go").addEventListener("click", () => calibrate(goTo));
+  $("cal-stored").addEventListener("click", () => calibrateStored(goTo));
   onParts(() => {
     if (view.threshold !== null && !dragged) line = view.threshold;
     show();
@@ -130,6 +132,23 @@ async function calibrate(goTo) {
   } catch (err) {
     complain(err);
   } finally {
+    show();
+  }
+}
+
+/* With the samples that are stored, each scored as if it had not been learned from. */
+async function calibrateStored(goTo) {
+  calm();
+  $("cal-stored").disabled = true;
+  try {
+    requireModel();
+    const asked = named({ area_mm2_thr: Number($("cal-area").value), score_percentile: Number($("cal-percentile").value), ...(target() ? { max_false_reject: target() } : {}) });
+    const result = await tracked($("cal-progress"), "/calibrate_dataset", posted(asked));
+    done(result, result.n_ok, result.n_ng, goTo);
+  } catch (err) {
+    complain(err);
+  } finally {
+    $("cal-stored").disabled = false;
     show();
   }
 }

@@ -171,6 +171,7 @@ const TEXTS = {
   percentile: ["Percentil", "Percentile"],
   calGo: ["Calibrar", "Calibrate"],
   calGoLine: ["Calibrar en {value}", "Calibrate at {value}"],
+  calStored: ["Calibrar con las muestras guardadas", "Calibrate with the stored samples"],
   calDone: [
     "Calibrado con el umbral {value}. Piezas buenas: {ok}. Defectuosas: {ng}.",
     "Calibrated with the threshold {value}. Good parts: {ok}. Bad ones: {ng}.",

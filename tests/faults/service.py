@@ -121,11 +121,17 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(
-    root: Path, *, workers: int = 1, command: str = "backend serve", port: int = 0, **given: str
+def running(root: Path, *, workers: int = 1, command: str = "backend serve", **given: str) -> Iterator[Running]:
+    """The service, started by `python -m command` and ready to answer, at a free port."""
+    with running_at(free_port(), root, workers=workers, command=command, **given) as service:
+        yield service
+
+
+@contextmanager
+def running_at(
+    port: int, root: Path, *, workers: int = 1, command: str = "backend serve", **given: str
 ) -> Iterator[Running]:
-    """The service, started by `python -m command` and ready to answer; at a free port unless one is given."""
-    port = port or free_port()
+    """The same at a port of one's own."""
     process = subprocess.Popen(
         [sys.executable, "-m", *command.split(), "--port", str(port), "--workers", str(workers)],
         cwd=ROOT,

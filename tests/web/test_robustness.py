@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.benchmarks.bench_records import fill
-from tests.faults.service import Running, running
+from tests.faults.service import Running, running, running_at
 from tests.records.postgres import Server, binaries
 from tests.web.line import BAD, GOOD, MODEL, inspected, learned
 from tests.web.page import Console, Open, serious
@@ -113,7 +113,7 @@ def test_every_view_survives_a_service_that_is_killed_and_started_again(looking:
         for view in ("samples", "health", "history"):
             desk.tab(view)
             expect(looking.locator(TROUBLE[view])).to_be_visible()
-        with running(tmp_path, port=service.port):
+        with running_at(service.port, tmp_path):
             for view in ("history", "samples", "health", "station"):
                 expect(looking.locator(WELL["history"]).first).to_be_visible() if view == "history" else desk.tab(view)
                 expect(looking.locator(WELL[view]).first).to_be_visible()

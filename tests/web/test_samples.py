@@ -88,4 +88,7 @@ def test_a_target_is_promised_or_the_missing_parts_are_counted(console: Open, tm
         "Piezas buenas que faltan para prometer lo pedido: 289."
     )
     desk.picture("calibrate")
+    page.select_option("#cal-target", "0.1")
+    page.click("#cal-stored")
+    expect(page.locator("#cal-result")).to_contain_text("Piezas buenas: 8.")
     assert not desk.errors
