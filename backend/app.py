@@ -220,11 +220,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def health(request: Request, inspector: InspectorDep, x_recipe_id: RecipeHeader = None) -> dict[str, Any]:
     """Whether the service is up, on which device, with which extractor."""
     own = {"request_id": request.state.request_id, "recipe_id": check_recipe(x_recipe_id)}
+    may_change: bool = request.state.may_change
     predictor: Predictor | None = getattr(request.app.state, "predictor", None)
     known = inspector.health()
     if "reason" in known:
         known["reason"] = sentence(known["reason"], language_of(request.headers))
-    return {**(predictor.health() if predictor else {}), **known, **own}
+    return {**(predictor.health() if predictor else {}), **known, "may_change": may_change, **own}
 
 
 @contract.post("/fit_ok", response_model=FitOkResponse, responses=RESPONSES)

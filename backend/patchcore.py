@@ -284,6 +284,10 @@ class PatchCoreMemory:
             mean[~self.foreground.of(q)] = 0.0
         return mean
 
+    def nearest(self, q: Array, k: int = 1) -> NDArray[np.int64]:
+        """(T, k) which rows lie nearest to each patch of `q` (T, D), the nearest first; fewer where there are fewer."""
+        return self._search.neighbours(_mapped(q, self.whiten), k, None)[1]
+
     def weight(self, q: Array, neighbours: int, *, leave_out: int | None = None) -> float:
         """How much the patch `q` (D,) counts as the score of its image (Roth et al. 2022, section 3.3, eq. 7).
 

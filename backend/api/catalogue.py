@@ -923,6 +923,10 @@ NOTICES: dict[str, Words] = {
         es="La petición no trae máscara: se usa la del modelo.",
         en="The request has no shape: that of the model is used.",
     ),
+    "nearest_not_stored": Words(
+        es="Las imágenes que más se parecen ya no están guardadas, así que no se pueden enseñar.",
+        en="The images that look most like it are no longer stored, so they cannot be shown.",
+    ),
     "master_nearing": Words(
         es="Un patrón ha recorrido más de la mitad del camino hasta el umbral. {master} Mira la cámara y la luz.",
         en="A master has come more than half of the way to the threshold. {master} Look at the camera and the light.",

@@ -52,6 +52,7 @@ class Health(BaseModel):
     model: str = Field(description="The extractor in use.")
     version: str = Field(description="Version of the service.")
     reason: str = Field(default="", description="Why the service is degraded; left out when it is not.")
+    may_change: bool = Field(default=True, description="Whether this key may change models, samples and reviews.")
     request_id: str = ""
     recipe_id: str = "default"
 

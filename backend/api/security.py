@@ -26,7 +26,7 @@ from backend.base.errors import (
 PUBLIC_PATHS = frozenset({"/livez", "/"})
 PUBLIC_PREFIXES: tuple[str, ...] = ("/web/",)
 READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-READING_POSTS = frozenset({"/infer", "/infer_dataset", "/predict", "/predict/batch"})
+READING_POSTS = frozenset({"/infer", "/infer_dataset", "/nearest", "/predict", "/predict/batch"})
 SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -76,11 +76,14 @@ class Guard:
         headers = Headers(scope=scope)
         reads = scope["method"] in READING_METHODS or scope["path"] in READING_POSTS
         replica = ReadOnlyReplica() if self.settings.read_only and not reads else None
+        state = scope.setdefault("state", {})
+        state["may_change"] = not self.settings.read_only
         if not (self._admins or self._readers):
             return replica if self.settings.allow_insecure else self._not_from_here(scope, headers) or replica
-        scope.setdefault("state", {})["key_id"] = key_id(headers)
+        state["key_id"] = key_id(headers)
         if known_key(headers, self._admins):
             return replica
+        state["may_change"] = False
         if not known_key(headers, self._readers):
             return Unauthorized()
         return None if reads else ReadOnlyKey()

@@ -22,6 +22,15 @@ export function whenInTrouble(tell) {
   onTrouble = tell;
 }
 
+/* The key of this tab; empty: none. Everything is asked anew with another one. */
+export const key = {
+  get value() { return sessionStorage.getItem(KEY) ?? ""; },
+  set value(text) {
+    if (text) sessionStorage.setItem(KEY, text);
+    else sessionStorage.removeItem(KEY);
+  },
+};
+
 export function newId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (b) => b.toString(16).padStart(2, "0")).join("");
 }

@@ -1,20 +1,22 @@
-import { json, onKeyNeeded, whenInTrouble } from "./api.js";
+import { json, key, onKeyNeeded, whenInTrouble } from "./api.js";
 import * as calibrate from "./calibrate.js";
-import { $, complain, images } from "./dom.js";
+import { $, calm, complain, images } from "./dom.js";
 import * as fit from "./fit.js";
+import * as health from "./health.js";
 import { applyLanguage, language, t } from "./i18n.js";
 import * as past from "./history.js";
 import * as inspect from "./inspect.js";
 import { learn, offerModels, refreshState, showState, startModel } from "./model.js";
 import * as moving from "./moving.js";
-import { addParts } from "./parts.js";
+import { addParts, parts, retry } from "./parts.js";
 import * as resnet from "./resnet.js";
 import { go, onPlace, place } from "./router.js";
 import * as samples from "./samples.js";
 import * as station from "./station.js";
 
-const TABS = ["fit", "calibrate", "inspect", "samples", "station", "history", "resnet"];
-const WITH_MODEL = new Set(["fit", "calibrate", "inspect", "samples"]);
+const TABS = ["fit", "calibrate", "inspect", "samples", "health", "station", "history", "resnet"];
+const WITH_MODEL = new Set(["fit", "calibrate", "inspect", "samples", "health"]);
+const PAGES = [fit, inspect, calibrate, samples, health, station, past, resnet];
 const THEMES = ["auto", "light", "dark"];
 const PASTE = {
   fit: (files) => fit.addFiles(files),
@@ -23,7 +25,9 @@ const PASTE = {
   resnet: (files) => resnet.addFiles(files),
 };
 let open = "inspect";
-let health = { status: "wait" };
+let service = { status: "wait" };
+
+const offered = () => TABS.filter((tab) => $(`tab-${tab}`).offsetParent);
 
 function goTo(name, focus = false) {
   go(TABS.includes(name) ? name : "inspect");
@@ -42,6 +46,8 @@ function showPlace(where) {
   $("model").hidden = !WITH_MODEL.has(open);
   if (open === "resnet") resnet.config();
   if (open === "samples") samples.open();
+  else samples.leave();
+  if (open === "health") health.open();
   if (open === "history") past.open(where);
   if (open === "station") station.enter();
   else station.leave();
@@ -50,34 +56,66 @@ function showPlace(where) {
 function startTabs() {
   for (const tab of TABS) $(`tab-${tab}`).addEventListener("click", () => goTo(tab));
   document.querySelector("[role=tablist]").addEventListener("keydown", (event) => {
-    const at = TABS.indexOf(open);
-    const to = { ArrowRight: at + 1, ArrowLeft: at - 1 + TABS.length, Home: 0, End: TABS.length - 1 }[event.key];
+    const tabs = offered();
+    const at = tabs.indexOf(open);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1 + tabs.length, Home: 0, End: tabs.length - 1 }[event.key];
     if (to === undefined) return;
     event.preventDefault();
-    goTo(TABS[to % TABS.length], true);
+    goTo(tabs[to % tabs.length], true);
   });
   onPlace(showPlace);
 }
 
 function showHealth() {
-  $("service").dataset.state = { ok: "ok", degraded: "warn", failed: "bad", down: "bad", key: "warn" }[health.status] ?? "wait";
-  $("service-text").textContent = t(`service_${health.status}`);
-  $("service").title = health.reason ?? [health.model, health.device, health.version].filter(Boolean).join(" · ");
+  $("service").dataset.state = { ok: "ok", degraded: "warn", failed: "bad", down: "bad", key: "warn" }[service.status] ?? "wait";
+  $("service-text").textContent = t(`service_${service.status}`);
+  const reads = service.may_change === false;
+  document.documentElement.dataset.may = reads ? "read" : "all";
+  $("reader").hidden = !reads;
+  $("key-change").hidden = !key.value && service.status !== "key";
+  if (reads && open === "fit") goTo("inspect");
+  $("service").title = service.reason ?? [service.model, service.device, service.version].filter(Boolean).join(" · ");
 }
 
 let watching = 0;
+let gone = false;
+
+/* The service answers again: what could not be had is asked for once more. */
+function recover() {
+  calm();
+  for (const page of PAGES) page.show();
+  retry(parts.filter((part) => part.error?.code === "offline"));
+  refreshState();
+  offerModels();
+}
 
 async function watchHealth() {
   clearTimeout(watching);
   try {
-    health = await json("/health", { quiet: true });
+    service = await json("/health", { quiet: true });
   } catch (err) {
-    health = { status: err.status === 401 ? "key" : "down" };
+    service = { status: err.status === 401 ? "key" : "down" };
   }
   showHealth();
-  const reached = !["down", "key"].includes(health.status);
-  learn({ reached, degraded: health.status === "degraded" ? health.reason ?? "degraded" : "" });
-  watching = setTimeout(watchHealth, health.status === "ok" || health.status === "degraded" ? 20000 : 2000);
+  const reached = !["down", "key"].includes(service.status);
+  if (reached && gone) recover();
+  gone = !reached;
+  learn({ reached, degraded: service.status === "degraded" ? service.reason ?? "degraded" : "" });
+  if (reached) offerResnet();
+  watching = setTimeout(watchHealth, service.status === "ok" || service.status === "degraded" ? 20000 : 2000);
+}
+
+let asked = false;
+
+/* The second product has a tab where there is a bank for it. */
+async function offerResnet() {
+  if (asked) return;
+  asked = true;
+  try {
+    $("tab-resnet").hidden = (await json("/config", { quiet: true })).status === "absent";
+  } catch (err) {
+    asked = err.status === 404; // there is no such product here; after anything else it is asked again
+  }
 }
 
 function setTheme(theme) {
@@ -102,25 +140,42 @@ function startPrefs() {
   $("language").addEventListener("click", () => {
     speak(language === "es" ? "en" : "es");
     inspect.renumber();
-    for (const page of [fit, inspect, calibrate, samples, station, past, resnet]) page.show();
+    for (const page of PAGES) page.show();
     if (open === "resnet") resnet.config();
+    offerModels();
   });
   $("theme").addEventListener("click", () => setTheme(THEMES[(THEMES.indexOf(theme()) + 1) % THEMES.length]));
 }
 
-function startKey() {
-  onKeyNeeded((refused) => new Promise((done) => {
-    $("key-value").value = "";
-    $("key-refused").hidden = !refused;
-    $("key").returnValue = "";
-    $("key").showModal();
+/* What the person types; null when they do not. */
+function askForKey(refused) {
+  $("key-value").value = "";
+  $("key-refused").hidden = !refused;
+  $("key-forget").hidden = !key.value;
+  $("key").returnValue = "";
+  if (!$("key").open) $("key").showModal();
+  return new Promise((done) => {
     $("key").addEventListener("close", () => done($("key").returnValue === "ok" ? $("key-value").value.trim() : null), { once: true });
-  }));
+  });
+}
+
+function startKey() {
+  onKeyNeeded(askForKey);
   $("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
     $("key").close("ok");
   });
   $("key-no").addEventListener("click", () => $("key").close(""));
+  $("key-change").addEventListener("click", async () => {
+    const typed = await askForKey(false);
+    if (typed === null) return;
+    key.value = typed;
+    location.reload();
+  });
+  $("key-forget").addEventListener("click", () => {
+    key.value = "";
+    location.reload();
+  });
 }
 
 function startPaste() {
@@ -146,12 +201,13 @@ inspect.startInspect();
 calibrate.startCalibrate(goTo);
 resnet.startResnet();
 samples.startSamples();
+health.startHealth();
 station.startStation();
 past.startHistory();
-const asked = place().view;
-go(TABS.includes(asked) ? asked : "inspect", place().rest, place().filters, { replace: true });
+const wanted = place().view;
+go(TABS.includes(wanted) ? wanted : "inspect", place().rest, place().filters, { replace: true });
 watchHealth();
-startModel().then((known) => known.length || asked || goTo("fit")).catch(complain);
+startModel().then((known) => known.length || wanted || goTo("fit")).catch(complain);
 addEventListener("focus", () => {
   refreshState();
   offerModels();

@@ -1,29 +1,33 @@
 import { json } from "./api.js";
-import { $, acceptFiles, calm, complain, el, svg } from "./dom.js";
-import { number, t } from "./i18n.js";
-import { learn, model, onModel, refreshState, requireModel } from "./model.js";
+import { histogram } from "./charts.js";
+import { $, acceptFiles, calm, complain, el } from "./dom.js";
+import { number, percent, t } from "./i18n.js";
+import { learn, model, named, onModel, refreshState, requireModel } from "./model.js";
+import { posted, tracked } from "./progress.js";
 import { addParts, again, onParts, parts, view } from "./parts.js";
-import { setThreshold } from "./inspect.js";
+import { select, setThreshold } from "./inspect.js";
+import { partButton } from "./verdict.js";
 
-const BINS = 32;
+const MOST = 60;
+let look = () => {};
 let line = null;
 let dragged = false;
 
 export function startCalibrate(goTo) {
   acceptFiles($("cal-ok"), (files) => addParts(files, "ok"));
   acceptFiles($("cal-ng"), (files) => addParts(files, "ng"));
-  $("cal-line").addEventListener("input", () => {
-    line = Number($("cal-line").value);
-    dragged = true;
-    if (view.calibrated !== null) setThreshold(line);
-    else show();
-  });
+  look = (part) => {
+    goTo("inspect");
+    select(part);
+  };
+  $("cal-line").addEventListener("input", () => pull(Number($("cal-line").value)));
   $("cal-target").addEventListener("change", () => {
     dragged = false;
     if (view.threshold !== null) line = view.threshold;
     show();
   });
   $("cal-go").addEventListener("click", () => calibrate(goTo));
+  $("cal-stored").addEventListener("click", () => calibrateStored(goTo));
   onParts(() => {
     if (view.threshold !== null && !dragged) line = view.threshold;
     show();
@@ -37,9 +41,18 @@ export function startCalibrate(goTo) {
   show();
 }
 
+function pull(to) {
+  line = to;
+  dragged = true;
+  if (view.calibrated !== null) setThreshold(line);
+  else show();
+}
+
 const target = () => Number($("cal-target").value);
 
-const scored = (truth) => parts.filter((part) => part.truth === truth && part.result).map((part) => part.result.score);
+const judged = () => parts.filter((part) => part.truth && part.result);
+
+const scored = (truth) => judged().filter((part) => part.truth === truth).map((part) => part.result.score);
 
 export function show() {
   const [ok, ng] = [scored("ok"), scored("ng")];
@@ -52,9 +65,10 @@ export function show() {
   $("cal-empty").hidden = any;
   $("cal-go").disabled = !ok.length || parts.some((part) => part.truth && !part.fresh);
   $("cal-line").disabled = !any;
-  if (any) histogram(ok, ng);
+  if (any) draw(ok, ng);
   else $("histogram").replaceChildren();
   outcome(ok, ng);
+  wrong();
 }
 
 function outcome(ok, ng) {
@@ -66,7 +80,7 @@ function outcome(ok, ng) {
   $("cal-miss").textContent = part(ng.filter((score) => score <= line).length, ng.length);
 }
 
-function histogram(ok, ng) {
+function draw(ok, ng) {
   const all = [...ok, ...ng];
   const low = Math.min(...all, view.calibrated ?? Infinity);
   const high = Math.max(...all, view.calibrated ?? 0);
@@ -75,24 +89,25 @@ function histogram(ok, ng) {
   line ??= Math.max(...(ok.length ? ok : all));
   Object.assign($("cal-line"), { min: from, max: to, step: (to - from) / 1000 });
   $("cal-line").value = line;
-  const bins = (scores) => {
-    const counts = new Array(BINS).fill(0);
-    for (const score of scores) counts[Math.min(BINS - 1, Math.floor(((score - from) / (to - from)) * BINS))] += 1;
-    return counts;
-  };
-  const [above, below] = [bins(ok), bins(ng)];
-  const most = Math.max(...above, ...below, 1);
-  const picture = svg("svg", { viewBox: "0 0 640 240", preserveAspectRatio: "none", role: "img", "aria-label": t("histLabel", { ok: ok.length, ng: ng.length }) });
-  const width = 640 / BINS;
-  for (let i = 0; i < BINS; i += 1) {
-    const [up, down] = [(100 * above[i]) / most, (100 * below[i]) / most];
-    if (up) picture.append(svg("rect", { class: "bar ok", x: i * width + 1, width: width - 2, y: 120 - up, height: up }));
-    if (down) picture.append(svg("rect", { class: "bar ng", x: i * width + 1, width: width - 2, y: 120, height: down }));
-  }
-  picture.append(svg("line", { class: "axis", x1: 0, x2: 640, y1: 120, y2: 120 }));
+  const point = (part) => ({ score: part.result.score, truth: part.truth, name: part.name, part });
+  const picture = histogram(judged().map(point), { from, to, label: t("histLabel", { ok: ok.length, ng: ng.length }), open: ({ part }) => look(part), place: pull });
   const ticks = el("div", { className: "ticks" }, ...[0, 0.25, 0.5, 0.75, 1].map((f) => el("span", { textContent: number(from + f * (to - from)) })));
   ticks.setAttribute("aria-hidden", "true");
   $("histogram").replaceChildren(picture, ticks);
+}
+
+/* The parts that the line judges wrongly, those farthest from it first; each opens where it is inspected. */
+function wrong() {
+  const known = line === null ? [] : judged().filter(({ truth, result }) => (truth === "ok") === result.score > line);
+  const away = ({ result }) => Math.abs(result.score - line);
+  $("cal-wrong-title").textContent = known.length ? t("calWrong", { n: known.length }) : "";
+  $("cal-wrong").replaceChildren(...known.toSorted((one, other) => away(other) - away(one)).slice(0, MOST).map((part) => {
+    const button = partButton(part, false, part.truth === "ok" ? "ng" : "ok");
+    button.title = t(part.truth === "ok" ? "calWrongOk" : "calWrongNg", { name: part.name, score: number(part.result.score) });
+    button.append(el("small", { textContent: button.title }));
+    button.addEventListener("click", () => look(part));
+    return el("li", {}, button);
+  }));
 }
 
 async function calibrate(goTo) {
@@ -121,6 +136,23 @@ async function calibrate(goTo) {
   }
 }
 
+/* With the samples that are stored, each scored as if it had not been learned from. */
+async function calibrateStored(goTo) {
+  calm();
+  $("cal-stored").disabled = true;
+  try {
+    requireModel();
+    const asked = named({ area_mm2_thr: Number($("cal-area").value), score_percentile: Number($("cal-percentile").value), ...(target() ? { max_false_reject: target() } : {}) });
+    const result = await tracked($("cal-progress"), "/calibrate_dataset", posted(asked));
+    done(result, result.n_ok, result.n_ng, goTo);
+  } catch (err) {
+    complain(err);
+  } finally {
+    $("cal-stored").disabled = false;
+    show();
+  }
+}
+
 function done(result, ok, ng, goTo) {
   const next = el("button", { type: "button", className: "primary", textContent: t("goInspect") });
   next.addEventListener("click", () => goTo("inspect"));
@@ -135,8 +167,6 @@ function done(result, ok, ng, goTo) {
   again();
   refreshState();
 }
-
-const percent = (share) => `${number(100 * share, 1)} %`;
 
 /* What a threshold promises about good parts, in words. */
 function promised({ upper_bound: bound, confidence, n_ok: n, n_ok_needed: needed }) {

@@ -100,13 +100,41 @@ async function collect(entry, found) {
 }
 
 /* Asks a question in a dialog; true when the person agrees. */
-export function ask(title, text, yes) {
+export async function ask(title, text, yes) {
+  return (await put(title, text, yes, false)) !== null;
+}
+
+/* The same with room for a note, which it gives; null when the person does not agree. */
+export function askNote(title, text, yes) {
+  return put(title, text, yes, true);
+}
+
+function put(title, text, yes, withNote) {
   $("ask-title").textContent = title;
   $("ask-text").textContent = text;
   $("ask-yes").textContent = yes;
+  $("ask-note").value = "";
+  $("ask-note-line").hidden = !withNote;
   $("ask").returnValue = "";
   $("ask").showModal();
-  return new Promise((done) => $("ask").addEventListener("close", () => done($("ask").returnValue === "yes"), { once: true }));
+  return new Promise((done) => $("ask").addEventListener("close", () => done($("ask").returnValue === "yes" ? $("ask-note").value.trim() : null), { once: true }));
+}
+
+/* Rows of a <dl>: [[name, value], …]. */
+export function facts(list, rows) {
+  list.replaceChildren(...rows.map(([name, value]) => el("div", {}, el("dt", { textContent: name }), el("dd", { textContent: value }))));
+}
+
+/* What is the matter with a view, and a way to try again. */
+export function trouble(box, error, retry) {
+  if (error.name === "AbortError") return;
+  const again = el("button", { type: "button", textContent: t("retry") });
+  again.addEventListener("click", () => {
+    box.hidden = true;
+    retry();
+  });
+  box.replaceChildren(el("p", { textContent: error.message }), again);
+  box.hidden = false;
 }
 
 /* As the server reads it: EXIF rotation ignored. Null for what the browser cannot show, such as TIFF. */
@@ -118,15 +146,24 @@ export async function bitmapOf(blob, options = {}) {
   }
 }
 
-export async function thumbnail(file) {
+/* Show a picture in a canvas; what was decoded of it is freed at once. False for what the browser cannot show. */
+export async function paint(canvas, blob, options = {}) {
+  const image = await bitmapOf(blob, options);
+  if (!image) return false;
+  Object.assign(canvas, { width: image.width, height: image.height });
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  image.close();
+  return true;
+}
+
+export function smallCanvas() {
   const canvas = el("canvas", { width: 1, height: 1, className: "thumb" });
   canvas.setAttribute("aria-hidden", "true");
-  const small = await bitmapOf(file, { resizeWidth: 168, resizeQuality: "medium" });
-  if (small) {
-    canvas.width = small.width;
-    canvas.height = small.height;
-    canvas.getContext("2d").drawImage(small, 0, 0);
-    small.close();
-  }
+  return canvas;
+}
+
+export async function thumbnail(file) {
+  const canvas = smallCanvas();
+  await paint(canvas, file, { resizeWidth: 168, resizeQuality: "medium" });
   return canvas;
 }

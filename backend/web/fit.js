@@ -1,8 +1,8 @@
-import { follow, json, newId } from "./api.js";
 import { $, acceptFiles, ask, calm, chosen as picked, choose, complain, el, thumbnail } from "./dom.js";
 import { counted, number, t } from "./i18n.js";
 import { formOf, learn, model, offerModels, onModel, onState, refreshState, remember, requireModel } from "./model.js";
 import { again } from "./parts.js";
+import { tracked } from "./progress.js";
 
 const chosen = [];
 let stop = null;
@@ -72,36 +72,20 @@ async function fit(goTo) {
   }
   const add = adds();
   if (model.fitted && !add && !(await ask(t("replaceTitle"), t("replaceText", { model: model.name }), t("fitReplace")))) return;
-  const id = newId();
   stop = new AbortController();
-  const watch = new AbortController();
   $("fit-result").replaceChildren();
-  progress({ stage: "send" });
   show();
-  follow(`/progress/${id}`, watch.signal, progress);
   const form = formOf(add ? { memory_fit: "true" } : {});
   for (const { file } of chosen) form.append("images", file, file.name);
   try {
-    done(await json("/fit_ok", { method: "POST", body: form, headers: { "X-Request-Id": id }, signal: stop.signal }), goTo);
+    done(await tracked($("fit-progress"), "/fit_ok", { method: "POST", body: form, signal: stop.signal }), goTo);
   } catch (err) {
     if (err.name === "AbortError") say(t("fitCancelled"), "wait");
     else complain(err);
   } finally {
-    watch.abort();
     stop = null;
-    $("fit-progress").hidden = true;
     show();
   }
-}
-
-function progress({ stage, state = "running", done: n, total, eta_s: eta }) {
-  if (state !== "running" || stop === null) return;
-  $("fit-progress").hidden = false;
-  const left = eta > 0.5 ? ` · ${t("stageLeft", { s: Math.ceil(eta) })}` : "";
-  const part = total ? ` ${n}/${total}` : "";
-  $("fit-stage").textContent = t(`stage_${stage}`).replace(/^stage_/, "") + part + left;
-  if (total) $("fit-bar").value = n / total;
-  else $("fit-bar").removeAttribute("value");
 }
 
 function say(text, state, ...more) {

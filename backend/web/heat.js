@@ -48,6 +48,13 @@ export function paintHeat(heat, usual, limit) {
   return canvas;
 }
 
+/* The colours of paintHeat from what is usual (left) over the limit (in the middle) to as far again (right). */
+export function paintLegend(canvas) {
+  const heat = { grey: Uint8Array.from({ length: 256 }, (_, grey) => grey), width: 256, height: 1, low: 0, high: 2 };
+  Object.assign(canvas, { width: 256, height: 1 });
+  canvas.getContext("2d").drawImage(paintHeat(heat, 0, 1), 0, 0);
+}
+
 /* Connected areas (8 neighbours) at or above `threshold`, largest first, as the server finds them. */
 export function regionsOf(heat, threshold, mmPerPx, areaMin) {
   const { grey, width, height } = heat;

@@ -1,9 +1,11 @@
 import { json, send } from "./api.js";
 import { trend } from "./charts.js";
-import { $, complain, el } from "./dom.js";
+import { $, complain, el, facts, trouble } from "./dom.js";
 import { brief, number, t } from "./i18n.js";
+import { hideNearest, showNearest } from "./nearest.js";
 import { decisionOf, modelOf, partOf, pictureOf, release, review, reviewer, thumb, verdictWord, when } from "./records.js";
 import { addressOf, go, place } from "./router.js";
+import { close, rehearse } from "./teach.js";
 import { showVerdict } from "./verdict.js";
 
 const FIELDS = ["part_id", "batch_id", "station_id", "role_id", "roi_id", "decision", "reviewed", "since", "until", "min_score", "max_score", "order"];
@@ -25,7 +27,7 @@ export function startHistory() {
     if (event.target.matches("select, [type=datetime-local]")) $("hi-form").requestSubmit();
   });
   $("hi-reset").addEventListener("click", () => go("history"));
-  $("hi-more").addEventListener("click", () => more().catch(trouble));
+  $("hi-more").addEventListener("click", () => more().catch(failed));
   $("hi-export").addEventListener("click", () => save().catch(complain));
   $("hi-back").addEventListener("click", () => go("history", [], place().filters));
   $("hi-review").addEventListener("submit", (event) => {
@@ -38,12 +40,12 @@ export function startHistory() {
 export function open({ rest, filters }) {
   $("hi-list-view").hidden = Boolean(rest[0]);
   $("hi-detail").hidden = !rest[0];
-  if (rest[0]) return detail(rest[0]).catch(trouble);
+  if (rest[0]) return detail(rest[0]).catch(failed);
   fillForm(filters);
   const query = filters.toString();
   if (asked === query && $("hi-list").children.length) return null;
   asked = query;
-  return search().catch(trouble);
+  return search().catch(failed);
 }
 
 function filtersOfForm() {
@@ -93,17 +95,12 @@ async function more() {
   $("hi-none").hidden = $("hi-list").children.length > 0;
 }
 
-function trouble(error) {
-  if (error.name === "AbortError") return;
+function failed(error) {
   $("hi-more").disabled = false;
-  $("hi-trouble").hidden = false;
-  const again = el("button", { type: "button", textContent: t("retry") });
-  again.addEventListener("click", () => {
+  trouble($("hi-trouble"), error, () => {
     asked = "";
-    $("hi-trouble").hidden = true;
     open(place());
   });
-  $("hi-trouble").replaceChildren(el("p", { textContent: error.message }), again);
 }
 
 function row(item) {
@@ -122,9 +119,12 @@ async function detail(id) {
   $("hi-trouble").hidden = true;
   release($("hi-picture"));
   $("hi-picture").removeAttribute("src");
+  shown = null;
+  $("hi-about").inert = true; // what stands there is of another part until this one is known
   const found = await json(`/inspections/${encodeURIComponent(id)}`);
   if (mine !== turn) return;
   shown = found;
+  $("hi-about").inert = false;
   drawDetail(found);
   const width = Math.min(1600, Math.ceil($("hi-picture").parentElement.clientWidth * devicePixelRatio) || 800);
   pictureOf(id, width).then((src) => {
@@ -140,7 +140,7 @@ function drawDetail(item) {
   $("hi-title").textContent = t("hiPart", { part: partOf(item) });
   $("hi-picture").alt = t("stPicture", { part: partOf(item) });
   $("hi-reasons").replaceChildren(...item.reasons.map((text) => el("li", { textContent: text })));
-  const facts = [
+  const known = [
     ["hiTime", when(item.time, { dateStyle: "full", timeStyle: "medium" })],
     ["hiModel", modelOf(item)],
     ["hiVersion", item.model_version],
@@ -152,9 +152,13 @@ function drawDetail(item) {
     ["hiFile", item.image.filename],
     ["hiName", item.inspection_id],
   ].filter(([, value]) => value);
-  $("hi-facts").replaceChildren(...facts.map(([key, value]) => el("div", {}, el("dt", { textContent: t(key) }), el("dd", { textContent: value }))));
-  $("hi-regions").replaceChildren(...item.regions.map((region) =>
-    el("li", {}, el("strong", { textContent: `${brief(region.area_mm2)} mm²` }), el("span", { textContent: t("regionAt", { x: region.x, y: region.y, w: region.w, h: region.h }) }))));
+  facts($("hi-facts"), known.map(([key, value]) => [t(key), value]));
+  hideNearest($("hi-nearest"));
+  $("hi-regions").replaceChildren(...item.regions.map((region) => {
+    const button = el("button", { type: "button", className: "quiet", disabled: !item.image.kept }, el("strong", { textContent: `${brief(region.area_mm2)} mm²` }), " ", t("regionAt", region));
+    button.addEventListener("click", () => beside(item, region).catch(complain));
+    return el("li", {}, button);
+  }));
   $("hi-regions-title").textContent = t("hiRegions", { n: item.regions.length });
   drawReviews(item.reviews);
   $("hi-reviewer").value = reviewer.name;
@@ -163,6 +167,17 @@ function drawDetail(item) {
   $("hi-alike").hidden = item.decision === null || item.decision === undefined;
   for (const label of ["ok", "ng"]) $(`hi-sample-${label}`).onclick = () => sample(label).catch(complain);
   $("hi-sample").hidden = !item.image.kept;
+  $("hi-teach").hidden = !item.image.kept || item.decision !== "ng";
+  $("hi-teach").onclick = () => rehearse($("hi-lesson"), item);
+  close($("hi-lesson"));
+  $("hi-sampled").textContent = "";
+}
+
+/* What good parts look like where this one differs. */
+async function beside(item, region) {
+  const image = await (await send(`/inspections/${encodeURIComponent(item.inspection_id)}/image`)).blob();
+  const { role_id, roi_id, recipe_id, mm_per_px = 1, shape } = item;
+  await showNearest($("hi-nearest"), image, region, { role_id, roi_id, recipe_id, mm_per_px, ...(shape ? { shape: JSON.stringify(shape) } : {}) });
 }
 
 function drawReviews(reviews) {

@@ -1,8 +1,9 @@
 import { $, acceptFiles, bitmapOf, calm, choose, el } from "./dom.js";
-import { contourPath, decodeHeat, paintHeat, regionsOf } from "./heat.js";
+import { contourPath, decodeHeat, paintHeat, paintLegend, regionsOf } from "./heat.js";
 import { brief, counted, number, t } from "./i18n.js";
-import { keep, model, onModel, recall } from "./model.js";
-import { addParts, again, clearParts, decisionOf, onParts, parts, tell, view } from "./parts.js";
+import { keep, model, named, onModel, recall } from "./model.js";
+import { hideNearest, showNearest } from "./nearest.js";
+import { addParts, again, clearParts, decisionOf, onParts, parts, retry, tell, view } from "./parts.js";
 import { FIELDS, Stage } from "./stage.js";
 import { partButton, showGauge, showVerdict } from "./verdict.js";
 
@@ -10,6 +11,7 @@ let stage = null;
 let current = null;
 let drawn = 0;
 let pending = 0;
+let told = null;
 
 export function startInspect() {
   stage = new Stage($("stage"));
@@ -27,6 +29,12 @@ export function startInspect() {
       tell();
     });
   $("parts").addEventListener("keydown", moveInList);
+  for (const id of ["parts-order", "parts-only"]) $(id).addEventListener("change", list);
+  $("closer").addEventListener("click", () => stage.closer(1.5));
+  $("farther").addEventListener("click", () => stage.closer(1 / 1.5));
+  $("whole").addEventListener("click", () => stage.whole());
+  $("retry").addEventListener("click", () => retry(parts.filter((part) => part.error)));
+  paintLegend($("legend-colours"));
   onParts((part) => {
     if (current && !parts.includes(current)) current = null;
     current ??= parts[0] ?? null;
@@ -50,7 +58,7 @@ export async function inspectFiles(files) {
   if (first) select(first);
 }
 
-function select(part) {
+export function select(part) {
   current = part;
   show();
   $("parts").querySelector("[aria-pressed=true]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
@@ -74,20 +82,34 @@ export function show() {
   redraw();
 }
 
+/* The parts as the person wants them listed. */
+function listed() {
+  const only = $("parts-only").value;
+  const score = (part) => part.result?.score ?? -1;
+  const orders = { score: (one, other) => score(other) - score(one), name: (one, other) => one.name.localeCompare(other.name, undefined, { numeric: true }) };
+  const chosen = only ? parts.filter((part) => decisionOf(part) === only || part === current) : parts;
+  return orders[$("parts-order").value] ? chosen.toSorted(orders[$("parts-order").value]) : chosen;
+}
+
 function list() {
   const focused = $("parts").contains(document.activeElement);
-  $("parts").replaceChildren(...parts.map((part) => {
+  $("parts-sort").hidden = parts.length < 2;
+  $("parts").replaceChildren(...listed().map((part) => {
     const button = partButton(part, part === current, decisionOf(part));
     button.addEventListener("click", () => select(part));
     return el("li", {}, button);
   }));
   if (focused) $("parts").querySelector("[aria-pressed=true]")?.focus();
+  const failed = parts.filter((other) => other.error).length;
+  $("retry").hidden = !failed;
+  $("retry").textContent = failed > 1 ? t("retryAll", { n: failed }) : t("retry");
   $("parts-clear").hidden = !parts.length;
 }
 
 function moveInList(event) {
   const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
-  const next = parts[parts.indexOf(current) + (step ?? NaN)];
+  const shown = listed();
+  const next = shown[shown.indexOf(current) + (step ?? NaN)];
   if (!next) return;
   event.preventDefault();
   select(next);
@@ -144,7 +166,10 @@ async function scene(part) {
   const decision = part ? decisionOf(part) : "none";
   const score = part?.result ? number(part.result.score) : "–";
   $("stage").setAttribute("aria-label", part ? t("stageLabel", { name: part.name, verdict: decision === "look" ? counted("look", part.regions.length) : t(decision), score }) : t("stageEmpty"));
-  if (!part) return stage.show({ width: 0, outlines: [], layers: [] });
+  if (!part) {
+    $("legend").hidden = true;
+    return stage.show({ width: 0, outlines: [], layers: [] });
+  }
   part.image ??= await bitmapOf(part.file);
   if (part !== current) return;
   const heat = part.decoded?.heat;
@@ -152,14 +177,21 @@ async function scene(part) {
   const layers = [{ image: part.image, alpha: 1 }];
   if (heat) {
     const { median = 0, max = heat.high } = part.result.stats ?? {};
-    layers.push({ image: paintHeat(heat, median, view.threshold || max), alpha: Number($("opacity").value) / 100 });
+    const limit = view.threshold || max;
+    $("legend-usual").textContent = number(median);
+    $("legend-limit").textContent = number(limit);
+    $("legend-far").textContent = number(Math.max(limit, 2 * limit - median));
+    layers.push({ image: paintHeat(heat, median, limit), alpha: Number($("opacity").value) / 100 });
   }
+  $("legend").hidden = !heat;
   stage.show({ width, height, layers, outlines: part.regions ?? [], shape: view.shape });
 }
 
 function panel(part) {
   const found = part?.result ? regionsNow(part) : [];
   if (part) part.regions = found;
+  if (told !== part?.result) hideNearest($("nearest"));
+  told = part?.result;
   const decision = part ? decisionOf(part) : "none";
   const why = !part ? t("empty") : decision === "none" ? t("noneWhy") : decision === "look" ? counted("look", found.length) : t(decision);
   showVerdict($("verdict"), decision, why);
@@ -167,8 +199,14 @@ function panel(part) {
   const whole = found.reduce((sum, region) => sum + region.area_mm2, 0);
   const some = part?.result && view.threshold !== null;
   $("regions-title").textContent = some ? counted("regions", found.length) + (found.length ? ` · ${t("total", { area: brief(whole) })}` : "") : "";
-  $("regions").replaceChildren(...found.slice(0, 50).map((region) => el("li", { data: { area: region.area_mm2 } },
-    el("strong", { textContent: `${brief(region.area_mm2)} mm²` }), " ", t("regionAt", { x: region.x, y: region.y }))));
+  $("regions").replaceChildren(...found.slice(0, 50).map((region) => {
+    const button = el("button", { type: "button", className: "quiet" }, el("strong", { textContent: `${brief(region.area_mm2)} mm²` }), " ", t("regionAt", { x: region.x, y: region.y }));
+    button.addEventListener("click", () => {
+      stage.goTo(region);
+      showNearest($("nearest"), part.file, region, named({ mm_per_px: model.mm, ...(view.shape ? { shape: JSON.stringify(view.shape) } : {}) }));
+    });
+    return el("li", { data: { area: region.area_mm2 } }, button);
+  }));
   const unseen = part?.result && !part.image ? t("unseen") : "";
   const notes = [part?.error?.message, unseen, ...(part?.result?.warnings ?? [])].filter(Boolean);
   $("warnings").replaceChildren(...notes.map((text) => el("li", { textContent: text })));

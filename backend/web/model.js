@@ -32,11 +32,14 @@ export function requireModel() {
   if (!(model.mm > 0)) throw new Error(t("badMm"));
 }
 
-/* The fields that every request about a model carries. */
-export function formOf(extra = {}) {
+/* Which model a request is about, and whatever else it says. */
+export const named = (more = {}) => ({ role_id: model.role, roi_id: model.roi, ...(model.recipe ? { recipe_id: model.recipe } : {}), ...more });
+
+export const queryOf = (more = {}) => new URLSearchParams(named(more));
+
+export function formOf(more = {}) {
   const form = new FormData();
-  const own = { role_id: model.role, roi_id: model.roi, mm_per_px: model.mm, ...(model.recipe ? { recipe_id: model.recipe } : {}) };
-  for (const [name, value] of Object.entries({ ...own, ...extra })) form.append(name, value);
+  for (const [name, value] of Object.entries(named({ mm_per_px: model.mm, ...more }))) form.append(name, value);
   return form;
 }
 
@@ -66,13 +69,12 @@ export async function refreshState() {
   const turn = (asked += 1);
   showState();
   if (!model.role || !model.roi) return;
-  const query = { role_id: model.role, roi_id: model.roi, ...(model.recipe ? { recipe_id: model.recipe } : {}) };
-  const state = await optional("/state", query);
+  const state = await optional("/state", named());
   if (turn !== asked || !state) return;
   const usable = !state.memory_fitted || state.memory_usable !== false;
   learn({ fitted: state.memory_fitted, usable, calibrated: state.calib_present, stale: "", working: state.rebuild?.state === "running" });
   if (!state.memory_fitted) return;
-  const manifest = await optional("/manifest", query);
+  const manifest = await optional("/manifest", named());
   if (turn !== asked || !manifest) return;
   if (manifest.memory?.mm_per_px > 0 && !edited.has(model.key)) $("mm").value = manifest.memory.mm_per_px;
   learn({ okMean: manifest.calibration?.ok_mean ?? null, okTop: manifest.calibration?.p99_ok ?? null });
@@ -117,7 +119,50 @@ export async function offerModels() {
   fill("roles", all.map((m) => m[0]));
   fill("rois", all.filter((m) => !model.role || m[0] === model.role).map((m) => m[1]));
   fill("recipes", all.map((m) => m[2]));
+  offerPick(all.slice(0, known.length));
   return all.slice(0, known.length);
+}
+
+const sameModel = ([role, roi, recipe]) => role === model.role && roi === model.roi && recipe === (model.recipe || "default");
+
+/* The fitted models by name. Whoever wants another one types it. */
+function offerPick(listed) {
+  const pick = $("pick");
+  const chosen = listed.findIndex(sameModel);
+  pick.replaceChildren(
+    ...listed.map(([role, roi, recipe], n) => el("option", { value: n, selected: n === chosen, textContent: [role, roi].join(" · ").replaceAll("_", " ") + (recipe === "default" ? "" : ` (${recipe})`) })),
+    el("option", { value: "", selected: chosen < 0, textContent: t("pickOther") }),
+  );
+  pick.onchange = () => {
+    const [role, roi, recipe] = listed[pick.value] ?? ["", "", "default"];
+    Object.assign($("role"), { value: role });
+    Object.assign($("roi"), { value: roi });
+    Object.assign($("recipe"), { value: recipe === "default" ? "" : recipe });
+    changed();
+    if (!role) $("role").focus();
+  };
+  $("pick-line").hidden = !listed.length;
+  for (const line of document.querySelectorAll(".typed")) line.hidden = chosen >= 0;
+}
+
+/* The model is in the address, so that a reload or a link that was sent shows the same one. */
+function keepInAddress() {
+  const query = new URLSearchParams(location.search);
+  for (const name of ["role", "roi", "recipe"]) {
+    if (model[name]) query.set(`${name}_id`, model[name]);
+    else query.delete(`${name}_id`);
+  }
+  const text = query.toString();
+  history.replaceState(null, "", `${location.pathname}${text ? `?${text}` : ""}${location.hash}`);
+}
+
+/* The browser's back button may come to where another model was open. */
+function readAddress() {
+  const query = new URLSearchParams(location.search);
+  const there = ["role", "roi", "recipe"].map((name) => query.get(`${name}_id`) ?? "");
+  if (!there[0] || there.join("/") === [model.role, model.roi, model.recipe].join("/")) return;
+  [$("role").value, $("roi").value, $("recipe").value] = there;
+  changed();
 }
 
 export function remember() {
@@ -151,6 +196,7 @@ export async function startModel() {
     keep("mm", Number($("mm").value));
   });
   for (const id of ["role", "roi", "recipe"]) $(id).addEventListener("change", changed);
+  addEventListener("popstate", readAddress);
   changed();
   return listed.length ? listed : recent;
 }
@@ -159,6 +205,7 @@ function changed() {
   Object.assign(model, { fitted: null, usable: true, calibrated: null, stale: "", working: false, okMean: null, okTop: null });
   if (!edited.has(model.key)) $("mm").value = recall("mm", $("mm").value || 0.2);
   if (model.role && model.roi) remember();
+  keepInAddress();
   offerModels();
   refreshState();
   for (const listener of listeners) listener();

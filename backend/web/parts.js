@@ -60,6 +60,16 @@ export function again(first = null) {
   tell();
 }
 
+/* Those that failed once more. */
+export function retry(failed) {
+  calm();
+  for (const part of failed) {
+    part.error = null;
+    enqueue(part);
+  }
+  tell();
+}
+
 export function enqueue(part) {
   part.turn = (part.turn ?? 0) + 1;
   part.fresh = false;

@@ -1,11 +1,11 @@
 import { json, send } from "./api.js";
 import { el } from "./dom.js";
-import { language, t } from "./i18n.js";
+import { locale, t } from "./i18n.js";
 
 /* What the record of inspections gives the views: words for a verdict, times, pictures. */
 
 export const when = (time, options = { dateStyle: "short", timeStyle: "medium" }) =>
-  new Intl.DateTimeFormat(language, options).format(new Date(time));
+  new Intl.DateTimeFormat(locale(), options).format(new Date(time));
 
 /* "look": good, with a region that reaches the threshold all the same. */
 export const decisionOf = (item) => (item.decision === "ok" && item.n_regions ? "look" : item.decision ?? "none");
@@ -15,10 +15,14 @@ export const modelOf = (item) =>
 
 export const partOf = (item) => item.part_id || item.image?.filename || item.inspection_id;
 
-/* The address of a picture of the record, loaded with the key that an <img> cannot send. Free it with release(). */
+/* A picture of the record, loaded with the key that an <img> cannot send. */
+export async function overlayOf(id, width, signal) {
+  return (await send(`/inspections/${encodeURIComponent(id)}/overlay?width=${width}`, { quiet: true, signal })).blob();
+}
+
+/* The address of such a picture. Free it with release(). */
 export async function pictureOf(id, width, signal) {
-  const response = await send(`/inspections/${encodeURIComponent(id)}/overlay?width=${width}`, { quiet: true, signal });
-  return URL.createObjectURL(await response.blob());
+  return URL.createObjectURL(await overlayOf(id, width, signal));
 }
 
 /* Free an image's picture, be it there already or still on its way. */
@@ -52,5 +56,7 @@ export const reviewer = {
   get name() { return localStorage.getItem("reviewer") ?? ""; },
   set name(text) { localStorage.setItem("reviewer", text.trim().slice(0, 128)); },
 };
+
+export const author = () => (reviewer.name ? { author: reviewer.name } : {});
 
 export const verdictWord = (decision) => ({ ok: "OK", ng: "NG" })[decision] ?? t("undecided");

@@ -1,5 +1,5 @@
 import { json, newId, patiently, send } from "./api.js";
-import { $, acceptFiles, bitmapOf, calm, chosen, complain, el, thumbnail } from "./dom.js";
+import { $, acceptFiles, bitmapOf, calm, chosen, complain, el, facts, thumbnail } from "./dom.js";
 import { contourPath } from "./heat.js";
 import { counted, number, t } from "./i18n.js";
 import { Stage } from "./stage.js";
@@ -84,7 +84,7 @@ export async function config() {
     ...(given.roi_path ? { roi_path: given.roi_path } : {}),
   };
   box.dataset.status = given.status;
-  box.replaceChildren(...Object.entries(rows).map(([name, value]) => el("div", {}, el("dt", { textContent: t(`c_${name}`) }), el("dd", { textContent: value }))));
+  facts(box, Object.entries(rows).map(([name, value]) => [t(`c_${name}`), value]));
 }
 
 function decisionOf(part) {

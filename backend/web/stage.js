@@ -3,7 +3,10 @@ import { brief } from "./i18n.js";
 export const FIELDS = { rect: ["x", "y", "w", "h"], circle: ["cx", "cy", "r"], annulus: ["cx", "cy", "r", "r_inner"] };
 const NEAR = 14;
 
-/* A canvas that shows a part, the heat over it, outlines with their area, and a mask that can be drawn. */
+const CLOSEST = 16;
+
+/* A canvas that shows a part, the heat over it, outlines with their area, and a mask that can be drawn. The wheel, the
+   keys +, - and 0 and the arrows look closer and elsewhere, and so does dragging where no mask is drawn. */
 export class Stage {
   constructor(canvas) {
     this.canvas = canvas;
@@ -11,13 +14,78 @@ export class Stage {
     this.onShape = null;
     this.kind = "";
     this.grip = null;
+    this.look = { zoom: 1, x: 0.5, y: 0.5 }; // the middle of what is seen, in shares of the picture
+    this.pan = null;
     new ResizeObserver(() => this.draw()).observe(canvas);
     canvas.addEventListener("pointerdown", (event) => this.#down(event));
     canvas.addEventListener("pointermove", (event) => this.#move(event));
     for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => this.#up());
+    canvas.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
+    canvas.addEventListener("dblclick", () => this.kind || this.whole());
+    canvas.addEventListener("keydown", (event) => this.#key(event));
+  }
+
+  /* See it all again. */
+  whole() {
+    this.look = { zoom: 1, x: 0.5, y: 0.5 };
+    this.draw();
+  }
+
+  /* Look closer by `factor`, around a place of the picture: the middle of what is seen without one. */
+  closer(factor, place = null) {
+    const { look, scene } = this;
+    if (!scene.width) return;
+    const zoom = Math.min(Math.max(look.zoom * factor, 1), CLOSEST);
+    const held = place ?? [look.x * scene.width, look.y * scene.height];
+    const kept = look.zoom / zoom;
+    this.#see(zoom, held[0] / scene.width + (look.x - held[0] / scene.width) * kept, held[1] / scene.height + (look.y - held[1] / scene.height) * kept);
+  }
+
+  /* Look at a region, with as much around it as it is large. */
+  goTo({ x, y, w, h }) {
+    const { scene, canvas } = this;
+    if (!scene.width || !canvas.clientWidth) return;
+    const fit = Math.min(canvas.clientWidth / scene.width, canvas.clientHeight / scene.height);
+    const wanted = Math.min(canvas.clientWidth / (3 * w), canvas.clientHeight / (3 * h));
+    this.#see(Math.min(Math.max(wanted / fit, 1), CLOSEST), (x + w / 2) / scene.width, (y + h / 2) / scene.height);
+  }
+
+  /* No further than the picture's edge. */
+  #see(zoom, x, y) {
+    const { canvas, scene } = this;
+    const fit = Math.min(canvas.clientWidth / scene.width, canvas.clientHeight / scene.height) * zoom;
+    const inside = (place, seen) => Math.min(Math.max(place, Math.min(seen / 2, 0.5)), Math.max(1 - seen / 2, 0.5));
+    this.look = { zoom, x: inside(x, canvas.clientWidth / (fit * scene.width)), y: inside(y, canvas.clientHeight / (fit * scene.height)) };
+    this.draw();
+  }
+
+  #wheel(event) {
+    if (!this.scene.width || event.ctrlKey) return;
+    event.preventDefault();
+    this.closer(event.deltaY < 0 ? 1.25 : 0.8, this.#point(event));
+  }
+
+  #key(event) {
+    const { look } = this;
+    const step = 0.15 / look.zoom;
+    const keys = {
+      "+": () => this.closer(1.25),
+      "-": () => this.closer(0.8),
+      0: () => this.whole(),
+      ArrowLeft: () => this.#see(look.zoom, look.x - step, look.y),
+      ArrowRight: () => this.#see(look.zoom, look.x + step, look.y),
+      ArrowUp: () => this.#see(look.zoom, look.x, look.y - step),
+      ArrowDown: () => this.#see(look.zoom, look.x, look.y + step),
+    };
+    const act = this.scene.width && !event.ctrlKey && !event.metaKey && keys[event.key];
+    if (!act || (event.key.startsWith("Arrow") && look.zoom === 1)) return;
+    event.preventDefault();
+    act();
   }
 
   show(scene) {
+    const other = scene.width !== undefined && (scene.width !== this.scene.width || scene.height !== this.scene.height);
+    if (other) this.look = { zoom: 1, x: 0.5, y: 0.5 };
     this.scene = { ...this.scene, ...scene };
     this.draw();
   }
@@ -33,8 +101,9 @@ export class Stage {
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, width, height);
     if (!scene.width) return;
-    const scale = Math.min(width / scene.width, height / scene.height);
-    this.view = { scale, left: (width - scene.width * scale) / 2, top: (height - scene.height * scale) / 2, ratio };
+    const scale = Math.min(width / scene.width, height / scene.height) * this.look.zoom;
+    this.view = { scale, left: width / 2 - this.look.x * scene.width * scale, top: height / 2 - this.look.y * scene.height * scale, ratio };
+    canvas.dataset.zoom = this.look.zoom.toFixed(2);
     context.setTransform(scale, 0, 0, scale, this.view.left, this.view.top);
     for (const { image, alpha } of scene.layers) {
       if (!image) continue;
@@ -115,7 +184,13 @@ export class Stage {
   }
 
   #down(event) {
-    if (!this.kind || !this.scene.width || !this.onShape) return;
+    if (!this.scene.width) return;
+    if (!this.kind || !this.onShape) {
+      if (this.look.zoom === 1) return;
+      this.pan = { at: [event.offsetX, event.offsetY], look: this.look };
+      this.canvas.setPointerCapture(event.pointerId);
+      return;
+    }
     const at = this.#point(event);
     const reach = (NEAR * this.view.ratio) / this.view.scale;
     const { shape } = this.scene;
@@ -129,6 +204,13 @@ export class Stage {
 
   #move(event) {
     this.canvas.classList.toggle("draws", Boolean(this.kind));
+    this.canvas.classList.toggle("pans", !this.kind && this.look.zoom > 1);
+    if (this.pan) {
+      const { at, look } = this.pan;
+      const { scale, ratio } = this.view;
+      const moved = [event.offsetX - at[0], event.offsetY - at[1]].map((way) => (way * ratio) / scale);
+      this.#see(look.zoom, look.x - moved[0] / this.scene.width, look.y - moved[1] / this.scene.height);
+    }
     if (!this.grip) return;
     const at = this.#point(event);
     const drawn = this.grip === "new" ? drawnShape(this.kind, this.from, at) : moved(this.before, this.grip, at);
@@ -139,6 +221,7 @@ export class Stage {
   }
 
   #up() {
+    this.pan = null;
     if (!this.grip) return;
     this.grip = null;
     if (this.scene.shape && this.scene.shape !== this.before) this.onShape(this.scene.shape, true);

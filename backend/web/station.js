@@ -1,14 +1,15 @@
 import { json, listen } from "./api.js";
 import { trend } from "./charts.js";
-import { $, complain, el } from "./dom.js";
+import { $, complain, el, paint, smallCanvas } from "./dom.js";
 import { brief, number, t } from "./i18n.js";
-import { decisionOf, modelOf, partOf, pictureOf, release, review, reviewer, thumb, verdictWord, when } from "./records.js";
+import { decisionOf, modelOf, overlayOf, partOf, review, reviewer, verdictWord, when } from "./records.js";
 import { go } from "./router.js";
 import { showVerdict } from "./verdict.js";
 
 const SHOWN = 20;
 const TREND = 120;
-const PICTURE_MS = 250;
+const PICTURE_MS = 700;
+const DRAW_MS = 200;
 const IN_A_ROW = 3;
 
 let on = false;
@@ -24,6 +25,8 @@ let lastSeen = 0;
 let pictureBusy = false;
 let drawn = "";
 let frame = 0;
+let drawnAt = 0;
+let filling = false;
 let timers = [];
 let audio = null;
 
@@ -71,7 +74,7 @@ export function leave() {
 function restart() {
   leave();
   on = true;
-  for (const item of recent) release(item.thumb);
+  clearPicture();
   counts = { n: 0, ok: 0, ng: 0 };
   [latest, recent, scores, inRow, drawn, lastSeen] = [null, [], [], 0, "", 0];
   stop = new AbortController();
@@ -127,17 +130,20 @@ function settle() {
   inRow = 0;
   while (inRow < scores.length && scores[scores.length - 1 - inRow].decision === "ng") inRow += 1;
   const kept = scores.slice(-SHOWN);
-  for (const item of recent) if (!kept.includes(item)) release(item.thumb);
+  for (const item of recent) if (!kept.includes(item)) delete item.thumb;
   recent = kept;
   schedule();
 }
 
+/* However fast parts come, the page is drawn no more often than the eye follows. */
 const schedule = () => {
-  if (!frame) frame = requestAnimationFrame(draw);
+  if (!frame) frame = setTimeout(draw, Math.max(0, drawnAt + DRAW_MS - performance.now()));
 };
 
 function draw() {
+  clearTimeout(frame);
   frame = 0;
+  drawnAt = performance.now();
   if (!on) return;
   drawAlarms();
   drawCounts();
@@ -182,10 +188,28 @@ function drawRecent() {
   const wanted = recent.slice().reverse();
   const have = new Map([...list.children].map((node) => [node.dataset.id, node]));
   list.replaceChildren(...wanted.map((item) => have.get(item.inspection_id) ?? entry(item)));
+  fillRecent();
+}
+
+/* Their pictures one after the other, the newest first: those that have gone by meanwhile are never asked for. */
+async function fillRecent() {
+  if (filling) return;
+  filling = true;
+  for (;;) {
+    const next = on ? recent.findLast((item) => item.thumb && !item.thumb.asked) : null;
+    if (!next) break;
+    next.thumb.asked = true;
+    try {
+      await paint(next.thumb, await overlayOf(next.inspection_id, 168, stop.signal));
+    } catch {
+      /* the picture of a part that is not kept stays empty */
+    }
+  }
+  filling = false;
 }
 
 function entry(item) {
-  item.thumb ??= thumb(item);
+  item.thumb ??= smallCanvas();
   const button = el("button", { type: "button", className: "part", data: { decision: decisionOf(item) } }, item.thumb,
     el("span", { className: "name", textContent: partOf(item) }), el("b", { textContent: verdictWord(item.decision) }));
   button.addEventListener("click", () => go("history", [item.inspection_id]));
@@ -198,18 +222,23 @@ async function drawPicture() {
   pictureBusy = true;
   const item = latest;
   try {
-    const src = await pictureOf(item.inspection_id, Math.min(1600, Math.ceil($("st-picture").clientWidth * devicePixelRatio) || 800), stop.signal);
-    release($("st-picture"));
-    $("st-picture").src = src;
-    $("st-picture").alt = t("stPicture", { part: partOf(item) });
+    const wide = Math.min(1600, Math.ceil($("st-picture").clientWidth * devicePixelRatio) || 800);
+    await paint($("st-picture"), await overlayOf(item.inspection_id, wide, stop.signal));
+    $("st-picture").setAttribute("aria-label", t("stPicture", { part: partOf(item) }));
+    $("st-picture").dataset.id = item.inspection_id;
   } catch {
-    release($("st-picture"));
-    $("st-picture").removeAttribute("src");
+    clearPicture();
   }
   drawn = item.inspection_id;
   await new Promise((done) => setTimeout(done, PICTURE_MS));
   pictureBusy = false;
   if (on && latest && latest.inspection_id !== drawn) drawPicture();
+}
+
+function clearPicture() {
+  Object.assign($("st-picture"), { width: 1, height: 1 });
+  $("st-picture").setAttribute("aria-label", t("stNone"));
+  delete $("st-picture").dataset.id;
 }
 
 async function say(agrees) {

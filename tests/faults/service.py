@@ -122,8 +122,16 @@ def free_port() -> int:
 
 @contextmanager
 def running(root: Path, *, workers: int = 1, command: str = "backend serve", **given: str) -> Iterator[Running]:
-    """The service, started by `python -m command` and ready to answer."""
-    port = free_port()
+    """The service, started by `python -m command` and ready to answer, at a free port."""
+    with running_at(free_port(), root, workers=workers, command=command, **given) as service:
+        yield service
+
+
+@contextmanager
+def running_at(
+    port: int, root: Path, *, workers: int = 1, command: str = "backend serve", **given: str
+) -> Iterator[Running]:
+    """The same at a port of one's own."""
     process = subprocess.Popen(
         [sys.executable, "-m", *command.split(), "--port", str(port), "--workers", str(workers)],
         cwd=ROOT,

@@ -35,6 +35,10 @@ class Console:
     def tab(self, name: str) -> None:
         self.page.click(f"#tab-{name}")
 
+    def go(self, view: str) -> None:
+        """Open a view by its address, as a link that was sent would."""
+        self.page.evaluate("view => { location.hash = `#/${view}`; }", view)
+
     def value(self, selector: str) -> float:
         """The number behind a text on the page."""
         return float(self.page.locator(selector).get_attribute("data-value") or "nan")

@@ -280,6 +280,50 @@ def test_moving_the_line_counts_what_would_be_rejected_and_missed(console: Open,
     expect(desk.page.locator("#cal-miss")).to_contain_text("3 de 3")
 
 
+def test_a_part_is_looked_at_closely_and_beside_a_good_one(console: Open, pieces: Pieces) -> None:
+    desk = console(locale="en-GB")
+    desk.open("fit", **MODEL)
+    page = desk.page
+    fit(desk, pieces["learn"])
+    calibrate(desk, pieces["good"], pieces["bad"])
+    desk.set_range("#cal-line", desk.value("#gauge .limit") * 3)
+    expect(page.locator("#cal-wrong li")).to_have_count(3)
+    expect(page.locator("#cal-wrong li").first).to_contain_text("would slip through")
+    page.locator("#histogram .spot.ng").first.click(force=True)
+    expect(page.locator("#inspect")).to_be_visible()
+    expect(page.locator("#parts [aria-pressed=true] .name")).to_contain_text("bad_")
+    page.click("#mode label:has([value='0'])")
+    expect(page.locator("#legend-limit")).to_be_visible()
+
+    page.select_option("#parts-order", "score")
+    expect(page.locator("#parts .name").first).to_contain_text("bad_")
+    page.select_option("#parts-only", "ng")
+    expect(page.locator("#parts .part")).to_have_count(3)
+    stage = page.locator("#stage")
+    expect(stage).to_have_attribute("data-zoom", "1.00")
+    page.locator("#regions button").first.click()
+    expect(page.locator("#nearest figure")).to_have_count(2)
+    expect(page.locator("#nearest")).to_contain_text("Distance between the two")
+    stage.focus()
+    for _ in range(3):
+        page.keyboard.press("+")
+    expect(stage).not_to_have_attribute("data-zoom", "1.00")
+    page.keyboard.press("0")
+    expect(stage).to_have_attribute("data-zoom", "1.00")
+    assert not serious(page)
+
+    page.context.set_offline(True)
+    page.set_input_files("#parts-files", pieces["good"][:2])
+    page.select_option("#parts-only", "failed")
+    expect(page.locator("#retry")).to_have_text("Try the failed ones again: 2")
+    page.context.set_offline(False)
+    page.select_option("#parts-only", "")
+    page.locator("#retry").click()
+    desk.settled(11)
+    expect(page.locator("#parts .part[data-decision=failed]")).to_have_count(0)
+    assert not desk.errors
+
+
 def test_the_scale_stands_still_while_the_line_is_pulled_over_its_end(console: Open, pieces: Pieces) -> None:
     desk = console()
     desk.open("fit", **MODEL)
@@ -598,6 +642,9 @@ def test_the_page_knows_a_model_before_anything_is_inspected(console: Open, piec
     desk.api.post("/fit_ok", data=MODEL, files=files[:5])
     desk.page.reload()
     expect(desk.page.locator("#state")).to_contain_text("Calibración caducada")
+    expect(desk.page.locator("#roi")).to_be_hidden()
+    desk.page.select_option("#pick", label="Otro o nuevo…")
+    desk.page.fill("#role", "Belt")
     desk.page.fill("#roi", "Another")
     desk.page.press("#roi", "Tab")
     expect(desk.page.locator("#state")).to_contain_text("Sin aprender")
@@ -697,8 +744,39 @@ def test_the_shell_needs_no_key_and_asks_for_one(console: Open, pieces: Pieces) 
     expect(page.locator("#key")).to_be_hidden()
     expect(page.locator("#service")).to_have_attribute("data-state", "ok")
     fit(desk, pieces["learn"])
+    page.click("#key-change")
+    page.click("#key-forget")
+    expect(page.locator("#key")).to_be_visible()
+    page.fill("#key-value", "open-sesame")
+    page.press("#key-value", "Enter")
+    expect(page.locator("#service")).to_have_attribute("data-state", "ok")
     kept = page.evaluate("() => [sessionStorage.getItem('api-key'), JSON.stringify(localStorage)]")
     assert kept[0] == "open-sesame" and "open-sesame" not in kept[1]
+
+
+def test_who_may_only_read_is_offered_nothing_else(console: Open, pieces: Pieces) -> None:
+    desk = console(api_keys=("all",), api_keys_read=("look",), locale="en-GB")
+    desk.api.headers["X-API-Key"] = "all"
+    images = [("images", (path.name, path.read_bytes(), "image/png")) for path in pieces["learn"]]
+    assert desk.api.post("/fit_ok", data=MODEL, files=images).status_code == 200
+    page = desk.page
+    page.add_init_script("sessionStorage.setItem('api-key', 'look')")
+    desk.open("fit", **MODEL)
+    expect(page.locator("#reader")).to_have_text("Read only")
+    expect(page.locator("#inspect")).to_be_visible()
+    expect(page.locator("#tab-fit")).to_be_hidden()
+    page.set_input_files("#parts-files", pieces["good"][:1])
+    desk.settled(1)
+    for tab in ("calibrate", "samples", "health", "station", "history"):
+        desk.tab(tab)
+        expect(page.locator(f"#{tab}")).to_be_visible()
+        expect(page.locator(f"#{tab} [data-changes]:visible")).to_have_count(0)
+    desk.tab("samples")
+    expect(page.locator("#sa-ok li")).to_have_count(8)
+    desk.tab("calibrate")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#tab-history")).to_be_focused()
+    assert not desk.errors
 
 
 @pytest.mark.parametrize(("locale", "words"), [("es-MX", "Inspección de piezas"), ("en-GB", "Part inspection")])
@@ -725,7 +803,7 @@ def test_all_of_it_works_by_keyboard(console: Open, pieces: Pieces) -> None:
     page = desk.page
     desk.open("fit", **MODEL)
     page.focus("#tab-fit")
-    for name in ("calibrate", "inspect", "samples", "station", "history", "resnet", "fit"):
+    for name in ("calibrate", "inspect", "samples", "health", "station", "history", "fit"):
         page.keyboard.press("ArrowRight")
         expect(page.locator(f"#tab-{name}")).to_be_focused()
         expect(page.locator(f"#{name}")).to_be_visible()
@@ -755,8 +833,9 @@ def test_nothing_is_cut_off(console: Open, pieces: Pieces, scheme: str) -> None:
     desk.settled(3)
     for width in (800, 1280, 1920):
         desk.page.set_viewport_size({"width": width, "height": 900})
-        for tab in ("fit", "calibrate", "inspect", "resnet"):
-            desk.tab(tab)
+        for tab in ("fit", "calibrate", "inspect", "samples", "health", "station", "history", "resnet"):
+            desk.go(tab)
+            expect(desk.page.locator(f"#{tab}")).to_be_visible()
             sizes = desk.page.evaluate("() => [document.documentElement.scrollWidth, innerWidth]")
             assert sizes[0] <= sizes[1], f"{tab} is wider than the window of {width} px"
             desk.picture(f"console-{tab}-{width}-{scheme}")
@@ -776,7 +855,7 @@ def test_axe_finds_nothing_serious(console: Open, pieces: Pieces, scheme: str) -
     found["inspect"] = serious(desk.page)
     desk.page.locator("#parts .part[data-decision=ng]").first.click()
     found["inspect ng"] = serious(desk.page)
-    desk.tab("resnet")
+    desk.go("resnet")
     desk.page.set_input_files("#rn-files", pieces["bad"][:1])
     expect(desk.page.locator("#alerts")).to_contain_text("No existe memory bank")
     found["resnet"] = serious(desk.page)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from tests.web.line import BAD, GOOD, inspected, learned
+from tests.parts import encoded, part
+from tests.web.line import BAD, GOOD, MODEL, inspected, learned
 from tests.web.page import Open, serious
 
 pytestmark = pytest.mark.browser
@@ -56,4 +57,32 @@ def test_from_a_complaint_to_since_when(console: Open, tmp_path: Path) -> None:
     expect(page.locator("#hi-title")).to_have_text("Pieza 4712")
     page.goto(f"{desk.api.base_url}/#/history/none-such")
     expect(page.locator("#hi-trouble")).to_contain_text("none-such")
+    assert not desk.errors
+
+
+def test_a_false_alarm_is_taught_after_what_it_changes_is_shown_and_taken_back(console: Open, tmp_path: Path) -> None:
+    desk = console(results_db=f"sqlite:///{tmp_path / 'r.db'}", keep_images="all", locale="en-GB", coreset_rate=0.25)
+    sent = [("images", (f"{seed}.png", encoded(part(seed)))) for seed in range(12)]
+    assert desk.api.post("/fit_ok", data=MODEL, files=sent).status_code == 200
+    bad = [("images", (f"{seed}.png", encoded(part(seed, defect=True)))) for seed in (50, 51)]
+    assert desk.api.post("/datasets/ng/upload", data=MODEL, files=bad).status_code == 200
+    assert desk.api.post("/calibrate_dataset", json={"role_id": "Belt", "roi_id": "Cookie"}).status_code == 200
+    stained = part(70)
+    stained[56:68, 24:36] = (60, 110, 60)
+    seen = inspected(desk.api, encoded(stained), part_id="4711")
+    assert seen["is_anomaly"]
+
+    page = desk.page
+    desk.open(f"/history/{seen['inspection_id']}")
+    page.click("#hi-teach")
+    expect(page.locator("#hi-lesson h2")).to_have_text("This is what would happen")
+    expect(page.locator("#hi-lesson li").first).to_contain_text("afterwards OK")
+    assert not serious(page)
+    desk.picture("teach")
+    page.locator("#hi-lesson").get_by_text("Teach it").click()
+    expect(page.locator("#hi-lesson .notice")).to_contain_text("Taught.")
+    assert not inspected(desk.api, encoded(stained))["is_anomaly"]
+    page.locator("#hi-lesson").get_by_text("Take it back").click()
+    expect(page.locator("#hi-lesson")).to_contain_text("as it was")
+    assert inspected(desk.api, encoded(stained))["score"] == seen["score"]
     assert not desk.errors

@@ -11,6 +11,7 @@ from tests.web.page import Open, serious
 
 pytestmark = pytest.mark.browser
 
+KEY = {"role_id": "Belt", "roi_id": "Cookie"}
 PLAIN = {"results_db": "none", "coreset_rate": 0.25}
 
 
@@ -34,9 +35,15 @@ def test_a_bad_part_among_the_good_is_found_and_made_bad(console: Open, tmp_path
     suspect.get_by_text("Pasar a defectuosa").click()
     expect(page.locator("#sa-ng li")).to_have_count(1)
     expect(page.locator("#sa-ok li")).to_have_count(12)
-    page.locator("#sa-ng li").get_by_text("Borrar").click()
-    page.click("#ask-yes")
+    delete = page.locator("#sa-ng li").get_by_text("Borrar", exact=True)
+    delete.click()
+    page.locator("#sa-ng li").get_by_text("Deshacer").click()
+    expect(delete).to_be_visible()
+    delete.click()
+    page.click("#tab-history")  # what was deleted is gone once nobody can undo it any more
+    page.click("#tab-samples")
     expect(page.locator("#sa-ng li")).to_have_count(0)
+    assert desk.api.get("/datasets/list", params=KEY).json()["classes"]["ng"]["count"] == 0
     page.click("#sa-again")
     page.click("#ask-yes")
     expect(page.locator("#sa-said")).to_contain_text("Imágenes: 12.")
@@ -59,7 +66,7 @@ def test_a_fit_names_what_stands_out_and_learns_again_without_it(console: Open, 
     page.click("#ask-yes")
     expect(page.locator("#fit-count")).to_have_text("12")
     expect(page.locator("#fit-result")).to_contain_text("Images: 12.")
-    assert desk.api.get("/manifest", params={"role_id": "Belt", "roi_id": "Cookie"}).json()["memory"]["n_images"] == 12
+    assert desk.api.get("/manifest", params=KEY).json()["memory"]["n_images"] == 12
     assert not desk.errors
 
 
@@ -81,4 +88,7 @@ def test_a_target_is_promised_or_the_missing_parts_are_counted(console: Open, tm
         "Piezas buenas que faltan para prometer lo pedido: 289."
     )
     desk.picture("calibrate")
+    page.select_option("#cal-target", "0.1")
+    page.click("#cal-stored")
+    expect(page.locator("#cal-result")).to_contain_text("Piezas buenas: 8.")
     assert not desk.errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from backend.api.requests import (
     RESPONSES,
     CollectorDep,
     FormKey,
+    MmPerPx,
     QueryKey,
     RecipeHeader,
     ShapeField,
@@ -37,6 +39,7 @@ from backend.base.messages import Notice
 from backend.roi_mask import parse_shape
 from backend.samples.collector import Collector
 from backend.samples.intake import drafts
+from backend.samples.nearest import Box, nearest_good
 from backend.samples.store import LABELS, Kept, check_label, media_type
 from backend.service.images import ImageFile, decoded
 
@@ -59,6 +62,15 @@ Scale = Annotated[
         examples=[0.2],
     ),
 ]
+
+
+Side = Annotated[float, Form(gt=0, allow_inf_nan=False, examples=[40])]
+Place = Annotated[float, Form(ge=0, allow_inf_nan=False, examples=[100])]
+
+
+def _box(x: Place, y: Place, w: Side, h: Side) -> Box:
+    """Where in the image, in its pixels: the left upper corner and the sides, as a region of /infer has them."""
+    return x, y, w, h
 
 
 @router.post("/datasets/{label}/upload", responses=RESPONSES)
@@ -151,6 +163,34 @@ async def get_suspects(
         "warnings": warned(request, review.notices),
         **identity(request, key),
     }
+
+
+@router.post("/nearest", responses=RESPONSES)
+async def get_nearest(
+    request: Request,
+    collector: CollectorDep,
+    key: FormKey,
+    mm_per_px: MmPerPx,
+    box: Annotated[Box, Depends(_box)],
+    image: Annotated[UploadFile, File(description="The canonical ROI of the part.")],
+    shape: ShapeField = None,
+) -> dict[str, Any]:
+    """What good parts look like where this one differs: the stored sample, and the place in it, that comes nearest.
+
+    Nothing is recorded.
+    """
+    (sent,) = uploads([image])
+    file = replace(sent, shape=parse_shape(shape))
+    found, notices = await run_job(
+        request, lambda job: nearest_good(collector, key, file, box, mm_per_px=mm_per_px, job=job)
+    )
+    place = found and {
+        "label": "ok",
+        "filename": found.name,
+        **{name: round(value, 1) for name, value in zip("xywh", found.box, strict=True)},
+        "distance": found.distance,
+    }
+    return {"nearest": place, "warnings": warned(request, notices), **identity(request, key)}
 
 
 @router.post("/datasets/relabel", responses=RESPONSES, openapi_extra=described(RelabelRequest))

@@ -1,0 +1,148 @@
+"""The station's view, left open while the line posts: does it stay small, and does it keep up?
+
+    python -m tests.web.soak                            # 20,000 parts at 40 a second
+    python -m tests.web.soak --parts 2000 --rate 20
+
+A service runs in a process of its own. Verdicts are written into its record as its writer does it, without inspections,
+so that they come as fast as wanted. Every half second the page is asked which part it shows; it is late by the time
+since the part after that one was committed. Its memory is that of Chromium's process for the page: what it shares with
+no other process, and of that the JavaScript heap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from backend.records.database import Database
+from backend.records.entries import InspectionDraft
+from backend.records.own_chain import OwnChain
+from backend.records.record import now_us
+from tests.benchmarks.bench_records import made
+from tests.faults.service import running
+from tests.web.conftest import ARGUMENTS, CHROMIUM
+
+LOOK_S = 0.5
+SETTLED = 0.1  # of the parts, before which the page's memory is not looked at
+MOST_MB = 150
+MOST_LATE_S = 1.0
+
+
+@dataclass
+class Line:
+    """Writes parts, and remembers when each was committed. Part n is called n, in six digits."""
+
+    url: str
+    parts: int
+    rate: float
+    committed: list[float] = field(default_factory=list)
+
+    def run(self) -> None:
+        chain = OwnChain(Database(self.url))
+        begun = time.monotonic()
+        for n, record in enumerate(made(self.parts)):
+            time.sleep(max(0.0, begun + n / self.rate - time.monotonic()))
+            part = replace(record, part_id=f"{n:06d}", station_id="A", time_us=now_us())
+            chain.append([InspectionDraft.of(part)])
+            self.committed.append(time.monotonic())
+        chain.close()
+        chain.database.close()
+
+    def late(self, shown: int, now: float) -> float:
+        """How long the part after `shown` has been there."""
+        return max(0.0, now - self.committed[shown + 1]) if shown + 1 < len(self.committed) else 0.0
+
+
+def memory_of(browser: Browser, page: Page) -> dict[str, float]:
+    """MB of the page's process: its own, with its part of what it shares, and the JavaScript heap."""
+    session = browser.new_browser_cdp_session()
+    known = session.send("SystemInfo.getProcessInfo")["processInfo"]
+    session.detach()
+    pages = [psutil.Process(one["id"]) for one in known if one["type"] == "renderer"]
+    own = [one for one in pages if not {"--top-chrome-webui", "--extension-process"} & {*one.cmdline()}]
+    largest = max((one.memory_full_info() for one in own), key=lambda size: size.uss)
+    heap = page.evaluate("() => performance.memory.usedJSHeapSize")
+    return {"own_mb": largest.uss / 2**20, "pss_mb": largest.pss / 2**20, "heap_mb": heap / 2**20}
+
+
+def watch(browser: Browser, page: Page, line: Line) -> dict[str, Any]:
+    """Look at the page until the last part is shown."""
+    late: list[float] = []
+    sizes: list[dict[str, float]] = []
+    deadline = time.monotonic() + line.parts / line.rate * 1.5 + 60
+    shown = -1
+    while shown < line.parts - 1:
+        if time.monotonic() > deadline:
+            break
+        page.wait_for_timeout(1000 * LOOK_S)
+        text = page.locator("#st-part").inner_text().split(" ", 1)[0]
+        if not text.isdecimal():
+            continue
+        shown = int(text)
+        late.append(line.late(shown, time.monotonic()))
+        if len(late) % 20 == 0:
+            sizes.append({"parts": shown, **memory_of(browser, page)})
+            print(
+                json.dumps({"late_s": round(late[-1], 2), **{k: round(v, 1) for k, v in sizes[-1].items()}}), flush=True
+            )
+    settled = [size for size in sizes if size["parts"] > SETTLED * line.parts] or sizes
+    ranked = sorted(late)
+    return {
+        "parts": line.parts,
+        "shown": shown + 1,
+        "minutes": round((line.committed[-1] - line.committed[0]) / 60, 2),
+        "late_s": {
+            "median": ranked[len(ranked) // 2],
+            "p99": ranked[int(0.99 * (len(ranked) - 1))],
+            "worst": ranked[-1],
+        },
+        "most": {name: round(max(size[name] for size in settled), 1) for name in ("own_mb", "pss_mb", "heap_mb")},
+        "first": {name: round(value, 1) for name, value in settled[0].items()},
+        "last": {name: round(value, 1) for name, value in settled[-1].items()},
+        "nodes": page.evaluate("() => document.querySelectorAll('*').length"),
+    }
+
+
+def soak(parts: int, rate: float) -> dict[str, Any]:
+    """Run service, line and page; what was seen."""
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        root = Path(folder)
+        with running(root) as service:
+            flags = [*ARGUMENTS, "--enable-precise-memory-info"]
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page.goto(f"{service.url}/#/station")
+            page.locator("#st-empty").wait_for()
+            line = Line(f"sqlite:///{root / 'inspections.db'}", parts, rate)
+            writer = threading.Thread(target=line.run, daemon=True)
+            writer.start()
+            found = watch(browser, page, line)
+            writer.join(60)
+            browser.close()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", type=int, default=20_000)
+    parser.add_argument("--rate", type=float, default=40.0, help="parts a second")
+    given = parser.parse_args()
+    found = soak(given.parts, given.rate)
+    print(json.dumps(found, indent=1))
+    kept = (
+        found["shown"] == found["parts"] and found["most"]["pss_mb"] < MOST_MB and found["late_s"]["p99"] < MOST_LATE_S
+    )
+    raise SystemExit(0 if kept else 1)
+
+
+if __name__ == "__main__":
+    main()
