@@ -58,7 +58,7 @@ class Taken:
 def scene(height: int, width: int) -> Array:
     """(H, W, 3) RGB uint8: soft shapes of all colours with a camera's noise."""
     rng = np.random.default_rng(0)
-    coarse = cv2.resize(rng.integers(30, 226, (12, 16, 3)).astype(np.float32), (width, height))
+    coarse: Array = cv2.resize(rng.integers(30, 226, (12, 16, 3)).astype(np.float32), (width, height))
     noise = rng.normal(0, 2.5, (512, 512, 3)).astype(np.float32)
     for top in range(0, height, 512):
         for left in range(0, width, 512):

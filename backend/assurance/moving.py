@@ -67,8 +67,8 @@ def send(golden: GoldenSet, key: ModelKey, extractor: bytes | None = None) -> by
     Raises:
         MemoryNotFound, DamagedFile.
     """
-    inspector, samples = golden.collector.inspector, golden.collector.samples
-    chosen = golden.stored(key)
+    inspector, samples = golden.inspector, golden.stored
+    chosen = golden.found(key)
     scores: dict[Sample, float | None] = {}
     own: dict[str, str] = {}
     if chosen:
@@ -101,7 +101,7 @@ def receive(golden: GoldenSet, packed: Packed, key: ModelKey, change: Change, *,
         BundleRefused: one cannot be scored at all.
         ExtractorMismatch, ModelExists, GoldenFlipped, FitInProgress, DiskFull, ReadOnlyStore: as Inspector.unpack.
     """
-    inspector = golden.collector.inspector
+    inspector = golden.inspector
     refuse_existing(inspector.store, key, overwrite=overwrite)
     arrival = _arrival(inspector, packed, key) if packed.golden else None
     stored, notices = inspector.unpack(key, packed, change, overwrite=overwrite)
@@ -190,7 +190,7 @@ def _other_settings(inspector: Inspector, packed: Packed) -> list[Phrase]:
 
 def _kept(golden: GoldenSet, packed: Packed, key: ModelKey) -> list[Notice]:
     """Keep the golden samples that came along. The model is in place, so what fails here is only said."""
-    samples = golden.collector.samples
+    samples = golden.stored
     try:
         for one in packed.golden:
             draft = Draft(one.name, one.read, "unpack", known_mm_per_px(one.meta), one.meta.get("shape"), one.meta)

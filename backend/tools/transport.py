@@ -40,7 +40,7 @@ def pack_model(settings: Settings, key: ModelKey, out: Path | None, *, with_extr
     """Write the model of `key` to `out`. Raises what moving.send does, DiskFull, ReadOnlyStore."""
     exported = packing.extractor_of(settings) if with_extractor else None
     with closing(Collector(settings)) as collector:
-        data = send(GoldenSet(collector), key, exported)
+        data = send(GoldenSet(collector.inspector, collector.samples), key, exported)
     path = out or Path(f"{key.role_id}_{key.roi_id}.bdim")
     write_atomic(path, lambda file: file.write(data))
     say(str(path), f"{key}, {len(data) / 2**20:.1f} MB")
@@ -86,7 +86,7 @@ def _received(
             path.write_bytes(packed.extractor)
             settings = settings.model_copy(update={"weights": str(path), "runtime": "auto"})
         collector = stack.enter_context(closing(Collector(settings)))
-        received = receive(GoldenSet(collector), packed, key, Change("unpack"), overwrite=overwrite)
+        received = receive(GoldenSet(collector.inspector, collector.samples), packed, key, Change("unpack"), overwrite=overwrite)
     for notice in received.notices:
         say("warning", sentence(notice))
     if received.arrival is not None:

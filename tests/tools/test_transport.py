@@ -84,7 +84,7 @@ def test_golden_samples_are_scored_with_the_extractor_that_came_along(
     with closing(Collector(there)) as collector:
         collector.keep(KEY, "ok", drafts([part_file(n) for n in range(4)], (), source="upload")[0])
         collector.fit(KEY, [part_file(n) for n in range(4)], mm_per_px=0.2)
-        golden = GoldenSet(collector)
+        golden = GoldenSet(collector.inspector, collector.samples)
         golden.mark(KEY, collector.samples.names(KEY, "ok")[0], None, golden=True)
     packed = run("pack", "Master1", "Pattern", "--with-extractor", MODEL_NAME="small", **own)
     assert packed.exit_code == 0, packed.output
