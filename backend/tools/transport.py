@@ -86,7 +86,9 @@ def _received(
             path.write_bytes(packed.extractor)
             settings = settings.model_copy(update={"weights": str(path), "runtime": "auto"})
         collector = stack.enter_context(closing(Collector(settings)))
-        received = receive(GoldenSet(collector.inspector, collector.samples), packed, key, Change("unpack"), overwrite=overwrite)
+        received = receive(
+            GoldenSet(collector.inspector, collector.samples), packed, key, Change("unpack"), overwrite=overwrite
+        )
     for notice in received.notices:
         say("warning", sentence(notice))
     if received.arrival is not None:
