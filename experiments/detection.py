@@ -214,18 +214,8 @@ def _repeated(name: str, collector: Collector, kinds: Sequence[Kind], n: int, mo
         sizes = [f"{np.median(stated):.3g}" if stated else "–", f"{len(held)} of {len(stated)} stated"]
         of_all = "not reached" if truth is None else f"{truth:.3g}"
         _line([name, cell.kind, cell.zone, cell.grade, of_all, str(len(cell.hits)), *sizes])
-    _line(
-        [
-            name,
-            "all",
-            "",
-            "",
-            "",
-            "",
-            "",
-            f"{held_of_all} of {stated_of_all} stated ({held_of_all / stated_of_all:.1%})",
-        ]
-    )
+    share = f" ({held_of_all / stated_of_all:.1%})" if stated_of_all else ""
+    _line([name, "all", *[""] * 5, f"{held_of_all} of {stated_of_all} stated{share}"])
 
 
 @app.command()
