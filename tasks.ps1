@@ -4,7 +4,8 @@
 [CmdletBinding(PositionalBinding = $false)]
 param(
     [Parameter(Position = 0)]
-    [ValidateSet('help', 'run', 'demo', 'bench', 'test', 'test-all', 'mutants', 'lint', 'format', 'lock', 'setup', 'setup-dev', 'clean')]
+    [ValidateSet('help', 'run', 'station', 'wheelhouse', 'demo', 'bench', 'test', 'test-all', 'mutants', 'lint', 'format', 'lock', 'setup', 'setup-station',
+        'setup-dev', 'clean')]
     [string] $Verb = 'help',
     [string] $Python = $env:PYTHON,
     [string[]] $PipFlags = @(),
@@ -39,25 +40,53 @@ function Find-Python {
     exit 1
 }
 
-function Install-Extras([string] $Extras, [string[]] $Stamps) {
-    if (-not (Test-Path $Py)) {
-        $found = Find-Python
-        Invoke-Checked $found[0] (@($found | Select-Object -Skip 1) + @('-m', 'venv', $Venv))
-    }
-    $stamp = Join-Path $Venv $Stamps[0]
-    if (Test-Path $stamp) {
-        $made = (Get-Item -Force $stamp).LastWriteTimeUtc
-        if (-not ($Inputs | Where-Object { (Get-Item $_).LastWriteTimeUtc -gt $made })) { return }
-    }
-    Write-Host "Installing .[$Extras] into $Venv (minutes, the first time) ..."
-    # The lock was made on Python 3.11; some of its versions no longer install on 3.10, which takes the ranges instead.
-    $lock = @()
+function New-Environment {
+    if (Test-Path $Py) { return }
+    $found = Find-Python
+    Invoke-Checked $found[0] (@($found | Select-Object -Skip 1) + @('-m', 'venv', $Venv))
+}
+
+function Test-Ready([string] $Stamp, [string[]] $Files) {
+    $path = Join-Path $Venv $Stamp
+    if (-not (Test-Path $path)) { return $false }
+    $made = (Get-Item -Force $path).LastWriteTimeUtc
+    return -not ($Files | Where-Object { (Get-Item $_).LastWriteTimeUtc -gt $made })
+}
+
+# The locks were made on Python 3.11; some of their versions no longer install on 3.10, which takes the ranges instead.
+function Get-Constraint([string] $Lock) {
     & $Py -c 'import sys; sys.exit(sys.version_info < (3, 11))'
-    if ($LASTEXITCODE -eq 0) { $lock = @('-c', 'requirements.lock') }
-    $install = @('-m', 'pip', 'install', '-qq', '--disable-pip-version-check') + $PipFlags + $lock
+    if ($LASTEXITCODE -eq 0) { return @('-c', $Lock) }
+    return @()
+}
+
+function Install-Extras([string] $Extras, [string[]] $Stamps) {
+    New-Environment
+    if (Test-Ready $Stamps[0] $Inputs) { return }
+    Write-Host "Installing .[$Extras] into $Venv (minutes, the first time) ..."
+    $install = @('-m', 'pip', 'install', '-qq', '--disable-pip-version-check') + $PipFlags + @(Get-Constraint 'requirements.lock')
     Invoke-Checked $Py ($install + @('pip>=25', 'setuptools>=77'))
     Invoke-Checked $Py ($install + @('--no-build-isolation', '-e', ".[$Extras]"))
     foreach ($name in $Stamps) { New-Item -ItemType File -Force (Join-Path $Venv $name) | Out-Null }
+}
+
+function Get-Station { return @('-r', 'requirements-station.txt') + @(Get-Constraint 'requirements-station.lock') }
+
+function Install-Station {
+    New-Environment
+    if (Test-Ready '.ready-station' @('requirements-station.txt', 'requirements-station.lock')) { return }
+    Write-Host "Installing the service without torch into $Venv (a minute, the first time) ..."
+    $here = @()
+    if (Test-Path 'wheelhouse') { $here = @('--no-index', '--find-links', 'wheelhouse') }
+    Invoke-Checked $Py (@('-m', 'pip', 'install', '-qq', '--disable-pip-version-check') + $PipFlags + $here + @(Get-Station))
+    New-Item -ItemType File -Force (Join-Path $Venv '.ready-station') | Out-Null
+}
+
+function Save-Wheels {
+    New-Environment
+    Write-Host 'Downloading into wheelhouse (a minute or two) ...'
+    Invoke-Checked $Py (@('-m', 'pip', 'download', '-qq', '--disable-pip-version-check') + $PipFlags +
+        @('--only-binary', ':all:', '-d', 'wheelhouse') + @(Get-Station))
 }
 
 function Install-Service { Install-Extras 'openvino' @('.ready') }
@@ -85,6 +114,8 @@ function Clear-Outputs {
 switch ($Verb) {
     'help' {
         Write-Host '.\tasks.ps1 run      set up once and serve on http://127.0.0.1:8000'
+        Write-Host '.\tasks.ps1 station  the same without torch: serve an exported extractor (.bdix), installed from wheelhouse\ if it is there'
+        Write-Host '.\tasks.ps1 wheelhouse  download what station installs into wheelhouse\, for a machine without a network'
         Write-Host '.\tasks.ps1 demo     set up once, render brake discs, fit, calibrate and inspect them; pictures go to demo\'
         Write-Host '.\tasks.ps1 bench    set up once and time the service on this machine'
         Write-Host '.\tasks.ps1 test     set up once, then ruff, mypy and the tests that take minutes'
@@ -92,10 +123,12 @@ switch ($Verb) {
         Write-Host '.\tasks.ps1 mutants  change a module in many small ways and list what its tests do not notice'
         Write-Host '.\tasks.ps1 lint     ruff check, ruff format --check and mypy --strict'
         Write-Host '.\tasks.ps1 format   let ruff mend and format the code'
-        Write-Host '.\tasks.ps1 lock     write requirements.lock anew'
-        Write-Host '.\tasks.ps1 clean    remove caches and build outputs; .venv, models and datasets stay'
+        Write-Host '.\tasks.ps1 lock     write requirements.lock and requirements-station.lock anew'
+        Write-Host '.\tasks.ps1 clean    remove caches and build outputs; .venv, wheelhouse, models and datasets stay'
     }
     'run' { Install-Service; Invoke-Checked $Py (@('-m', 'backend', 'serve') + $Rest) }
+    'station' { Install-Station; Invoke-Checked $Py (@('-m', 'backend', 'serve') + $Rest) }
+    'wheelhouse' { Save-Wheels }
     'demo' { Install-Service; Invoke-Checked $Py (@('-m', 'backend', 'demo') + $Rest) }
     'bench' { Install-Service; Invoke-Checked $Py (@('-m', 'backend', 'bench') + $Rest) }
     'test' { Invoke-Lint; Invoke-Tests $Rest }
@@ -110,11 +143,14 @@ switch ($Verb) {
     'lock' {
         Install-Development
         $env:CUSTOM_COMPILE_COMMAND = 'make lock'
-        Invoke-Tool 'pip-compile' (@('--quiet', '--all-extras', '--strip-extras', '--allow-unsafe',
-            '--no-emit-index-url', '--no-emit-find-links', '--no-emit-trusted-host', '--no-emit-options',
-            '--output-file', 'requirements.lock') + $Rest + @('pyproject.toml'))
+        $compile = @('--quiet', '--strip-extras', '--allow-unsafe', '--no-emit-index-url', '--no-emit-find-links',
+            '--no-emit-trusted-host', '--no-emit-options') + $Rest
+        Invoke-Tool 'pip-compile' ($compile + @('--all-extras', '--output-file', 'requirements.lock', 'pyproject.toml'))
+        Invoke-Tool 'pip-compile' ($compile + @('--constraint', 'requirements.lock', '--output-file', 'requirements-station.lock',
+            'requirements-station.txt'))
     }
     'setup' { Install-Service }
+    'setup-station' { Install-Station }
     'setup-dev' { Install-Development }
     'clean' { Clear-Outputs }
 }

@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from backend.base.errors import BackendUnavailable, BundleRefused, InvalidSettings, NotExported, WeightsUnavailable
 from backend.base.messages import Fault, Phrase
-from backend.extractors.exported import ExportedNetwork, is_exported
+from backend.extractors.exported import ExportedNetwork
 from backend.extractors.lite import LiteFeatures
 from backend.extractors.network import NetworkFeatures
 from backend.extractors.protocol import Extractor, ExtractorOptions
 from backend.extractors.resnet import ResNetFeatures, is_resnet
-from backend.extractors.weights import find_weights, fingerprint, load_weights, torch_installed, unknown_model
+from backend.extractors.weights import (
+    exported_file,
+    find_weights,
+    fingerprint,
+    load_weights,
+    torch_installed,
+    unknown_model,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,8 +56,9 @@ def _backbone(options: ExtractorOptions) -> Extractor:
         from backend.extractors.texture import TextureFeatures
 
         return TextureFeatures(options.input_size, options.input_edge, options.input_aspect)
-    if is_exported(options.weights):
-        return _exported(options)
+    exported = exported_file(options.weights, options.weights_dir)
+    if exported is not None:
+        return _exported(exported, options)
     if not torch_installed():
         raise WeightsUnavailable(model=options.model_name, reason=Phrase("needs_torch"))
     if options.threads:
@@ -70,7 +78,7 @@ def torch_network(options: ExtractorOptions) -> NetworkFeatures:
         WeightsUnavailable: the weights cannot be found, read or fitted to the model.
         NotExported: there is no network, or no torch.
     """
-    if options.model_name == "texture" or is_exported(options.weights):
+    if options.model_name == "texture" or exported_file(options.weights, options.weights_dir) is not None:
         raise NotExported(model=options.model_name, reason=Phrase("no_network"))
     if not torch_installed():
         raise NotExported(model=options.model_name, reason=Phrase("no_export_packages", {"packages": "torch + timm"}))
@@ -86,13 +94,12 @@ def export_extractor(options: ExtractorOptions) -> bytes:
     return export_bytes(network).data
 
 
-def _exported(options: ExtractorOptions) -> Extractor:
-    """The exported extractor that WEIGHTS names. Raises WeightsUnavailable, BackendUnavailable, ExportDisagrees."""
+def _exported(path: Path, options: ExtractorOptions) -> Extractor:
+    """The exported extractor in a file. Raises WeightsUnavailable, BackendUnavailable, ExportDisagrees."""
     from backend.extractors.openvino_runtime import openvino_installed, run_exported
 
     if options.runtime == "torch":
-        raise WeightsUnavailable(model=options.weights, reason=Phrase("export_without_torch"))
-    path = Path(options.weights).expanduser()
+        raise WeightsUnavailable(model=path.name, reason=Phrase("export_without_torch"))
     if not openvino_installed():
         raise BackendUnavailable(option="WEIGHTS", value=path.name, package="openvino")
     try:
@@ -120,7 +127,7 @@ def check_options(options: ExtractorOptions) -> None:
         InvalidSettings: BLOCKS names a block that the model does not have.
     """
     unasked = not options.blocks or options.model_name in {"lite", "texture"} or is_resnet(options.model_name)
-    if unasked or is_exported(options.weights) or not torch_installed():
+    if unasked or not torch_installed() or exported_file(options.weights, options.weights_dir) is not None:
         return
     import timm
     import torch

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import typer
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from backend.base.config import Settings, load_settings
 from backend.base.images import decode_image, encode_png
 from backend.base.keys import ModelKey
-from backend.evaluation.results import SetResult
+from backend.evaluation.results import ScoredImage, SetResult
 from backend.evaluation.runner import Evaluator, RememberingExtractor
 from backend.evaluation.sets import InspectionSet, read_set
 from backend.service.fitting import Fitter
@@ -120,7 +120,16 @@ class Bench:
             return [evaluator.run(one) for one in sets]
 
 
-def paired_interval(ours: SetResult, theirs: SetResult, draws: int = 2000) -> tuple[float, float]:
+class Tested(Protocol):
+    """Whatever has scored test images."""
+
+    @property
+    def scored(self) -> list[ScoredImage]:
+        """Each image with its score."""
+        ...
+
+
+def paired_interval(ours: Tested, theirs: Tested, draws: int = 2000) -> tuple[float, float]:
     """95 % bootstrap interval of the difference of image AUROC, the same images drawn for both."""
     rng = np.random.default_rng(0)
     defective = np.array([s.image.defective for s in ours.scored])
@@ -132,7 +141,7 @@ def paired_interval(ours: SetResult, theirs: SetResult, draws: int = 2000) -> tu
     return float(low), float(high)
 
 
-def _wins(result: SetResult, defective: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _wins(result: Tested, defective: NDArray[np.bool_]) -> NDArray[np.float64]:
     scores = np.array([s.score for s in result.scored])
     good, bad = scores[~defective], scores[defective]
     wins: NDArray[np.float64] = (bad[:, None] > good) + 0.5 * (bad[:, None] == good)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import cv2
 import numpy as np
 import typer
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ from backend.assurance.page import page
 from backend.assurance.parts import Parts, PartScorer
 from backend.assurance.pod import HitMiss
 from backend.base.config import Settings
+from backend.base.images import decode_image
 from backend.base.keys import ModelKey
 from backend.evaluation.sets import InspectionSet, LabelledImage, read_set
 from backend.samples.collector import Collector
@@ -228,7 +230,7 @@ def _repeated(name: str, collector: Collector, kinds: Sequence[Kind], n: int, mo
 
 @app.command()
 def real(sets: Sets, model: Model, input_size: InputSize = 448) -> None:
-    """Real defects with masks by their size: how many are found, and whether larger ones score higher."""
+    """Real defects with masks by their size: how many are found, and what their scores go with."""
     _line(["set", "area of the defect, % of the ROI", "defects", "found", "median score over the threshold"])
     _line(["---"] * 5)
     for given in map(read_set, sets):
@@ -238,11 +240,13 @@ def real(sets: Sets, model: Model, input_size: InputSize = 448) -> None:
 
 def _real(given: InspectionSet, collector: Collector) -> None:
     masked = [one for one in given.test if one.masks]
-    shares, scores, threshold = [], [], 0.0
+    shares, contrasts, scores, threshold = [], [], [], 0.0
     for one in masked:
         result = collector.inspector.infer(KEY, _file(one), mm_per_px=one.mm_per_px or 1.0, heatmap="none")
         size = result.inspection.roi.size
-        shares.append(float(one.defect(size.height, size.width).mean()))
+        defect = one.defect(size.height, size.width)
+        shares.append(float(defect.mean()))
+        contrasts.append(contrast(decode_image(one.path.read_bytes()), defect))
         scores.append(result.inspection.score)
         threshold = result.criteria.threshold or math.nan
     by_size = np.argsort(shares)
@@ -251,9 +255,23 @@ def _real(given: InspectionSet, collector: Collector) -> None:
         found = sum(score > threshold for score in own)
         span = f"{100 * shares[third[0]]:.2g} – {100 * shares[third[-1]]:.2g}"
         _line([given.name, span, str(len(third)), str(found), f"{np.median(own) / threshold:.2f}"])
-    order = spearmanr(shares, scores)
-    interval = _bootstrap(np.array(shares), np.array(scores))
-    typer.echo(f"\nSpearman of size and score: {order.statistic:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]")
+    area, sharp, score = np.array(shares), np.array(contrasts), np.array(scores)
+    ways = {"size": area, "contrast": sharp, "size × contrast": area * sharp, "√size × contrast": np.sqrt(area) * sharp}
+    typer.echo("")
+    for what, values in ways.items():
+        low, high = _bootstrap(values, score)
+        typer.echo(f"Spearman of {what} and score: {spearmanr(values, score).statistic:.2f} [{low:.2f}, {high:.2f}]")
+
+
+def contrast(picture: NDArray[np.uint8], defect: NDArray[np.bool_]) -> float:
+    """How far the mean colour (BGR, 0 … 255) of a defect (h, w) is from that of what surrounds it.
+
+    The surroundings are as wide as a hundredth of the picture's smaller side, two pixels at least.
+    """
+    width = max(2, round(min(defect.shape) / 100))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
+    around = cv2.dilate(defect.astype(np.uint8), kernel).astype(bool) & ~defect
+    return float(np.linalg.norm(picture[defect].mean(axis=0) - picture[around].mean(axis=0)))
 
 
 def _bootstrap(x: Values, y: Values, draws: int = 2000) -> tuple[float, float]:

@@ -11,7 +11,7 @@ leave it alone.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,7 @@ from backend.base.images import decode_image, encode_png
 from backend.evaluation.figures import auroc_interval
 from backend.evaluation.results import SetResult
 from backend.evaluation.sets import InspectionSet, LabelledImage, read_set
-from experiments.accuracy import Bench, Model, Sets, changed_by, line, paired_interval, settings_base
+from experiments.accuracy import Bench, Model, Sets, Tested, changed_by, line, paired_interval, settings_base
 
 app = typer.Typer(add_completion=False)
 Tokens = Annotated[Path | None, typer.Option(help="Folder that keeps the tokens between runs.")]
@@ -53,26 +53,31 @@ class Half:
     high: float
 
 
-def halves(result: SetResult) -> tuple[SetResult, SetResult]:
-    """The result with every other test image of each class: the half to choose on, and the one to report."""
+def every_other(images: Sequence[LabelledImage]) -> tuple[list[int], list[int]]:
+    """The numbers of every other image of each class, and those of the rest."""
     seen: dict[str, int] = {}
     parts: tuple[list[int], list[int]] = ([], [])
-    for number, scored in enumerate(result.scored):
-        seen[scored.image.label] = seen.get(scored.image.label, -1) + 1
-        parts[seen[scored.image.label] % 2].append(number)
-    first, second = (_only(result, numbers) for numbers in parts)
-    return first, second
+    for number, image in enumerate(images):
+        seen[image.label] = seen.get(image.label, -1) + 1
+        parts[seen[image.label] % 2].append(number)
+    return parts
+
+
+def halves(result: SetResult) -> tuple[SetResult, SetResult]:
+    """The result with every other test image of each class: the half to choose on, and the one to report."""
+    first, second = every_other([scored.image for scored in result.scored])
+    return _only(result, first), _only(result, second)
 
 
 def _only(result: SetResult, numbers: list[int]) -> SetResult:
     return SetResult(**{**vars(result), "scored": [result.scored[n] for n in numbers]})
 
 
-def _columns(result: SetResult) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def _columns(result: Tested) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     return np.array([s.image.defective for s in result.scored]), np.array([s.score for s in result.scored])
 
 
-def figures(result: SetResult) -> Half:
+def figures(result: Tested) -> Half:
     """AUROC of a result's scored images."""
     defective, scores = _columns(result)
     interval = auroc_interval(defective, scores, np.random.default_rng(0))
@@ -97,10 +102,14 @@ def compare_halves(
         for title in ("", *(only or CANDIDATES)):
             found = [halves(result) for result in bench.run(changed_by(title) if title else {}, given)]
             default = default or found
-            line([f"`{title}`" if title else "default", *_cells(found, default)])
+            line([f"`{title}`" if title else "default", *cells_of_halves(found, default)])
 
 
-def _cells(found: list[tuple[SetResult, SetResult]], default: list[tuple[SetResult, SetResult]]) -> Iterator[str]:
+def cells_of_halves(found: Sequence[tuple[Tested, Tested]], default: Sequence[tuple[Tested, Tested]]) -> Iterator[str]:
+    """The means over sets of the half to choose on and of the one to report, and each set's reported AUROC.
+
+    It has its interval where it is the default's, else the interval of its difference from that.
+    """
     for side in (0, 1):
         yield f"{np.mean([figures(both[side]).auroc for both in found]):.4f}"
     for (_, ours), (_, theirs) in zip(found, default, strict=True):

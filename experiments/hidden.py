@@ -1,18 +1,20 @@
 """Bad parts hidden among the good ones of a fit: are they named, and does leaving them out repair the model?
 
     python -m experiments.hidden suspects --sets SET … --model resnet18=WEIGHTS --input-size 256
+    python -m experiments.hidden each --sets SET … --model resnet18=WEIGHTS --input-size 256
 
-Hidden are 1 to 5 bad parts of the set's test, each another (`alone`), or one that was photographed so many times
+`suspects` hides 1 to 5 bad parts of the set's test, each another (`alone`), or one that was photographed so many times
 (`copies`: shifted by up to two pixels, lit by up to 3 % differently, with noise). All goes through the service's fit.
+`each` takes every bad part alone and compares it with the memory of the good ones, as a fit does that leaves it out.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -29,17 +31,19 @@ from backend.base.images import decode_image, encode_png
 from backend.base.keys import ModelKey
 from backend.evaluation.runner import RememberingExtractor
 from backend.evaluation.sets import InspectionSet, LabelledImage, read_set
+from backend.memory.left_out import LeftOut, left_out
 from backend.service.fitting import Fitter
 from backend.service.host import extractor_for
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
-from experiments.embedded import InputSize, Model, Sets, settings_of
+from experiments.embedded import EmbeddedSet, InputSize, Model, Sets, settings_of
 
 app = typer.Typer(add_completion=False)
 
 Way = Literal["alone", "copies"]
 FIRST = 10
 MOST = 5
+NOT_OF_MEMORY = -1
 KEY = ModelKey.of("hidden", "set")
 
 
@@ -55,7 +59,7 @@ def photographed_again(picture: NDArray[np.uint8], rng: np.random.Generator) -> 
     height, width = picture.shape[:2]
     moved = cv2.warpAffine(picture, move, (width, height), borderMode=cv2.BORDER_REFLECT_101)
     noisy = moved * rng.uniform(0.97, 1.03) + rng.normal(0, 2, moved.shape)
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(noisy), 0, 255), np.uint8)
 
 
 def hidden_parts(bad: Sequence[LabelledImage], n: int, way: Way, rng: np.random.Generator) -> list[ImageFile]:
@@ -99,11 +103,11 @@ class Bench:
 
     @classmethod
     @contextmanager
-    def opened(cls, settings: Settings) -> Iterator[Bench]:
-        """A bench whose models and tokens lie in a temporary folder."""
+    def opened(cls, settings: Settings, tokens: Path | None = None) -> Iterator[Bench]:
+        """A bench whose models lie in a temporary folder, and its tokens too if no folder is given for them."""
         with tempfile.TemporaryDirectory() as folder:
             own = settings.model_copy(update={"models_dir": Path(folder) / "models"})
-            inspector = Inspector(own, RememberingExtractor(extractor_for(settings), Path(folder)))
+            inspector = Inspector(own, RememberingExtractor(extractor_for(settings), tokens or Path(folder)))
             inspector.start()
             yield cls(inspector)
             inspector.close()
@@ -138,6 +142,7 @@ class Counts:
     found: int = 0
     named: int = 0
     named_good: int = 0
+    good: set[str] = field(default_factory=set)
 
 
 @app.command("suspects")
@@ -147,25 +152,27 @@ def hide_and_seek(
     input_size: InputSize = 448,
     draws: Annotated[int, typer.Option(min=1, help="Draws of hidden parts for each row.")] = 4,
     tested: Annotated[int, typer.Option(min=2, help="Test images at most, drawn at random, of which AUROC is.")] = 1000,
+    hidden: Annotated[list[int] | None, typer.Option(min=1, help="Rows of so many hidden parts alone.")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="Folder that keeps the tokens between runs.")] = None,
 ) -> None:
     """Recall among the first ten suspects, false discoveries, and the AUROC with, and without, what was found."""
     settings = settings_of(model, input_size)
-    cells = ["set", "hidden", "how", f"among the first {FIRST}", "named by the fit", "of these good"]
+    cells = ["set", "hidden", "how", f"among the first {FIRST}", "named by the fit", "of these good", "images"]
     _line([*cells, "AUROC clean", "with them", "found ones left out"])
     _line(["---"] * (len(cells) + 3))
     for given in map(read_set, sets):
-        with Bench.opened(settings) as bench:
-            _of_set(given, bench, draws, tested)
+        with Bench.opened(settings, tokens) as bench:
+            _of_set(given, bench, draws, tested, hidden or range(1, MOST + 1))
 
 
-def _of_set(given: InspectionSet, bench: Bench, draws: int, most: int) -> None:
+def _of_set(given: InspectionSet, bench: Bench, draws: int, most: int, rows: Iterable[int]) -> None:
     good = [ImageFile(str(one.path), one.path.read_bytes) for one in given.train]
     bad = [one for one in given.test if one.defective]
     clean = str(len(bench.fit(good).standing_out))
-    _line([given.name, "0", "–", "–", clean, clean, "–", "–", "–"])
+    _line([given.name, "0", "–", "–", clean, clean, clean, "–", "–", "–"])
     test = [given.test[n] for n in sorted(np.random.default_rng(0).permutation(len(given.test))[:most].tolist())]
     scores = bench.scores(test)
-    for n in range(1, MOST + 1):
+    for n in rows:
         for way in get_args(Way) if n > 1 else ("alone",):
             counts, figures = Counts(), list[float]()
             for draw in range(draws):
@@ -174,7 +181,9 @@ def _of_set(given: InspectionSet, bench: Bench, draws: int, most: int) -> None:
                 counts.hidden += n
                 counts.found += len(named.found)
                 counts.named += len(named.standing_out)
-                counts.named_good += sum(not is_bad(file) for file in named.standing_out)
+                of_good = [file.name for file in named.standing_out if not is_bad(file)]
+                counts.named_good += len(of_good)
+                counts.good.update(of_good)
                 if draw == 0:
                     gone = {file.name for file in hidden}
                     left = {one: score for one, score in scores.items() if f"bad {one.path}" not in gone}
@@ -182,8 +191,50 @@ def _of_set(given: InspectionSet, bench: Bench, draws: int, most: int) -> None:
                     bench.fit([*good, *(file for file in hidden if file not in named.found)])
                     figures = [auroc(left), auroc(with_them), auroc(bench.scores(list(left)))]
             recall = f"{counts.found}/{counts.hidden}"
-            row = [given.name, str(n), way, recall, str(counts.named), str(counts.named_good)]
+            named_of = [str(counts.named), str(counts.named_good), str(len(counts.good))]
+            row = [given.name, str(n), way, recall, *named_of]
             _line([*row, *(f"{value:.4f}" for value in figures)])
+
+
+@app.command("each")
+def each_alone(
+    sets: Sets,
+    model: Model,
+    input_size: InputSize = 448,
+    tokens: Annotated[Path | None, typer.Option(help="Folder that keeps the tokens between runs.")] = None,
+) -> None:
+    """How many of a set's bad parts would be among the first ten suspects, each hidden alone, and how many could be.
+
+    Could be: those that score as high without companions as the tenth of the good ones, which no ranking changes much.
+    """
+    settings = settings_of(model, input_size)
+    could = f"score as high as the {FIRST}th of the good"
+    _line(["set", "bad parts", f"among the first {FIRST}", "named", could, "AUROC against the good, left out"])
+    _line(["---"] * 6)
+    for given in map(read_set, sets):
+        network = extractor_for(settings)
+        embedded = EmbeddedSet(given, settings, RememberingExtractor(network, tokens) if tokens else network)
+        learnt = {image.path for image in given.train}
+        numbers = [n for n, one in enumerate(embedded.good) if one.image.path in learnt]
+        _line([given.name, *_each_of(embedded, numbers)])
+
+
+def _each_of(embedded: EmbeddedSet, numbers: Sequence[int]) -> list[str]:
+    memory, n = embedded.memory(numbers), len(numbers)
+    assert memory.image_ids is not None
+    images = [*((embedded.good[n].tokens, n) for n in numbers), *((one.tokens, NOT_OF_MEMORY) for one in embedded.bad)]
+    found = left_out(images, memory.emb, memory.image_ids)
+    alone = found.scores[:, 0]
+    among_first = named = 0
+    for bad in range(n, len(images)):
+        chosen = [*range(n), bad]
+        ranked = suspects(LeftOut(found.scores[chosen], [found.companions[one] for one in chosen]))
+        place = next(place for place, suspect in enumerate(ranked) if suspect.place == n)
+        among_first += place < FIRST
+        named += ranked[place].stands_out
+    could = np.count_nonzero(alone[n:] >= np.sort(alone[:n])[-FIRST])
+    told = roc_auc_score(np.arange(len(images)) >= n, alone)
+    return [str(len(embedded.bad)), str(among_first), str(named), str(could), f"{told:.4f}"]
 
 
 def _line(cells: Sequence[str]) -> None:

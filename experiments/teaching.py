@@ -53,9 +53,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             own = {"models_dir": root / "models", "datasets_dir": root / "datasets", "results_db": None}
-            collector = Collector(
-                settings.model_copy(update=own), RememberingExtractor(extractor_for(settings), root / "tokens")
-            )
+            collector = Collector(settings.model_copy(update=own), RememberingExtractor(extractor_for(settings), root))
             collector.inspector.start()
             collector.fit(KEY, [_file(one) for one in good], mm_per_px=1.0)
             collector.samples.add(KEY, "ng", [_draft(one) for one in bad])
@@ -88,6 +86,15 @@ class Bench:
             return self.teacher.prove(KEY, Lesson(filenames=[kept.name]))
         finally:
             self.collector.samples.delete(KEY, "ok", kept.name)
+
+    def proofs(self, what: str, parts: Sequence[LabelledImage]) -> list[Proof]:
+        """The dry run of each, and on standard error how many were objected to so far."""
+        found: list[Proof] = []
+        for one in parts:
+            found.append(self.proof(one))
+            objected = sum(bool(proof.objections) for proof in found)
+            typer.echo(f"{what}: {len(found)} of {len(parts)} taught, {objected} objected to", err=True)
+        return found
 
     def comes_back(self, taught: Sequence[LabelledImage], scored: Sequence[LabelledImage]) -> bool:
         """Whether all scores are what they were after `taught` was forced upon the model and taken back."""
@@ -133,18 +140,17 @@ def _of_set(given: InspectionSet, settings: Settings, known: int, tries: int, rn
     bad = [bad[n] for n in rng.permutation(len(bad)).tolist()]
     with Bench.opened(settings, given.train, bad[:known]) as bench:
         defects = bench.rejected(bad[known:], tries)
-        proofs = [bench.proof(one) for one in defects]
+        proofs = bench.proofs("defects", defects)
         objected = sum(bool(one.objections) for one in proofs)
-        lost, alike = (
-            sum(bool(of) for of in each) for each in zip(*((p.lost, p.doubtful) for p in proofs), strict=True)
-        )
-        back = bench.comes_back(defects[:3], [*bad[: known // 2], *good[:5]])
+        lost, alike = sum(bool(one.lost) for one in proofs), sum(bool(one.doubtful) for one in proofs)
+        scored = [*bad[: known // 2], *good[:5]]
+        back = bench.comes_back(defects[:3], scored) if defects else None
         bench.calibrate(Terms(threshold=float(np.percentile(bench.good_scores, LOWERED))))
-        alarms = [bench.proof(one) for one in bench.rejected(good, tries)]
+        alarms = bench.proofs("false alarms", bench.rejected(good, tries))
         refused = sum(bool(one.objections) for one in alarms)
         passing = sum(one.taught[0].verdict_after == "ok" for one in (*proofs, *alarms))
         cells = [given.name, known, len(proofs), objected, lost, alike, len(alarms), refused]
-        _line([*map(str, cells), f"{passing}/{len(proofs) + len(alarms)}", "yes" if back else "no"])
+        _line([*map(str, cells), f"{passing}/{len(proofs) + len(alarms)}", {True: "yes", False: "no", None: "–"}[back]])
 
 
 def _line(cells: Sequence[str]) -> None:

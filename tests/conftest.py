@@ -2,14 +2,17 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
 from backend.base.config import GONE, OTHER_SPELLINGS, Settings
+from backend.extractors.weights import torch_installed
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = PROJECT_ROOT.parent / "shared" / "data"
@@ -18,6 +21,22 @@ SHARED_DATA = PROJECT_ROOT.parent / "shared" / "data"
 settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
 settings.register_profile("thorough", max_examples=200, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+class NeedsTorch(pytest.Module):
+    """A module of tests that imports torch, on a station's installation."""
+
+    def collect(self) -> NoReturn:
+        pytest.skip("needs torch, which a station's installation leaves out", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """Skip, where there is no torch, what cannot even be imported without it."""
+    imports_it = re.compile(r"^(import|from) (torch|timm)\b", re.MULTILINE)
+    if torch_installed() or not imports_it.search(module_path.read_text(encoding="utf-8")):
+        return None
+    skipped: pytest.Module = NeedsTorch.from_parent(parent, path=module_path)
+    return skipped
 
 
 def _reaches_settings(name: str) -> bool:

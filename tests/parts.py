@@ -1,6 +1,7 @@
 """Pictures of parts, good and bad, bodies that carry them, and settings of a service that is quick to test."""
 
 import io
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from backend.base.bundle import read_bundle
 from backend.base.config import Settings
 from backend.service.images import ImageFile
 
@@ -91,9 +93,22 @@ def dotnet(parts: Sequence[FormPart]) -> tuple[dict[str, str], bytes]:
     return {"Content-Type": f'multipart/form-data; boundary="{boundary}"', "Content-Length": str(len(body))}, body
 
 
+def _extractor(exported: str | None) -> dict[str, Any]:
+    if exported is None:
+        return {"model_name": "texture", "input_size": 112}
+    about = read_bundle(Path(exported).read_bytes(), "bdix", exported).about
+    return {"model_name": about["model_name"], "weights": exported, "input_size": 8 * about["patch"]}
+
+
+EXTRACTOR = _extractor(os.environ.get("TEST_EXTRACTOR"))
+
+
 def quick_settings(root: Path, **given: Any) -> Settings:
-    """The weight-free extractor on 8×8 tokens, and folders under `root`."""
-    own = {"model_name": "texture", "input_size": 112, "models_dir": root / "models", "datasets_dir": root / "datasets"}
+    """The weight-free extractor on 8×8 tokens, and folders under `root`.
+
+    The environment variable TEST_EXTRACTOR puts an exported extractor (.bdix) in its place, on 8×8 tokens as well.
+    """
+    own: dict[str, Any] = {"models_dir": root / "models", "datasets_dir": root / "datasets", **EXTRACTOR}
     return Settings(**{**own, **given})
 
 

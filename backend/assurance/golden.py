@@ -174,6 +174,15 @@ class GoldenSet:
                 found[key] = list(dict.fromkeys([*found.get(key, []), *names]))
         return found
 
+    def found(self, key: ModelKey) -> list[tuple[dict[str, Any], Sample]]:
+        """The golden samples whose images are there: what golden.json says of each, and where it is."""
+        where = {d: Sample(label, name) for label in LABELS for name, d in self._digests(key, label).items()}
+        return [(known, where[digest]) for digest, known in self.samples(key).items() if digest in where]
+
+    def adopt(self, key: ModelKey, digest: str, known: Mapping[str, Any]) -> None:
+        """Make a stored sample golden as it was on another machine, unless it is golden already."""
+        self._change(key, lambda now: now.samples.update({digest: now.samples.get(digest, dict(known))}))
+
     def mark(self, key: ModelKey, filename: str, expected: Expected | None, *, golden: bool, **said: str) -> None:
         """Make a stored sample golden, or no longer so.
 

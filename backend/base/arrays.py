@@ -1,8 +1,9 @@
-"""What arrays need that know nothing of models: unit rows, blocks of rows, cores, and order statistics of maps."""
+"""What arrays need that know nothing of models: unit rows, blocks of rows, processors, and order statistics of maps."""
 
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from functools import cached_property
@@ -75,6 +76,13 @@ def blocks(stop: int, size: int, start: int = 0) -> Iterator[slice]:
 def available_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """What the processor of this machine calls itself."""
+    lines = _CPU.read_text("utf-8").splitlines() if _CPU.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def instruction_set() -> str:

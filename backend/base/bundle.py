@@ -12,7 +12,9 @@ import hashlib
 import io
 import json
 import re
+import stat
 import struct
+import tokenize
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,12 +35,15 @@ _SEAL = b"sha256:"
 _SEALED = len(_SEAL) + 64
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}\.[a-z0-9]{1,8}")
 _MOST_PARTS = 100
-_MOST_MANIFEST = 64 << 20
+_MOST_JSON = 16 << 20
+_MOST_OBJECTS = 250_000  # lists and objects of a JSON part: three bytes of text become a list of sixty
+_DEEPEST = 32
 _MOST_HEADER = 4096
-# What zipfile, json and struct raise on bytes that somebody changed with care.
+_END = struct.Struct("<4s4H2LH")
+# What zipfile, json, struct and NumPy's reader of headers raise on bytes that somebody changed with care.
 _READ_ERRORS = (
     ValueError, LookupError, TypeError, EOFError, OSError, NotImplementedError, RuntimeError, MemoryError,
-    OverflowError, RecursionError, struct.error, zipfile.BadZipFile,
+    OverflowError, RecursionError, SyntaxError, struct.error, tokenize.TokenError, zipfile.BadZipFile,
 )  # fmt: skip
 
 
@@ -136,8 +141,18 @@ def _read(data: bytes, kind: Kind) -> Message | dict[str, bytes]:
         return Phrase("bundle_damaged")
     with zipfile.ZipFile(io.BytesIO(data)) as packed:
         entries = packed.infolist()
+        if not _ends(data, len(entries)):
+            return Phrase("bundle_damaged")
         reason = _tampered(entries, len(data))
         return reason or {entry.filename: packed.read(entry) for entry in entries}
+
+
+def _ends(data: bytes, entries: int) -> bool:
+    """Whether the zip's end says how many entries there are, and that its directory lies right before it."""
+    at = len(data) - _SEALED - _END.size
+    signature, *disks, on_disk, in_all, size, offset, comment = _END.unpack_from(data, at)
+    whole = (signature, disks, comment) == (b"PK\x05\x06", [0, 0], _SEALED)
+    return whole and on_disk == in_all == entries and offset + size == at
 
 
 def _tampered(entries: list[zipfile.ZipInfo], size: int) -> Message | None:
@@ -147,9 +162,11 @@ def _tampered(entries: list[zipfile.ZipInfo], size: int) -> Message | None:
     for entry in entries:
         name, left = entry.filename, left - entry.file_size
         if not _NAME.fullmatch(name) or len(names) >= _MOST_PARTS:
-            return Phrase("part_name_refused", {"part": name[:60]})
+            return Phrase("part_name_refused", {"part": _shown(name)})
         if name in names:
             return Phrase("part_twice", {"part": name})
+        if stat.S_IFMT(entry.external_attr >> 16) not in {0, stat.S_IFREG}:
+            return Phrase("part_no_file", {"part": name})
         stored = entry.compress_type == zipfile.ZIP_STORED and entry.file_size == entry.compress_size
         if not stored or left < 0 or entry.flag_bits & 1:
             return Phrase("part_size_refused", {"part": name})
@@ -157,9 +174,14 @@ def _tampered(entries: list[zipfile.ZipInfo], size: int) -> Message | None:
     return None
 
 
+def _shown(name: str) -> str:
+    """A name from elsewhere as a sentence may show it."""
+    return name[:60].encode("unicode_escape").decode() or '""'
+
+
 def _contradiction(found: Mapping[str, bytes], kind: Kind) -> Message | None:
     """What about the manifest and the parts does not fit each other, if anything."""
-    if MANIFEST not in found or len(found[MANIFEST]) > _MOST_MANIFEST:
+    if MANIFEST not in found:
         return Phrase("not_a_bundle", {"kind": kind})
     manifest = _object(found[MANIFEST])
     if manifest.get("kind") != kind:
@@ -169,7 +191,7 @@ def _contradiction(found: Mapping[str, bytes], kind: Kind) -> Message | None:
     listed = manifest["parts"]
     for name in sorted({*listed, *found} - {MANIFEST}):
         if name not in found or name not in listed:
-            return Phrase("part_not_listed", {"part": name[:60]})
+            return Phrase("part_not_listed", {"part": _shown(name)})
         expected, data = listed[name], found[name]
         if expected["bytes"] != len(data) or expected["sha256"] != hashlib.sha256(data).hexdigest():
             return Phrase("part_not_valid", {"part": name})
@@ -177,10 +199,21 @@ def _contradiction(found: Mapping[str, bytes], kind: Kind) -> Message | None:
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    value = json.loads(data, parse_constant=_no_number)
-    if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")
+    if len(data) > _MOST_JSON or data.count(b"[") + data.count(b"{") > _MOST_OBJECTS:
+        raise ValueError("it holds more than a part of this kind can")
+    value = json.loads(data.decode("utf-8"), parse_constant=_no_number)
+    if not isinstance(value, dict) or _deeper(value, _DEEPEST):
+        raise ValueError("it is no JSON object, or one that is nested deeply")
     return value
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects lie in each other on more than so many levels."""
+    if not isinstance(value, dict | list):
+        return False
+    return levels == 0 or any(
+        _deeper(one, levels - 1) for one in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def _no_number(name: str) -> None:

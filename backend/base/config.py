@@ -132,7 +132,7 @@ class Settings(BaseSettings):
         "auto",
         description=(
             "`auto`: the folder weights/, then timm's hub name; or a .safetensors/.pth file or folder; or a .bdix "
-            "file, an exported extractor, which needs no torch."
+            "file, an exported extractor, which needs no torch. Without torch, `auto` is the only .bdix in weights/."
         ),
     )
     require_pretrained: bool = Field(False, description="Refuse to start rather than fall back to `lite` or `texture`.")

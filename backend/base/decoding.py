@@ -11,6 +11,9 @@ Decoding follows the header and not what a library happens to return:
 - Of several frames the first one of full size is taken, with a notice. A thumbnail is no frame.
 - Orientation and colour profiles are ignored for every format: the ROI is canonical as it was sent. Alpha is dropped.
 - A file that a library can decode in part only is refused: checksums, lengths and a decoder's warnings all count.
+
+Where a format allows it the file is decoded band by band into the picture that is returned, so that decoding takes
+little beside it: at most twice the pixels' memory, but for what libjpeg and libwebp need of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import logging
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -33,7 +36,7 @@ import numpy as np
 import simplejpeg
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from backend.base.arrays import blocks
 from backend.base.config import Settings
@@ -54,7 +57,7 @@ BGR = NDArray[np.uint8]
 MIN_SIDE = 28
 # Samples that do not reach 1/16 of their range leave the high byte 16 levels.
 UNUSED_BITS = 4
-BLOCK_ROWS = 64  # of pixels that are worked on at once
+BAND = 1 << 16  # pixels that are worked on at once
 MOST_FRAMES = 256  # looked at; a file may list millions
 
 deflate: Any = import_module("isal.isal_zlib") if find_spec("isal") else zlib
@@ -65,9 +68,11 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 _PNG, _JPEG, _BMP, _RIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"RIFF"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
+_FED = 1 << 16  # bytes of a PNG's compressed pixels that are inflated at once, and that may be left over
+_ALL = slice(None)
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-_SPARE = 16  # bytes that a WebP's coded pixels may have left over
-_ZEROED = bytes(512)  # a lost sector; lossless WebP takes zeros for pixels
+_SPARE = {b"VP8 ": 6, b"VP8L": 4}  # so many of the last bytes of a WebP's coded pixels are not all unused
+_ZEROED = re.compile(rb"\0{512}")  # a lost sector; lossless WebP takes zeros for pixels
 # Markers of a JPEG (ITU-T T.81, table B.1) but for those inside a scan: stuffed zeros, restarts, fill bytes.
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -119,16 +124,6 @@ class Header:
     height: int
 
 
-@dataclass(frozen=True)
-class _Samples:
-    """Samples as a file holds them: (H, W) or (H, W, C) of `bits` declared bits, colours in BGR order."""
-
-    values: NDArray[Any]
-    bits: int
-    frames: int = 1
-    one_sided: bool = False  # signed, and none is negative
-
-
 class _Refusal(Exception):
     """A reason why the file is not read; `decode` adds the file's name."""
 
@@ -153,11 +148,9 @@ def decode(data: bytes, *, name: str = "image", options: ImageOptions | None = N
     try:
         header = reader.header()
         _check_size(header, name, options.max_megapixels)
-        return _eight_bits(reader.samples(), options.pixel_bits)
+        return reader.decoded(header, options.pixel_bits)
     except _Refusal as err:
         raise UndecodableImage(name=name, reason=err.reason) from err
-    except Image.DecompressionBombError as err:  # Pillow's own limit, inside its WebP reader
-        raise ImageTooLarge(name=name, width="?", height="?", limit=f"{options.max_megapixels:g}") from err
     except InspectionError:
         raise
     except _DECODER_ERRORS as err:
@@ -177,7 +170,7 @@ def read_header(data: bytes, *, name: str = "image") -> Header:
         return reader.header()
     except _Refusal as err:
         raise UndecodableImage(name=name, reason=err.reason) from err
-    except (Image.DecompressionBombError, *_DECODER_ERRORS) as err:
+    except _DECODER_ERRORS as err:
         raise UndecodableImage(name=name, reason=_corrupt(err)) from err
 
 
@@ -218,44 +211,69 @@ def _check_size(header: Header, name: str, max_megapixels: float) -> None:
         raise ImageTooLarge(name=name, width=width, height=height, limit=f"{max_megapixels:g}")
 
 
-def _eight_bits(samples: _Samples, pixel_bits: int | None) -> Decoded:
-    """Samples as 8 bits of three channels, by the bits that were declared, or set for 16-bit containers."""
-    values, bits, notices = samples.values, samples.bits, []
-    if samples.frames > 1:
-        notices.append(Notice("frames_ignored", {"n": samples.frames}))
-    if bits == 16 and pixel_bits is not None:
-        bits = pixel_bits
-        highest = int(values.max())
-        if highest >= 1 << bits:
-            raise _Refusal(
-                "beyond_pixel_bits",
-                highest=highest,
-                bits=bits,
-                most=(1 << bits) - 1,
-            )
-    elif bits >= 16:
-        highest = int(values.max())
-        if highest < 1 << (bits - UNUSED_BITS):
-            code = "read_as_12_bits" if bits == 16 else "few_levels_used"
-            notices.append(Notice(code, {"highest": highest, "most": (1 << bits) - 1}))
-            bits = 12 if bits == 16 else bits
-    if samples.one_sided:
-        notices.append(Notice("no_value_negative"))
-    if bits > 8:
-        values = _high_bytes(values, bits)
-    elif bits < 8:
-        values = (values.astype(np.uint16) * 255 // ((1 << bits) - 1)).astype(np.uint8)
-    if values.ndim == 2:
-        values = cv2.cvtColor(np.ascontiguousarray(values, np.uint8), cv2.COLOR_GRAY2BGR)
-    return Decoded(np.ascontiguousarray(values, np.uint8), tuple(notices))
+def _bands(height: int, width: int) -> Iterator[slice]:
+    """Rows of a picture of this size, about BAND pixels at once."""
+    return blocks(height, max(1, BAND // width))
 
 
-def _high_bytes(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """The upper 8 of the `bits` of each sample, block by block: a whole array of shifted samples would take room."""
-    high = np.empty(values.shape, np.uint8)
-    for rows in blocks(len(values), BLOCK_ROWS):
-        high[rows] = values[rows] >> (bits - 8)
-    return high
+def _frames_notice(frames: int) -> tuple[Notice, ...]:
+    return (Notice("frames_ignored", {"n": frames}),) if frames > 1 else ()
+
+
+class _Canvas:
+    """The picture that is returned, (H, W, 3) uint8 BGR, drawn part by part from samples of any depth.
+
+    Values of a 16-bit container count as a camera's 12 bits until one is beyond them. From then on all 16 count, and
+    what was drawn is shifted: `v >> 8` is `(v >> 4) >> 4`.
+    """
+
+    def __init__(self, height: int, width: int, pixel_bits: int | None) -> None:
+        self.pixels: BGR = np.empty((height, width, 3), np.uint8)
+        self._pixel_bits = pixel_bits
+        self._declared, self._highest, self._guessed = 8, 0, 16 - UNUSED_BITS
+
+    def draw(self, values: NDArray[Any], bits: int, rows: slice = _ALL, cols: slice = _ALL) -> None:
+        """Samples of `bits` declared bits, (h, w) grey or (h, w, C) with C from 1 to 4: grey or RGB, then alpha."""
+        self._declared = bits
+        own = self._colours(values)
+        if bits < 8:
+            own = (np.arange(1 << bits) * 255 // ((1 << bits) - 1)).astype(np.uint8)[own]
+        elif bits > 8:
+            own = (own >> (self._significant(own, bits) - 8)).astype(np.uint8)
+        self.pixels[rows, cols] = cv2.cvtColor(own, cv2.COLOR_GRAY2BGR if own.ndim == 2 else cv2.COLOR_RGB2BGR)
+
+    @staticmethod
+    def _colours(values: NDArray[Any]) -> NDArray[Any]:
+        """Grey (h, w) or RGB (h, w, 3), contiguous, in the machine's byte order."""
+        four = values.ndim == 3 and values.shape[2] == 4 and values.dtype.itemsize < 4
+        if values.ndim == 3 and not four:
+            values = values[:, :, 0] if values.shape[2] < 3 else values[:, :, :3]
+        own: NDArray[Any] = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
+        return cv2.cvtColor(own, cv2.COLOR_RGBA2RGB) if four else own
+
+    def _significant(self, values: NDArray[Any], bits: int) -> int:
+        """How many of the declared bits count."""
+        if bits < 16:
+            return bits
+        self._highest = max(self._highest, int(values.max()))
+        if bits > 16:
+            return bits
+        if self._pixel_bits is not None:
+            return self._pixel_bits
+        if self._guessed < 16 and self._highest >= 1 << self._guessed:
+            self.pixels >>= 16 - self._guessed
+            self._guessed = 16
+        return self._guessed
+
+    def notices(self) -> tuple[Notice, ...]:
+        """What is to be said of the values, once all are drawn. Refuses some that are beyond PIXEL_BITS."""
+        bits, said = self._declared, {"highest": self._highest, "most": (1 << self._declared) - 1}
+        if bits == 16 and (own := self._pixel_bits) is not None:
+            if self._highest >= 1 << own:
+                raise _Refusal("beyond_pixel_bits", highest=self._highest, bits=own, most=(1 << own) - 1)
+        elif bits >= 16 and self._highest < 1 << (bits - UNUSED_BITS):
+            return (Notice("read_as_12_bits" if bits == 16 else "few_levels_used", said),)
+        return ()
 
 
 class _Reader:
@@ -268,20 +286,9 @@ class _Reader:
         """What the file's header says."""
         raise NotImplementedError
 
-    def samples(self) -> _Samples:
-        """The samples of the first frame of full size."""
+    def decoded(self, header: Header, pixel_bits: int | None) -> Decoded:
+        """The pixels of the first frame of full size."""
         raise NotImplementedError
-
-    def with_pillow(self, plugin: str) -> Image.Image:
-        """The file opened by Pillow, whose own limit of the size does not apply."""
-        Image.init()
-        return Image.OPEN[plugin][0](io.BytesIO(self.data), "")
-
-
-def _rgb_of(image: Image.Image, frames: int = 1) -> _Samples:
-    image.load()
-    image.info.pop("transparency", None)
-    return _Samples(np.asarray(image if image.mode == "RGB" else image.convert("RGB"))[:, :, ::-1], 8, frames)
 
 
 class _Png(_Reader):
@@ -291,34 +298,36 @@ class _Png(_Reader):
         width, height = struct.unpack_from(">II", self.data, 16)
         return Header(".png", width, height)
 
-    def samples(self) -> _Samples:
-        idat, frames, palette = self._whole()
-        width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", self.data, 16)
-        if colour not in _CHANNELS or depth not in {1, 2, 4, 8, 16}:
+    def decoded(self, header: Header, pixel_bits: int | None) -> Decoded:
+        chunks, frames, palette = self._whole()
+        depth, colour, _, _, interlaced = struct.unpack_from(">BBBBB", self.data, 24)
+        channels = _CHANNELS.get(colour)
+        if channels is None or depth not in {1, 2, 4, 8, 16} or (depth < 8 and channels > 1):
             raise _Refusal("header_not_valid")
         if colour == 3 and not palette:
             raise _Refusal("palette_missing")
-        plain = depth == 8 and colour in {0, 2, 6} and not interlaced and frames == 1
-        raw = self._inflated(idat, _png_bytes(width, height, depth * _CHANNELS[colour], bool(interlaced)))
-        del idat  # it goes before the next copy of the pixels comes
-        if plain:
-            # OpenCV copies what ISA-L has inflated in half of the time that its own zlib takes.
-            stored = _stored_png(self.data[8:33], raw)
-            del raw
-            return _Samples(_required(cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR)), 8)
-        del raw
-        if depth == 16:
-            return _Samples(self._sixteen_bits(), 16, frames)
-        return _rgb_of(self.with_pillow("PNG"), frames)
+        stream = _Inflated(chunks)
+        canvas = _Canvas(header.height, header.width, pixel_bits)
+        for x, y, dx, dy in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+            height, width = -(-(header.height - y) // dy), -(-(header.width - x) // dx)
+            if height <= 0 or width <= 0:
+                continue
+            row = (width * channels * depth + 7) // 8
+            above = bytes(row)
+            for band in _bands(height, width):
+                raw = stream.read((band.stop - band.start) * (1 + row))
+                own, above = _unfiltered(raw, above, depth, colour)
+                values = _unpacked(own, width, depth) if depth < 8 else own
+                values = _looked_up(values, palette) if colour == 3 else values
+                rows = slice(y + band.start * dy, y + band.stop * dy, dy)
+                canvas.draw(values, 8 if colour == 3 else depth, rows, slice(x, None, dx))
+        stream.end()
+        return Decoded(canvas.pixels, _frames_notice(frames) + canvas.notices())
 
-    def _sixteen_bits(self) -> NDArray[Any]:
-        flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-        image = _required(cv2.imdecode(np.frombuffer(self.data, np.uint8), flags))
-        return image[:, :, :3] if image.ndim == 3 else image
-
-    def _whole(self) -> tuple[bytes, int, bool]:
-        """The compressed pixels, the number of frames, and whether there is a palette: every chunk was found whole."""
-        idat, frames, palette, at, view = [], 1, False, len(_PNG), memoryview(self.data)
+    def _whole(self) -> tuple[list[memoryview], int, memoryview]:
+        """The compressed pixels, the number of frames, and the palette: every chunk was found whole."""
+        view = memoryview(self.data)
+        idat, frames, palette, at = [], 1, view[:0], len(_PNG)
         while True:
             if at + 12 > len(self.data):
                 raise _Refusal("cut_off")
@@ -327,58 +336,106 @@ class _Png(_Reader):
             if end + 4 > len(self.data):
                 raise _Refusal("cut_off")
             if deflate.crc32(view[at + 4 : end]) != struct.unpack_from(">I", self.data, end)[0]:
-                raise _Refusal(
-                    "checksum_wrong",
-                    kind=kind.decode("latin-1"),
-                )
+                raise _Refusal("checksum_wrong", kind=kind.decode("latin-1"))
             if kind == b"CgBI":
                 raise _Refusal("apples_png")
             if kind == b"acTL" and length >= 4:
                 (frames,) = struct.unpack_from(">I", self.data, at + 8)
-            palette |= kind == b"PLTE"
+            if kind == b"PLTE":
+                palette = view[at + 8 : end]
             if kind == b"IDAT":
-                idat.append(self.data[at + 8 : end])
+                idat.append(view[at + 8 : end])
             if kind == b"IEND":
-                return b"".join(idat), frames, palette
+                return idat, frames, palette
             at = end + 4
 
-    @staticmethod
-    def _inflated(idat: bytes, size: int) -> bytes:
+
+class _Inflated:
+    """What a zlib stream in several pieces holds, read bit by bit; it is never held whole."""
+
+    def __init__(self, pieces: list[memoryview]) -> None:
+        self._inflater = deflate.decompressobj()
+        self._fed = (piece[own] for piece in pieces for own in blocks(len(piece), _FED))
+
+    def read(self, size: int) -> bytearray:
+        """The next `size` bytes; refuses a stream that is damaged or ends before them."""
+        read = bytearray()
+        while len(read) < size:
+            more = self._more(size - len(read))
+            if more is None:
+                raise _Refusal("pixels_missing")
+            read += more
+        return read
+
+    def end(self) -> None:
+        """Refuse a stream that does not end here with the right checksum; some bytes left over are let pass."""
+        left = 0
+        while (more := self._more(_FED)) is not None:
+            left += len(more)
+            if left > _FED:
+                raise _Refusal("pixels_damaged")
+        if not self._inflater.eof:
+            raise _Refusal("pixels_damaged")
+
+    def _more(self, most: int) -> bytes | None:
+        """At most so many bytes that follow, possibly none; None at the end."""
+        if self._inflater.eof:
+            return None
+        given = self._inflater.unconsumed_tail or next(self._fed, b"")
         try:
-            raw: bytes = deflate.decompress(idat, bufsize=size + 1)
+            more: bytes = self._inflater.decompress(given, most)
         except (zlib.error, deflate.error) as err:
             raise _Refusal("pixels_damaged") from err
-        if len(raw) < size:
-            raise _Refusal("pixels_missing")
-        return raw[:size]
+        return more if given or more else None
 
 
-def _png_bytes(width: int, height: int, bits: int, interlaced: bool) -> int:
-    """Bytes of the rows of a PNG, each with its filter byte, of pixels of so many bits."""
-    passes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in _ADAM7]
-    sizes = passes if interlaced else [(width, height)]
-    return sum(rows * (1 + (cols * bits + 7) // 8) for cols, rows in sizes if cols > 0 and rows > 0)
+def _unfiltered(raw: bytearray, above: bytes, depth: int, colour: int) -> tuple[NDArray[Any], bytes]:
+    """Rows of a PNG, a filter byte before each, as samples (h, W) or (h, W, C), and the bytes of the last row.
+
+    libpng undoes the filters, in a PNG of its own whose first row is the one `above`. Samples that are packed, and
+    indices of a palette, are bytes there.
+    """
+    if depth < 8 or colour == 3:
+        depth, colour = 8, 0
+    rows, width = len(raw) // (1 + len(above)) + 1, 8 * len(above) // (depth * _CHANNELS[colour])
+    ihdr = struct.pack(">IIBBBBB", width, rows, depth, colour, 0, 0, 0)
+    values = imagecodecs.png_decode(_stored_png(ihdr, b"\0" + above + raw))[1:]
+    return values, values[-1].astype(f">u{depth // 8}").tobytes()
+
+
+def _unpacked(rows: NDArray[np.uint8], width: int, depth: int) -> NDArray[np.uint8]:
+    """Rows of bytes as the samples of fewer bits that they hold: (h, W)."""
+    each = (rows[:, :, None] >> np.arange(8 - depth, -1, -depth, dtype=np.uint8)) & np.uint8((1 << depth) - 1)
+    values: NDArray[np.uint8] = each.reshape(len(rows), -1)[:, :width]
+    return values
+
+
+def _looked_up(index: NDArray[np.uint8], palette: memoryview) -> NDArray[np.uint8]:
+    """Palette indices (h, W) as RGB (h, W, 3)."""
+    table = np.frombuffer(palette[: len(palette) // 3 * 3], np.uint8).reshape(-1, 3)
+    if int(index.max()) >= len(table):
+        raise _Refusal("palette_missing")
+    own: NDArray[np.uint8] = table[index]
+    return own
 
 
 def _stored_png(ihdr: bytes, raw: bytes) -> bytes:
-    """A PNG of the rows `raw` whose zlib stream holds them as they are (RFC 1950 and 1951); `ihdr` is a whole chunk."""
+    """A PNG of the rows `raw` whose zlib stream holds them as they are (RFC 1950 and 1951)."""
     view = memoryview(raw)
     body: list[bytes | memoryview] = [b"\x78\x01"]
     for at in range(0, len(raw), 65535):
         block = view[at : at + 65535]
         body += [struct.pack("<BHH", at + 65535 >= len(raw), len(block), len(block) ^ 0xFFFF), block]
     body.append(struct.pack(">I", deflate.adler32(raw)))
-    length, crc = 0, deflate.crc32(b"IDAT")
+    return b"".join((_PNG, *_chunk(b"IHDR", ihdr), *_chunk(b"IDAT", *body), *_chunk(b"IEND")))
+
+
+def _chunk(kind: bytes, *body: bytes | memoryview) -> Iterator[bytes | memoryview]:
+    """The pieces of a PNG's chunk."""
+    crc = deflate.crc32(kind)
     for piece in body:
-        length, crc = length + len(piece), deflate.crc32(piece, crc)
-    end = b"\0\0\0\0IEND\xaeB`\x82"
-    return b"".join((_PNG, ihdr, struct.pack(">I", length), b"IDAT", *body, struct.pack(">I", crc), end))
-
-
-def _required(image: NDArray[Any] | None) -> NDArray[Any]:
-    if image is None:
-        raise _Refusal("pixels_not_understood")
-    return image
+        crc = deflate.crc32(piece, crc)
+    yield from (struct.pack(">I", sum(map(len, body))), kind, *body, struct.pack(">I", crc))
 
 
 class _Jpeg(_Reader):
@@ -386,15 +443,17 @@ class _Jpeg(_Reader):
         height, width, *_ = self._about()
         return Header(".jpg", width, height)
 
-    def samples(self) -> _Samples:
+    def decoded(self, header: Header, pixel_bits: int | None) -> Decoded:
         *_, colours, _ = self._about()
         four = colours in {"CMYK", "YCCK"}
         pixels = simplejpeg.decode_jpeg(self.data, "CMYK" if four else "BGR")  # a warning of libjpeg's is an error here
         _check_scans(self.data)
-        if not four:
-            return _Samples(pixels, 8, self._frames())
-        del pixels
-        return _rgb_of(self.with_pillow("JPEG"), self._frames())  # inverted or not as Adobe's marker says
+        if four:
+            canvas = _Canvas(header.height, header.width, pixel_bits)
+            for rows in _bands(header.height, header.width):
+                canvas.draw(_without_inks(255 - pixels[rows]), 8, rows)  # stored the other way round, as by Adobe
+            pixels = canvas.pixels
+        return Decoded(pixels, _frames_notice(self._frames()))
 
     def _about(self) -> tuple[int, int, str, str]:
         _check_process(self.data)
@@ -459,10 +518,33 @@ def _check_scans(jpeg: bytes) -> None:
 
 class _Bmp(_Reader):
     def header(self) -> Header:
-        return Header(".bmp", *self.with_pillow("BMP").size)
+        return Header(".bmp", *self._image().size)
 
-    def samples(self) -> _Samples:
-        return _rgb_of(self.with_pillow("BMP"))
+    def decoded(self, header: Header, pixel_bits: int | None) -> Decoded:
+        image, canvas = self._image(), _Canvas(header.height, header.width, pixel_bits)
+        for rows in _bands(header.height, header.width):
+            canvas.draw(np.asarray(self._band(image, rows).convert("RGB")), 8, rows)
+        return Decoded(canvas.pixels)
+
+    def _image(self) -> ImageFile.ImageFile:
+        """The file opened by Pillow, whose own limit of the size does not apply."""
+        Image.init()
+        return Image.OPEN["BMP"][0](io.BytesIO(self.data), "")
+
+    def _band(self, image: ImageFile.ImageFile, rows: slice) -> Image.Image:
+        """Rows of the picture; where they are not packed they are unpacked alone."""
+        tile = image.tile[0] if image.tile else None
+        if tile is None or tile.codec_name != "raw":
+            return image.crop((0, rows.start, image.width, rows.stop))
+        args: Any = tile.args
+        mode, stride, direction = args
+        first = rows.start if direction > 0 else image.height - rows.stop
+        at, n = tile.offset + first * stride, rows.stop - rows.start
+        own = self.data[at : at + n * stride]
+        band = Image.frombytes(image.mode, (image.width, n), own, "raw", mode, stride, direction)
+        if image.mode == "P":
+            band.putpalette(image.getpalette() or [])
+        return band
 
 
 class _WebP(_Reader):
@@ -472,48 +554,66 @@ class _WebP(_Reader):
             raise _Refusal("cut_off")
         kind, body = next(_chunks(self.data, 12))
         if kind == b"VP8X":
-            width, height = (1 + int.from_bytes(body[at : at + 3], "little") for at in (4, 7))
-        elif kind == b"VP8L":
-            bits = int.from_bytes(body[1:5], "little")
-            width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+            width, height = _three_bytes(body, 4), _three_bytes(body, 7)
         else:
-            width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", body, 6))
+            width, height = _coded_size(kind, body)
         return Header(".webp", width, height)
 
-    def samples(self) -> _Samples:
-        chunks = dict(reversed(list(_chunks(self.data, 12))))
-        animated = b"ANMF" in chunks
-        _check_used_up(dict(_chunks(chunks[b"ANMF"], 16)) if animated else chunks)
-        if not animated:
-            flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-            return _Samples(_required(cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)), 8)
-        image: Any = self.with_pillow("WEBP")
-        return _rgb_of(image, int(getattr(image, "n_frames", 1)))
+    def decoded(self, header: Header, pixel_bits: int | None) -> Decoded:
+        """The picture, or the first one of an animation on a black ground; alpha is not looked at."""
+        frames = [body for kind, body in _chunks(self.data, 12) if kind == b"ANMF"]
+        first = frames[0] if frames else self.data
+        kind, body = next(one for one in _chunks(first, 16 if frames else 12) if one[0] in _SPARE)
+        width, height = _coded_size(kind, body)
+        left, top = (2 * (_three_bytes(first, at) - 1) for at in (0, 3)) if frames else (0, 0)
+        pixels: BGR = np.zeros((header.height, header.width, 3), np.uint8)
+        whole = (height, width) == pixels.shape[:2]
+        if not whole and (not frames or left + width > header.width or top + height > header.height):
+            raise _Refusal("header_not_valid")
+        own = pixels if whole else np.empty((height, width, 3), np.uint8)
+        _decode_webp(kind, body, own)
+        for rows in _bands(height, width):
+            pixels[top : top + height, left : left + width][rows] = cv2.cvtColor(own[rows], cv2.COLOR_RGB2BGR)
+        return Decoded(pixels, _frames_notice(len(frames)))
 
 
-def _chunks(data: bytes, at: int) -> Iterator[tuple[bytes, bytes]]:
-    """The kind and the body of each RIFF chunk from byte `at` on."""
+def _three_bytes(body: bytes | memoryview, at: int) -> int:
+    """A number of three bytes of WebP's container, where 0 stands for 1."""
+    return 1 + int.from_bytes(body[at : at + 3], "little")
+
+
+def _coded_size(kind: bytes, body: memoryview) -> tuple[int, int]:
+    """Width and height in the coded pixels themselves."""
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", body, 6)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _chunks(data: bytes | memoryview, at: int) -> Iterator[tuple[bytes, memoryview]]:
+    """The kind and the body of each RIFF chunk from byte `at` on; refuses one that ends beyond the file."""
     while at + 8 <= len(data):
         (length,) = struct.unpack_from("<I", data, at + 4)
-        yield data[at : at + 4], data[at + 8 : at + 8 + length]
+        if at + 8 + length > len(data):
+            raise _Refusal("cut_off")
+        yield bytes(data[at : at + 4]), memoryview(data)[at + 8 : at + 8 + length]
         at += 8 + length + length % 2
 
 
-def _check_used_up(chunks: Mapping[bytes, bytes]) -> None:
-    """Refuse coded pixels that decode without their last bytes too.
+def _decode_webp(kind: bytes, body: memoryview, out: NDArray[np.uint8]) -> None:
+    """Decode the coded pixels of a WebP to `out`, (H, W, 3) RGB; refuse those that decode without their last bytes too.
 
     WebP has no checksums, and whatever stands in a chunk decodes to something. But what was damaged takes another
     number of bytes: it ends too early, or the decoder runs out of them.
     """
-    kind = next(kind for kind in (b"VP8 ", b"VP8L") if kind in chunks)
-    if kind == b"VP8L" and _ZEROED in chunks[kind]:
+    if kind == b"VP8L" and _ZEROED.search(body):
         raise _Refusal("data_damaged")
-    body = chunks[kind][:-_SPARE]
-    padded = body + b"\0" * (len(body) % 2)
-    riff = b"WEBP" + kind + struct.pack("<I", len(body)) + padded
+    decode_webp: Any = imagecodecs.webp_decode  # libwebp takes coded pixels without a container, too
     try:
-        imagecodecs.webp_decode(_RIFF + struct.pack("<I", len(riff)) + riff)
+        decode_webp(body[: -_SPARE[kind]], hasalpha=False, out=out)
     except RuntimeError:
+        decode_webp(body, hasalpha=False, out=out)
         return
     raise _Refusal("data_damaged")
 
@@ -525,24 +625,44 @@ class _Tiff(_Reader):
         page, _ = self._page()
         return Header(".tif", page.imagewidth, page.imagelength)
 
-    def samples(self) -> _Samples:
+    def decoded(self, header: Header, pixel_bits: int | None) -> Decoded:
         page, frames = self._page()
         bits = self._bits(page)
         self._check_segments(page)
         colours = _COLOURS.get(int(page.photometric))
         if colours is None:
-            raise _Refusal("colours_not_read",
-                kind=getattr(page.photometric, "name", page.photometric),
-            )  # fmt: skip
-        values = page.asarray()
-        values = np.moveaxis(values, 0, 2) if int(page.planarconfig) == 2 and values.ndim == 3 else values
-        if values.shape[:2] != (page.imagelength, page.imagewidth) or values.ndim > 3:
+            raise _Refusal("colours_not_read", kind=getattr(page.photometric, "name", page.photometric))
+        canvas, signed = _Canvas(header.height, header.width, pixel_bits), int(page.sampleformat) == 2
+        lowest, kind = 0, np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32
+        for rows, cols, own in self._parts(page):
+            lowest = min(lowest, int(own.min())) if signed else 0
+            values = own.astype(np.int64) + (1 << (bits - 1)) if signed else own
+            canvas.draw(*colours(page, values.astype(kind, copy=False), bits), rows, cols)
+        one_sided = (Notice("no_value_negative"),) if signed and lowest >= 0 else ()
+        return Decoded(canvas.pixels, _frames_notice(frames) + canvas.notices() + one_sided)
+
+    def _parts(self, page: tifffile.TiffPage) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
+        """Where rows of a strip or tile belong, and their samples (h, w, C), as far as they lie inside the picture."""
+        height, width = page.imagelength, page.imagewidth
+        planes, each = _planes(page), self._segments(page)
+        for first in range(each):
+            own = [self._part(page, first + plane * each) for plane in range(planes)]
+            top, left = own[0][0]
+            parts = [values[: height - top, : width - left] for _, values in own]
+            for rows in _bands(*parts[0].shape[:2]):
+                band = parts[0][rows] if planes == 1 else np.concatenate([part[rows] for part in parts], 2)
+                yield slice(top + rows.start, top + rows.stop), slice(left, left + band.shape[1]), band
+
+    def _part(self, page: tifffile.TiffPage, n: int) -> tuple[tuple[int, int], NDArray[Any]]:
+        """Top and left of the `n`-th strip or tile, and its samples (h, w, C)."""
+        at, kind = page.dataoffsets[n], {"jpegtables": page.jpegtables} if int(page.compression) == _TIFF_JPEG else {}
+        segment = memoryview(self.data)[at : at + page.databytecounts[n]]
+        if kind:
+            self._check_jpeg(page, bytes(segment))
+        values, (_, _, top, left, _), shape = page.decode(segment, n, **kind)
+        if values is None or shape[0] != 1:
             raise _Refusal("not_flat")
-        one_sided = int(page.sampleformat) == 2 and int(values.min()) >= 0
-        if int(page.sampleformat) == 2:
-            values = values.astype(np.int64) + (1 << (bits - 1))
-        values = values.astype(np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32, copy=False)
-        return _Samples(*colours(page, values, bits), frames, one_sided)
+        return (top, left), values[0]
 
     def _page(self) -> tuple[tifffile.TiffPage, int]:
         """The first page of full size that is no thumbnail or mask, and how many such pages there are."""
@@ -571,12 +691,6 @@ class _Tiff(_Reader):
 
     def _check_segments(self, page: tifffile.TiffPage) -> None:
         """Refuse what tifffile would fill with black: strips or tiles that are absent or end beyond the file."""
-        per_plane = page.samplesperpixel if int(page.planarconfig) == 2 else 1
-        if page.is_tiled:
-            across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
-            expected = across * down * per_plane
-        else:
-            expected = -(-page.imagelength // max(1, min(page.rowsperstrip, page.imagelength))) * per_plane
         kind = int(page.compression)
         if kind not in _TIFF_COMPRESSIONS:
             raise _Refusal("compression_not_read", kind=getattr(page.compression, "name", kind))
@@ -586,13 +700,17 @@ class _Tiff(_Reader):
         within = all(n > 0 and at > 0 and at + n <= len(self.data) for at, n in zip(starts, counts, strict=True))
         least = 0
         if kind == _NONE and not page.is_tiled:
-            row = -(-page.imagewidth * self._bits(page) * (page.samplesperpixel // per_plane) // 8)
-            least = row * page.imagelength * per_plane
-        if len(starts) < expected or not within or sum(counts) < least:
+            row = -(-page.imagewidth * self._bits(page) * (page.samplesperpixel // _planes(page)) // 8)
+            least = row * page.imagelength * _planes(page)
+        if len(starts) < self._segments(page) * _planes(page) or not within or sum(counts) < least:
             raise _Refusal("cut_off")
-        if kind == _TIFF_JPEG:
-            for at, n in zip(starts, counts, strict=True):
-                self._check_jpeg(page, self.data[at : at + n])
+
+    @staticmethod
+    def _segments(page: tifffile.TiffPage) -> int:
+        """Strips or tiles of the picture, or of each of its planes."""
+        if page.is_tiled:
+            return -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
+        return -(-page.imagelength // max(1, min(page.rowsperstrip, page.imagelength)))
 
     @staticmethod
     def _check_jpeg(page: tifffile.TiffPage, segment: bytes) -> None:
@@ -600,8 +718,14 @@ class _Tiff(_Reader):
         whole = segment if tables is None else tables[:-2] + segment[2:]
         _check_process(whole)
         *_, colours, _ = simplejpeg.decode_jpeg_header(whole)
-        simplejpeg.decode_jpeg(whole, colours if colours == "CMYK" else "GRAY")
+        # A warning of libjpeg's is an error here. All of the scans are read for an eighth of the size, too.
+        simplejpeg.decode_jpeg(whole, colours if colours == "CMYK" else "GRAY", min_height=1, min_width=1, min_factor=8)
         _check_scans(whole)
+
+
+def _planes(page: tifffile.TiffPage) -> int:
+    """In how many planes the samples stand: one, or one for each colour."""
+    return page.samplesperpixel if int(page.planarconfig) == 2 else 1
 
 
 def _pages(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
@@ -611,7 +735,7 @@ def _pages(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
 
 def _grey(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[NDArray[Any], int]:
     _expect(page, 1)
-    grey = values if values.ndim == 2 else values[:, :, 0]
+    grey = values[:, :, 0]
     if int(page.photometric) == 0:
         grey = np.asarray((1 << bits) - 1, values.dtype) - grey
     return grey, bits
@@ -619,7 +743,7 @@ def _grey(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[NDA
 
 def _rgb(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[NDArray[Any], int]:
     _expect(page, 3)
-    return values[:, :, 2::-1], bits
+    return values[:, :, :3], bits
 
 
 def _palette(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[NDArray[Any], int]:
@@ -627,36 +751,37 @@ def _palette(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[
     colours = page.colormap
     if colours is None or colours.shape[0] != 3 or colours.shape[1] < 1 << bits:
         raise _Refusal("palette_missing")
-    index = values if values.ndim == 2 else values[:, :, 0]
-    return (colours[::-1].T >> 8).astype(np.uint8)[index], 8
+    return (colours.T >> 8).astype(np.uint8)[values[:, :, 0]], 8
 
 
 def _cmyk(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[NDArray[Any], int]:
-    """Cyan, magenta, yellow, black: R = (1 − C) · (1 − K), and so on; no colour profile."""
     _expect(page, 4)
-    inks = page.tags.get(332)
-    if inks is not None and int(inks.value) != 1:
+    kind = page.tags.get(332)
+    if kind is not None and int(kind.value) != 1:
         raise _Refusal("inks_not_cmyk")
-    bgr = np.empty((*values.shape[:2], 3), np.uint8)
-    for rows in blocks(len(values), BLOCK_ROWS):
-        own: NDArray[Any] = values[rows, :, :4]
-        high = own * np.uint16(255) // ((1 << bits) - 1) if bits < 8 else own >> (bits - 8)
-        left = 255 - high.astype(np.uint16)
-        bgr[rows] = ((left[:, :, 2::-1] * left[:, :, 3:] + 127) // 255).astype(np.uint8)
-    return bgr, 8
+    inks = values[:, :, :4]
+    high = inks * np.uint16(255) // ((1 << bits) - 1) if bits < 8 else inks >> (bits - 8)
+    return _without_inks(high.astype(np.uint8)), 8
 
 
 def _ycbcr(page: tifffile.TiffPage, values: NDArray[Any], bits: int) -> tuple[NDArray[Any], int]:
     """JPEG's own colours come out as RGB; of others, unsampled ones of 8 bits with BT.601's weights are read."""
     _expect(page, 3)
     if int(page.compression) == _TIFF_JPEG:
-        return values[:, :, 2::-1], bits
+        return values[:, :, :3], bits
     weights, subsampling = page.tags.get(529), page.tags.get(530)
     common = weights is None or np.allclose(np.asarray(weights.value, float).reshape(-1, 2)[:, 0], [299, 587, 114])
     full = subsampling is not None and tuple(subsampling.value) == (1, 1)
     if bits != 8 or not full or not common:
         raise _Refusal("ycbcr_not_read")
-    return cv2.cvtColor(np.ascontiguousarray(values[:, :, [0, 2, 1]]), cv2.COLOR_YCrCb2BGR), 8
+    return cv2.cvtColor(np.ascontiguousarray(values[:, :, [0, 2, 1]]), cv2.COLOR_YCrCb2RGB), 8
+
+
+def _without_inks(cmyk: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Cyan, magenta, yellow and black (h, w, 4) as RGB (h, w, 3): R = (1 − C) · (1 − K), and so on; no profile."""
+    left = cv2.bitwise_not(np.ascontiguousarray(cmyk))
+    black = cv2.cvtColor(cv2.extractChannel(left, 3), cv2.COLOR_GRAY2RGB)
+    return cv2.multiply(cv2.cvtColor(left, cv2.COLOR_RGBA2RGB), black, scale=1 / 255).astype(np.uint8, copy=False)
 
 
 def _expect(page: tifffile.TiffPage, colours: int) -> None:

@@ -73,6 +73,7 @@ InspectionError
 ├── RecordsOff
 ├── MemoryMismatch: key, field, expected, got
 ├── ModelExists: key
+├── PackDisagrees: key, name, theirs, ours, settings
 ├── IdTwin: field, value, twin
 ├── EncodedBody: encoding
 ├── BodyTimeout: seconds
@@ -344,6 +345,10 @@ class CertificateNotFound(InspectionError):
 
 class ModelExists(InspectionError):
     code = "model_exists"
+
+
+class PackDisagrees(InspectionError):
+    code = "pack_disagrees"
 
 
 class VersionNotFound(InspectionError):

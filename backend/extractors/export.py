@@ -55,8 +55,8 @@ def export_bytes(network: NetworkFeatures) -> Exported:
         "patch": patch,
         "dim": network.dim,
         "reach": float(network.reach),
-        "mean": list(network.model.pretrained_cfg["mean"]),
-        "std": list(network.model.pretrained_cfg["std"]),
+        "mean": [float(one) for one in network.model.pretrained_cfg["mean"]],
+        "std": [float(one) for one in network.model.pretrained_cfg["std"]],
         "way": network.way,
     }
     parts = {

@@ -21,14 +21,12 @@ from backend.base.bundle import Bundle, read_bundle
 from backend.base.messages import Phrase
 from backend.extractors.protocol import RGB, Aspect, Edge, ExtractorOptions, Rows
 
-ENDING = ".bdix"
 EXPORT_GAP = 1e-3
-_FIELDS = {"model_name": str, "fingerprint": str, "patch": int, "dim": int, "reach": float, "way": dict}
-
-
-def is_exported(weights: str) -> bool:
-    """Whether WEIGHTS names an exported extractor."""
-    return weights.lower().endswith(ENDING)
+_FIELDS = {
+    "model_name": str, "fingerprint": str, "patch": int, "dim": int, "reach": float, "way": dict,
+    "mean": list, "std": list,
+}  # fmt: skip
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -165,13 +163,22 @@ def _check_fields(bundle: Bundle) -> None:
     about = bundle.about
     known = all(type(about.get(name)) is kind for name, kind in _FIELDS.items())
     wanted = {"network.xml", "network.bin", "picture.npy", "tokens.npy"}
-    if not known or not 1 <= about["patch"] <= 1024 or not 1 <= about["dim"] <= 1 << 16:
+    if not known or not _can_be_meant(about):
         raise bundle.refused(Phrase("part_not_valid", {"part": "manifest.json"}))
     missing = sorted(
         (wanted | ({"position.npy"} if "position" in about else set())) ^ (bundle.parts.keys() - {"shared.npy"})
     )
     if missing:
         raise bundle.refused(Phrase("part_not_listed", {"part": missing[0]}))
+
+
+def _can_be_meant(about: dict[str, Any]) -> bool:
+    """Whether fields of the right types hold what an extractor can have."""
+    named = all(0 < len(about[name]) <= _LONGEST_NAME for name in ("model_name", "fingerprint"))
+    sized = 1 <= about["patch"] <= 1024 and 1 <= about["dim"] <= 1 << 16 and 0 < about["reach"] <= 1024
+    colours = all(len(about[name]) == 3 and all(type(one) is float for one in about[name]) for name in ("mean", "std"))
+    listed = [one for value in about["way"].values() for one in (value if isinstance(value, list) else [value])]
+    return named and sized and colours and not any(isinstance(one, dict | list) for one in listed)
 
 
 def _read_network(bundle: Bundle) -> Any:

@@ -32,7 +32,8 @@ class ExtractorOptions:
 
     Attributes:
         model_name: any timm ViT, one of timm's ResNets, or `texture`.
-        weights: a .safetensors/.pth file, or a folder that has one; `auto`: `weights_dir`, then timm's hub; `hub`.
+        weights: a .safetensors/.pth file, or a folder that has one; `auto`: `weights_dir`, then timm's hub; `hub`;
+            or an exported extractor, see exported_file.
         weights_dir: the folder that `auto` looks into first; None: no folder.
         input_size: an ROI is resized to about input_size² pixels; see token_grid.
         input_edge: whether `input_size` is the root of the ROI's area or its smaller edge.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHTS_DIR = PROJECT_ROOT / "weights"
+EXPORTED = ".bdix"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,17 @@ _READ_ERRORS = (
 def torch_installed() -> bool:
     """Whether this is the full installation: the station's has neither torch nor timm, and runs exported extractors."""
     return find_spec("torch") is not None and find_spec("timm") is not None
+
+
+def exported_file(weights: str, weights_dir: Path | None) -> Path | None:
+    """The exported extractor that WEIGHTS means: the one it names; without torch also the only one in its folder."""
+    if weights.lower().endswith(EXPORTED):
+        return Path(weights).expanduser()
+    folder = weights_dir if weights == "auto" else Path(weights).expanduser()
+    if torch_installed() or weights == "hub" or folder is None or not folder.is_dir():
+        return None
+    found = [path for path in folder.iterdir() if path.suffix.lower() == EXPORTED]
+    return found[0] if len(found) == 1 else None
 
 
 def find_weights(model_name: str, weights: str, weights_dir: Path | None) -> Path:

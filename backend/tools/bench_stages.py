@@ -11,7 +11,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -19,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.arrays import available_cores, few_threads_each, instruction_set
+from backend.base.arrays import available_cores, cpu_name, few_threads_each, instruction_set
 from backend.base.images import decode_image, encode_png, resize, to_base64
 from backend.extractors.protocol import Extractor, prepare
 from backend.infer import Criteria, Inspection, Roi, RoiSize, heatmap_png, heatmap_range, inspect
@@ -79,7 +78,7 @@ def machine(extractor: Extractor) -> dict[str, Any]:
     """What the figures were measured on."""
     return {
         "system": f"{platform.system()} {platform.release()}",
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": available_cores(),
         "instructions": instruction_set(),
         "load": [round(x, 1) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
@@ -97,13 +96,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
 
 
 def pictures(n: int, side: int, rng: np.random.Generator) -> list[NDArray[np.uint8]]:

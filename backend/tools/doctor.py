@@ -15,9 +15,11 @@ import psutil
 
 from backend.api.catalogue import sentence
 from backend.base.arrays import instruction_set
+from backend.base.bundle import read_bundle
 from backend.base.config import Settings, unknown_settings
-from backend.base.errors import AddressUnavailable, InspectionError, RecordsRefused, WeightsUnavailable
-from backend.extractors.weights import WEIGHTS_DIR, find_weights, torch_installed
+from backend.base.errors import AddressUnavailable, BundleRefused, InspectionError, RecordsRefused, WeightsUnavailable
+from backend.base.messages import Phrase
+from backend.extractors.weights import WEIGHTS_DIR, exported_file, find_weights, torch_installed
 from backend.records.database import Database, Unavailable
 from backend.records.upgrading import version_of
 from backend.service.host import extractor_for
@@ -98,9 +100,18 @@ def _weights(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "weights", "texture needs none")
         return
     try:
-        path = find_weights(name, settings.weights, WEIGHTS_DIR)
+        exported = exported_file(settings.weights, WEIGHTS_DIR)
+        if exported is None and not torch_installed():
+            raise WeightsUnavailable(model=name, reason=Phrase("needs_torch"))
+        path = (
+            exported
+            if exported is not None and exported.is_file()
+            else find_weights(name, settings.weights, WEIGHTS_DIR)
+        )
+        if exported is not None:
+            read_bundle(path.read_bytes(), "bdix", path.name)
         yield Finding("ok", "weights", f"{path.name}, {path.stat().st_size / 2**20:.0f} MB")
-    except WeightsUnavailable as err:
+    except (WeightsUnavailable, BundleRefused) as err:
         yield Finding("bad", "weights", sentence(err, "en"))
 
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from backend.app import create_app
 from backend.extractors.texture import TextureFeatures
+from backend.extractors.weights import torch_installed
 from tests.api.service import BAD, FORM, GOOD, IDS, Client, calibrate, client_of, fit, infer, served
-from tests.parts import FormPart, dotnet, encoded, part, picture_part, quick_settings, text_parts
+from tests.parts import EXTRACTOR, FormPart, dotnet, encoded, part, picture_part, quick_settings, text_parts
 
 FIELDS = text_parts(FORM)
 ERROR_FIELDS = {"error", "trace", "code", "request_id", "detail"}
@@ -130,7 +131,7 @@ def test_health_has_its_fields(client: TestClient) -> None:
     assert body.pop("roi_path") is None
     assert body.pop("may_change") is True
     has_types(body, {**types, **of_the_resnet18_api})
-    assert body["model"] == "texture"
+    assert body["model"] == EXTRACTOR["model_name"]
 
 
 def test_fit_ok_has_its_fields(client: TestClient) -> None:
@@ -464,16 +465,23 @@ def test_the_service_works_without_its_lifespan(app: FastAPI) -> None:
     app.state.inspector.close()
 
 
-UNHAD = {"model_name": "vit_small_patch14_dinov2.lvd142m", "runtime": "torch"}
+DINO = "vit_small_patch14_dinov2.lvd142m"
+STAND_IN, ABSENT = ("lite", "absent.pth") if torch_installed() else ("texture", "absent.bdix")
+
+
+def without_weights(root: Path) -> FastAPI:
+    """A service whose weights are not where its settings say."""
+    runtime = "torch" if torch_installed() else "auto"  # torch starts the stand-in sooner than OpenVINO converts it
+    return create_app(quick_settings(root, model_name=DINO, weights=str(root / ABSENT), runtime=runtime))
 
 
 def test_a_degraded_service_says_so_everywhere(tmp_path: Path) -> None:
-    with client_of(create_app(quick_settings(tmp_path, weights=str(tmp_path / "absent.pth"), **UNHAD))) as client:
+    with client_of(without_weights(tmp_path)) as client:
         english = {"Accept-Language": "en"}
         warned = [fit(client).json(), calibrate(client).json(), infer(client, headers=english).json()]
-        assert all("absent.pth" in answer["warnings"][0] for answer in warned)
+        assert all(ABSENT in answer["warnings"][0] for answer in warned)
         health = client.get("/health").json()
-        assert health["status"] == "degraded" and "absent.pth" in health["reason"] and health["model"] == "lite"
+        assert health["status"] == "degraded" and ABSENT in health["reason"] and health["model"] == STAND_IN
 
 
 @pytest.mark.parametrize(
@@ -482,7 +490,7 @@ def test_a_degraded_service_says_so_everywhere(tmp_path: Path) -> None:
 )
 def test_why_it_is_degraded_is_said_in_the_language_asked_for(tmp_path: Path, accept: str | None, words: str) -> None:
     headers = {} if accept is None else {"Accept-Language": accept}
-    with client_of(create_app(quick_settings(tmp_path, weights=str(tmp_path / "absent.pth"), **UNHAD))) as client:
+    with client_of(without_weights(tmp_path)) as client:
         fit(client)
         reason = client.get("/health", headers=headers).json()["reason"]
     assert words in reason and ("Servicio degradado" in reason) is (accept != "en")

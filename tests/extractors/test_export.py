@@ -1,6 +1,7 @@
 """An extractor as one file: it gives torch's tokens without torch, or it is refused in words."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -19,10 +20,13 @@ from backend.extractors.protocol import Extractor, ExtractorOptions, prepare
 from backend.extractors.weights import write_random_weights
 from backend.features import build_extractor, export_extractor, torch_network
 from tests.extractors.station import scored
-from tests.parts import part
+from tests.parts import encoded, part
 
 pytestmark = pytest.mark.skipif(
     find_spec("openvino") is None, reason="OpenVINO is not installed (pip install .[openvino])"
+)
+needs_onnx = pytest.mark.skipif(
+    find_spec("onnxruntime") is None, reason="onnxruntime is not installed (pip install .[onnx])"
 )
 VIT = "vit_tiny_patch16_224"
 BLOCKS = (0, 1)  # later ones are not run, and converting a network takes time with each of its blocks
@@ -151,8 +155,31 @@ def test_texture_and_what_was_exported_already_have_no_network_to_export(vit_fil
             export_extractor(own)
 
 
+def script() -> str:
+    """The program in DATA_FORMATS.md."""
+    text = (Path(__file__).parents[2] / "docs" / "DATA_FORMATS.md").read_text("utf-8")
+    found = re.search(r"<!-- script: onnx tokens -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxruntime is not installed (pip install .[onnx])")
+@needs_onnx
+def test_the_documented_program_gets_the_services_tokens_from_onnx_alone(vit: NetworkFeatures, tmp_path: Path) -> None:
+    assert len(script().splitlines()) <= 40 and "backend" not in script()
+    (tmp_path / "tokens.py").write_text(script(), "utf-8")
+    (tmp_path / "vit.onnx").write_bytes(onnx_bytes(vit, (7, 7)).data)
+    for size in (96, 112, 200):
+        (tmp_path / "part.png").write_bytes(encoded(part(5, height=size, width=size)))
+        command = [sys.executable, "-I", "tokens.py", "vit.onnx", "part.png", "tokens.npy"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0 and "7 × 7 tokens" in done.stdout, done.stderr
+        image = prepare(part(5, height=size, width=size), (7, 7), vit.patch)
+        assert np.abs(np.load(tmp_path / "tokens.npy") - vit.extract([image])[0]).max() < 1e-3
+
+
+@pytest.mark.slow
+@needs_onnx
 def test_onnx_gives_torchs_tokens_and_says_what_it_is(vit: NetworkFeatures) -> None:
     import onnxruntime
 

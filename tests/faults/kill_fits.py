@@ -32,6 +32,7 @@ from tests.parts import BGR, encoded, part
 
 KEYS = [ModelKey.of("Master1", "Pattern"), ModelKey.of("Master1", "Pattern", "red")]
 PATIENCE_S = 300.0
+NOT_CALIBRATED = {"memory_not_found", "not_enough_samples", "only_image_of_memory"}
 KEPT, MOST_WRITES = 40, 16  # versions, and what one round may add to them
 
 
@@ -107,7 +108,7 @@ class Client(threading.Thread):
             self._checked(client.post(f"/datasets/{self.random.choice(LABELS)}/upload", data=ids, files=files))
         else:
             answer = client.post("/calibrate_dataset", json=ids).json()
-            if answer.get("code", "memory_not_found") not in {"memory_not_found", "not_enough_samples"}:
+            if answer.get("code", "memory_not_found") not in NOT_CALIBRATED:
                 self.faults.append(f"/calibrate_dataset answered {answer}")
         self.answered += 1
 
@@ -188,7 +189,7 @@ def _model_faults(folder: Path, key: ModelKey, model: Model) -> list[str]:
             faults.append(f"{key}: the metadata do not fit each other")
         model.generation = memory.generation
         store.load_calibration(key)
-        faults += _version_faults(store, key, model, memory.generation)
+        faults += version_faults(store, key, model, memory.generation)
     except MemoryNotFound:
         if model.generation:
             faults.append(f"{key}: the model is lost")
@@ -202,7 +203,7 @@ def _model_faults(folder: Path, key: ModelKey, model: Model) -> list[str]:
     return faults
 
 
-def _version_faults(store: ModelStore, key: ModelKey, model: Model, generation: str) -> list[str]:
+def version_faults(store: ModelStore, key: ModelKey, model: Model, generation: str) -> list[str]:
     """What is wrong with the versions: one cannot be read, another one is gone or has changed."""
     faults, versions = [], store.versions(key)
     for version in versions:

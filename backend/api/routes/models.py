@@ -11,7 +11,6 @@ from backend.api.requests import (
     LEFT_OUT,
     RESPONSES,
     CollectorDep,
-    InspectorDep,
     QueryKey,
     RecipeHeader,
     change_of,
@@ -20,9 +19,11 @@ from backend.api.requests import (
     sentences,
     warned,
 )
+from backend.api.routes.golden import GoldenDep
 from backend.api.uploads import UploadRoute, uploads
+from backend.assurance.moving import Arrival, receive, send
 from backend.base.keys import ModelKey, check_recipe
-from backend.service.packing import pack, read_packed
+from backend.service.packing import read_packed
 from backend.storage import Change
 
 router = APIRouter(route_class=UploadRoute, tags=["models"])
@@ -70,9 +71,9 @@ def models(request: Request, collector: CollectorDep, x_recipe_id: RecipeHeader 
 
 
 @router.get("/models/pack", response_class=Response, responses=RESPONSES)
-async def pack_model(request: Request, inspector: InspectorDep, key: QueryKey) -> Response:
-    """A model as one file (.bdim): memory, calibration and certificate, for `POST /models/unpack` elsewhere."""
-    data = await run_job(request, lambda _: pack(inspector.store, key))
+async def pack_model(request: Request, golden: GoldenDep, key: QueryKey) -> Response:
+    """A model as one file (.bdim), with its golden samples and their scores, for `POST /models/unpack` elsewhere."""
+    data = await run_job(request, lambda _: send(golden, key))
     name = quote(f"{key.role_id}_{key.roi_id}.bdim")
     headers = {"Content-Disposition": f"attachment; filename*=utf-8''{name}"}
     return Response(data, media_type="application/octet-stream", headers=headers)
@@ -99,17 +100,21 @@ async def _unpacking(
 @router.post("/models/unpack", responses=RESPONSES)
 async def unpack_model(
     request: Request,
-    inspector: InspectorDep,
+    golden: GoldenDep,
     file: Annotated[UploadFile, File(description="A .bdim file.")],
     named: Annotated[tuple[str, str, str], Depends(_named)],
     change: Annotated[Change, Depends(_unpacking)],
     replace: Annotated[bool, Form(description="Even where there is such a model, which is kept as a version.")] = False,
 ) -> dict[str, Any]:
-    """Check a packed model whole, and put it in place in one step; until then nothing has changed."""
+    """Check a packed model whole, score its golden samples, and put it in place in one step.
+
+    Until then nothing has changed.
+    """
     [sent] = uploads([file])
     packed = await run_job(request, lambda _: read_packed(sent.read(), sent.name))
     key = packed.key_of(*named)
-    stored, notices = await run_job(request, lambda _: inspector.unpack(key, packed, change, overwrite=replace))
+    received = await run_job(request, lambda _: receive(golden, packed, key, change, overwrite=replace))
+    stored, arrival = received.stored, received.arrival
     return {
         "unpacked": True,
         "generation": stored.generation,
@@ -118,8 +123,19 @@ async def unpack_model(
         "coreset_size": len(stored.rows),
         "token_shape": list(stored.grid),
         "calib_present": packed.calibration is not None,
-        "warnings": warned(request, notices),
+        "golden": None if arrival is None else _arrived(request, arrival),
+        "warnings": warned(request, received.notices),
         **identity(request, key),
+    }
+
+
+def _arrived(request: Request, arrival: Arrival) -> dict[str, Any]:
+    return {
+        "n": arrival.n,
+        "gap": arrival.gap,
+        "same_extractor": arrival.same_extractor,
+        "same_processor": arrival.same_processor,
+        "says": sentences(request, [arrival.told()])[0],
     }
 
 

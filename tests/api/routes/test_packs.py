@@ -1,7 +1,9 @@
 """A model that goes from one service to another as one file."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,11 @@ from fastapi.testclient import TestClient
 from backend.base.bundle import read_bundle, write_bundle
 from backend.base.keys import ModelKey
 from backend.samples.history import FitHistory
-from backend.service.packing import pack, put, read_packed
+from backend.service.packing import put, read_packed
 from backend.storage import Change, ModelStore
 from tests.api.routes.calls import FIT, IDS, fit
-from tests.api.routes.test_versions import serving
+from tests.api.routes.test_versions import golden_scores, prepare, serving
+from tests.mutations import Whole, each
 from tests.parts import encoded, part, tree
 
 KEY = ModelKey.of("Master1", "Pattern")
@@ -24,11 +27,13 @@ SEEDS = (90, 91)
 
 @pytest.fixture(scope="module")
 def packing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """A service with a calibrated model, whose good scores are kept."""
+    """A service with a calibrated model, whose good scores are kept, and a golden sample of it."""
     with serving(tmp_path_factory.mktemp("packing")) as client:
         fit(client, *range(6))
         body = {**IDS, "mm_per_px": 0.2, "ok_scores": [0.1, 0.2, 0.3], "ng_scores": [0.8]}
         assert client.post("/calibrate_ng", json=body).status_code == 200
+        name = client.get("/datasets/list", params=IDS).json()["classes"]["ok"]["files"][0]
+        assert client.post("/datasets/golden", json={**IDS, "filename": name}).status_code == 200
         store = client.app.state.inspector.store  # type: ignore[attr-defined]
         store.save_certificate(KEY, {"model": {"generation": store.load_memory(KEY).generation}, "parts": {"n": 6}})
         yield client
@@ -140,6 +145,24 @@ def test_a_damaged_file_is_refused_and_nothing_is_written(packed: bytes, tmp_pat
         assert unpack(client, packed, role_id="../x").json()["code"] == "invalid_id"
 
 
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 7])
+def test_two_hundred_damaged_files_are_refused_in_words_and_nothing_is_written(
+    packed: bytes, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tried = 0
+    with serving(tmp_path) as client:
+        before = tree(tmp_path).keys()
+        for what, data in each(Whole(packed, "bdim"), step):
+            began, tried = perf_counter(), tried + step
+            answer = unpack(client, data)
+            assert perf_counter() - began < 5, what
+            assert (answer.status_code, answer.json()["code"]) == (400, "bundle_refused"), (what, answer.text)
+            assert "line.bdim" in answer.json()["error"] and "\n" not in answer.json()["error"], what
+            assert tree(tmp_path).keys() == before, what
+    assert tried > 200
+
+
 def bundled(folder: Path, about: dict[str, Any], parts: Any) -> bytes:
     path = folder / "changed.bdim"
     with path.open("wb+") as file:
@@ -180,6 +203,59 @@ def test_golden_samples_are_held_against_a_model_that_comes(packed: bytes, tmp_p
         assert tree(tmp_path / "models") == before
 
 
+def test_golden_samples_come_along_and_score_as_they_did_to_the_last_bit(tmp_path: Path) -> None:
+    with serving(tmp_path / "one") as one:
+        prepare(one)
+        scores = golden_scores(one)
+        data = one.get("/models/pack", params=IDS).content
+    with serving(tmp_path / "two") as two:
+        answer = unpack(two, data, **OTHER).json()
+        assert answer["golden"] == {
+            "n": 2, "gap": 0.0, "same_extractor": True, "same_processor": True,
+            "says": (
+                "The golden samples score to the last bit as where it was packed "
+                "(the same extractor file, the same processor)."
+            ),
+        }  # fmt: skip
+        assert answer["warnings"] == []
+        assert answer["unpacked_from"]["versions"][0]["calibration"]["threshold"] > 0
+        assert answer["unpacked_from"]["settings"]["input_size"] == 112
+        run = two.post("/golden/run", json=OTHER).json()
+        assert {item["score"] for item in run["items"]} == set(scores.values()) and run["n_right"] == 2
+        known = two.get("/golden", params=OTHER).json()["samples"]
+        assert {sample["expected"] for sample in known} == {"ok", "ng"}
+        again = unpack(two, data, replace="true", **OTHER).json()
+        assert again["golden"]["gap"] == 0 and len(two.get("/golden", params=OTHER).json()["samples"]) == 2
+
+
+def test_a_model_whose_golden_samples_score_otherwise_here_is_not_taken(tmp_path: Path) -> None:
+    with serving(tmp_path / "one") as one:
+        prepare(one)
+        data = one.get("/models/pack", params=IDS).content
+    bundle = read_bundle(data, "bdim", "line.bdim")
+    known = bundle.json("golden.json")
+
+    def moved(by: float, **scored_by: str) -> bytes:
+        samples = [{**sample, "score": sample["score"] + by} for sample in known["samples"]]
+        about = {**bundle.about, "scored_by": {**bundle.about["scored_by"], **scored_by}}
+        return bundled(tmp_path, about, {**bundle.parts, "golden.json": json.dumps({"samples": samples}).encode()})
+
+    with serving(tmp_path / "two") as two:
+        refused = unpack(two, moved(0.002))
+        assert (refused.status_code, refused.json()["code"]) == (409, "pack_disagrees"), refused.text
+        broken = unpack(two, bundled(tmp_path, bundle.about, {**bundle.parts, "golden_0.image": b"no image"}))
+        assert (broken.status_code, broken.json()["code"]) == (400, "bundle_refused"), broken.text
+        assert tree(tmp_path / "two" / "models") == {}
+        taken = unpack(two, moved(0.0005, processor="another", file="another")).json()["golden"]
+        assert taken["gap"] == pytest.approx(0.0005)
+        assert taken["says"] == (
+            "The golden samples score within 5.0e-04 of where it was packed "
+            "(another extractor file or way to run it, another processor)."
+        )
+    with serving(tmp_path / "three", score_method="max") as three:
+        assert "(SCORE_METHOD=max, percentile there)" in unpack(three, data).json()["error"]
+
+
 def test_whoever_dies_on_the_way_leaves_one_model_or_the_other(
     packed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +282,7 @@ def test_whoever_dies_on_the_way_leaves_one_model_or_the_other(
 
 def test_packing_is_the_same_each_time_and_gives_back_what_was_packed(packing: TestClient, packed: bytes) -> None:
     store = packing.app.state.inspector.store  # type: ignore[attr-defined]
-    assert pack(store, KEY) == packed
+    assert packing.get("/models/pack", params=IDS).content == packed
     here, there = read_packed(packed, "line.bdim").memory, store.load_memory(KEY)
     np.testing.assert_array_equal(here.emb, there.emb)
     assert here.metadata == there.metadata and here.grid == there.grid
