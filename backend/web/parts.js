@@ -114,6 +114,7 @@ async function inspect(part) {
     part.fresh = true;
     part.result = part.decoded = null;
     if (err.code === "memory_not_found") learn({ fitted: false, calibrated: false });
+    complain(err);
   }
   tell(part);
 }
