@@ -129,6 +129,7 @@ def test_health_has_its_fields(client: TestClient) -> None:
     of_the_resnet18_api = {"img_size": integer, "knn_k": integer, "threshold": number, "ignore_border_pct": number}
     body = client.get("/health").json()
     assert body.pop("roi_path") is None
+    assert body.pop("may_change") is True
     has_types(body, {**types, **of_the_resnet18_api})
     assert body["model"] == EXTRACTOR["model_name"]
 
