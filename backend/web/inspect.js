@@ -160,6 +160,7 @@ async function redraw() {
   }
   panel(part);
   scene(part);
+  list();
 }
 
 async function scene(part) {
@@ -189,7 +190,7 @@ async function scene(part) {
 
 function panel(part) {
   const found = part?.result ? regionsNow(part) : [];
-  if (part) part.regions = found;
+  if (part) Object.assign(part, { regions: found, regionsAt: view.threshold });
   if (told !== part?.result) hideNearest($("nearest"));
   told = part?.result;
   const decision = part ? decisionOf(part) : "none";

@@ -18,13 +18,16 @@ export function tell(part = null) {
   for (const listener of listeners) listener(part);
 }
 
+/* At a threshold that was dragged, the regions of a part are known once its heatmap was decoded; until then the highest
+   value of its map tells whether there are any. */
 export function decisionOf(part) {
   if (part.error) return "failed";
   if (!part.result) return "busy";
   if (view.threshold === null) return "none";
   if (part.result.score > view.threshold) return "ng";
-  const found = view.threshold === part.result.threshold ? part.result.regions : part.regions ?? [];
-  return found.length ? "look" : "ok";
+  if (view.threshold === part.result.threshold) return part.result.regions.length ? "look" : "ok";
+  const found = part.regionsAt === view.threshold ? part.regions.length > 0 : part.result.stats?.max >= view.threshold;
+  return found ? "look" : "ok";
 }
 
 export async function addParts(files, truth = "") {

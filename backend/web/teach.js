@@ -64,7 +64,7 @@ function told(found) {
   ].filter(Boolean).join(" ");
   return [
     el("h2", { textContent: t(found.allowed ? "teachTitle" : "teachBad") }),
-    el("ul", { className: "checks" }, ...taught, line(t("teachKnown", { n: found.n_known, changed: found.changes.length }), found.changes.some((one) => one.lost) ? "bad" : "ok"), ...changes),
+    el("ul", { className: "checks" }, ...taught, ...(found.objections ?? []).map((text) => line(text, "bad")), line(t("teachKnown", { n: found.n_known, changed: found.changes.length }), found.changes.some((one) => one.lost) ? "bad" : "ok"), ...changes),
     el("dl", { className: "config" }, ...[["teachBefore", found.before], ["teachAfter", found.after]].map(([name, side]) => el("div", {}, el("dt", { textContent: t(name) }), el("dd", { textContent: promise(side) })))),
     ...found.warnings.map((text) => el("p", { className: "hint", textContent: text })),
   ];

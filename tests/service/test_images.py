@@ -103,7 +103,7 @@ def test_memory_that_runs_out_while_decoding_is_no_fault_of_the_image(
         raise error
 
     error.code = cv2.Error.StsNoMem  # type: ignore[attr-defined]
-    monkeypatch.setattr(cv2, "imdecode", fail)
+    monkeypatch.setattr(cv2, "cvtColor", fail)
     with pytest.raises(OutOfMemory):
         decode(encoded(part(1)))
     assert status_of(OutOfMemory(retry_after=5)) == 503

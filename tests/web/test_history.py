@@ -64,11 +64,11 @@ def test_a_false_alarm_is_taught_after_what_it_changes_is_shown_and_taken_back(c
     desk = console(results_db=f"sqlite:///{tmp_path / 'r.db'}", keep_images="all", locale="en-GB", coreset_rate=0.25)
     sent = [("images", (f"{seed}.png", encoded(part(seed)))) for seed in range(12)]
     assert desk.api.post("/fit_ok", data=MODEL, files=sent).status_code == 200
-    bad = [("images", (f"{seed}.png", encoded(part(seed, defect=True)))) for seed in (50, 51)]
+    bad = [("images", (f"{seed}.png", encoded(part(seed, defect=True)))) for seed in (50, 51, 52)]
     assert desk.api.post("/datasets/ng/upload", data=MODEL, files=bad).status_code == 200
     assert desk.api.post("/calibrate_dataset", json={"role_id": "Belt", "roi_id": "Cookie"}).status_code == 200
     stained = part(70)
-    stained[56:68, 24:36] = (60, 110, 60)
+    stained[53:71, 21:39] = (90, 90, 90)
     seen = inspected(desk.api, encoded(stained), part_id="4711")
     assert seen["is_anomaly"]
 

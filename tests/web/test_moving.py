@@ -30,6 +30,8 @@ def test_a_model_is_downloaded_and_taken_in_under_another_name(console: Open, tm
     page.set_input_files("#unpack-file", file)
     expect(page.locator("#ask")).to_contain_text("Master1/Pattern")
     page.click("#ask-no")
+    page.select_option("#pick", "")
+    page.fill("#role", IDS["role_id"])
     page.fill("#roi", "Line 2")
     page.locator("#roi").blur()
     page.check("#unpack-here")

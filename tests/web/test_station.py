@@ -41,7 +41,7 @@ def test_the_station_shows_each_part_that_the_line_posts(console: Open, tmp_path
     expect(page.locator("#st-recent li").first).to_contain_text("more-29")
     expect(page.locator("#st-recent li")).to_have_count(20)
     expect(page.locator("#st-alarm")).to_be_hidden()
-    page.click("summary")
+    page.click("details:has(#st-station) > summary")
     page.fill("#st-station", "A")
     page.press("#st-station", "Tab")
     expect(page.locator("#st-part")).to_contain_text("bad-2")
