@@ -22,6 +22,7 @@ from backend.service.queue import InferenceQueue
 logger = logging.getLogger(__name__)
 
 READY_WAIT_S = 300.0
+LEAVE_WAIT_S = 20.0
 # What takes the place of an extractor whose weights cannot be had: the first of them that can be built here.
 STAND_INS = ("lite", "texture")
 
@@ -50,6 +51,7 @@ class ExtractorHost:
         self._rehearse = rehearse or _blank_pass
         self._queue: Future[InferenceQueue] = Future()
         self._warm = threading.Event()
+        self._loading: threading.Thread | None = None
         self._started = False
         self._starting = threading.Lock()
         self._broken = False
@@ -72,10 +74,16 @@ class ExtractorHost:
         elif self.settings.require_pretrained:
             self._up(build_extractor(self.options))
         else:
-            threading.Thread(target=self._load, name="extractor-loading", daemon=True).start()
+            self._loading = threading.Thread(target=self._load, name="extractor-loading", daemon=True)
+            self._loading.start()
 
     def close(self) -> None:
-        """Stop the queue."""
+        """Stop the queue.
+
+        An extractor that is just being loaded is waited for: a process that ends while OpenVINO compiles is aborted.
+        """
+        if self._loading is not None:
+            self._loading.join(LEAVE_WAIT_S)
         if self._queue.done() and self._queue.exception() is None:
             self._queue.result().close()
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from backend.app import create_app
 from backend.extractors.texture import TextureFeatures
 from backend.extractors.weights import torch_installed
-from tests.api.service import BAD, FORM, GOOD, IDS, Client, calibrate, client_of, fit, infer, served
+from tests.api.service import BAD, FORM, GOOD, IDS, Client, calibrate, client_of, fit, infer, served, until_ready
 from tests.parts import EXTRACTOR, FormPart, dotnet, encoded, part, picture_part, quick_settings, text_parts
 
 FIELDS = text_parts(FORM)
@@ -127,6 +127,7 @@ def test_health_has_its_fields(client: TestClient) -> None:
         ["status", "device", "model", "version", "runtime", "precision", "request_id", "recipe_id"], string
     )
     of_the_resnet18_api = {"img_size": integer, "knn_k": integer, "threshold": number, "ignore_border_pct": number}
+    until_ready(client)
     body = client.get("/health").json()
     assert body.pop("roi_path") is None
     assert body.pop("may_change") is True

@@ -30,6 +30,24 @@ def wait_until_warm(host: ExtractorHost) -> None:
     raise AssertionError("it never became warm")
 
 
+def test_closing_waits_for_an_extractor_that_is_being_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def slowly(_: Any) -> TextureFeatures:
+        begun.set()
+        threading.Event().wait(0.2)
+        ended.set()
+        return TextureFeatures(112)
+
+    monkeypatch.setattr("backend.service.host.build_extractor", slowly)
+    host = started(quick_settings(tmp_path))
+    assert begun.wait(10)
+    host.close()
+    assert ended.is_set()
+    with pytest.raises(NotReady):
+        host.queue().submit(np.zeros((112, 112, 3), np.uint8))
+
+
 @pytest.fixture
 def absent(tmp_path: Path) -> dict[str, Any]:
     """The real model's name, and weights that are nowhere."""
