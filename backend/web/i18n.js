@@ -142,6 +142,7 @@ const TEXTS = {
   look0: ["Pieza buena", "Good part"],
   look1: ["Con una región que mirar", "With a region to look at"],
   lookN: ["Con {n} regiones que mirar", "With {n} regions to look at"],
+  lookMark: ["OK, mirar", "OK, look"],
   none: ["Sin veredicto", "No verdict"],
   noneWhy: ["Falta calibrar", "Calibrate first"],
   empty: ["Suelta una pieza para inspeccionarla", "Drop a part to inspect it"],

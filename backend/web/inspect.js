@@ -12,6 +12,7 @@ let current = null;
 let drawn = 0;
 let pending = 0;
 let told = null;
+let surveyed = 0;
 
 export function startInspect() {
   stage = new Stage($("stage"));
@@ -34,6 +35,7 @@ export function startInspect() {
   $("farther").addEventListener("click", () => stage.closer(1 / 1.5));
   $("whole").addEventListener("click", () => stage.whole());
   $("retry").addEventListener("click", () => retry(parts.filter((part) => part.error)));
+  $("alerts").addEventListener("click", redraw); // a sentence that is closed there is said beside its part
   paintLegend($("legend-colours"));
   onParts((part) => {
     if (current && !parts.includes(current)) current = null;
@@ -74,6 +76,21 @@ function stepped(steps) {
 export function setThreshold(value) {
   view.threshold = value;
   tell();
+  clearTimeout(surveyed);
+  surveyed = setTimeout(survey, 150);
+}
+
+/* Finds the regions of the parts that are not shown, too, after the threshold was moved; the list tells of them. */
+async function survey() {
+  const { threshold } = view;
+  for (const part of parts) {
+    const { result } = part;
+    if (!result || part.decoded || result.score > threshold || (result.stats?.max ?? 0) <= threshold) continue;
+    const heat = await decodeHeat(result.heatmap_png_base64, result.heatmap_range);
+    if (view.threshold !== threshold) return;
+    movedRegions(result, heat);
+  }
+  list();
 }
 
 export function show() {
@@ -143,8 +160,13 @@ function regionsNow(part) {
   if (view.threshold === null) return [];
   if (view.threshold === result.threshold) return result.regions.map((region) => ({ ...region, path: contourPath(region.contour) }));
   if (!decoded) return [];
-  const heat = decoded.heat;
-  return regionsOf(heat, view.threshold, result.params.mm_per_px, result.params.area_mm2_thr).map((r) => ({ ...r, path: r.edges }));
+  return movedRegions(result, decoded.heat);
+}
+
+function movedRegions(result, heat) {
+  const found = regionsOf(heat, view.threshold, result.params.mm_per_px, result.params.area_mm2_thr);
+  result.moved = { threshold: view.threshold, regions: found.map((region) => ({ ...region, path: region.edges })) };
+  return result.moved.regions;
 }
 
 async function redraw() {
@@ -160,7 +182,6 @@ async function redraw() {
   }
   panel(part);
   scene(part);
-  list();
 }
 
 async function scene(part) {
@@ -189,11 +210,13 @@ async function scene(part) {
 }
 
 function panel(part) {
+  const listedAs = part ? decisionOf(part) : "none";
   const found = part?.result ? regionsNow(part) : [];
-  if (part) Object.assign(part, { regions: found, regionsAt: view.threshold });
+  if (part) part.regions = found;
   if (told !== part?.result) hideNearest($("nearest"));
   told = part?.result;
   const decision = part ? decisionOf(part) : "none";
+  if (decision !== listedAs) list();
   const why = !part ? t("empty") : decision === "none" ? t("noneWhy") : decision === "look" ? counted("look", found.length) : t(decision);
   showVerdict($("verdict"), decision, why);
   showGauge($("gauge"), part?.result?.score ?? null, view.threshold, scaleTop());
@@ -209,7 +232,8 @@ function panel(part) {
     return el("li", { data: { area: region.area_mm2 } }, button);
   }));
   const unseen = part?.result && !part.image ? t("unseen") : "";
-  const notes = [part?.error?.message, unseen, ...(part?.result?.warnings ?? [])].filter(Boolean);
+  const said = [...$("alerts").children].some((box) => box.dataset.text === part?.error?.message);
+  const notes = [said ? "" : part?.error?.message, unseen, ...(part?.result?.warnings ?? [])].filter(Boolean);
   $("warnings").replaceChildren(...notes.map((text) => el("li", { textContent: text })));
 }
 

@@ -25,9 +25,14 @@ export function decisionOf(part) {
   if (!part.result) return "busy";
   if (view.threshold === null) return "none";
   if (part.result.score > view.threshold) return "ng";
-  if (view.threshold === part.result.threshold) return part.result.regions.length ? "look" : "ok";
-  const found = part.regionsAt === view.threshold ? part.regions.length > 0 : part.result.stats?.max >= view.threshold;
-  return found ? "look" : "ok";
+  const found = regionsAt(part);
+  return (found ? found.length > 0 : (part.result.stats?.max ?? 0) > view.threshold) ? "look" : "ok";
+}
+
+/* The regions above the threshold on the page; null while those of a moved one are not found yet. */
+function regionsAt({ result }) {
+  if (view.threshold === result.threshold) return result.regions;
+  return result.moved?.threshold === view.threshold ? result.moved.regions : null;
 }
 
 export async function addParts(files, truth = "") {

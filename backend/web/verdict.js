@@ -45,7 +45,7 @@ export function showGauge(box, score, threshold, end = 0) {
 export function partButton(part, selected, decision) {
   const button = el("button", { type: "button", className: "part", data: { decision, id: part.id } });
   button.setAttribute("aria-pressed", selected);
-  const mark = el("b", { textContent: WORDS[decision] });
+  const mark = el("b", { textContent: decision === "look" ? t("lookMark") : WORDS[decision] });
   button.append(part.thumb, el("span", { className: "name", textContent: part.name }), mark);
   return button;
 }

@@ -440,8 +440,32 @@ def test_a_good_part_with_a_region_is_amber(console: Open, pieces: Pieces) -> No
     n = len(answer["regions"])
     words = "Con una región que mirar" if n == 1 else f"Con {n} regiones que mirar"
     expect(desk.page.locator("#verdict[data-decision=look]")).to_contain_text(words)
-    expect(desk.page.locator("#parts .part[data-decision=look]")).to_have_count(1)
+    expect(desk.page.locator("#parts .part[data-decision=look] b")).to_have_text("OK, mirar")
     desk.picture("console-look")
+
+
+def test_the_list_says_what_the_verdict_says_wherever_the_line_is(console: Open, pieces: Pieces) -> None:
+    desk = console(area_mm2_thr=0.05)
+    page = desk.page
+    desk.open("fit", **MODEL)
+    fit(desk, pieces["learn"])
+    scores = [infer(desk, path)["score"] for path in pieces["good"][:3]]
+    body = {"role_id": "Belt", "roi_id": "Cookie", "mm_per_px": 0.2, "area_mm2_thr": 0.05, "ok_scores": scores}
+    assert desk.api.post("/calibrate_ng", json={**body, "threshold": 1.5 * max(scores)}).status_code == 200
+    desk.tab("inspect")
+    page.set_input_files("#parts-files", pieces["good"][:3])
+    desk.settled(3)
+    expect(page.locator("#parts .part[data-decision=ok]")).to_have_count(3)
+    desk.set_range("#threshold", max(scores) * 1.001)
+    expect(page.locator("#parts .part[data-decision=look]")).to_have_count(3)  # those that are not shown, too
+    for n in range(3):
+        page.locator("#parts .part").nth(n).click()
+        expect(page.locator("#verdict[data-decision=look]")).to_be_visible()
+    inks = page.locator("#parts .part b").evaluate_all("all => all.map((one) => getComputedStyle(one).color)")
+    assert {*inks} == {page.locator("#verdict").evaluate("box => getComputedStyle(box).color")}
+    desk.set_range("#threshold", min(scores) * 0.9)
+    expect(page.locator("#parts .part[data-decision=ng]")).to_have_count(3)
+    assert not desk.errors
 
 
 def test_the_steps_follow_the_good_scores_of_the_calibration(console: Open, pieces: Pieces) -> None:
@@ -593,6 +617,12 @@ def test_files_that_are_no_images_are_named(console: Open, pieces: Pieces, tmp_p
     desk.settled(3)
     expect(page.locator("#alerts")).to_contain_text("notes.txt")
     expect(page.locator("#alerts")).to_contain_text("empty.png")
+    page.locator("#parts .part", has_text="empty.png").click()
+    sentence = page.locator("#alerts .notice", has_text="empty.png").get_attribute("data-text")
+    assert sentence
+    expect(page.get_by_text(sentence)).to_have_count(1)
+    page.locator("#alerts .notice", has_text="empty.png").get_by_role("button").click()
+    expect(page.locator("#warnings")).to_have_text(sentence)
     page.locator("#parts .part", has_text="part.tif").click()
     expect(page.locator("#warnings")).to_contain_text("El navegador no sabe mostrar este formato")
     page.locator("#parts .part", has_text=pieces["good"][0].name).click()
