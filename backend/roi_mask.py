@@ -18,6 +18,7 @@ from backend.base.errors import (
     ShapeNotJson,
     ShapeUnknownKeys,
     ShapeUnknownKind,
+    once_each,
 )
 
 FIELDS = {
@@ -50,6 +51,7 @@ def parse_shape(text: str | dict[str, Any] | None) -> Shape | None:
 
     Raises:
         ShapeNotJson, ShapeUnknownKind, ShapeUnknownKeys, ShapeBadNumber, ShapeInverted.
+        FieldTwice: a key comes twice.
     """
     given = _load(text) if isinstance(text, str) else text
     if given is None:
@@ -121,7 +123,7 @@ def _load(text: str) -> Any:
     if not text.strip():
         return None
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once_each)
     except (ValueError, RecursionError) as err:
         raise ShapeNotJson() from err
 

@@ -730,6 +730,12 @@ NOTICES: dict[str, Words] = {
         es="El umbral es 0 y ninguna pieza pasará: calibra con puntuaciones de piezas buenas de este servicio.",
         en="The threshold is 0, and no part will pass: calibrate with this service's scores of good parts.",
     ),
+    "threshold_below_good": Words(
+        es="El umbral {threshold:g} queda por debajo de las puntuaciones OK de la calibración (desde {least:g}): "
+        "rechazará las piezas buenas. Comprueba si está bien escrito.",
+        en="The threshold {threshold:g} lies below the calibration's OK scores (from {least:g}): it will reject good "
+        "parts. Check that it is written as you mean it.",
+    ),
     "scores_alike": Words(
         es="Todas las puntuaciones OK son iguales, como de una misma imagen: calibra con piezas distintas.",
         en="All OK scores are equal, as those of one image: calibrate with different parts.",

@@ -53,7 +53,7 @@ async def look_for_what_is_not_meant(request: Request) -> None:
     """Refuse a single value that was sent twice, and keep a notice of unknown names for the answer (`unmeant`).
 
     Raises:
-        FieldTwice: in the query or in a form; in JSON, `once_each` raises it.
+        FieldTwice: in the query or in a form; in JSON, `base.errors.once_each` raises it.
     """
     dependant: Dependant | None = getattr(request.scope.get("route"), "dependant", None)
     if dependant is None:
@@ -75,14 +75,6 @@ def unmeant(request: Request) -> Sequence[Notice]:
     """What is to be said of the names that the request sent and its route does not have."""
     said: Sequence[Notice] = getattr(request.state, "unmeant", ())
     return said
-
-
-def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object of these pairs (json's `object_pairs_hook`). Raises FieldTwice: a key comes twice."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        _refuse_repeated(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
-    return made
 
 
 def _refuse_repeated(names: Iterable[str]) -> None:

@@ -5,12 +5,24 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic_core import PydanticCustomError
 
 from backend.samples.store import LABELS
 
 Number = Annotated[float, PlainSerializer(lambda v: int(v) if float(v).is_integer() else v, return_type=float | int)]
-Finite = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e9)]
-MmPerPxOrNone = Annotated[float | None, Field(gt=0, le=1e6, allow_inf_nan=False)]
+
+
+def _no_truth(value: Any) -> Any:
+    """Refuse JSON's true and false, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("float_parsing", "not a number")
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_no_truth)]
+RealOrNone = Annotated[float | None, BeforeValidator(_no_truth)]
+Finite = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e9), BeforeValidator(_no_truth)]
+MmPerPxOrNone = Annotated[float | None, Field(gt=0, le=1e6, allow_inf_nan=False), BeforeValidator(_no_truth)]
 
 
 def _split(value: Any) -> Any:
@@ -122,17 +134,17 @@ class FitOkResponse(BaseModel):
 class Promise(BaseModel):
     """What a calibration may be asked for beside its scores."""
 
-    max_false_reject: Annotated[float | None, BeforeValidator(_blank_is_none)] = Field(
+    max_false_reject: Annotated[float | None, BeforeValidator(_blank_is_none), BeforeValidator(_no_truth)] = Field(
         None,
         ge=0,
         le=0.5,
         allow_inf_nan=False,
         description="The lowest threshold that can be promised to reject no larger share of good parts.",
     )
-    confidence: Annotated[float | None, BeforeValidator(_blank_is_none)] = Field(
+    confidence: Annotated[float | None, BeforeValidator(_blank_is_none), BeforeValidator(_no_truth)] = Field(
         None, ge=0.5, le=0.9999, allow_inf_nan=False, description="Of what is promised; 0.95 without it."
     )
-    threshold: Annotated[float | None, BeforeValidator(_blank_is_none)] = Field(
+    threshold: Annotated[float | None, BeforeValidator(_blank_is_none), BeforeValidator(_no_truth)] = Field(
         None, ge=0, le=1e9, allow_inf_nan=False, description="This threshold, kept as chosen."
     )
     note: str | None = Field(None, max_length=2000, description="Kept with the calibration.")
@@ -193,13 +205,13 @@ class CalibrateRequest(Promise):
 
     role_id: str
     roi_id: str
-    mm_per_px: float = Field(gt=0, le=1e6, allow_inf_nan=False)
+    mm_per_px: Real = Field(gt=0, le=1e6, allow_inf_nan=False)
     ok_scores: list[Finite] = Field(min_length=1, max_length=1_000_000)
     ng_scores: list[Finite] | None = Field(None, max_length=1_000_000)
-    area_mm2_thr: float | None = Field(
+    area_mm2_thr: RealOrNone = Field(
         None, ge=0, le=1e12, allow_inf_nan=False, description="Smaller regions are dropped, mm²."
     )
-    score_percentile: float | None = Field(
+    score_percentile: RealOrNone = Field(
         None,
         gt=0,
         le=100,

@@ -17,7 +17,6 @@ from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from backend.api.limits import MB
-from backend.api.meant import once_each
 from backend.api.problems import Refused
 from backend.base.config import Settings
 from backend.base.errors import (
@@ -27,6 +26,7 @@ from backend.base.errors import (
     FieldTwice,
     FileTooLarge,
     QueueFull,
+    once_each,
 )
 from backend.service.images import ImageFile
 

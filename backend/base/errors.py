@@ -147,6 +147,16 @@ class FieldTwice(BadRequest):
     code = "field_twice"
 
 
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of these pairs (json's `object_pairs_hook`). Raises FieldTwice: a key comes twice."""
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise FieldTwice(field=name[:40])
+        made[name] = value
+    return made
+
+
 class InvalidId(BadRequest):
     code = "invalid_id"
 

@@ -113,6 +113,8 @@ def doubts_of(criteria: Criteria, most: float) -> list[Notice]:
     if threshold is not None and threshold <= 0:
         found.append(Notice("threshold_zero"))
     good = criteria.good
+    if good is not None and threshold is not None and 0 < threshold < good.values[0]:
+        found.append(Notice("threshold_below_good", {"threshold": threshold, "least": good.values[0]}))
     if good is not None and good.n > 1 and good.values[0] == good.values[-1]:
         found.append(Notice("scores_alike"))
     if percentile < LOW_PERCENTILE and criteria.scoring.method == "percentile":

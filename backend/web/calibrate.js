@@ -157,7 +157,7 @@ function done(result, ok, ng, goTo) {
   const next = el("button", { type: "button", className: "primary", textContent: t("goInspect") });
   next.addEventListener("click", () => goTo("inspect"));
   const warnings = (result.warnings ?? []).map((text) => el("p", { className: "warn", textContent: text }));
-  const promise = result.false_reject ? el("p", { className: "promise", textContent: promised(result.false_reject) }) : null;
+  const promise = result.false_reject ? el("p", { className: "promise", textContent: promised(result.false_reject, target()) }) : null;
   const misses = result.misses ? el("p", { textContent: missed(result.misses) }) : null;
   const words = t("calDone", { value: number(result.threshold), ok, ng });
   $("cal-result").replaceChildren(el("div", { className: "notice", data: { state: "ok", threshold: result.threshold } }, ...[el("p", {}, words), promise, misses].filter(Boolean), ...warnings, next));
@@ -169,9 +169,9 @@ function done(result, ok, ng, goTo) {
 }
 
 /* What a threshold promises about good parts, in words. */
-function promised({ upper_bound: bound, confidence, n_ok: n, n_ok_needed: needed }) {
+function promised({ upper_bound: bound, confidence, n_ok: n, n_ok_needed: needed }, asked) {
   const promise = t("calPromise", { bound: percent(bound), confidence: percent(confidence) });
-  return needed > n ? `${promise} ${t("calNeeded", { n: needed - n })}` : promise;
+  return asked && needed > n ? `${promise} ${t("calNeeded", { n: needed - n })}` : promise;
 }
 
 function missed({ estimate, lower_bound: low, upper_bound: high, n_ng: n }) {

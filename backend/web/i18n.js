@@ -118,7 +118,7 @@ const TEXTS = {
   nearestThis: ["Esta pieza", "This part"],
   nearestGood: ["Lo más parecido en una buena", "Most like it in a good one"],
   nearestAway: ["Distancia entre las dos: {distance}.", "Distance between the two: {distance}."],
-  orderCame: ["Según llegan", "As they come"],
+  orderCame: ["Llegada", "Arrival"],
   orderName: ["Nombre", "Name"],
   onlyShow: ["Mostrar", "Show"],
   onlyAll: ["Todas", "All"],
@@ -487,7 +487,7 @@ export function number(value, digits = 3) {
   return new Intl.NumberFormat(locale(), { maximumFractionDigits: digits, minimumFractionDigits: Math.min(digits, 3) }).format(value);
 }
 
-export const percent = (share) => `${number(100 * share, 1)} %`;
+export const percent = (share) => `${number(100 * share, 1)}\u00a0%`;
 
 export function brief(value) {
   return new Intl.NumberFormat(locale(), { maximumSignificantDigits: 3, signDisplay: "negative" }).format(value);

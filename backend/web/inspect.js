@@ -85,7 +85,7 @@ async function survey() {
   const { threshold } = view;
   for (const part of parts) {
     const { result } = part;
-    if (!result || part.decoded || result.score > threshold || (result.stats?.max ?? 0) <= threshold) continue;
+    if (!result || part.decoded || result.score > threshold || !(result.stats?.max >= threshold)) continue;
     const heat = await decodeHeat(result.heatmap_png_base64, result.heatmap_range);
     if (view.threshold !== threshold) return;
     movedRegions(result, heat);
@@ -119,7 +119,7 @@ function list() {
   if (focused) $("parts").querySelector("[aria-pressed=true]")?.focus();
   const failed = parts.filter((other) => other.error).length;
   $("retry").hidden = !failed;
-  $("retry").textContent = failed > 1 ? t("retryAll", { n: failed }) : t("retry");
+  $("retry").textContent = failed === 1 && current?.error ? t("retry") : t("retryAll", { n: failed });
   $("parts-clear").hidden = !parts.length;
 }
 

@@ -18,15 +18,14 @@ export function tell(part = null) {
   for (const listener of listeners) listener(part);
 }
 
-/* At a threshold that was dragged, the regions of a part are known once its heatmap was decoded; until then the highest
-   value of its map tells whether there are any. */
+/* At a threshold that was dragged, the highest value of a part's map tells whether there are regions until they are found. */
 export function decisionOf(part) {
   if (part.error) return "failed";
   if (!part.result) return "busy";
   if (view.threshold === null) return "none";
   if (part.result.score > view.threshold) return "ng";
   const found = regionsAt(part);
-  return (found ? found.length > 0 : (part.result.stats?.max ?? 0) > view.threshold) ? "look" : "ok";
+  return (found ? found.length > 0 : part.result.stats?.max >= view.threshold) ? "look" : "ok";
 }
 
 /* The regions above the threshold on the page; null while those of a moved one are not found yet. */

@@ -54,6 +54,7 @@ def test_numbers_as_stations_write_them_are_taken(fitted: TestClient, sent: str)
         ({"ok_scores": [41, 38, 44] * 10}, "No score reaches the threshold"),
         ({"ok_scores": [0.0] * 30}, "threshold is 0"),
         ({"ok_scores": [0.2] * 30}, "All OK scores are equal"),
+        ({"ok_scores": [0.2, 0.21] * 20, "threshold": 0.02}, "will reject good parts"),
         ({"ok_scores": [0.2, 0.21] * 20, "score_percentile": 0.99}, "may mean 99"),
         ({"ok_scores": [0.2, 0.21] * 20, "score_percentile": 5}, "may mean 95"),
     ],
@@ -66,6 +67,45 @@ def test_a_calibration_that_cannot_be_meant_says_so_and_so_does_every_inspection
     assert said in warnings(infer(fitted, headers=ENGLISH))
     calibrate(fitted, ok_scores=[0.2, 0.21] * 20)
     assert said not in warnings(infer(fitted, headers=ENGLISH))
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"ok_scores": [True, 0.2]}, "ok_scores[0]"),
+        ({"ng_scores": [0.5, False]}, "ng_scores[1]"),
+        ({"mm_per_px": True}, "mm_per_px"),
+        ({"threshold": True}, "threshold"),
+        ({"score_percentile": True}, "score_percentile"),
+        ({"area_mm2_thr": False}, "area_mm2_thr"),
+        ({"max_false_reject": False}, "max_false_reject"),
+    ],
+)
+def test_true_and_false_are_no_numbers(fitted: TestClient, body: dict[str, Any], field: str) -> None:
+    answer = fitted.post("/calibrate_ng", json={**IDS, "mm_per_px": 0.2, "ok_scores": [0.2], **body}, headers=ENGLISH)
+    assert answer.status_code == 422
+    assert f"{field}: must be a number" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        '{"kind": "rect", "x": 1, "x": 5, "y": 1, "w": 30, "h": 30}',
+        '{"kind": "circle", "kind": "rect", "x": 1, "y": 1, "w": 30, "h": 30}',
+        '{"kind": "circle", "cx": 40, "cy": 40, "r": 20, "r": 20}',
+    ],
+)
+def test_a_shape_with_a_key_that_comes_twice_is_refused(fitted: TestClient, shape: str) -> None:
+    answer = infer(fitted, headers=ENGLISH, shape=shape)
+    assert (answer.status_code, answer.json()["code"]) == (400, "field_twice")
+
+
+@pytest.mark.parametrize(
+    "sent", ["٠.٢", "０.２", "0x1A", "1e400", "-0.2", "inf", "nan", "1.000,5", "0.2mm", "1/5", "2e", "0,20"]
+)
+def test_what_only_looks_like_a_number_is_refused(fitted: TestClient, sent: str) -> None:
+    answer = infer(fitted, headers=ENGLISH, mm_per_px=sent)
+    assert answer.status_code == 422 and "mm_per_px" in answer.json()["error"]
 
 
 def test_one_image_or_copies_of_one_are_said_in_the_fit_and_in_every_inspection(client: TestClient) -> None:

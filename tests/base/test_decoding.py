@@ -503,6 +503,32 @@ def test_a_progressive_jpeg_that_lacks_its_last_scans_is_refused() -> None:
             decode(data[: tables if tables > 0 else at] + b"\xff\xd9")
 
 
+@pytest.mark.parametrize("kind", [{}, {"lossless": True}])
+def test_a_webp_with_bytes_left_over_after_its_last_pixel_is_refused(kind: dict[str, Any]) -> None:
+    data = webp(**kind)
+    (length,) = struct.unpack_from("<I", data, 16)
+    for more in (8, 200):
+        longer = data[: 20 + length] + bytes([165]) * more + b"\0" * (length % 2)
+        sizes = data[:4] + struct.pack("<I", len(longer) - 8) + data[8:16] + struct.pack("<I", length + more)
+        with pytest.raises(UndecodableImage, match="data_damaged"):
+            decode(sizes + longer[20:])
+
+
+@pytest.mark.parametrize("cut", [1, 2, 9, 100])
+@pytest.mark.parametrize("kind", [{}, {"lossless": True}])
+def test_a_webp_that_was_cut_off_is_refused_even_where_its_sizes_agree(kind: dict[str, Any], cut: int) -> None:
+    data = webp(**kind)
+    (length,) = struct.unpack_from("<I", data, 16)
+    own = data[20 : 20 + length]
+    with pytest.raises(UndecodableImage):
+        decode(data[:-cut])
+    if cut > 8:
+        shorter = own[:-cut] + b"\0" * ((length - cut) % 2)
+        sizes = struct.pack("<I", 12 + len(shorter)) + data[8:16] + struct.pack("<I", length - cut)
+        with pytest.raises(UndecodableImage):
+            decode(data[:4] + sizes + shorter)
+
+
 @pytest.mark.parametrize("kind", [{}, {"quality": 95}, {"quality": 20, "method": 6}, {"lossless": True}])
 def test_a_webp_that_was_changed_inside_is_refused_and_a_flat_one_is_not(kind: dict[str, Any]) -> None:
     data, noise = webp(**kind), np.random.default_rng(0).integers(0, 256, 1 << 14, np.uint8).tobytes()
