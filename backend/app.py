@@ -315,7 +315,7 @@ class Asked:
     master: str | None
 
 
-def asked_form(
+async def asked_form(
     heatmap: Annotated[
         str | None,
         Form(description="relative, absolute, color or none; HEATMAP_SCALE without it.", examples=LEFT_OUT),

@@ -63,6 +63,8 @@ class Health(BaseModel):
     device: str = Field(description="`cpu` or `cuda`; the DEVICE setting while loading.")
     model: str = Field(description="The extractor in use.")
     version: str = Field(description="Version of the service.")
+    runtime: str = Field(default="", description="`torch`, `openvino` or `numpy`; left out while it loads.")
+    precision: str = Field(default="", description="`fp32`, `bf16` or `fp16`; left out while it loads.")
     reason: str = Field(default="", description="Why the service is degraded; left out when it is not.")
     may_change: bool = Field(default=True, description="Whether this key may change models, samples and reviews.")
     request_id: str = ""

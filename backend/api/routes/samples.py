@@ -68,7 +68,7 @@ Side = Annotated[float, Form(gt=0, allow_inf_nan=False, examples=[40])]
 Place = Annotated[float, Form(ge=0, allow_inf_nan=False, examples=[100])]
 
 
-def _box(x: Place, y: Place, w: Side, h: Side) -> Box:
+async def _box(x: Place, y: Place, w: Side, h: Side) -> Box:
     """Where in the image, in its pixels: the left upper corner and the sides, as a region of /infer has them."""
     return x, y, w, h
 
