@@ -176,7 +176,7 @@ class GoldenSet:
 
     def found(self, key: ModelKey) -> list[tuple[dict[str, Any], Sample]]:
         """The golden samples whose images are there: what golden.json says of each, and where it is."""
-        where = {d: Sample(label, name) for label in LABELS for name, d in self._digests(key, label).items()}
+        where = self._where(key)
         return [(known, where[digest]) for digest, known in self.samples(key).items() if digest in where]
 
     def adopt(self, key: ModelKey, digest: str, known: Mapping[str, Any]) -> None:
@@ -227,8 +227,7 @@ class GoldenSet:
 
     def score(self, key: ModelKey, judge: Judge | None = None, job: Job | None = None) -> Run:
         """Score the golden samples with the model in use, or with another one. Raises Cancelled, DamagedFile."""
-        samples = self.samples(key)
-        where = {d: Sample(label, name) for label in LABELS for name, d in self._digests(key, label).items()}
+        samples, where = self.samples(key), self._where(key)
         outcomes = {
             digest: Outcome(
                 one["filename"], one["expected"], one.get("score"), error=GoldenImageGone(name=one["filename"])
@@ -299,8 +298,9 @@ class GoldenSet:
         except (InspectionError, OSError) as err:
             logger.warning("the golden samples of %s cannot be scored: %s", key, err)
 
-    def _digests(self, key: ModelKey, label: str) -> dict[str, str]:
-        return self.stored.digests(key, label)
+    def _where(self, key: ModelKey) -> dict[str, Sample]:
+        """Where the image of each SHA-256 is stored."""
+        return {d: Sample(label, name) for label in LABELS for name, d in self.stored.digests(key, label).items()}
 
     @staticmethod
     def _outcome(

@@ -1,7 +1,8 @@
 """Golden samples name whatever costs them their verdict, and nothing else does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from backend.assurance.golden import GoldenSet
 from backend.base.errors import GoldenStopped
 from backend.base.keys import ModelKey
+from backend.extractors.neighbourhood import Wrapped
 from backend.extractors.protocol import RGB, Extractor, Rows, prepare
 from backend.memory.compact import in_float32
 from backend.samples.collector import Collector
@@ -23,14 +25,16 @@ KEY = ModelKey.of("Master1", "Pattern")
 GOOD = encoded(part(30))
 
 
-class Elsewhere:
+class Elsewhere(Wrapped):
     """The same network on another device, by another runtime, or of another precision: its numbers differ a little."""
 
     def __init__(self, inner: Extractor, *, device: str = "cpu", runtime: str = "numpy", digits: int = 2) -> None:
-        self.inner, self.device, self.runtime, self.digits = inner, device, runtime, digits
+        super().__init__(inner, "")
+        self.runtime, self.digits, self._device = runtime, digits, device
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.inner, name)
+    @property
+    def device(self) -> str:
+        return self._device
 
     def extract(self, images: Sequence[RGB]) -> Rows:
         rows = np.round(self.inner.extract(images), self.digits)
@@ -77,11 +81,15 @@ def assert_named(collector: Collector, golden: GoldenSet, name: str) -> None:
     collector.close()
 
 
-@pytest.mark.parametrize("what", [{"device": "cuda"}, {"runtime": "openvino"}, {"digits": 3}])
-def test_another_device_runtime_or_precision(near: tuple[Path, str], what: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "elsewhere",
+    [partial(Elsewhere, device="cuda"), partial(Elsewhere, runtime="openvino"), partial(Elsewhere, digits=3)],
+)
+def test_another_device_runtime_or_precision(
+    near: tuple[Path, str], elsewhere: Callable[[Extractor], Extractor]
+) -> None:
     root, name = near
-    inner = extractor_for(quick_settings(root))
-    collector, golden = opened(root, Elsewhere(inner, **what))  # type: ignore[arg-type]
+    collector, golden = opened(root, elsewhere(extractor_for(quick_settings(root))))
     assert_named(collector, golden, name)
 
 
@@ -146,7 +154,7 @@ def test_a_replica_names_what_it_finds_and_changes_nothing(near: tuple[Path, str
     root, name = near
     before = tree(root)
     inner = extractor_for(quick_settings(root))
-    collector, golden = opened(root, Elsewhere(inner, device="cuda"), read_only=True)  # type: ignore[arg-type]
+    collector, golden = opened(root, Elsewhere(inner, device="cuda"), read_only=True)
     with pytest.raises(GoldenStopped):
         collector.inspector.infer(KEY, seen(), mm_per_px=0.2)
     assert golden.lost() == {KEY: [name]}
