@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.base.arrays import reading_arrays
 from backend.base.errors import (
     DamagedFile,
     InvalidId,
@@ -408,7 +409,7 @@ class ModelStore:
         """The metadata of memory.npz, without its rows. Raises MemoryNotFound, DamagedFile, StorageFailed."""
         path = self.folder(key) / "memory.npz"
         try:
-            with patiently(lambda: path.open("rb")) as file, np.load(file, allow_pickle=False) as npz:
+            with patiently(lambda: path.open("rb")) as file, reading_arrays(), np.load(file, allow_pickle=False) as npz:
                 return _metadata(npz)
         except (FileNotFoundError, NotADirectoryError) as err:
             raise MemoryNotFound(key=key) from err
@@ -418,7 +419,7 @@ class ModelStore:
     def _read_memory(self, path: Path, *, remedy: Phrase) -> StoredMemory:
         """The memory in a file. Raises DamagedFile, StorageFailed, OutOfMemory, FileNotFoundError."""
         try:
-            with patiently(lambda: path.open("rb")) as file, np.load(file, allow_pickle=False) as npz:
+            with patiently(lambda: path.open("rb")) as file, reading_arrays(), np.load(file, allow_pickle=False) as npz:
                 arrays = {name: npz[name] for name in npz.files if name != "metadata"}
                 metadata = _metadata(npz)
         except (FileNotFoundError, NotADirectoryError):
@@ -440,7 +441,7 @@ class ModelStore:
         """
         path = self.folder(key) / "reserve.npz"
         try:
-            with patiently(lambda: path.open("rb")) as file, np.load(file, allow_pickle=False) as npz:
+            with patiently(lambda: path.open("rb")) as file, reading_arrays(), np.load(file, allow_pickle=False) as npz:
                 if not stored.generation or str(npz["generation"]) != stored.generation:
                     return None
                 arrays = {name: npz[name] for name in npz.files}

@@ -22,6 +22,7 @@ from backend.assurance.likeness import (
     fouled,
     grey_of,
 )
+from backend.base.arrays import reading_arrays
 from backend.base.errors import DriftNewer
 from backend.service.appearance import Appearance
 
@@ -105,7 +106,7 @@ class Reference:
     @classmethod
     def read(cls, data: bytes) -> Reference:
         """What `to_bytes` wrote. Raises DriftNewer, and ValueError for anything else."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as npz:
+        with reading_arrays(), np.load(io.BytesIO(data), allow_pickle=False) as npz:
             version = int(npz["version"])
             if version > VERSION:
                 raise DriftNewer(version=version, known=VERSION)

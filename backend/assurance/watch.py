@@ -17,6 +17,7 @@ from cachetools import LRUCache
 from backend.assurance.drift import Cause, Chart, Finding, distances_of, evidence_of, find
 from backend.assurance.likeness import Float, features_of
 from backend.assurance.reference import FEWEST, N_DISTANCES, VERSION, Reference
+from backend.base.arrays import reading_arrays
 from backend.base.config import Settings
 from backend.base.errors import DiskFull, DriftNewer, InspectionError, MemoryNotFound, ReadOnlyStore
 from backend.base.files import write_atomic
@@ -152,7 +153,7 @@ class Watched:
         """What is kept. Raises ValueError, KeyError, OSError, zipfile.BadZipFile: it is damaged."""
         if not kept.learnt:
             return cls(kept.generation, reference, learnt=LEARNT, chart=Chart.read(kept.chart))
-        with np.load(io.BytesIO(kept.learnt), allow_pickle=False) as npz:
+        with reading_arrays(), np.load(io.BytesIO(kept.learnt), allow_pickle=False) as npz:
             learnt, rows = int(npz["learnt"]), [row.astype(np.float64) for row in npz["rows"]]
             stored: zip[tuple[Any, Any, Any]] = zip(npz["colour"], npz["bands"], npz["distances"], strict=True)
             pictures = [
@@ -346,7 +347,7 @@ def _of_fit(store: ModelStore, key: ModelKey, generation: str) -> Reference | No
     path = store.folder(key) / FILE
     try:
         data = path.read_bytes()
-        with np.load(io.BytesIO(data), allow_pickle=False) as npz:
+        with reading_arrays(), np.load(io.BytesIO(data), allow_pickle=False) as npz:
             if str(npz["generation"]) != generation:
                 return None
         return Reference.read(data)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 Float = NDArray[np.float32]
 
+_READING = threading.RLock()
 _CPU = Path("/proc/cpuinfo")
 # What of a processor's flags, as Linux names them, decides how fast a network is.
 _INSTRUCTIONS = {
@@ -28,6 +31,17 @@ _INSTRUCTIONS = {
     "amx_tile": "AMX",
     "asimd": "NEON",
 }
+
+
+@contextmanager
+def reading_arrays() -> Iterator[None]:
+    """Held while NumPy reads a .npy or .npz file: one thread at a time.
+
+    NumPy parses the header of each array with `ast`, which counts its depth for all threads together in CPython 3.11:
+    two threads that read at once may get a SystemError.
+    """
+    with _READING:
+        yield
 
 
 def square_norms(x: NDArray[Any]) -> NDArray[Any]:

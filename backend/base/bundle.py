@@ -24,6 +24,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from backend.base.arrays import reading_arrays
 from backend.base.errors import BundleRefused
 from backend.base.messages import Message, Phrase
 
@@ -225,7 +226,8 @@ def _array(data: bytes) -> NDArray[Any]:
     file = io.BytesIO(data)
     if npy.read_magic(file) != (1, 0):
         raise ValueError("it is no .npy file of version 1.0")
-    shape, by_columns, dtype = npy.read_array_header_1_0(file, max_header_size=_MOST_HEADER)
+    with reading_arrays():
+        shape, by_columns, dtype = npy.read_array_header_1_0(file, max_header_size=_MOST_HEADER)
     count = 1
     for side in shape:
         count *= side

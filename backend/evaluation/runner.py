@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from backend.base.arrays import reading_arrays
 from backend.base.config import Settings
 from backend.base.decoding import ImageOptions, decode
 from backend.base.images import encode_png
@@ -82,7 +83,8 @@ class RememberingExtractor(Wrapped):
         path = self.folder / f"{seal}.npy"
         if not path.exists():
             np.save(path, self.inner.extract([image])[0])
-        tokens: NDArray[np.float32] = np.load(path)
+        with reading_arrays():
+            tokens: NDArray[np.float32] = np.load(path)
         return tokens
 
 

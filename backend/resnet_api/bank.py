@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.base.arrays import reading_arrays
 from backend.base.errors import BankNotFound
 from backend.base.files import read_fault, utc_now, write_atomic, write_json
 from backend.base.messages import Notice
@@ -87,7 +88,7 @@ class BankStore:
             BankNotFound, DamagedFile.
         """
         try:
-            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as npz:
+            with self.path.open("rb") as file, reading_arrays(), np.load(file, allow_pickle=False) as npz:
                 arrays = {name: npz[name] for name in npz.files}
             rows = _rows(arrays)
             own = json.loads(str(arrays["metadata"])) if "metadata" in arrays else {}

@@ -1,4 +1,9 @@
+import gc
+import io
 import math
+import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -8,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from backend.base.arrays import Ranked, blocks, checked_rows, l2_normalize, shaped_rows
+from backend.base.arrays import Ranked, blocks, checked_rows, l2_normalize, reading_arrays, shaped_rows
 
 
 def slow(values: Any, q: float) -> float:
@@ -107,3 +112,44 @@ def test_a_value_that_is_not_finite_is_found_wherever_it_is(value: float, at: in
 def test_another_shape_is_named(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"these rows have shape \(.*where \(N, 4\) with N >= 1 is needed"):
         checked_rows(np.zeros(shape, np.float32), "these rows", 4)
+
+
+class Dropped:
+    """What runs while garbage is collected, so that threads change in the middle of a parse."""
+
+    def __del__(self) -> None:
+        sum(range(300))
+
+
+@pytest.fixture
+def busy_collector() -> Iterator[None]:
+    thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(50)
+    sys.setswitchinterval(1e-5)
+    yield
+    gc.set_threshold(*thresholds)
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("busy_collector")
+def test_several_threads_read_arrays_at_once() -> None:
+    file, arrays = io.BytesIO(), dict[str, Any]({f"a{n}": np.zeros(3) for n in range(8)})
+    np.savez(file, **arrays)
+    failed: list[SystemError] = []
+
+    def read() -> None:
+        for _ in range(300):
+            rubbish: Any = Dropped()
+            rubbish.itself = rubbish
+            try:
+                with reading_arrays(), np.load(io.BytesIO(file.getvalue())) as npz:
+                    assert len([npz[name] for name in npz.files]) == len(arrays)
+            except SystemError as err:
+                failed.append(err)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
