@@ -13,6 +13,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from backend.app import create_app
 from tests.api.service import client_of
@@ -28,7 +29,7 @@ CHECKS = [
 
 
 @pytest.fixture(scope="module")
-def schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenApiSchema]:
     app = create_app(quick_settings(tmp_path_factory.mktemp("schema"), max_upload_mb=1, max_request_mb=4))
     with client_of(app):
         yield schemathesis.openapi.from_asgi("/openapi.json", app)
