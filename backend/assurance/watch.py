@@ -19,7 +19,7 @@ from backend.assurance.likeness import Float, features_of
 from backend.assurance.reference import FEWEST, N_DISTANCES, VERSION, Reference
 from backend.base.arrays import reading_arrays
 from backend.base.config import Settings
-from backend.base.errors import DiskFull, DriftNewer, InspectionError, MemoryNotFound, ReadOnlyStore
+from backend.base.errors import DriftNewer, InspectionError, MemoryNotFound
 from backend.base.files import write_atomic
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice, Phrase
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 FILE = "drift.npz"
 PAUSE_S = 1.0
 MOST_WAITING = 2048
+LOCK_WAIT_S = 60.0
 LEARNT = 2**31  # parts learnt from, once that is over
 _TRIES = 20
 _DAMAGED = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile)
@@ -375,10 +376,13 @@ def remember(store: ModelStore, key: ModelKey, metadata: Mapping[str, Any], pict
             made = Reference.of(pictures)
         else:
             return
-        if store.manifest(key).get("generation") == generation:
-            data = made.to_bytes(generation)
-            write_atomic(store.folder(key) / FILE, lambda file: file.write(data))
-    except (DiskFull, ReadOnlyStore, DriftNewer, OSError) as err:
+        if store.stamp(key) is None:  # it was deleted meanwhile
+            return
+        data = made.to_bytes(generation)
+        with store.writing(key, LOCK_WAIT_S):
+            if store.manifest(key).get("generation") == generation:
+                write_atomic(store.folder(key) / FILE, lambda file: file.write(data))
+    except (InspectionError, OSError) as err:
         logger.warning("the pictures of the fit of %s are not kept, so first parts are learnt from: %s", key, err)
 
 

@@ -481,6 +481,7 @@ def test_a_degraded_service_says_so_everywhere(tmp_path: Path) -> None:
         english = {"Accept-Language": "en"}
         warned = [fit(client).json(), calibrate(client).json(), infer(client, headers=english).json()]
         assert all(ABSENT in answer["warnings"][0] for answer in warned)
+        until_ready(client)
         health = client.get("/health").json()
         assert health["status"] == "degraded" and ABSENT in health["reason"] and health["model"] == STAND_IN
 

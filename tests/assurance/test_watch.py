@@ -1,6 +1,8 @@
 """Inspected parts move the charts of their model, whichever worker inspected them."""
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +81,29 @@ def test_from_the_fit_to_a_drift_and_back(fitted: tuple[Inspector, FitResult]) -
     assert watch.finding(KEY).state == "steady"
     assert watch.add(KEY, inspected(result, 1)) == []
     watch.close()
+
+
+def test_the_reference_is_not_written_while_another_writer_holds_the_model(
+    fitted: tuple[Inspector, FitResult],
+) -> None:
+    inspector, result = fitted
+    written = inspector.store.folder(KEY) / FILE
+    with ThreadPoolExecutor(1) as pool:
+        with inspector.store.writing(KEY):  # which removes what writers before it left half done
+            waiting = pool.submit(remember, inspector.store, KEY, result.metadata, result.appearances)
+            time.sleep(0.5)
+            assert [path.name for path in written.parent.glob(f"*{FILE}*")] == []
+        waiting.result(30)
+    assert written.exists()
+
+
+def test_a_reference_of_a_model_that_is_gone_or_replaced_is_not_left(fitted: tuple[Inspector, FitResult]) -> None:
+    inspector, result = fitted
+    other = ModelKey.of("Master1", "Gone")
+    remember(inspector.store, other, result.metadata, result.appearances)
+    assert not inspector.store.folder(other).exists()
+    remember(inspector.store, KEY, {**result.metadata, "generation": "another"}, result.appearances)
+    assert not (inspector.store.folder(KEY) / FILE).exists()
 
 
 def test_a_change_right_after_the_fit_is_a_drift_and_is_not_learnt(fitted: tuple[Inspector, FitResult]) -> None:
