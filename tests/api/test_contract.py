@@ -5,7 +5,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -470,31 +470,34 @@ DINO = "vit_small_patch14_dinov2.lvd142m"
 STAND_IN, ABSENT = ("lite", "absent.pth") if torch_installed() else ("texture", "absent.bdix")
 
 
-def without_weights(root: Path) -> FastAPI:
+@pytest.fixture(scope="module")
+def degraded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """A service whose weights are not where its settings say."""
+    root = tmp_path_factory.mktemp("degraded")
     runtime = "torch" if torch_installed() else "auto"  # torch starts the stand-in sooner than OpenVINO converts it
-    return create_app(quick_settings(root, model_name=DINO, weights=str(root / ABSENT), runtime=runtime))
-
-
-def test_a_degraded_service_says_so_everywhere(tmp_path: Path) -> None:
-    with client_of(without_weights(tmp_path)) as client:
-        english = {"Accept-Language": "en"}
-        warned = [fit(client).json(), calibrate(client).json(), infer(client, headers=english).json()]
-        assert all(ABSENT in answer["warnings"][0] for answer in warned)
+    settings = quick_settings(root, model_name=DINO, weights=str(root / ABSENT), runtime=runtime)
+    with client_of(create_app(settings)) as client:
         until_ready(client)
-        health = client.get("/health").json()
-        assert health["status"] == "degraded" and ABSENT in health["reason"] and health["model"] == STAND_IN
+        yield client
+
+
+def test_a_degraded_service_says_so_everywhere(degraded: TestClient) -> None:
+    english = {"Accept-Language": "en"}
+    warned = [fit(degraded).json(), calibrate(degraded).json(), infer(degraded, headers=english).json()]
+    assert all(ABSENT in answer["warnings"][0] for answer in warned)
+    health = degraded.get("/health").json()
+    assert health["status"] == "degraded" and ABSENT in health["reason"] and health["model"] == STAND_IN
 
 
 @pytest.mark.parametrize(
     ("accept", "words"),
     [(None, "no existe el fichero"), ("es", "no existe el fichero"), ("en", "there is no file")],
 )
-def test_why_it_is_degraded_is_said_in_the_language_asked_for(tmp_path: Path, accept: str | None, words: str) -> None:
+def test_why_it_is_degraded_is_said_in_the_language_asked_for(
+    degraded: TestClient, accept: str | None, words: str
+) -> None:
     headers = {} if accept is None else {"Accept-Language": accept}
-    with client_of(without_weights(tmp_path)) as client:
-        fit(client)
-        reason = client.get("/health", headers=headers).json()["reason"]
+    reason = degraded.get("/health", headers=headers).json()["reason"]
     assert words in reason and ("Servicio degradado" in reason) is (accept != "en")
 
 

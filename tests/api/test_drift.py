@@ -33,6 +33,8 @@ def test_a_drift_is_told_in_words_and_reaches_every_answer_and_the_record(fitted
     assert kept is not None
     drifting = {**kept.__dict__, "state": "drift", "cause": "dirt", "since_us": 1_790_000_000_000_000}
     assert watch.drifts.save(KEY, kept.__class__(**drifting))
+    line = 'bdi_drift{cause="dirt",recipe_id="default",roi_id="Pattern",role_id="Master1"} 1.0'
+    assert line in fitted.get("/metrics").text  # before another part is taken in
     watch._known[KEY] = Finding("drift", "dirt", (0.2, 0.2), 1_790_000_000_000_000)
     answer = infer(fitted, GOOD).json()
     assert any(
@@ -40,8 +42,6 @@ def test_a_drift_is_told_in_words_and_reaches_every_answer_and_the_record(fitted
     )
     recorded = fitted.get(f"/inspections/{answer['inspection_id']}").json()
     assert "drift" in recorded["warnings"]
-    line = 'bdi_drift{cause="dirt",recipe_id="default",roi_id="Pattern",role_id="Master1"} 1.0'
-    assert line in fitted.get("/metrics").text
 
 
 def test_cause_place_and_advice_are_in_the_language_that_was_asked_for(fitted: TestClient) -> None:

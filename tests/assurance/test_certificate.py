@@ -56,6 +56,7 @@ def test_it_is_json_and_kept_with_the_model(collector: Collector, made: dict[str
     assert collector.inspector.store.load_certificate(KEY) == again
 
 
+@pytest.mark.slow
 def test_parts_that_are_rejected_as_they_are_get_no_defects(tmp_path: Path) -> None:
     collector = fitted_collector(tmp_path)
     scores = collector.inspector.cache.calibration(KEY)["good_scores"].values  # type: ignore[index]
@@ -72,6 +73,7 @@ def test_parts_that_are_rejected_as_they_are_get_no_defects(tmp_path: Path) -> N
     assert "suspects" not in made and words("not_whole", "en") in page(made, "en", sentence)
 
 
+@pytest.mark.slow
 def test_with_few_parts_outside_the_fit_all_are_tried_without_their_rows(tmp_path: Path) -> None:
     collector = fitted_collector(tmp_path, held_out=3)
     made = certify(collector.inspector, KEY, Parts.stored(collector, KEY, most=50, seed=0), options=QUICK)

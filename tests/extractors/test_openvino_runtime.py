@@ -81,6 +81,7 @@ def test_a_memory_does_not_ask_who_ran_the_network(weights: Path) -> None:
     assert len({(e.name, e.dim, e.patch, e.input_size, e.device) for e in made}) == 1
 
 
+@pytest.mark.slow
 @openvino
 def test_resnet_goes_through_the_same_door(tmp_path: Path) -> None:
     torch.manual_seed(1)

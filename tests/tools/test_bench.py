@@ -57,6 +57,7 @@ def test_what_others_take_of_the_processor_is_told_from_what_we_take() -> None:
     assert seconds <= max(0.0, _busy_seconds() - all_before - 0.3)
 
 
+@pytest.mark.slow
 def test_a_request_is_encoded_once_and_the_service_reads_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     with served(load_settings(models_dir=tmp_path / "models", datasets_dir=tmp_path / "datasets")) as (url, pid):
