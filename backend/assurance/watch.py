@@ -184,12 +184,12 @@ class DriftWatch:
         self._troubles: dict[ModelKey, Exception] = {}
         self._references: LRUCache[str, Reference] = LRUCache(64)
         self._lock, self._turn = threading.Lock(), threading.Lock()
-        self._wake, self._closed = threading.Event(), False
+        self._wake, self._closing = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def close(self) -> None:
         """Take in what waits, and stop."""
-        self._closed = True
+        self._closing.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join(5)
@@ -252,21 +252,18 @@ class DriftWatch:
 
     def _begin(self) -> None:
         with self._lock:
-            if self._thread is None and not self._closed:
+            if self._thread is None and not self._closing.is_set():
                 self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
                 self._thread.start()
         self._wake.set()
 
     def _run(self) -> None:
-        pause = threading.Event()
-        while True:
+        closing = False
+        while not closing:
             self._wake.wait()
             self._wake.clear()
-            if not self._closed:
-                pause.wait(PAUSE_S)
+            closing = self._closing.wait(PAUSE_S)  # meanwhile more parts come
             self.take_in()
-            if self._closed:
-                return
 
     def _take(self, key: ModelKey, parts: Sequence[Part]) -> None:
         try:
