@@ -182,6 +182,7 @@ runpy.run_module("backend", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is a matter of POSIX")
 def test_a_lesson_that_is_killed_before_the_model_learnt_it_leaves_no_sample_behind(tmp_path: Path) -> None:
     """The process dies between storing what is taught and the commit; the next one takes it back and teaches it."""
