@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.decoding import ImageOptions, decode, deflate, read_header
+from backend.base.decoding import Enough, ImageOptions, decode, deflate, read_header
 from backend.base.errors import BadImage
 
 Pixels = NDArray[np.uint8]
@@ -76,13 +76,17 @@ def decode_image(data: bytes, *, name: str = "image", max_megapixels: float = 10
     return decode(data, name=name, options=ImageOptions(max_megapixels=max_megapixels)).pixels
 
 
-def is_large(data: bytes) -> bool:
-    """Whether a file's header speaks of more than 12 megapixels; false for what is no image."""
+def is_large(data: bytes, enough: Enough | None = None) -> bool:
+    """Whether decoding a file takes the memory of more than 12 megapixels, by its header; false for what is no image.
+
+    `enough`: see decode.
+    """
     try:
         header = read_header(data)
     except BadImage:
         return False
-    return header.width * header.height > LARGE_PIXELS
+    held = header if header.buffered else header.shrunk(header.shrinkage(enough))
+    return held.width * held.height > LARGE_PIXELS
 
 
 def image_header(data: bytes, *, name: str = "image") -> tuple[str, int, int]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.config import Settings
+from backend.base.decoding import Enough
 from backend.base.images import resize
 from backend.base.options import filled, option
 from backend.extractors.weights import WEIGHTS_DIR
@@ -19,6 +20,7 @@ from backend.extractors.weights import WEIGHTS_DIR
 RGB = NDArray[np.uint8]
 Rows = NDArray[np.float32]
 Grid = tuple[int, int]
+OVERSAMPLED = 2  # times the pixels that it sees that a JPEG is decoded to at least, so that resizing averages them
 Device = Literal["auto", "cpu", "cuda"]
 Edge = Literal["area", "smaller"]
 Aspect = Literal["keep", "square"]
@@ -143,3 +145,14 @@ def token_grid(height: int, width: int, *, input_size: int, patch: int, edge: Ed
 def prepare(image: NDArray[np.uint8], grid: Grid, patch: int) -> RGB:
     """A (H, W, 3) uint8 BGR ROI as contiguous RGB of exactly grid × patch pixels. No padding, no crop."""
     return np.asarray(cv2.cvtColor(resize(image, grid[0] * patch, grid[1] * patch), cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def enough_for(extractor: Extractor, expected: Grid | None) -> Enough:
+    """The fewest pixels of an ROI that are as good as all of them, on its own token grid and on `expected`."""
+
+    def enough(height: int, width: int) -> tuple[int, int]:
+        own = extractor.grid(height, width)
+        rows, cols = map(max, own, expected or own)
+        return OVERSAMPLED * extractor.patch * rows, OVERSAMPLED * extractor.patch * cols
+
+    return enough

@@ -1,0 +1,123 @@
+"""What JPEGs decoded no larger than needed save, and how far scores move: python tests/benchmarks/bench_scaled.py.
+
+    bench_scaled.py [SET… --model NAME=WEIGHTS] [--megapixels 2 4] [--input-sizes 448 224]
+
+The processor's time of decoding and resizing a JPEG is taken of both ways, in turn. The images of sets are enlarged to
+so many megapixels and written as JPEGs, which are fitted and inspected both ways: with the memory of the full decode,
+and each with its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from time import thread_time
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from backend.base.decoding import decode
+from backend.evaluation.sets import InspectionSet, LabelledImage, read_set
+from backend.extractors.protocol import Extractor, ExtractorOptions, enough_for, prepare
+from backend.extractors.texture import TextureFeatures
+from backend.features import build_extractor
+from backend.infer import Criteria, Roi, RoiSize, inspect
+from backend.patchcore import Array, PatchCoreMemory
+from backend.tools.bench_stages import encoded, pictures
+
+WAYS = (False, True)
+BGR = NDArray[np.uint8]
+View = tuple[Array, Roi]
+
+
+def seen(data: bytes, extractor: Extractor, scaled: bool) -> tuple[BGR, tuple[int, int], RoiSize]:
+    """What the extractor gets of a file, its token grid and the file's size."""
+    found = decode(data, enough=enough_for(extractor, None) if scaled else None)
+    grid = extractor.grid(*found.size)
+    return prepare(found.pixels, grid, extractor.patch), grid, RoiSize(*found.size)
+
+
+def enlarged(image: BGR, megapixels: float) -> bytes:
+    """A JPEG of `image` with so many pixels."""
+    factor = (1e6 * megapixels / (image.shape[0] * image.shape[1])) ** 0.5
+    return encoded(np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)), "jpg")
+
+
+def times(megapixels: Sequence[float], input_sizes: Sequence[int], repeats: int) -> None:
+    """Milliseconds of the processor to decode and resize a rendered part, medians."""
+    cv2.setNumThreads(1)
+    for size in megapixels:
+        side = round((1e6 * size) ** 0.5)
+        data = encoded(pictures(1, side, np.random.default_rng(0))[0], "jpg")
+        for input_size in input_sizes:
+            extractor = TextureFeatures(input_size)
+            spent: dict[bool, list[float]] = {way: [] for way in WAYS}
+            for _ in range(repeats + 1):
+                for way in WAYS:
+                    started = thread_time()
+                    seen(data, extractor, way)
+                    spent[way].append(1000 * (thread_time() - started))
+            whole, ours = (float(np.median(spent[way][1:])) for way in WAYS)
+            print(
+                f"{side}² ({len(data) >> 10} KiB) to {input_size}: {whole:.1f} ms whole, {ours:.1f} ms scaled",
+                flush=True,
+            )
+
+
+def views(images: Sequence[LabelledImage], extractor: Extractor, megapixels: float) -> Iterator[tuple[View, ...]]:
+    """Each image's tokens and ROI, read whole and scaled."""
+    for image in images:
+        data = enlarged(decode(image.path.read_bytes(), name=image.path.name).pixels, megapixels)
+        both = [seen(data, extractor, way) for way in WAYS]
+        rows = [extractor.extract([pixels])[0] for pixels, _, _ in both]
+        yield tuple((own, Roi(size, grid)) for own, (_, grid, size) in zip(rows, both, strict=True))
+
+
+def compare(one: InspectionSet, extractor: Extractor, megapixels: float, most: int) -> None:
+    """Print how far the scores of a set's test images move."""
+    train = list(views(one.train[:most], extractor, megapixels))
+    step = max(1, len(one.test) // most)
+    chosen = one.test[::step]
+    test = list(views(chosen, extractor, megapixels))
+    memories = [PatchCoreMemory.build(np.concatenate([both[way][0] for both in train]), 0.02) for way in WAYS]
+
+    def scores(memory: PatchCoreMemory, way: int) -> Array:
+        judged = (inspect(rows, memory, roi, Criteria()) for rows, roi in (both[way] for both in test))
+        return np.array([found.score for found in judged])
+
+    labels, whole, said = [image.defective for image in chosen], scores(memories[0], 0), []
+    for name, own in (("same memory", scores(memories[0], 1)), ("its own fit", scores(memories[1], 1))):
+        moved = 100 * np.abs(own / whole - 1)
+        auroc = roc_auc_score(labels, own) - roc_auc_score(labels, whole)
+        said.append(f"{name}: {np.median(moved):.3f} % median, {moved.max():.3f} % most, AUROC {auroc:+.4f}")
+    what = f"{one.name} {extractor.name} {extractor.input_size}, {megapixels:g} MP, {len(test)} images"
+    print(f"{what}: {'; '.join(said)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sets", type=Path, nargs="*")
+    parser.add_argument("--model", action="append", default=[], help="NAME=WEIGHTS")
+    parser.add_argument("--megapixels", type=float, nargs="+", default=[2, 4])
+    parser.add_argument("--input-sizes", type=int, nargs="+", default=[448, 224])
+    parser.add_argument("--most", type=int, default=40, help="images of a set that are fitted, and that are tested")
+    parser.add_argument("--repeats", type=int, default=15)
+    given = parser.parse_args()
+    times(given.megapixels, given.input_sizes, given.repeats)
+    for model in given.model:
+        name, _, weights = model.partition("=")
+        for input_size in given.input_sizes:
+            extractor = build_extractor(ExtractorOptions(model_name=name, weights=weights, input_size=input_size))
+            for folder in given.sets:
+                for megapixels in given.megapixels:
+                    compare(read_set(folder), extractor, megapixels, given.most)
+
+
+if __name__ == "__main__":
+    main()
