@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from backend.base.decoding import ImageOptions
-from backend.base.images import image_header
+from backend.base.images import decode_image, image_header
 from backend.base.keys import ModelKey
 from backend.extractors.texture import TextureFeatures
 from backend.infer import RoiSize
@@ -143,3 +144,33 @@ def test_a_memory_that_is_made_again_reads_its_samples_as_the_fit_read_them(tmp_
     with closing(Collector(settings.model_copy(update={"jpeg_scaled": False}))) as later:
         later.rebuilder.rebuild(KEY, replace=True)
         np.testing.assert_array_equal(later.inspector.cache.model(KEY).memory.emb, rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("megapixels", "input_size"), [(4, 448), (4, 224), (2, 224)])
+def test_scores_are_those_of_a_full_decode_to_half_a_percent(
+    shared_data: Path, tmp_path: Path, megapixels: int, input_size: int
+) -> None:
+    weights = shared_data / "weights" / "resnet18_layers1-3.safetensors"
+    network = {"model_name": "resnet18", "weights": str(weights), "input_size": input_size, "device": "cpu"}
+    cookies = shared_data / "cookies"
+    learnt, good, bad = (
+        [enlarged(path, megapixels) for path in sorted((cookies / kind).glob("*.jpg"))[:n]]
+        for kind, n in (("train/good", 12), ("test/good", 6), ("test/crack", 6))
+    )
+    scores = {}
+    for scaled in (False, True):
+        settings = quick_settings(tmp_path / str(scaled), store_samples=False, jpeg_scaled=scaled, **network)
+        with closing(Inspector(settings)) as inspector:
+            Fitter(inspector).fit(KEY, learnt, mm_per_px=0.1)
+            scores[scaled] = [inspected(inspector, file).inspection.score for file in good + bad]
+    assert scores[True] != scores[False]
+    np.testing.assert_allclose(scores[True], scores[False], rtol=0.005)
+
+
+def enlarged(path: Path, megapixels: int) -> ImageFile:
+    """The image of a file with so many pixels, as a JPEG."""
+    image = decode_image(path.read_bytes())
+    factor = (1e6 * megapixels / (image.shape[0] * image.shape[1])) ** 0.5
+    large = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+    return jpeg_file(np.asarray(large, np.uint8), path.name)

@@ -1,17 +1,20 @@
-"""What JPEGs decoded no larger than needed save, and how far scores move: python tests/benchmarks/bench_scaled.py.
+"""What reading and writing pixels costs, and what reading fewer does to scores.
 
-    bench_scaled.py [SET… --model NAME=WEIGHTS] [--megapixels 2 4] [--input-sizes 448 224]
+    python tests/benchmarks/bench_pixels.py [SET… --model NAME=WEIGHTS] [--megapixels 2 4] [--input-sizes 448 224]
 
-The processor's time of decoding and resizing a JPEG is taken of both ways, in turn. The images of sets are enlarged to
-so many megapixels and written as JPEGs, which are fitted and inspected both ways: with the memory of the full decode,
-and each with its own.
+The processor's time of decoding and resizing a JPEG is taken whole and no larger than needed, in turn, and that of
+writing a heatmap's PNG with other filters and compressions. The images of sets are enlarged to so many megapixels and
+written as JPEGs, which are fitted and inspected both ways: with the memory of the full decode, and each with its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from time import thread_time
 
@@ -22,12 +25,13 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backend.base.decoding import decode
+from backend.base.arrays import few_threads_each
+from backend.base.decoding import decode, deflate
 from backend.evaluation.sets import InspectionSet, LabelledImage, read_set
 from backend.extractors.protocol import Extractor, ExtractorOptions, enough_for, prepare
 from backend.extractors.texture import TextureFeatures
 from backend.features import build_extractor
-from backend.infer import Criteria, Roi, RoiSize, inspect
+from backend.infer import Criteria, Roi, RoiSize, heatmap_png, heatmap_range, inspect, inspect_map
 from backend.patchcore import Array, PatchCoreMemory
 from backend.tools.bench_stages import encoded, pictures
 
@@ -49,9 +53,45 @@ def enlarged(image: BGR, megapixels: float) -> bytes:
     return encoded(np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)), "jpg")
 
 
+def cpu_ms(work: Callable[[], object], repeats: int) -> float:
+    """Median milliseconds of this thread, after one call that does not count."""
+    spent = []
+    for _ in range(repeats + 1):
+        started = thread_time()
+        work()
+        spent.append(1000 * (thread_time() - started))
+    return float(np.median(spent[1:]))
+
+
+def heatmaps(megapixels: Sequence[float], repeats: int) -> None:
+    """Milliseconds and size of a heatmap's PNG, written as the service does and otherwise."""
+    tokens = np.random.default_rng(0).random((32, 32)).astype(np.float32)
+    tokens = np.asarray(cv2.GaussianBlur(0.3 + 0.3 * tokens, (0, 0), 0.8), np.float32)
+    tokens[10:13, 10:13] += 0.5
+    for size in megapixels:
+        side = round((1e6 * size) ** 0.5)
+        found = inspect_map(tokens, Roi(RoiSize(side, side), (32, 32)), Criteria())
+        png = heatmap_png(found, "relative", *heatmap_range(found, "relative", None))
+        spent = cpu_ms(partial(heatmap_png, found, "relative", *heatmap_range(found, "relative", None)), repeats)
+        print(f"heatmap of {side}²: {spent:.1f} ms, {len(png) >> 10} KiB")
+        grey = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
+        assert grey is not None
+        rows = {
+            "none": grey,
+            "Sub": np.diff(grey, axis=1, prepend=np.uint8(0)),
+            "Up": np.diff(grey, axis=0, prepend=np.uint8(0)),
+        }
+        ways: dict[str, Callable[[bytes], bytes]] = {"zlib 1": partial(zlib.compress, level=1)}
+        if deflate is not zlib:
+            ways |= {f"ISA-L {level}": partial(deflate.compress, level=level) for level in range(4)}
+        for (name, own), (way, compress) in product(rows.items(), ways.items()):
+            data = own.tobytes()
+            spent = cpu_ms(partial(compress, data), repeats)
+            print(f"  {name:4} {way:8} {spent:6.1f} ms {len(compress(data)) >> 10:6} KiB", flush=True)
+
+
 def times(megapixels: Sequence[float], input_sizes: Sequence[int], repeats: int) -> None:
     """Milliseconds of the processor to decode and resize a rendered part, medians."""
-    cv2.setNumThreads(1)
     for size in megapixels:
         side = round((1e6 * size) ** 0.5)
         data = encoded(pictures(1, side, np.random.default_rng(0))[0], "jpg")
@@ -109,7 +149,10 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=40, help="images of a set that are fitted, and that are tested")
     parser.add_argument("--repeats", type=int, default=15)
     given = parser.parse_args()
+    few_threads_each()
+    cv2.setNumThreads(1)
     times(given.megapixels, given.input_sizes, given.repeats)
+    heatmaps(given.megapixels, given.repeats)
     for model in given.model:
         name, _, weights = model.partition("=")
         for input_size in given.input_sizes:
