@@ -246,10 +246,11 @@ def test_of_a_large_roi_regions_and_statistics_are_those_of_a_map_at_its_own_siz
     assert found.score == pytest.approx(np.percentile(own, 99), rel=0.001)
     assert found.stats["max"] == pytest.approx(own.max(), rel=0.005)
     _, _, boxes, _ = cv2.connectedComponentsWithStats((own >= 0.75).view(np.uint8), connectivity=8)
-    *box, area = max(boxes[1:], key=lambda one: one[4])
-    assert found.regions[0].area_px == pytest.approx(area, rel=0.01)
-    (x, y, w, h), (left, top, right, below) = found.regions[0].bbox, (*box[:2], box[0] + box[2], box[1] + box[3])
-    np.testing.assert_allclose((x, y, x + w, y + h), (left, top, right, below), atol=1.5 * working)
+    left, top, across, down, area = max(boxes[1:].tolist(), key=lambda one: int(one[4]))
+    (region, *_) = found.regions
+    assert region.area_px == pytest.approx(area, rel=0.01)
+    x, y, w, h = region.bbox
+    np.testing.assert_allclose((x, y, x + w, y + h), (left, top, left + across, top + down), atol=1.5 * working)
 
 
 @pytest.mark.parametrize("side", [1448, 2000])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from backend.base.config import Settings
 from backend.base.decoding import Enough
-from backend.base.images import resize
+from backend.base.images import resize, resize_means
 from backend.base.options import filled, option
 from backend.extractors.weights import WEIGHTS_DIR
 
@@ -142,9 +142,17 @@ def token_grid(height: int, width: int, *, input_size: int, patch: int, edge: Ed
     return rows, cols
 
 
-def prepare(image: NDArray[np.uint8], grid: Grid, patch: int) -> RGB:
-    """A (H, W, 3) uint8 BGR ROI as contiguous RGB of exactly grid × patch pixels. No padding, no crop."""
-    return np.asarray(cv2.cvtColor(resize(image, grid[0] * patch, grid[1] * patch), cv2.COLOR_BGR2RGB), np.uint8)
+def prepare(image: NDArray[np.uint8], grid: Grid, patch: int, size: tuple[int, int] | None = None) -> RGB:
+    """A (H, W, 3) uint8 BGR ROI as contiguous RGB of exactly grid × patch pixels. No padding, no crop.
+
+    `size`: height and width of the file where it was decoded to fewer pixels (see decode).
+    """
+    height, width = grid[0] * patch, grid[1] * patch
+    if size is None or size == image.shape[:2]:
+        resized = resize(image, height, width)
+    else:
+        resized = resize_means(image, size, height, width)
+    return np.asarray(cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def enough_for(extractor: Extractor, expected: Grid | None) -> Enough:

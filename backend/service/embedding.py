@@ -238,10 +238,10 @@ def _views(
     with decoded(file, options, enough_for(extractor, expected)) as (data, found):
         image, digest = found.pixels, hashlib.sha256(data)
         grid, notices = fitted_grid(file.name, found.size, extractor, expected)
-        pixels = [prepare(image, grid, extractor.patch)]
+        pixels = [prepare(image, grid, extractor.patch, found.size)]
         if augmentation:
             rng = np.random.default_rng([seed, *np.frombuffer(digest.digest(), np.uint32).tolist()])
-            pixels.append(prepare(augmentation.view(image, rng), grid, extractor.patch))
+            pixels.append(prepare(augmentation.view(image, rng), grid, extractor.patch, found.size))
         mask = build_mask(file.shape, *found.size)
     inside = None if mask is None else token_mask(mask, grid).ravel()
     notices = (*found.notices, *notices)

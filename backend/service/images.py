@@ -81,7 +81,7 @@ def prepare_image(
     with decoded(file, options, enough_for(extractor, expected)) as (data, found):
         grid, notices = fitted_grid(file.name, found.size, extractor, expected)
         return PreparedImage(
-            prepare(found.pixels, grid, extractor.patch),
+            prepare(found.pixels, grid, extractor.patch, found.size),
             grid,
             RoiSize(*found.size),
             hashlib.sha256(data).hexdigest() if digested else "",

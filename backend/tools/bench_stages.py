@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.arrays import available_cores, cpu_name, few_threads_each, instruction_set
-from backend.base.decoding import decode
+from backend.base.decoding import Decoded, decode
 from backend.base.images import encode_png, resize, to_base64
 from backend.extractors.protocol import Extractor, enough_for, prepare
 from backend.infer import Criteria, Inspection, Roi, RoiSize, heatmap_png, heatmap_range, inspect
@@ -140,8 +140,8 @@ class Bench:
     def stages(self, side: int, repeats: int, form: str = "png") -> dict[str, Spread]:
         """Durations by stage of an inspection of (side, side) px, of their sum in one go, and of the answer's JSON."""
         data = encoded(pictures(1, side, self.rng)[0], form)
-        image, grid, _ = self._decode(data)
-        pixels = prepare(image, grid, self.extractor.patch)
+        read, grid = self._decode(data)
+        pixels = prepare(read.pixels, grid, self.extractor.patch, read.size)
         tokens = self.extractor.extract([pixels])[0]
         roi, criteria = Roi(RoiSize(side, side), grid), Criteria(threshold=1.0)
         plain = inspect(tokens, self.memory, roi, criteria)
@@ -150,7 +150,7 @@ class Bench:
         png = self._png(found)
         work: dict[str, Callable[[], Any]] = {
             "decode": lambda: self._decode(data),
-            "resize": lambda: prepare(image, grid, self.extractor.patch),
+            "resize": lambda: prepare(read.pixels, grid, self.extractor.patch, read.size),
             "forward": lambda: self.extractor.extract([pixels]),
             "png": lambda: self._png(found),
             "json": lambda: self._json(found, png),
@@ -176,15 +176,15 @@ class Bench:
         self.extractor.extract([self._pixels])
         return 1000 * (perf_counter() - started)
 
-    def _decode(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int], RoiSize]:
-        """The pixels that a new fit takes of a file, their token grid, and the size of the file."""
-        found = decode(data, enough=enough_for(self.extractor, None))
-        return found.pixels, self.extractor.grid(*found.size), RoiSize(*found.size)
+    def _decode(self, data: bytes) -> tuple[Decoded, tuple[int, int]]:
+        """What a new fit reads of a file, and its token grid."""
+        read = decode(data, enough=enough_for(self.extractor, None))
+        return read, self.extractor.grid(*read.size)
 
     def _inspect(self, data: bytes, criteria: Criteria) -> str:
-        image, grid, size = self._decode(data)
-        tokens = self.extractor.extract([prepare(image, grid, self.extractor.patch)])[0]
-        found = inspect(tokens, self.memory, Roi(size, grid), criteria)
+        read, grid = self._decode(data)
+        tokens = self.extractor.extract([prepare(read.pixels, grid, self.extractor.patch, read.size)])[0]
+        found = inspect(tokens, self.memory, Roi(RoiSize(*read.size), grid), criteria)
         return self._json(found, self._png(found))
 
     def _png(self, found: Inspection) -> bytes:

@@ -44,7 +44,7 @@ def seen(data: bytes, extractor: Extractor, scaled: bool) -> tuple[BGR, tuple[in
     """What the extractor gets of a file, its token grid and the file's size."""
     found = decode(data, enough=enough_for(extractor, None) if scaled else None)
     grid = extractor.grid(*found.size)
-    return prepare(found.pixels, grid, extractor.patch), grid, RoiSize(*found.size)
+    return prepare(found.pixels, grid, extractor.patch, found.size), grid, RoiSize(*found.size)
 
 
 def enlarged(image: BGR, megapixels: float) -> bytes:
