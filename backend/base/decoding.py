@@ -55,8 +55,10 @@ from backend.base.messages import Notice, Phrase
 from backend.base.options import filled, option
 
 BGR = NDArray[np.uint8]
-Enough = Callable[[int, int], tuple[int, int]]
-"""Told a file's height and width: the height and the width that a smaller picture of it must have."""
+Needed = Callable[[int, int], tuple[int, int]]
+"""Told a file's height and width: the height and the width that its picture is brought to."""
+SHRINKAGES = {8: 3, 4: 3, 2: 2}
+"""How many times smaller a JPEG is decoded, and how many times what is needed a side must still have then."""
 
 MIN_SIDE = 28
 # Samples that do not reach 1/16 of their range leave the high byte 16 levels.
@@ -148,12 +150,15 @@ class Header:
     height: int
     buffered: bool = False
 
-    def shrinkage(self, enough: Enough | None) -> int:
-        """1, or 2, 4 or 8 where the file can be decoded to so many times smaller a picture that is large enough."""
-        if enough is None or self.suffix != ".jpg":
+    def shrinkage(self, needed: Needed | None) -> int:
+        """1, or how many times smaller the file is decoded."""
+        if needed is None or self.suffix != ".jpg":
             return 1
-        height, width = enough(self.height, self.width)
-        return next((n for n in (8, 4, 2) if self.height >= n * height and self.width >= n * width), 1)
+        height, width = needed(self.height, self.width)
+        fitting = (
+            n for n, left in SHRINKAGES.items() if self.height >= n * left * height and self.width >= n * left * width
+        )
+        return next(fitting, 1)
 
     def shrunk(self, n: int) -> Header:
         """That of the picture `n` times smaller, which has a pixel for what is left over at its edges."""
@@ -169,14 +174,15 @@ class _Refusal(Exception):
 
 
 def decode(
-    data: bytes, *, name: str = "image", options: ImageOptions | None = None, enough: Enough | None = None
+    data: bytes, *, name: str = "image", options: ImageOptions | None = None, needed: Needed | None = None
 ) -> Decoded:
     """Decode a PNG, JPEG, BMP, TIFF or WebP by its content.
 
     Args:
         data: the file.
         name: what errors call it.
-        enough: a JPEG that is much larger is decoded to a half, a quarter or an eighth of its size; None: none is.
+        needed: a JPEG that is much larger is decoded to a half, a quarter or an eighth of its size (see SHRINKAGES);
+            None: none is.
 
     Raises:
         EmptyFile, UndecodableImage, ImageTooSmall, ImageTooLarge: with `name` in their text.
@@ -187,7 +193,7 @@ def decode(
     try:
         header = reader.header()
         _check_size(header, name, options.max_megapixels)
-        found = reader.decoded(header.shrunk(header.shrinkage(enough)), options.pixel_bits)
+        found = reader.decoded(header.shrunk(header.shrinkage(needed)), options.pixel_bits)
         return replace(found, whole=(header.height, header.width))
     except _Refusal as err:
         raise UndecodableImage(name=name, reason=err.reason) from err

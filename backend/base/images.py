@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.decoding import Enough, ImageOptions, decode, deflate, read_header
+from backend.base.decoding import ImageOptions, Needed, decode, deflate, read_header
 from backend.base.errors import BadImage
 
 Pixels = NDArray[np.uint8]
@@ -76,16 +76,16 @@ def decode_image(data: bytes, *, name: str = "image", max_megapixels: float = 10
     return decode(data, name=name, options=ImageOptions(max_megapixels=max_megapixels)).pixels
 
 
-def is_large(data: bytes, enough: Enough | None = None) -> bool:
+def is_large(data: bytes, needed: Needed | None = None) -> bool:
     """Whether decoding a file takes the memory of more than 12 megapixels, by its header; false for what is no image.
 
-    `enough`: see decode.
+    `needed`: see decode.
     """
     try:
         header = read_header(data)
     except BadImage:
         return False
-    held = header if header.buffered else header.shrunk(header.shrinkage(enough))
+    held = header if header.buffered else header.shrunk(header.shrinkage(needed))
     return held.width * held.height > LARGE_PIXELS
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.config import Settings
-from backend.base.decoding import Enough
+from backend.base.decoding import Needed
 from backend.base.images import resize, resize_means
 from backend.base.options import filled, option
 from backend.extractors.weights import WEIGHTS_DIR
@@ -20,7 +20,6 @@ from backend.extractors.weights import WEIGHTS_DIR
 RGB = NDArray[np.uint8]
 Rows = NDArray[np.float32]
 Grid = tuple[int, int]
-OVERSAMPLED = 2  # times the pixels that it sees that a JPEG is decoded to at least, so that resizing averages them
 Device = Literal["auto", "cpu", "cuda"]
 Edge = Literal["area", "smaller"]
 Aspect = Literal["keep", "square"]
@@ -155,12 +154,12 @@ def prepare(image: NDArray[np.uint8], grid: Grid, patch: int, size: tuple[int, i
     return np.asarray(cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def enough_for(extractor: Extractor, expected: Grid | None) -> Enough:
-    """The fewest pixels of an ROI that are as good as all of them, on its own token grid and on `expected`."""
+def needed_by(extractor: Extractor, expected: Grid | None) -> Needed:
+    """The pixels of an ROI that the extractor sees, on the ROI's own token grid and on `expected`."""
 
-    def enough(height: int, width: int) -> tuple[int, int]:
+    def needed(height: int, width: int) -> tuple[int, int]:
         own = extractor.grid(height, width)
         rows, cols = map(max, own, expected or own)
-        return OVERSAMPLED * extractor.patch * rows, OVERSAMPLED * extractor.patch * cols
+        return extractor.patch * rows, extractor.patch * cols
 
-    return enough
+    return needed

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from backend.base.decoding import ImageOptions
 from backend.base.errors import InvalidValue
 from backend.base.messages import Notice
-from backend.extractors.protocol import RGB, Extractor, Grid, enough_for, prepare
+from backend.extractors.protocol import RGB, Extractor, Grid, needed_by, prepare
 from backend.memory.chunked import Budget, BudgetTooSmall, ChunkedCoreset
 from backend.roi_mask import build_mask, token_mask
 from backend.service.appearance import Appearance, appearance_of
@@ -235,7 +235,7 @@ def _views(
     expected: Grid | None,
     options: ImageOptions | None,
 ) -> _Views:
-    with decoded(file, options, enough_for(extractor, expected)) as (data, found):
+    with decoded(file, options, needed_by(extractor, expected)) as (data, found):
         image, digest = found.pixels, hashlib.sha256(data)
         grid, notices = fitted_grid(file.name, found.size, extractor, expected)
         pixels = [prepare(image, grid, extractor.patch, found.size)]

@@ -11,11 +11,11 @@ from itertools import product
 from math import prod
 from pathlib import PurePath
 
-from backend.base.decoding import Decoded, Enough, ImageOptions, decode
+from backend.base.decoding import Decoded, ImageOptions, Needed, decode
 from backend.base.errors import TokenGridMismatch, TooManyTokens
 from backend.base.images import is_large
 from backend.base.messages import Notice
-from backend.extractors.protocol import RGB, Extractor, Grid, enough_for, prepare
+from backend.extractors.protocol import RGB, Extractor, Grid, needed_by, prepare
 from backend.infer import RoiSize
 from backend.roi_mask import Shape
 
@@ -78,7 +78,7 @@ def prepare_image(
         BadImage: it cannot be used.
         TokenGridMismatch: its grid is further from `expected`.
     """
-    with decoded(file, options, enough_for(extractor, expected)) as (data, found):
+    with decoded(file, options, needed_by(extractor, expected)) as (data, found):
         grid, notices = fitted_grid(file.name, found.size, extractor, expected)
         return PreparedImage(
             prepare(found.pixels, grid, extractor.patch, found.size),
@@ -91,19 +91,19 @@ def prepare_image(
 
 @contextmanager
 def decoded(
-    file: ImageFile, options: ImageOptions | None = None, enough: Enough | None = None
+    file: ImageFile, options: ImageOptions | None = None, needed: Needed | None = None
 ) -> Iterator[tuple[bytes, Decoded]]:
     """The bytes of `file` and its pixels; no two large images are held at once.
 
-    `enough`: see decode; it counts where `options` have JPEGs scaled.
+    `needed`: see decode; it counts where `options` have JPEGs scaled.
 
     Raises:
         BadImage: it cannot be used.
     """
     data, options = file.read(), options or ImageOptions()
-    enough = enough if options.scaled else None
-    with _LARGE if is_large(data, enough) else nullcontext():
-        yield data, decode(data, name=file.name, options=options, enough=enough)
+    needed = needed if options.scaled else None
+    with _LARGE if is_large(data, needed) else nullcontext():
+        yield data, decode(data, name=file.name, options=options, needed=needed)
 
 
 def fitted_grid(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from backend.base.arrays import available_cores, cpu_name, few_threads_each, instruction_set
 from backend.base.decoding import Decoded, decode
 from backend.base.images import encode_png, resize, to_base64
-from backend.extractors.protocol import Extractor, enough_for, prepare
+from backend.extractors.protocol import Extractor, needed_by, prepare
 from backend.infer import Criteria, Inspection, Roi, RoiSize, heatmap_png, heatmap_range, inspect
 from backend.patchcore import PatchCoreMemory
 from backend.tools.scenes import brake_disc
@@ -178,7 +178,7 @@ class Bench:
 
     def _decode(self, data: bytes) -> tuple[Decoded, tuple[int, int]]:
         """What a new fit reads of a file, and its token grid."""
-        read = decode(data, enough=enough_for(self.extractor, None))
+        read = decode(data, needed=needed_by(self.extractor, None))
         return read, self.extractor.grid(*read.size)
 
     def _inspect(self, data: bytes, criteria: Criteria) -> str:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from backend.base.arrays import few_threads_each
 from backend.base.decoding import decode, deflate
 from backend.evaluation.sets import InspectionSet, LabelledImage, read_set
-from backend.extractors.protocol import Extractor, ExtractorOptions, enough_for, prepare
+from backend.extractors.protocol import Extractor, ExtractorOptions, needed_by, prepare
 from backend.extractors.texture import TextureFeatures
 from backend.features import build_extractor
 from backend.infer import Criteria, Roi, RoiSize, heatmap_png, heatmap_range, inspect, inspect_map
@@ -42,7 +42,7 @@ View = tuple[Array, Roi]
 
 def seen(data: bytes, extractor: Extractor, scaled: bool) -> tuple[BGR, tuple[int, int], RoiSize]:
     """What the extractor gets of a file, its token grid and the file's size."""
-    found = decode(data, enough=enough_for(extractor, None) if scaled else None)
+    found = decode(data, needed=needed_by(extractor, None) if scaled else None)
     grid = extractor.grid(*found.size)
     return prepare(found.pixels, grid, extractor.patch, found.size), grid, RoiSize(*found.size)
 
