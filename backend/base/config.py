@@ -224,8 +224,8 @@ class Settings(BaseSettings):
     jpeg_scaled: bool = Field(
         True,
         description=(
-            "Fits decode a JPEG at 1/2, 1/4 or 1/8 where that leaves several times what the network sees, and inspections "
-            "with their models do too; 0: whole."
+            "Fits decode a JPEG at 1/2, 1/4 or 1/8 where that leaves several times what the network sees, and "
+            "inspections with their models do too; 0: whole."
         ),
     )
     max_queue: int = Field(64, ge=1, description="Requests that may wait for the extractor; more get a 503.")

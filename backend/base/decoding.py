@@ -155,10 +155,8 @@ class Header:
         if needed is None or self.suffix != ".jpg":
             return 1
         height, width = needed(self.height, self.width)
-        fitting = (
-            n for n, left in SHRINKAGES.items() if self.height >= n * left * height and self.width >= n * left * width
-        )
-        return next(fitting, 1)
+        times = min(self.height / height, self.width / width)
+        return next((n for n, left in SHRINKAGES.items() if times >= n * left), 1)
 
     def shrunk(self, n: int) -> Header:
         """That of the picture `n` times smaller, which has a pixel for what is left over at its edges."""
