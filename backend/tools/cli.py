@@ -538,18 +538,21 @@ def bench(
     reference: Annotated[bool, typer.Option(help="Also time the service with torch in fp32.")] = False,
     fits: Annotated[str, typer.Option(help="Images of each fit.")] = "10,34,200",
     sides: Annotated[str, typer.Option(help="Sides in px of the inspected ROIs.")] = "448,1600",
+    jpegs: Annotated[str, typer.Option(help="Sides of those that are sent as JPEG besides; or none.")] = "1600,2000",
     clients: Annotated[str, typer.Option(help="Clients at the same time.")] = "1,4,16",
     requests: Annotated[int, typer.Option(min=2, help="Requests of each measurement.")] = 60,
-    jpeg: Annotated[bool, typer.Option(help="Send JPEG instead of PNG.")] = False,
+    jpeg: Annotated[bool, typer.Option(help="Send everything as JPEG.")] = False,
     out: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
 ) -> None:
     """Time the service on this machine: stage by stage, and end to end over HTTP."""
     counts = [_whole_numbers(text) for text in (fits, sides, clients)]
+    besides = [] if jpeg or jpegs == "none" else _whole_numbers(jpegs)
     from backend.tools.bench import Plan, run_bench
 
     plan = Plan(
         fits=counts[0],
         sides=counts[1],
+        jpegs=besides,
         clients=counts[2],
         requests=requests,
         form="jpg" if jpeg else "png",
