@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from backend.assurance.golden import GoldenSet
@@ -214,6 +215,20 @@ def test_every_input_has_a_picture_of_its_own(fitted: Path, kind: str) -> None:
     assert len({os.path.normcase(name) for name in pictures}) == len(pictures)
     shown = [Path(name).read_bytes() for name in pictures]
     assert len(set(shown)) == len(set(TWINS[kind]))
+
+
+@pytest.mark.slow
+def test_an_overlay_is_drawn_of_an_image_as_large_as_the_setting_allows(
+    fitted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MAX_IMAGE_MP counts in both places that decode: for the verdict, and for its picture."""
+    large = io.BytesIO()
+    Image.new("1", (10_100, 10_100), 1).save(large, "PNG")
+    put(fitted / "large" / "a.png", large.getvalue())
+    assert "100" in rows("large", exit_code=1)[0]["error"]
+    monkeypatch.setenv("MAX_IMAGE_MP", "110")
+    (row,) = rows("large")
+    assert cv2.imread(row["overlay"]) is not None
 
 
 def test_a_later_run_replaces_no_picture(fitted: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from backend.api.catalogue import sentence
 from backend.api.meant import BodyOf
@@ -33,6 +33,8 @@ router = APIRouter(route_class=UploadRoute, tags=["models"])
 
 class RestoreRequest(BaseModel):
     """Which model goes back, and who wants it."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"role_id": "Master1", "roi_id": "Pattern"}})
 
     role_id: str
     roi_id: str
