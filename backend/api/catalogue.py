@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from backend.base.errors import InspectionError
-from backend.base.messages import Fault, Message, Notice
+from backend.base.messages import Fault, Message, Notice, Phrase
 
 Language = Literal["es", "en"]
 Said = InspectionError | Message | Fault
@@ -56,6 +56,12 @@ def sentence(said: Said, language: Language, **more: Any) -> str:
 class _Values(dict[str, Any]):
     def __missing__(self, name: str) -> str:
         return "?"
+
+
+def reason_of(error: InspectionError, language: Language) -> dict[str, str]:
+    """`reason` for an error whose sentence is the customer's own and gives none; nothing for the others."""
+    why = error.values.get("why")
+    return {"reason": sentence(why, language)} if isinstance(why, Phrase) else {}
 
 
 def _words(said: InspectionError | Message) -> Entry | Words:

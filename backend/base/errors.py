@@ -20,7 +20,7 @@ InspectionError
 │   │   ├── ImageTooLarge: name, width, height, limit
 │   │   ├── TooManyTokens: name, width, height, tokens, limit
 │   │   ├── EmptyUpload
-│   │   └── UndecodableUpload
+│   │   └── UndecodableUpload: why
 │   ├── InvalidShape
 │   │   ├── ShapeNotJson
 │   │   ├── ShapeUnknownKind: kind, known

@@ -468,6 +468,7 @@ def build_bank(folder: Path, *, coreset_rate: float, mirrored: bool, version: st
             )
     finally:
         predictor.close()
+    warn(built.warnings)
     about = built.bank.about
     say(str(predictor.store.path), f"{len(files)} images, {len(built.bank.memory)} rows")
     say("threshold", f"{about['threshold']:.4f}, {about['embedding_version']}")
