@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from backend.api.answers import restored_fields, version_fields
 from backend.api.catalogue import sentence
@@ -34,6 +34,8 @@ router = APIRouter(route_class=UploadRoute, tags=["models"])
 
 class RestoreRequest(BaseModel):
     """Which model goes back, and who wants it."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"role_id": "Master1", "roi_id": "Pattern"}})
 
     role_id: str
     roi_id: str
