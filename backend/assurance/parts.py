@@ -121,6 +121,8 @@ class Seen:
 class PartScorer:
     """Scores pictures of good parts, as they are and changed, as /infer would.
 
+    JPEGs are decoded whole, whatever the model's fit did: defects are drawn on all of their pixels.
+
     Raises:
         MemoryNotFound, ExtractorMismatch, DamagedFile.
         CalibrationNeeded: no threshold applies.

@@ -20,7 +20,7 @@ InspectionError
 │   │   ├── ImageTooLarge: name, width, height, limit
 │   │   ├── TooManyTokens: name, width, height, tokens, limit
 │   │   ├── EmptyUpload
-│   │   └── UndecodableUpload
+│   │   └── UndecodableUpload: why
 │   ├── InvalidShape
 │   │   ├── ShapeNotJson
 │   │   ├── ShapeUnknownKind: kind, known
@@ -36,6 +36,7 @@ InspectionError
 │   ├── InvalidFilename: value
 │   ├── MetasMismatch: metas, images
 │   ├── MetasNotJson: number, name
+│   ├── SidecarNotJson: name
 │   ├── MetaInvalid: name, field, value, expected
 │   ├── BrokenImages: total, count, reasons
 │   ├── NotEnoughSamples: key, n, wanted
@@ -259,6 +260,10 @@ class MetasMismatch(BadRequest):
 
 class MetasNotJson(BadRequest):
     code = "metas_not_json"
+
+
+class SidecarNotJson(BadRequest):
+    code = "sidecar_not_json"
 
 
 class MetaInvalid(BadRequest):

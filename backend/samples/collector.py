@@ -166,7 +166,7 @@ class Collector:
             score_percentile=percentile,
             terms=replace(terms or Terms(), basis=basis_of(scored), scored_with=scorer.criteria),
         )
-        return replace(result, warnings=[*result.warnings, *about_left_out(scored), *_said(scored)])
+        return replace(result, warnings=[*result.warnings, *about_left_out(scored), *about_each(scored)])
 
     def score(
         self,
@@ -359,11 +359,13 @@ def basis_of(scored: Sequence[Scored]) -> Basis:
     return "leave_one_out" if any(s.left_out for s in good) else "held_out"
 
 
-def _said(scored: Sequence[Scored]) -> list[Notice]:
-    """What is to be said of the samples themselves: each code for NAMED of them at most."""
+def about_each(scored: Sequence[Scored]) -> list[Notice]:
+    """What is to be said of the samples themselves: each code for NAMED of them at most, each sentence once."""
     found: dict[str, list[Notice]] = {}
     for notice in (notice for one in scored for notice in one.notices):
-        found.setdefault(notice.code, []).append(notice)
+        alike = found.setdefault(notice.code, [])
+        if notice not in alike:
+            alike.append(notice)
     return [notice for notices in found.values() for notice in notices[:NAMED]]
 
 

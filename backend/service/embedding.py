@@ -20,7 +20,7 @@ from backend.extractors.protocol import RGB, Extractor, Grid, needed_by, prepare
 from backend.memory.chunked import Budget, BudgetTooSmall, ChunkedCoreset
 from backend.roi_mask import build_mask, token_mask
 from backend.service.appearance import Appearance, appearance_of
-from backend.service.images import DECODERS, ImageFile, decoded, fitted_grid
+from backend.service.images import DECODERS, ImageFile, about_pixels, decoded, fitted_grid
 from backend.service.jobs import Job, ahead
 from backend.service.queue import InferenceQueue
 
@@ -150,7 +150,7 @@ def embed_images(
     views_of = partial(_views, extractor=queue.extractor, augmentation=augmentation, seed=seed, options=images)
     read = _read(files, views_of, expected)
     first = next(read)
-    per_file, dim = len(first.pixels), queue.extractor.dim
+    per_file, dim, aspect = len(first.pixels), queue.extractor.dim, queue.extractor.input_aspect
     most = len(files) * per_file * first.grid[0] * first.grid[1]
     digests: list[str] = []
     insides: list[NDArray[np.bool_] | None] = []
@@ -165,7 +165,7 @@ def embed_images(
                 appearances.append(views.appearance)
             digests.append(views.digest)
             insides.append(views.inside)
-            for notice in views.notices:
+            for notice in (*views.notices, *about_pixels(views.roi_px, first.roi_px, aspect)):
                 said.setdefault(notice.code, notice)
             while views.pixels:
                 yield queue.submit(views.pixels.pop(0), bulk=True)

@@ -34,7 +34,7 @@ from backend.memory.left_out import LeftOut
 from backend.patchcore import Backend, Distance, PatchCoreMemory, Reserve, RowsDtype
 from backend.service.appearance import Appearance
 from backend.service.embedding import Augmentation, Embeddings, embed_images, rows_of_several
-from backend.service.images import ImageFile
+from backend.service.images import ImageFile, about_pixels
 from backend.service.inspection import Decided, Inspector
 from backend.service.jobs import Job
 from backend.service.leaving_out import images_left_out
@@ -371,10 +371,11 @@ class Fitter:
 
         Raises:
             GoldenFlipped: with GOLDEN_BLOCKS.
-            NoImages, BadImage, TokenGridMismatch, FitInProgress, Cancelled, DiskFull, ReadOnlyStore.
+            NoImages, IdTwin, BadImage, TokenGridMismatch, FitInProgress, Cancelled, DiskFull, ReadOnlyStore.
         """
         if not files:
             raise NoImages()
+        self.inspector.store.folder(key)  # an id with a twin is refused before an image is read
         job, clock, queue = job or Job(), Clock(), self.inspector.host.queue()
         with self.turn(key, job):
             embeddings = embed(files, queue, job, self.options)
@@ -591,6 +592,8 @@ class Fitter:
                 notices.append(Notice("foreground_not_learnt", limit))
         if len({*embeddings.digests, *(model.stored.known_images if model else ())}) == 1:
             notices.append(Notice("one_image"))
+        if model and (fitted := model.roi_px):
+            notices += about_pixels(embeddings.roi_px, fitted, self.inspector.host.queue().extractor.input_aspect)
         if embeddings.mixed or (model is not None and model.knows_part_only != embeddings.masked):
             notices.append(Notice("shapes_differ"))
         return notices

@@ -15,11 +15,12 @@ from backend.base.decoding import Decoded, ImageOptions, Needed, decode
 from backend.base.errors import TokenGridMismatch, TooManyTokens
 from backend.base.images import is_large
 from backend.base.messages import Notice
-from backend.extractors.protocol import RGB, Extractor, Grid, needed_by, prepare
+from backend.extractors.protocol import RGB, Aspect, Extractor, Grid, needed_by, prepare
 from backend.infer import RoiSize
 from backend.roi_mask import Shape
 
 DECODERS = 2
+SAME_SIZE = 1.25  # two ROIs that differ by more were not taken with the same pixels
 MOST_ASPECT = 16  # times the tokens of a square ROI that a long one may become
 # A small file may decode to hundreds of megabytes, so at most one such image is decoded at a time.
 _LARGE = threading.Lock()
@@ -104,6 +105,16 @@ def decoded(
     needed = needed if options.scaled else None
     with _LARGE if is_large(data, needed) else nullcontext():
         yield data, decode(data, name=file.name, options=options, needed=needed)
+
+
+def about_pixels(got: tuple[int, int], expected: tuple[int, int], aspect: Aspect) -> list[Notice]:
+    """A notice when two images of one memory, (height, width) in px, differ by more than SAME_SIZE.
+
+    With the aspect `square` crops are meant to differ.
+    """
+    if aspect == "square" or all(1 / SAME_SIZE <= a / b <= SAME_SIZE for a, b in zip(got, expected, strict=True)):
+        return []
+    return [Notice("roi_px_differs", {"got": f"{got[1]} × {got[0]}", "expected": f"{expected[1]} × {expected[0]}"})]
 
 
 def fitted_grid(

@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from backend.api.catalogue import Language, sentence
 from backend.api.problems import language_of
@@ -106,6 +106,8 @@ class InspectionPage(BaseModel):
 
 class ReviewRequest(BaseModel):
     """What a person says of an inspection."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"verdict": "good"}})
 
     verdict: str = Field(description="`good`, `bad` or `unclear`: what the part is.", examples=["good"])
     defect: Text = Field(None, description="The kind of defect.")
