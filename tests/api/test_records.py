@@ -208,7 +208,7 @@ def test_a_parameter_that_cannot_be_meant_is_a_400_that_names_it(
 
 def test_of_a_jpeg_that_was_decoded_smaller_everything_is_kept_at_its_own_size(recorded: TestClient) -> None:
     good, bad = (encoded(part(n, height=480, width=500, defect=n > 6), "JPEG", quality=92) for n in (6, 7))
-    ids = {**IDS, "roi_id": "Large"}
+    ids: dict[str, Any] = {**IDS, "roi_id": "Large"}
     learnt = recorded.post("/fit_ok", data={**FORM, **ids}, files=[("images", ("good.jpg", good, "image/jpeg"))])
     assert learnt.status_code == 200
     assert get(recorded, "/manifest", **ids)["memory"]["jpeg_scaled"] is True
