@@ -253,7 +253,8 @@ def certify(
 ) -> None:
     """Certify a model: what it promises, how small a defect it finds, what disturbs it.
 
-    It leaves certificate.json and a page to print. A certificate of the stored samples is kept with the model too.
+    It leaves certificate.json and a page to print. A certificate of the stored samples is kept with the model too. An
+    image that cannot be used is named, and the exit code is 1.
     """
     from backend.assurance.certificate import CertificateOptions
     from backend.base.keys import ModelKey
@@ -262,7 +263,7 @@ def certify(
 
     if lang not in {"es", "en"}:
         raise typer.BadParameter("--lang is es or en")
-    offline.certify(
+    if not offline.certify(
         ModelKey.of(role, roi, recipe),
         good,
         mm_per_px,
@@ -270,7 +271,8 @@ def certify(
         options=CertificateOptions(most_parts=parts, trials=trials, seed=seed),
         out=out,
         language="es" if lang == "es" else "en",
-    )
+    ):
+        raise typer.Exit(1)
 
 
 @app.command()
