@@ -452,9 +452,11 @@ def rebuild(role: str | None, roi: str | None, recipe: str | None, *, force: boo
     rebuilder, wanted = collector.rebuilder, (role, roi, recipe)
     failed: list[str] = []
     with Session(collector.settings, collector.inspector) as session:
-        for key in collector.samples.all_keys() if force else rebuilder.lost() + rebuilder.foreign():
-            if any(asked not in {None, own} for asked, own in zip(wanted, astuple(key), strict=True)):
-                continue
+        found = collector.samples.all_keys() if force else rebuilder.lost() + rebuilder.foreign()
+        asked = [key for key in found if all(a in {None, own} for a, own in zip(wanted, astuple(key), strict=True))]
+        if not asked:
+            say("rebuild", "no memory is lost or foreign" if not force else "there are no samples of such a model")
+        for key in asked:
             with going_on(str(key), failed):
                 done = rebuilder.rebuild(key, session.job(), replace=True)
                 warn(done.notices if done else ())
