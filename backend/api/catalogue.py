@@ -1016,8 +1016,16 @@ NOTICES: dict[str, Words] = {
         en="All images were in the memory already: it did not change.",
     ),
     "few_known_bad": Words(
-        es="Piezas malas conocidas que se rechazan: {n}. La prueba solo dice algo de defectos como los suyos.",
-        en="Known bad parts that are rejected: {n}. The proof only speaks of defects like theirs.",
+        es=(
+            "Piezas malas conocidas que se rechazan: {n}. La prueba solo dice algo de defectos como los suyos, y con "
+            "menos de {wanted} deja pasar más de los otros: guarda más piezas malas como NG, o mira cada pieza antes "
+            "de enseñarla."
+        ),
+        en=(
+            "Known bad parts that are rejected: {n}. The proof only speaks of defects like theirs, and with fewer than "
+            "{wanted} it overlooks more of the others: store more bad parts as NG, or look at each part before you "
+            "teach it."
+        ),
     ),
     "taught_taken_back": Words(
         es="Imágenes que se habían enseñado y ya no son muestras OK: {n}. Están en la carpeta taken_back.",

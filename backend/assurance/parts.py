@@ -121,6 +121,8 @@ class Seen:
 class PartScorer:
     """Scores pictures of good parts, as they are and changed, as /infer would.
 
+    JPEGs are decoded whole, whatever the model's fit did: defects are drawn on all of their pixels.
+
     Raises:
         MemoryNotFound, ExtractorMismatch, DamagedFile.
         CalibrationNeeded: no threshold applies.
@@ -139,7 +141,7 @@ class PartScorer:
         """Decode a part. Raises BadImage, TokenGridMismatch, MaskEmpty."""
         with decoded(part.file, self.images) as (_, found):
             picture = found.pixels
-        grid, _ = fitted_grid(part.file.name, picture, self.pipeline.queue.extractor, self.model.stored.grid)
+        grid, _ = fitted_grid(part.file.name, found.size, self.pipeline.queue.extractor, self.model.stored.grid)
         size = RoiSize(*picture.shape[:2])
         shape = part.file.shape or self.model.shape_in(size.height, size.width)
         roi = Roi(size, grid, working_mask(shape, size), part.mm_per_px, shape)

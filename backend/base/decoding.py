@@ -11,6 +11,8 @@ Decoding follows the header and not what a library happens to return:
 - Of several frames the first one of full size is taken, with a notice. A thumbnail is no frame.
 - Orientation and colour profiles are ignored for every format: the ROI is canonical as it was sent. Alpha is dropped.
 - A file that a library can decode in part only is refused: checksums, lengths and a decoder's warnings all count.
+- A JPEG may be decoded smaller than it is, by libjpeg's own scaling (T.81's blocks of 8 × 8 become 4 × 4, 2 × 2 or one
+  pixel). Every byte of it is read all the same, and the same files are refused.
 
 Where a format allows it the file is decoded band by band into the picture that is returned, so that decoding takes
 little beside it: at most twice the pixels' memory, but for what libjpeg and libwebp need of their own.
@@ -24,7 +26,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
@@ -53,6 +55,10 @@ from backend.base.messages import Notice, Phrase
 from backend.base.options import filled, option
 
 BGR = NDArray[np.uint8]
+Needed = Callable[[int, int], tuple[int, int]]
+"""Told a file's height and width: the height and the width that its picture is brought to."""
+SHRINKAGES = {8: 3, 4: 3, 2: 2}
+"""How many times smaller a JPEG is decoded, and how many times what is needed a side must still have then."""
 
 MIN_SIDE = 28
 # Samples that do not reach 1/16 of their range leave the high byte 16 levels.
@@ -98,10 +104,13 @@ class ImageOptions:
         max_megapixels: of one image at most; its size is read from the header and refused before a pixel is decoded.
         pixel_bits: significant bits of samples in 16-bit containers whose header does not say it, for a camera that
             does not shift its values; None: 12 where no value reaches 4096, else all 16.
+        scaled: whether a JPEG is decoded no larger than it is needed. A memory says how its images were, and those that
+            are compared with it are read alike.
     """
 
     max_megapixels: float = option(100.0, "max_image_mp")
     pixel_bits: int | None = option(None, "pixel_bits")
+    scaled: bool = option(True, "jpeg_scaled")
 
     @classmethod
     def of(cls, settings: Settings) -> ImageOptions:
@@ -111,19 +120,49 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The pixels of a file, (H, W, 3) uint8 BGR, C-contiguous, and what is to be said of how they were read."""
+    """The pixels of a file, (H, W, 3) uint8 BGR, C-contiguous, and what is to be said of how they were read.
+
+    `whole`: height and width of the file, where the pixels are fewer.
+    """
 
     pixels: BGR
     notices: tuple[Notice, ...] = ()
+    whole: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the file in px."""
+        height, width = self.whole or self.pixels.shape[:2]
+        return height, width
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of an image file says: the suffix of its format (`.png`, `.jpg`, …), width and height in px."""
+    """What the header of an image file says.
+
+    Attributes:
+        suffix: of its format (`.png`, `.jpg`, …).
+        width, height: in px.
+        buffered: a JPEG whose coefficients a decoder holds all at once, however small it makes the picture: one that is
+            progressive, or has a scan for each colour.
+    """
 
     suffix: str
     width: int
     height: int
+    buffered: bool = False
+
+    def shrinkage(self, needed: Needed | None) -> int:
+        """1, or how many times smaller the file is decoded."""
+        if needed is None or self.suffix != ".jpg":
+            return 1
+        height, width = needed(self.height, self.width)
+        times = min(self.height / height, self.width / width)
+        return next((n for n, left in SHRINKAGES.items() if times >= n * left), 1)
+
+    def shrunk(self, n: int) -> Header:
+        """That of the picture `n` times smaller, which has a pixel for what is left over at its edges."""
+        return replace(self, width=-(-self.width // n), height=-(-self.height // n))
 
 
 class _Refusal(Exception):
@@ -134,12 +173,16 @@ class _Refusal(Exception):
         self.reason = Phrase(code, values)
 
 
-def decode(data: bytes, *, name: str = "image", options: ImageOptions | None = None) -> Decoded:
+def decode(
+    data: bytes, *, name: str = "image", options: ImageOptions | None = None, needed: Needed | None = None
+) -> Decoded:
     """Decode a PNG, JPEG, BMP, TIFF or WebP by its content.
 
     Args:
         data: the file.
         name: what errors call it.
+        needed: a JPEG that is much larger is decoded to a half, a quarter or an eighth of its size (see SHRINKAGES);
+            None: none is.
 
     Raises:
         EmptyFile, UndecodableImage, ImageTooSmall, ImageTooLarge: with `name` in their text.
@@ -150,7 +193,8 @@ def decode(data: bytes, *, name: str = "image", options: ImageOptions | None = N
     try:
         header = reader.header()
         _check_size(header, name, options.max_megapixels)
-        return reader.decoded(header, options.pixel_bits)
+        found = reader.decoded(header.shrunk(header.shrinkage(needed)), options.pixel_bits)
+        return replace(found, whole=(header.height, header.width))
     except _Refusal as err:
         raise UndecodableImage(name=name, reason=err.reason) from err
     except InspectionError:
@@ -289,7 +333,7 @@ class _Reader:
         raise NotImplementedError
 
     def decoded(self, header: Header, pixel_bits: int | None) -> Decoded:
-        """The pixels of the first frame of full size."""
+        """The pixels of the first frame of full size, as many as `header` says."""
         raise NotImplementedError
 
 
@@ -451,12 +495,14 @@ def _chunk(kind: bytes, *body: bytes | memoryview) -> Iterator[bytes | memoryvie
 class _Jpeg(_Reader):
     def header(self) -> Header:
         height, width, *_ = self._about()
-        return Header(".jpg", width, height)
+        return Header(".jpg", width, height, _buffered(self.data))
 
     def decoded(self, header: Header, pixel_bits: int | None) -> Decoded:
         *_, colours, _ = self._about()
         four = colours in {"CMYK", "YCCK"}
-        pixels = simplejpeg.decode_jpeg(self.data, "CMYK" if four else "BGR")  # a warning of libjpeg's is an error here
+        least = {"min_height": header.height, "min_width": header.width}
+        # A warning of libjpeg's is an error here.
+        pixels = simplejpeg.decode_jpeg(self.data, "CMYK" if four else "BGR", **least)
         _check_scans(self.data)
         if four:
             canvas = _Canvas(header.height, header.width, pixel_bits)
@@ -505,6 +551,19 @@ def _check_process(jpeg: bytes) -> None:
             return
         if marker in {_SCAN, _JPEG_LS}:
             raise _Refusal("jpeg_not_read", bits="?", process="?" if marker == _SCAN else "JPEG-LS")
+
+
+def _buffered(jpeg: bytes) -> bool:
+    """Whether a JPEG's coefficients come in several scans, so that no pixel is known before the last of them."""
+    components = 0
+    for marker, body, _ in _segments(jpeg):
+        if marker in _PROGRESSIVE:
+            return True
+        if marker in _FRAMES:
+            components = body[5]
+        elif marker == _SCAN:
+            return body[0] < components
+    return False
 
 
 def _check_scans(jpeg: bytes) -> None:

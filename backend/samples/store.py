@@ -262,9 +262,12 @@ class SampleStore:
         for name, digest in self.digests(key, TAKEN_BACK).items():
             if digest in learnt:
                 self.move(key, name, TAKEN_BACK, "ok")
+        return [self.move(key, name, "ok", TAKEN_BACK) for name in self.taught_beyond(key, learnt)]
+
+    def taught_beyond(self, key: ModelKey, learnt: Collection[str]) -> list[str]:
+        """The names of what teaching stored as OK and is not among `learnt`, by SHA-256. Raises DamagedFile."""
         unknown = [name for name, digest in self.digests(key, "ok").items() if digest not in learnt]
-        taught = [name for name in unknown if self.meta(key, "ok", name).get("source") == TAUGHT]
-        return [self.move(key, name, "ok", TAKEN_BACK) for name in taught]
+        return [name for name in unknown if self.meta(key, "ok", name).get("source") == TAUGHT]
 
     def delete(self, key: ModelKey, label: str, name: str) -> None:
         """Remove one sample. Raises InvalidFilename, SampleNotFound."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from backend.base.decoding import ImageOptions
 from backend.base.errors import InvalidValue
 from backend.base.messages import Notice
-from backend.extractors.protocol import RGB, Extractor, Grid, prepare
+from backend.extractors.protocol import RGB, Extractor, Grid, needed_by, prepare
 from backend.memory.chunked import Budget, BudgetTooSmall, ChunkedCoreset
 from backend.roi_mask import build_mask, token_mask
 from backend.service.appearance import Appearance, appearance_of
@@ -235,17 +235,17 @@ def _views(
     expected: Grid | None,
     options: ImageOptions | None,
 ) -> _Views:
-    with decoded(file, options) as (data, found):
+    with decoded(file, options, needed_by(extractor, expected)) as (data, found):
         image, digest = found.pixels, hashlib.sha256(data)
-        grid, notices = fitted_grid(file.name, image, extractor, expected)
-        pixels = [prepare(image, grid, extractor.patch)]
+        grid, notices = fitted_grid(file.name, found.size, extractor, expected)
+        pixels = [prepare(image, grid, extractor.patch, found.size)]
         if augmentation:
             rng = np.random.default_rng([seed, *np.frombuffer(digest.digest(), np.uint32).tolist()])
-            pixels.append(prepare(augmentation.view(image, rng), grid, extractor.patch))
-        mask = build_mask(file.shape, *image.shape[:2])
+            pixels.append(prepare(augmentation.view(image, rng), grid, extractor.patch, found.size))
+        mask = build_mask(file.shape, *found.size)
     inside = None if mask is None else token_mask(mask, grid).ravel()
     notices = (*found.notices, *notices)
-    return _Views(pixels, grid, digest.hexdigest(), inside, notices, image.shape[:2], appearance_of(pixels[0]))
+    return _Views(pixels, grid, digest.hexdigest(), inside, notices, found.size, appearance_of(pixels[0]))
 
 
 def _read(files: Sequence[ImageFile], views_of: Callable[..., _Views], expected: Grid | None) -> Iterator[_Views]:

@@ -71,16 +71,25 @@ class FitOptions:
 
     @classmethod
     def of_step(cls, recorded: Mapping[str, Any], settings: Settings) -> FitOptions:
-        """As `recorded`, the metadata of an earlier fit or growth, has it; what that does not say, as `settings` do."""
+        """As `recorded`, the metadata of an earlier fit or growth, has it; what that does not say, as `settings` do.
+
+        Where nothing is said of JPEGs, the release of then decoded them at their full size.
+        """
         known = {own: recorded[name] for own, name in cls._recorded().items() if name in recorded}
         own = cls.of(settings)
-        images = replace(own.images, pixel_bits=recorded.get("pixel_bits", own.images.pixel_bits))
+        bits, scaled = recorded.get("pixel_bits", own.images.pixel_bits), recorded.get("jpeg_scaled") is True
+        images = replace(own.images, pixel_bits=bits, scaled=scaled)
         return replace(own, **known, **recorded.get("augment", {}), images=images)
 
     def metadata(self) -> dict[str, Any]:
         """What the metadata of a memory holds of it."""
         recorded = {name: getattr(self, own) for own, name in self._recorded().items()}
-        return {**recorded, "pixel_bits": self.images.pixel_bits, "augment": asdict(self.augmentation)}
+        images = {"pixel_bits": self.images.pixel_bits, "jpeg_scaled": self.images.scaled}
+        return {**recorded, **images, "augment": asdict(self.augmentation)}
+
+    def growing(self, old: StoredMemory) -> FitOptions:
+        """These for images that join `old`: JPEGs are decoded as those of its fit were."""
+        return replace(self, images=replace(self.images, scaled=old.jpeg_scaled))
 
     @classmethod
     def _recorded(cls) -> dict[str, str]:
@@ -115,6 +124,7 @@ def embed(
     Raises:
         BadImage, TokenGridMismatch, MaskEmpty, Cancelled.
     """
+    options = options.growing(old) if old else options
     return embed_images(
         files,
         queue,
@@ -198,7 +208,7 @@ class NewMemory:
             backend=options.backend,
             progress=progress,
         )
-        memory, images = grown.memory, _images(files, embeddings)
+        memory, images, options = grown.memory, _images(files, embeddings), options.growing(old)
         left = {"masked"} if not embeddings.masked else set[str]()
         left |= {"shape"} if old.metadata.get("shape") != _one_shape(files).get("shape") else set()
         known = {name: value for name, value in old.metadata.items() if name not in left}

@@ -1,4 +1,4 @@
-"""python -m backend: serve, fit, calibrate, infer, msa, evaluate, demo, doctor, records and others: see --help."""
+"""python -m backend: serve, fit, calibrate, infer, teach, restore, evaluate, demo, doctor and others: see --help."""
 
 from __future__ import annotations
 
@@ -275,6 +275,95 @@ def certify(
         raise typer.Exit(1)
 
 
+Author = Annotated[str, typer.Option(help="Who does it; the name of this account without it.")]
+Note = Annotated[str, typer.Option(help="Kept with what is replaced; at most 2000 characters.")]
+
+
+@app.command()
+def versions(
+    role: Role = "cli",
+    roi: Roi = "default",
+    recipe: Recipe = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="As GET /versions answers.")] = False,
+) -> None:
+    """List what a model was before each fit, growth, lesson, calibration and restore, the newest first."""
+    from backend.base.keys import ModelKey
+    from backend.tools import changing
+
+    changing.versions(ModelKey.of(role, roi, recipe), as_json=as_json)
+
+
+@app.command()
+def restore(
+    version: Annotated[str, typer.Argument(help="A version, as `versions` names it, or a generation.")],
+    role: Role = "cli",
+    roi: Roi = "default",
+    recipe: Recipe = "default",
+    author: Author = "",
+    note: Note = "",
+    as_json: Annotated[bool, typer.Option("--json", help="As POST /versions/{generation}/restore answers.")] = False,
+) -> None:
+    """Bring memory, calibration and shape of a version back in one step, bit for bit. What it replaces is kept."""
+    from backend.base.keys import ModelKey
+    from backend.tools import changing
+
+    change = changing.change_of("restore", author, note)
+    changing.restore(ModelKey.of(role, roi, recipe), version, change, as_json=as_json)
+
+
+@app.command()
+def teach(
+    inspections: Annotated[list[str] | None, typer.Argument(help="Inspections by id; their image is kept.")] = None,
+    sample: Annotated[list[str] | None, typer.Option(help="A stored OK sample by name; may be repeated.")] = None,
+    role: Role = "cli",
+    roi: Roi = "default",
+    recipe: Recipe = "default",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Teach although something speaks against it.")] = False,
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Choose the threshold anew, from all stored samples.")
+    ] = False,
+    max_false_reject: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.5, help="With --recalibrate: promise to reject no more good parts."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Of what is promised.")] = 0.95,
+    threshold: Annotated[float | None, typer.Option(min=0, help="With --recalibrate: this threshold.")] = None,
+    author: Author = "",
+    note: Note = "",
+    as_json: Annotated[bool, typer.Option("--json", help="As POST /teach answers.")] = False,
+) -> None:
+    """Add parts that were rejected though they are good to a model, after it is shown what that changes.
+
+    An inspection that was reviewed as bad and passed becomes a golden NG sample. Exit code 1 when something speaks
+    against the lesson and it is not forced: nothing has changed then.
+    """
+    from backend.assurance.teaching import Lesson
+    from backend.base.keys import ModelKey
+    from backend.service.calibration import Terms
+    from backend.tools import changing
+
+    change = changing.change_of("teach", author, note)
+    terms = Terms(
+        max_false_reject=max_false_reject,
+        confidence=confidence,
+        threshold=threshold,
+        note=change.note,
+        author=change.author,
+    )
+    if not recalibrate and (max_false_reject, threshold) != (None, None):
+        raise typer.BadParameter("--max-false-reject and --threshold go with --recalibrate")
+    lesson = Lesson(
+        inspection_ids=inspections or (),
+        filenames=sample or (),
+        force=force,
+        recalibrate=terms if recalibrate else None,
+    )
+    key = ModelKey.of(role, roi, recipe)
+    if not changing.teach(key, lesson, change, dry_run=dry_run, as_json=as_json):
+        raise typer.Exit(1)
+
+
 @app.command()
 def rebuild(
     role: Annotated[str | None, typer.Option(help="Only models of this role_id.")] = None,
@@ -482,18 +571,21 @@ def bench(
     reference: Annotated[bool, typer.Option(help="Also time the service with torch in fp32.")] = False,
     fits: Annotated[str, typer.Option(help="Images of each fit.")] = "10,34,200",
     sides: Annotated[str, typer.Option(help="Sides in px of the inspected ROIs.")] = "448,1600",
+    jpegs: Annotated[str, typer.Option(help="Sides of those that are sent as JPEG besides; or none.")] = "1600,2000",
     clients: Annotated[str, typer.Option(help="Clients at the same time.")] = "1,4,16",
     requests: Annotated[int, _option(2, whole=True, says="Requests of each measurement.")] = 60,
-    jpeg: Annotated[bool, typer.Option(help="Send JPEG instead of PNG.")] = False,
+    jpeg: Annotated[bool, typer.Option(help="Send everything as JPEG.")] = False,
     out: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
 ) -> None:
     """Time the service on this machine: stage by stage, and end to end over HTTP."""
     counts = [_whole_numbers(text) for text in (fits, sides, clients)]
+    besides = [] if jpeg or jpegs == "none" else _whole_numbers(jpegs)
     from backend.tools.bench import Plan, run_bench
 
     plan = Plan(
         fits=counts[0],
         sides=counts[1],
+        jpegs=besides,
         clients=counts[2],
         requests=requests,
         form="jpg" if jpeg else "png",

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend.base import decoding
-from backend.base.decoding import Decoded, ImageOptions, decode, read_header
+from backend.base.decoding import Decoded, ImageOptions, Needed, decode, read_header
 from backend.base.errors import BadImage, ImageTooLarge, UndecodableImage
+from backend.base.images import is_large
 from tests.formats import FORMS, interlaced_png, peaks
 from tests.parts import encoded, part
 from tests.tiffs import COMPRESSIONS, Page, write_tiff
@@ -495,6 +496,66 @@ def without_chunk(png: bytes, kind: bytes) -> bytes:
     return png[:at] + png[at + 12 + struct.unpack_from(">I", png, at)[0] :]
 
 
+def needed(height: int, width: int) -> Needed:
+    return lambda *_: (height, width)
+
+
+JPEGS: list[dict[str, Any]] = [
+    {},
+    {"quality": 95, "subsampling": 0},
+    {"quality": 60, "subsampling": 1},
+    {"progressive": True},
+    {"progressive": True, "subsampling": 0},
+]
+
+
+@pytest.mark.parametrize("kind", [*JPEGS, {"mode": "L"}, {"mode": "CMYK"}, {"mode": "CMYK", "progressive": True}])
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (481, 635), (487, 641)])
+@pytest.mark.parametrize(("n", "left"), [(2, 2), (4, 3), (8, 3)])
+def test_a_jpeg_is_decoded_to_the_smallest_picture_that_has_twice_or_three_times_what_is_needed(
+    kind: dict[str, Any], height: int, width: int, n: int, left: int
+) -> None:
+    kind, smooth = dict(kind), cv2.GaussianBlur(part(3, height=height, width=width), (0, 0), 4)
+    image = Image.fromarray(smooth[:, :, ::-1]).convert(kind.pop("mode", "RGB"))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **kind)
+    whole = decode(buffer.getvalue())
+    found = decode(buffer.getvalue(), needed=needed(height // (n * left), width // (n * left)))
+    assert found.size == whole.size == (height, width)
+    assert found.pixels.shape == (-(-height // n), -(-width // n), 3)
+    averaged = cv2.resize(whole.pixels, found.pixels.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(found.pixels.astype(int) - averaged).mean() < 2
+    larger = decode(buffer.getvalue(), needed=needed(height // (n * left) + 1, 1))
+    assert larger.pixels.shape[0] == -(-height // (n // 2))
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_only_jpegs_are_decoded_smaller_than_they_are(form: str) -> None:
+    data = encoded(part(3), form)
+    np.testing.assert_array_equal(decode(data, needed=needed(1, 1)).pixels, decode(data).pixels)
+
+
+@pytest.mark.parametrize("kind", [*JPEGS, {"quality": 30}])
+@pytest.mark.parametrize("damage", [halved, zeroed, shortened, lambda d: halved(d) + b"\xff\xd9", lambda d: d[:-2]])
+@pytest.mark.parametrize("side", [24, 8, 4])
+def test_a_damaged_jpeg_is_refused_in_the_same_words_at_any_size(kind: dict[str, Any], damage: Any, side: int) -> None:
+    data = damage(jpeg(**kind))
+    with pytest.raises(UndecodableImage) as at_full_size:
+        decode(data)
+    with pytest.raises(UndecodableImage) as smaller:
+        decode(data, needed=needed(side, side))
+    assert str(smaller.value) == str(at_full_size.value)
+
+
+def test_a_jpeg_counts_as_large_by_what_decoding_it_takes() -> None:
+    large = np.full((3500, 3500), 90, np.uint8)
+    for progressive in (False, True):
+        data = encoded(large, "JPEG", progressive=progressive)
+        assert is_large(data) and is_large(data, needed(2000, 2000))
+        assert is_large(data, needed(850, 850)) == progressive
+    assert is_large(encoded(large), needed(850, 850))
+
+
 def test_a_progressive_jpeg_that_lacks_its_last_scans_is_refused() -> None:
     data = jpeg(progressive=True)
     scans = [at for at in range(len(data) - 1) if data[at : at + 2] == b"\xff\xda"]
@@ -544,7 +605,7 @@ def test_a_webp_that_was_changed_inside_is_refused_and_a_flat_one_is_not(kind: d
 
 BUSY = cv2.resize(np.random.default_rng(2).integers(40, 200, (40, 50, 3)).astype(np.uint8), (400, 320))
 FLAT = np.full((600, 800, 3), 90, np.uint8)
-JPEGS: list[dict[str, Any]] = [
+CODED_JPEGS: list[dict[str, Any]] = [
     {},
     {"quality": 95, "subsampling": 0},
     {"optimize": True},
@@ -553,7 +614,7 @@ JPEGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("kind", CODED_JPEGS)
 def test_a_jpeg_with_a_zeroed_sector_is_refused_wherever_it_lies(kind: dict[str, Any]) -> None:
     """Zeros are codes too, and now and then libjpeg finds as many blocks in them as were lost."""
     data = encoded(BUSY, "JPEG", **kind)
@@ -564,7 +625,7 @@ def test_a_jpeg_with_a_zeroed_sector_is_refused_wherever_it_lies(kind: dict[str,
             decode(data[:at] + bytes(512) + data[at + 512 :])
 
 
-@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("kind", CODED_JPEGS)
 def test_a_flat_jpeg_is_whole_though_its_codes_are_zeros(kind: dict[str, Any]) -> None:
     assert np.abs(decode(encoded(FLAT, "JPEG", **kind)).pixels.astype(int) - 90).max() <= 1
 

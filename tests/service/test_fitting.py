@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from backend.base.config import Settings
+from backend.base.decoding import ImageOptions
 from backend.base.errors import (
     BadImage,
     Cancelled,
@@ -608,11 +609,14 @@ def test_what_a_fit_records_of_its_options_makes_them_again() -> None:
         "foreground_mask",
         "memory_dtype",
         "pixel_bits",
+        "jpeg_scaled",
         "augment",
     ]
     settings = Settings(fit_memory_mb=77, coreset_rate=0.1, patchcore_distance="mahalanobis", max_coreset=9)
     assert FitOptions.of_step(recorded, settings) == replace(then, memory_mb=77)
-    assert FitOptions.of_step({"seed": 3}, settings) == replace(FitOptions.of(settings), seed=3)
+    assert FitOptions.of_step({"seed": 3}, settings) == replace(
+        FitOptions.of(settings), seed=3, images=ImageOptions(scaled=False)
+    )
     assert FitOptions.of(Settings()) == FitOptions()
 
 

@@ -13,8 +13,8 @@ from backend.base.keys import ModelKey
 from backend.tools import cli
 
 COMMANDS = [
-    "bank", "bench", "calibrate", "certify", "demo", "doctor", "evaluate", "export", "fit", "infer", "pack", "rebuild",
-    "serve", "settings", "unpack",
+    "bank", "bench", "calibrate", "certify", "demo", "doctor", "evaluate", "export", "fit", "infer", "msa", "pack",
+    "rebuild", "restore", "serve", "settings", "teach", "unpack", "versions",
 ]  # fmt: skip
 HEAVY = {"torch", "timm", "faiss", "sklearn", "numpy", "cv2", "fastapi", "matplotlib", "openvino", "uvicorn"}
 
