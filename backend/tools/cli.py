@@ -68,7 +68,7 @@ def main() -> None:
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (HOST).")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on (PORT).")] = None,
+    port: Annotated[int | None, _option(0, 65535, whole=True, says="Port to listen on (PORT).")] = None,
     workers: Annotated[
         str, typer.Option(help="Processes that share the models folder: a number, or auto: as many as pay here.")
     ] = "1",
@@ -325,10 +325,10 @@ def teach(
     ] = False,
     max_false_reject: Annotated[
         float | None,
-        typer.Option(min=0, max=0.5, help="With --recalibrate: promise to reject no more good parts."),
+        _option(0, 0.5, says="With --recalibrate: promise to reject no more good parts."),
     ] = None,
-    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Of what is promised.")] = 0.95,
-    threshold: Annotated[float | None, typer.Option(min=0, help="With --recalibrate: this threshold.")] = None,
+    confidence: Annotated[float, _option(0.5, 0.9999, says="Of what is promised.")] = 0.95,
+    threshold: Annotated[float | None, _option(0, says="With --recalibrate: this threshold.")] = None,
     author: Author = "",
     note: Note = "",
     as_json: Annotated[bool, typer.Option("--json", help="As POST /teach answers.")] = False,
