@@ -50,7 +50,7 @@ def sentence(said: Said, language: Language, **more: Any) -> str:
         return f"{said.name}: {_fault(said, language)}"
     text = _words(said)
     values = {name: _told(value, language) for name, value in {**said.values, **more}.items()}
-    return (text.es if language == "es" else text.en).format_map(_Values(values))
+    return (text.es if language == "es" else text.en).format_map(_Values(values)).rstrip()
 
 
 class _Values(dict[str, Any]):
@@ -290,8 +290,8 @@ ERRORS: dict[str, Entry] = {
     ),
     "not_enough_samples": Entry(
         400,
-        es="{key}: muestras OK que sirven: {n}; hacen falta {wanted}. Sube más piezas buenas.",
-        en="{key}: usable OK samples: {n}; needed: {wanted}. Upload more good parts.",
+        es="{key}: muestras OK que sirven: {n}; hacen falta {wanted}. Sube más piezas buenas. {reasons}",
+        en="{key}: usable OK samples: {n}; needed: {wanted}. Upload more good parts. {reasons}",
     ),
     "ng_required": Entry(
         400,
