@@ -50,12 +50,26 @@ def sentence(said: Said, language: Language, **more: Any) -> str:
         return f"{said.name}: {_fault(said, language)}"
     text = _words(said)
     values = {name: _told(value, language) for name, value in {**said.values, **more}.items()}
-    return (text.es if language == "es" else text.en).format_map(_Values(values)).rstrip()
+    return _filled(text, language, values).rstrip()
+
+
+def _filled(text: Words | Entry, language: Language, values: Mapping[str, Any]) -> str:
+    if language == "en":
+        return text.en.format_map(_Values(values))
+    return text.es.format_map(_Values({name: _Comma(v) if isinstance(v, float) else v for name, v in values.items()}))
 
 
 class _Values(dict[str, Any]):
     def __missing__(self, name: str) -> str:
         return "?"
+
+
+class _Comma(float):
+    """A number that is written with a comma where a text rounds it; one that is told as it was sent keeps its point."""
+
+    def __format__(self, form: str) -> str:
+        text = super().__format__(form)
+        return text.replace(".", ",") if form else text
 
 
 def reason_of(error: InspectionError, language: Language) -> dict[str, str]:

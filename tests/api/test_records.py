@@ -158,6 +158,12 @@ def test_the_overlay_is_drawn_over_the_image_or_over_a_plain_ground(recorded: Te
         assert answer.headers["content-type"] == "image/png"
         picture = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR)
         assert picture is not None and picture.shape == (96, 96, 3)
+        smaller = recorded.get(f"/inspections/{name}/overlay", params={"width": 48, "format": "jpeg"})
+        assert smaller.headers["content-type"] == "image/jpeg"
+        picture = cv2.imdecode(np.frombuffer(smaller.content, np.uint8), cv2.IMREAD_COLOR)
+        assert picture is not None and picture.shape == (48, 48, 3)
+    refused = recorded.get(f"/inspections/{names[0]}/overlay", params={"format": "gif"})
+    assert refused.status_code == 400 and "format" in refused.json()["error"]
 
 
 def test_lists_are_filtered_ordered_and_turned(recorded: TestClient) -> None:
