@@ -11,10 +11,11 @@ import heapq
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, Select, select
 
 from backend.base.messages import Phrase
 from backend.records.chain import (
@@ -141,8 +142,9 @@ class _Check:
         self._events_ahead()
         self._chains()
         self._reviews_ahead()
-        for entry in heapq.merge(self._inspections(), self._reviews(), self._events(), key=lambda one: one[0]):
-            self._entry(*entry)
+        with ThreadPoolExecutor(1) as self.reader:  # one thread asks the database, this one computes
+            for entry in heapq.merge(self._inspections(), self._reviews(), self._events(), key=lambda one: one[0]):
+                self._entry(*entry)
         for chain in self.by_chain.values():
             self._end(chain)
         for number in self.astray:
@@ -197,13 +199,17 @@ class _Check:
 
     def _reviews_ahead(self) -> None:
         own = reviews.c
-        for number, inspection, former, verdict in self._rows(
-            select(own.id, own.inspection_id, own.former, own.verdict).order_by(own.id)
-        ):
+        query = select(own.id, own.inspection_id, own.former, own.verdict).order_by(own.id)
+        for number, inspection, former, verdict in self.connection.execute(_in_steps(query)):
             self.said[inspection].append((number, former, verdict))
 
-    def _rows(self, query: Any) -> Iterator[Any]:
-        return iter(self.connection.execute(query.execution_options(stream_results=True, yield_per=_STEP)))
+    def _rows(self, query: Select[Any]) -> Iterator[Any]:
+        """The rows of a query; the next step of them is fetched while one is worked on."""
+        found = self.reader.submit(self.connection.execute, _in_steps(query)).result().partitions()
+        ahead: Future[Sequence[Row[Any]]] = self.reader.submit(next, found, ())
+        while rows := ahead.result():
+            ahead = self.reader.submit(next, found, ())
+            yield from rows
 
     def _inspections(self) -> Iterator[tuple[int, str, bytes, bytes, bytes]]:
         own = inspections.c
@@ -383,6 +389,10 @@ class _Check:
         chain, sequence = split_id(number)
         known = self.by_chain.get(chain)
         return known.name(sequence) if known else f"{chain}-{sequence}"
+
+
+def _in_steps(query: Select[Any]) -> Select[Any]:
+    return query.execution_options(stream_results=True, yield_per=_STEP)
 
 
 _TIME, _SCORE, _IMAGE, _STORE = (
