@@ -38,7 +38,7 @@ def reasons(found: Whole) -> list[Message]:
         code, values = warning["code"], warning.get("values", {})
         told.append(Notice(code, values))
     if found.reviews:
-        code = _REVIEWS[found.reviews[-1]["verdict"]]
+        code = _REVIEWS[found.item["review"]]  # by their times, the last may be another one: clocks go back
         told.append(Phrase("why_reviewed", {"n": len(found.reviews), "verdict": Phrase(code)}))
     return told
 
