@@ -221,6 +221,13 @@ class Settings(BaseSettings):
             "value reaches 4096, else 16)."
         ),
     )
+    jpeg_scaled: bool = Field(
+        True,
+        description=(
+            "Fits decode a JPEG at 1/2, 1/4 or 1/8 where that leaves several times what the network sees, and "
+            "inspections with their models do too; 0: whole."
+        ),
+    )
     max_queue: int = Field(64, ge=1, description="Requests that may wait for the extractor; more get a 503.")
     max_batch: AutoInt = Field(
         None, ge=1, le=1024, description="Images per forward pass (auto: 1 on a CPU, 32 on CUDA)."

@@ -1,6 +1,7 @@
 """The record over HTTP: verdicts are recorded before they are answered, found, explained, reviewed and exported."""
 
 import asyncio
+import base64
 import csv
 import io
 import json
@@ -157,6 +158,12 @@ def test_the_overlay_is_drawn_over_the_image_or_over_a_plain_ground(recorded: Te
         assert answer.headers["content-type"] == "image/png"
         picture = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR)
         assert picture is not None and picture.shape == (96, 96, 3)
+        smaller = recorded.get(f"/inspections/{name}/overlay", params={"width": 48, "format": "jpeg"})
+        assert smaller.headers["content-type"] == "image/jpeg"
+        picture = cv2.imdecode(np.frombuffer(smaller.content, np.uint8), cv2.IMREAD_COLOR)
+        assert picture is not None and picture.shape == (48, 48, 3)
+    refused = recorded.get(f"/inspections/{names[0]}/overlay", params={"format": "gif"})
+    assert refused.status_code == 400 and "format" in refused.json()["error"]
 
 
 def test_lists_are_filtered_ordered_and_turned(recorded: TestClient) -> None:
@@ -207,6 +214,24 @@ def test_a_parameter_that_cannot_be_meant_is_a_400_that_names_it(
     answer = shared.get(path, params=query)
     assert answer.status_code == 400, answer.text
     assert answer.json()["code"] == "invalid_value" and answer.json()["error"].startswith(f"{field}: ")
+
+
+def test_of_a_jpeg_that_was_decoded_smaller_everything_is_kept_at_its_own_size(recorded: TestClient) -> None:
+    good, bad = (encoded(part(n, height=480, width=500, defect=n > 6), "JPEG", quality=92) for n in (6, 7))
+    ids: dict[str, Any] = {**IDS, "roi_id": "Large"}
+    learnt = recorded.post("/fit_ok", data={**FORM, **ids}, files=[("images", ("good.jpg", good, "image/jpeg"))])
+    assert learnt.status_code == 200
+    assert get(recorded, "/manifest", **ids)["memory"]["jpeg_scaled"] is True
+    answer = infer(recorded, bad, **ids)
+    assert answer.status_code == 200
+    heatmap = cv2.imdecode(np.frombuffer(base64.b64decode(answer.json()["heatmap_png_base64"]), np.uint8), 0)
+    assert heatmap is not None and heatmap.shape == (480, 500)
+    name = answer.json()["inspection_id"]
+    item = get(recorded, f"/inspections/{name}")
+    assert (item["height"], item["width"]) == (480, 500)
+    assert recorded.get(f"/inspections/{name}/image").content == bad
+    overlay = cv2.imdecode(np.frombuffer(recorded.get(f"/inspections/{name}/overlay").content, np.uint8), 1)
+    assert overlay is not None and overlay.shape == (480, 500, 3)
 
 
 @pytest.mark.parametrize("what", ["", "/image", "/overlay"])

@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from backend.api.catalogue import Language, sentence
 from backend.api.problems import language_of
@@ -25,7 +25,7 @@ from backend.base.errors import ImageNotKept, InvalidValue, RecordsUnavailable
 from backend.base.keys import ModelKey
 from backend.base.messages import Message, Phrase
 from backend.records.entries import ReviewDraft
-from backend.records.explaining import overlay, reasons
+from backend.records.explaining import Form, overlay, reasons
 from backend.records.export import as_csv
 from backend.records.feed import Feed
 from backend.records.ledger import Ledger
@@ -38,7 +38,7 @@ from backend.service.images import ImageFile, decoded
 
 router = APIRouter(route_class=UploadRoute, tags=["records"], responses=RESPONSES)
 
-STREAM_PERIOD_S = 0.4
+STREAM_PERIOD_S = 0.2
 STREAM_KEEPALIVE_S = 15.0
 NOTE_MAX = 2000
 
@@ -105,6 +105,8 @@ class InspectionPage(BaseModel):
 
 class ReviewRequest(BaseModel):
     """What a person says of an inspection."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"verdict": "good"}})
 
     verdict: str = Field(description="`good`, `bad` or `unclear`: what the part is.", examples=["good"])
     defect: Text = Field(None, description="The kind of defect.")
@@ -199,18 +201,20 @@ def get_overlay(
     collector: CollectorDep,
     inspection_id: str,
     width: Annotated[Text, Query(description="At most so many pixels wide, 16 to 4096.")] = None,
+    form: Annotated[Text, Query(alias="format", description="`png`, or `jpeg`, which is smaller.")] = None,
 ) -> Response:
-    """A PNG of the anomaly map and the regions over the image, or over a plain ground where that was not kept."""
+    """The anomaly map and the regions over the image, or over a plain ground where that was not kept."""
     wide = None if width is None else _whole("width", width, 4096, least=16)
+    kind: Form = _one_of("format", form, {"png": "png", "jpeg": "jpeg"}) or "png"
     found = ledger.inspection(inspection_id)
     try:
         data, _ = ledger.image(found)
         file = ImageFile(str(found.item.get("filename") or "image"), lambda: data)
         with decoded(file, ImageOptions.of(collector.settings)) as (_, seen):
-            png = overlay(found, seen.pixels, wide)
+            picture = overlay(found, seen.pixels, wide, kind)
     except ImageNotKept:
-        png = overlay(found, None, wide)
-    return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
+        picture = overlay(found, None, wide, kind)
+    return Response(picture, media_type=f"image/{kind}", headers={"Cache-Control": "private, max-age=60"})
 
 
 @router.post("/inspections/{inspection_id}/review")
