@@ -1451,6 +1451,7 @@ PHRASES: dict[str, Words] = {
         es="puede ser sqlite:///… o postgresql://…, no {backend}",
         en="it can be sqlite:///… or postgresql://…, not {backend}",
     ),
+    "records_absent": Words(es="no hay ningún fichero {name}", en="there is no file {name}"),
     "records_in_memory": Words(
         es="sin fichero se perdería al parar: indica uno, como sqlite:///data/inspections.db",
         en="without a file it would be lost at the stop: name one, such as sqlite:///data/inspections.db",
@@ -1490,6 +1491,8 @@ PHRASES: dict[str, Words] = {
         ),
     ),
     "image_not_wanted": Words(es="no se guardó (KEEP_IMAGES)", en="it was not kept (KEEP_IMAGES)"),
+    "image_missing": Words(es="su fichero falta en la carpeta", en="its file is missing in the folder"),
+    "image_changed": Words(es="su fichero ya no es el que se guardó", en="its file is no longer the one that was kept"),
     "image_elsewhere": Words(es="está en la carpeta de otra máquina", en="it is in another machine's folder"),
     "image_evicted": Words(
         es="se borró para hacer sitio (IMAGES_MAX_GB)", en="it was removed to make room (IMAGES_MAX_GB)"

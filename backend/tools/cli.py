@@ -475,13 +475,15 @@ def export(
     from backend.records.queries import Filters, parse_time
     from backend.tools.records import export as export_all
 
+    if decision not in {None, "ok", "ng"}:
+        raise typer.BadParameter("--decision is ok or ng")
     first, last = parse_time(since, "--since"), parse_time(until, "--until")
     export_all(out, Filters(role_id=role, roi_id=roi, decision=decision, since_us=first, until_us=last))
 
 
 @records.command()
 def prune(
-    days: Annotated[float | None, _option(0, says="Delete what is older than so many days.")] = None,
+    days: Annotated[float | None, _option(0, 36_500, says="Delete what is older than so many days.")] = None,
     before: Annotated[str, typer.Option(help="Delete what is from before this date or time.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:

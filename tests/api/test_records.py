@@ -190,6 +190,8 @@ def test_lists_are_filtered_ordered_and_turned(recorded: TestClient) -> None:
         ("/inspections", {"limit": "1001"}, "limit"),
         ("/inspections", {"limit": "many"}, "limit"),
         ("/inspections", {"limit": "²"}, "limit"),
+        ("/inspections", {"limit": "0000000000100000"}, "limit"),
+        ("/inspections", {"limit": "0" * 11 + "1" + "0" * 5000}, "limit"),
         ("/inspections", {"order": "random"}, "order"),
         ("/inspections", {"decision": "maybe"}, "decision"),
         ("/inspections", {"reviewed": "perhaps"}, "reviewed"),
@@ -200,6 +202,8 @@ def test_lists_are_filtered_ordered_and_turned(recorded: TestClient) -> None:
         ("/inspections/summary", {"bucket": "week"}, "bucket"),
         ("/inspections/summary", {"tz": "Europe/Atlantis"}, "tz"),
         ("/inspections/summary", {"part_id": "P"}, "part_id"),
+        ("/inspections/summary", {"since": "0001-01-01T00:00:00+23:59"}, "since"),
+        ("/inspections/summary", {"until": "9999-12-31T23:59:59-23:59"}, "until"),
         ("/inspections/export", {"since": "soon"}, "since"),
         ("/inspections/stream", {"min_score": "x"}, "min_score"),
     ],
@@ -238,7 +242,7 @@ def test_an_unknown_inspection_is_a_404(shared: TestClient, what: str, name: str
 
 
 @pytest.mark.parametrize("field", ["part_id", "batch_id", "station_id", "operator"])
-@pytest.mark.parametrize("text", ["x" * 129, "tab\there", "line\nbreak", "nul\0"])
+@pytest.mark.parametrize("text", ["x" * 129, "tab\there", "line\nbreak", "nul\0", "ends so\n", "\x1f"])
 def test_ids_that_cannot_be_meant_are_refused_before_anything_is_inspected(
     shared: TestClient, field: str, text: Any
 ) -> None:
@@ -484,3 +488,12 @@ def test_a_start_with_newer_tables_is_refused_with_a_sentence(tmp_path: Path) ->
 
     with pytest.raises(RecordsRefused), client_of(create_app(settings_of(tmp_path))):
         pass
+
+
+@pytest.mark.parametrize("place", ["[" * 30_000, '{"1": null}', "nonsense", '{"99999999999": 1}'])
+def test_a_stream_goes_on_from_now_where_its_place_is_none(tmp_path: Path, place: str) -> None:
+    app = create_app(settings_of(tmp_path))
+    with served(app) as port:
+        url, headers = f"http://127.0.0.1:{port}/inspections/stream", {"Last-Event-ID": place}
+        with httpx.stream("GET", url, headers=headers, timeout=30) as events:
+            assert events.status_code == 200 and next(events.iter_lines()) == "retry: 500"
