@@ -157,7 +157,7 @@ def crops(sets: Sets, model: Model, input_size: int = 448) -> None:
 @app.command()
 def compressed(sets: Sets, model: Model, input_size: int = 448, tokens: Tokens = None) -> None:
     """What memories in fewer digits cost: RAM, image AUROC, and the scores of the test images."""
-    line(["set", "rows", "bytes", "image AUROC", "largest difference of a score", "ms of float32's"])
+    line(["set", "rows", "MB", "image AUROC", "largest difference of a score", "ms of float32's"])
     line(["---"] * 6)
     given = [read_set(folder) for folder in sets]
     with tempfile.TemporaryDirectory() as folder:
@@ -169,8 +169,8 @@ def compressed(sets: Sets, model: Model, input_size: int = 448, tokens: Tokens =
             own, scores = results[number], _columns(whole)[1]
             differs = float(np.abs(_columns(own)[1] / scores - 1).max())
             ms = own.cost.inspect_ms / whole.cost.inspect_ms
-            size = f"{own.cost.memory_mb * 2**20:,.0f}"
-            line([one.name, f"`{title}`", size, f"{own.figures.image.auroc:.4f}", f"{differs:.3%}", f"{ms:.2f}"])
+            cells = f"{own.cost.memory_mb:.2f}", f"{own.figures.image.auroc:.4f}", f"{differs:.3%}", f"{ms:.2f}"
+            line([one.name, f"`{title}`", *cells])
 
 
 if __name__ == "__main__":
