@@ -67,11 +67,11 @@ from backend.api.schemas import (
 from backend.api.security import Guard
 from backend.api.telemetry import RequestIdentity, configure_logging
 from backend.api.uploads import PICKED_FILES, UploadRoute, uploads
-from backend.assurance.golden import GoldenSet, Run, Shown
+from backend.assurance.golden import GoldenSet, record_flips
 from backend.assurance.suspects import about_suspects, suspects_of
 from backend.assurance.watch import DriftWatch, watch_of
 from backend.base.config import Settings, load_settings, unknown_settings
-from backend.base.errors import InspectionError, InvalidValue, NotRecorded, StartupError
+from backend.base.errors import InspectionError, InvalidValue, StartupError
 from backend.base.keys import ModelKey, check_recipe
 from backend.extractors.protocol import Extractor
 from backend.infer import HeatmapScale
@@ -160,27 +160,7 @@ def create_app(settings: Settings | None = None, extractor: Extractor | None = N
 
 
 def _golden_of(collector: Collector, ledger: Ledger | None) -> GoldenSet:
-    return GoldenSet(collector.inspector, collector.samples, partial(_golden_told, ledger))
-
-
-def _golden_told(ledger: Ledger | None, key: ModelKey, found: Run | Shown) -> None:
-    """Record that golden samples, or a master, lost their verdict."""
-    ids = {"role_id": key.role_id, "roi_id": key.roi_id, "recipe_id": key.recipe_id}
-    body: dict[str, Any]
-    if isinstance(found, Shown):
-        body = {**ids, "master": found.name, "expected": found.first_verdict, "former_score": found.first_score}
-        body["score"] = found.score
-    else:
-        flips = [
-            {"filename": one.filename, "expected": one.expected, "former_score": one.former_score, "score": one.score}
-            for one in found.flips
-        ]
-        body = {**ids, "generation": found.generation, "flips": flips}
-    try:
-        if ledger is not None:
-            ledger.tell("golden", body)
-    except NotRecorded as err:
-        logger.warning("that golden samples of %s flipped is not recorded: %s", key, err)
+    return GoldenSet(collector.inspector, collector.samples, partial(record_flips, ledger))
 
 
 def _include_predict(app: FastAPI, settings: Settings) -> None:

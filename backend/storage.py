@@ -151,6 +151,11 @@ class StoredMemory:
         value = self.metadata.get("fingerprint")
         return None if value is None else str(value)
 
+    @property
+    def jpeg_scaled(self) -> bool:
+        """Whether JPEGs are decoded no larger than the extractor needs; those of earlier releases' memories are not."""
+        return self.metadata.get("jpeg_scaled") is True
+
 
 Stamp = tuple[int, int, int]
 

@@ -106,6 +106,12 @@ CHANGES: dict[str, tuple[str, tuple[Change, ...]]] = {
     "smudge of half the light": ("dirt", (smudge(0.17), smudge(0.33), smudge(0.5))),
     "smudge elsewhere": ("dirt", (smudge(0.17, 0.62, 0.7), smudge(0.33, 0.62, 0.7), smudge(0.5, 0.62, 0.7))),
 }
+# Other ways to lay all parts, and the cause that each has. A quarter of a turn wants square pictures.
+LAID: dict[str, tuple[str, Change]] = {
+    "half a turn": ("turn", lambda image: np.ascontiguousarray(np.rot90(image, 2))),
+    "a quarter of a turn": ("turn", lambda image: np.ascontiguousarray(np.rot90(image))),
+    "mirrored": ("parts", lambda image: np.ascontiguousarray(image[:, ::-1])),
+}
 NAMED = {"gain −20 %", "gain +20 %", "blur 1.5 px", "shift 3 % right", "shift 3 % up"}
 
 
@@ -288,6 +294,10 @@ def sequences(
             pools = {what: (cause, [bench.pool(drawn, one) for one in own]) for what, (cause, own) in CHANGES.items()}
             worse = [path for kind in bad for path in list_images(data / name / "test" / kind)][half::2][:most]
             pools["bad parts alone"] = "parts", [bench.pool(worse)]
+            height, width = read(drawn[0]).shape[:2]
+            for what, (cause, laid) in LAID.items():
+                if height == width or "quarter" not in what:
+                    pools[what] = cause, [bench.pool(drawn, laid)]
             for seed in range(seeds):
                 results.add(name, bench, none, pools, [seed, half])
             bench.inspector.close()

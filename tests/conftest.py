@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import pytest
@@ -13,6 +13,9 @@ from hypothesis import settings
 
 from backend.base.config import GONE, OTHER_SPELLINGS, Settings
 from backend.extractors.weights import torch_installed
+
+if TYPE_CHECKING:
+    from tests.records.postgres import Server
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = PROJECT_ROOT.parent / "shared" / "data"
@@ -66,6 +69,28 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the real images of ../shared/data, which is not beside this checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["Server"]:
+    """A PostgreSQL server of the tests' own, or a skip."""
+    made = pytest.importorskip("tests.records.postgres", reason="needs psycopg")
+    if made.binaries() is None:
+        pytest.skip("needs PostgreSQL's server (Debian: apt install postgresql)")
+    with made.Server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database: each test that takes it runs on both."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'inspections.db'}"
+        return
+    server: Server = request.getfixturevalue("postgres")
+    own = server.database()
+    yield own
+    server.drop(own)
 
 
 @pytest.fixture

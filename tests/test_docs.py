@@ -1,5 +1,6 @@
 """The documentation names what there is, and its commands run."""
 
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from backend.api.catalogue import ERRORS
 from backend.app import create_app
 from backend.base.config import OTHER_SPELLINGS, Settings, settings_table
 from backend.tools.demo import served
+from tests.parts import encoded, part
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = {path.name: path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")}
@@ -67,3 +69,22 @@ def test_the_tour_by_curl_runs_against_the_service(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     assert '"decision"' in run.stdout
     assert "every block of docs/curl_examples.md was answered" in run.stdout
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.es.md"])
+def test_the_tour_of_a_readme_calibrates_with_what_it_measured(tmp_path: Path, name: str) -> None:
+    (tour,) = (block for block in re.findall(r"```sh\n(.*?)```", PUBLIC[name], re.DOTALL) if "calibrate_ng" in block)
+    for number in range(1, 6):
+        (tmp_path / f"good{number}.png").write_bytes(encoded(part(number)))
+    (tmp_path / "part.png").write_bytes(encoded(part(50, defect=True)))
+    with served(Settings(models_dir=tmp_path / "models", model_name="texture")) as client:
+        here = tour.replace("localhost:8000", str(client.base_url).rstrip("/"))
+        run = subprocess.run(
+            ["bash", "-e", "-c", here], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        judged = json.JSONDecoder().raw_decode(run.stdout, run.stdout.rindex('{"role_id'))[0]
+        state = client.get("/manifest", params={"role_id": "Master1", "roi_id": "Pattern"}).json()
+    assert judged["decision"] == "ng" and judged["regions"]
+    assert state["calibration"]["n_ok"] == 3
+    assert 0 < state["calibration"]["threshold"] < judged["score"]

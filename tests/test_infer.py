@@ -26,6 +26,7 @@ from backend.infer import (
     RoiSize,
     Scoring,
     anomaly_map,
+    enlarging,
     heatmap_png,
     heatmap_range,
     inspect,
@@ -228,6 +229,28 @@ def test_of_a_large_roi_everything_comes_back_in_the_senders_pixels() -> None:
     picture = read(heatmap_png(found, "relative", *heatmap_range(found, "relative", 0.55)))
     assert picture.shape == (6000, 8000)
     assert picture[int(10.5 * cell), int(13.5 * cell)] > 200 and picture[100, 100] < 20
+
+
+@pytest.mark.parametrize(("height", "width"), [(1448, 1448), (2000, 2000), (1500, 4000), (3000, 4000)])
+@pytest.mark.parametrize("side", [32, 64])
+def test_of_a_large_roi_regions_and_statistics_are_those_of_a_map_at_its_own_size(
+    height: int, width: int, side: int
+) -> None:
+    rng = np.random.default_rng(height + side)
+    distances = (0.4 + 0.3 * rng.random((side, side))).astype(np.float32)
+    distances[side // 2 : side // 2 + 3, side // 3 : side // 3 + 2] += 0.5
+    roi = Roi(RoiSize(height, width), (side, side))
+    found = inspect_map(distances, roi, Criteria(threshold=0.75))
+    working = 1 / roi.size.scale
+    own = enlarging(side, height, working) @ (distances @ enlarging(side, width, working).T)
+    assert found.score == pytest.approx(np.percentile(own, 99), rel=0.001)
+    assert found.stats["max"] == pytest.approx(own.max(), rel=0.005)
+    _, _, boxes, _ = cv2.connectedComponentsWithStats((own >= 0.75).view(np.uint8), connectivity=8)
+    left, top, across, down, area = max(boxes[1:].tolist(), key=lambda one: int(one[4]))
+    (region, *_) = found.regions
+    assert region.area_px == pytest.approx(area, rel=0.01)
+    x, y, w, h = region.bbox
+    np.testing.assert_allclose((x, y, x + w, y + h), (left, top, left + across, top + down), atol=1.5 * working)
 
 
 @pytest.mark.parametrize("side", [1448, 2000])

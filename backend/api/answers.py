@@ -6,6 +6,7 @@ A new field of /infer alone is added in `infer_fields`, and one of every inspect
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -15,12 +16,16 @@ from backend.api.catalogue import Language, sentence
 from backend.assurance.golden import Shown
 from backend.assurance.review import Reviewed
 from backend.assurance.suspects import Suspect, why
+from backend.assurance.teaching import Outcome, Promise, Proof, Taught
 from backend.base.images import to_base64
+from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.calib import GoodScores
+from backend.extractors.protocol import Extractor
 from backend.infer import Criteria, Inspection, Region, heatmap_png, heatmap_range
 from backend.samples.scoring import Scored
 from backend.service.results import InferResult
+from backend.storage import ModelStore, Version
 
 
 class Answer(JSONResponse):
@@ -130,6 +135,70 @@ def reviewed_fields(part: Reviewed, language: Language, *, heatmap: bool) -> dic
         "why": sentence(why(part.suspect), language),
         **picture,
     }
+
+
+def proof_fields(proof: Proof, language: Language) -> dict[str, Any]:
+    """What a lesson would change."""
+    return {
+        "allowed": not proof.objections,
+        "objections": [sentence(one, language) for one in proof.objections],
+        "n_taught": len(proof.taught) - proof.n_duplicates,
+        "n_would_pass": sum(one.verdict_after == "ok" for one in proof.taught),
+        "n_known": len(proof.known),
+        "taught": [_outcome(one, language) for one in proof.taught],
+        "missed": [_outcome(one, language) for one in proof.missed],
+        "changes": [{**_outcome(one, language), "lost": one.lost} for one in proof.changed],
+        "before": _promise(proof.before),
+        "after": _promise(proof.after),
+    }
+
+
+def taught_fields(taught: Taught) -> dict[str, Any]:
+    """What a lesson did, beside its proof."""
+    return {
+        "generation": taught.metadata.get("generation", ""),
+        "model_version": taught.metadata.get("model_version", ""),
+        "stored": taught.stored,
+        "golden": taught.golden,
+    }
+
+
+def _outcome(one: Outcome, language: Language) -> dict[str, Any]:
+    picture = one.picture
+    named = {"inspection_id": picture.name} if picture.is_record else {"filename": picture.name}
+    said: dict[str, Any] = {
+        "score": one.score,
+        "decision": one.verdict,
+        "score_after": one.score_after,
+        "decision_after": one.verdict_after,
+    }
+    error = {} if one.error is None else {"error": sentence(one.error, language)}
+    if one.likeness is not None:
+        said |= {"like_bad": one.likeness.share, "like_bad_name": one.likeness.name}
+    known = {name: value for name, value in said.items() if value is not None}
+    return {**named, "kind": picture.kind, "expected": picture.truth, **known, **error}
+
+
+def _promise(promise: Promise) -> dict[str, Any]:
+    return {name: value for name, value in asdict(promise).items() if value is not None}
+
+
+def version_fields(store: ModelStore, extractor: Extractor, key: ModelKey) -> dict[str, Any]:
+    """The model in use and what was replaced before it, the newest first. Raises DamagedFile."""
+    kept = [one for one in store.versions(key) if not store.is_current(key, one)]
+    current = store.about(key)
+    ours = extractor.fingerprint
+    versions = [
+        {"version": one.name, **one.about, "restorable": one.about.get("fingerprint", ours) == ours} for one in kept
+    ]
+    return {**({"current": current} if current else {}), "versions": versions}
+
+
+def restored_fields(version: Version) -> dict[str, Any]:
+    """What a restore brought back."""
+    shown = ["model_version", "created_utc"]
+    known = {name: version.about[name] for name in shown if name in version.about}
+    return {"restored": version.name, "generation": version.generation, **known}
 
 
 def heatmap_fields(png: bytes, limits: tuple[float, float]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from backend.base.errors import InspectionError
-from backend.base.messages import Fault, Message, Notice
+from backend.base.messages import Fault, Message, Notice, Phrase
 
 Language = Literal["es", "en"]
 Said = InspectionError | Message | Fault
@@ -50,7 +50,7 @@ def sentence(said: Said, language: Language, **more: Any) -> str:
         return f"{said.name}: {_fault(said, language)}"
     text = _words(said)
     values = {name: _told(value, language) for name, value in {**said.values, **more}.items()}
-    return _filled(text, language, values)
+    return _filled(text, language, values).rstrip()
 
 
 def _filled(text: Words | Entry, language: Language, values: Mapping[str, Any]) -> str:
@@ -70,6 +70,12 @@ class _Comma(float):
     def __format__(self, form: str) -> str:
         text = super().__format__(form)
         return text.replace(".", ",") if form else text
+
+
+def reason_of(error: InspectionError, language: Language) -> dict[str, str]:
+    """`reason` for an error whose sentence is the customer's own and gives none; nothing for the others."""
+    why = error.values.get("why")
+    return {"reason": sentence(why, language)} if isinstance(why, Phrase) else {}
 
 
 def _words(said: InspectionError | Message) -> Entry | Words:
@@ -281,6 +287,11 @@ ERRORS: dict[str, Entry] = {
         es="metas número {number} ({name}) no es un objeto JSON.",
         en="metas number {number} ({name}) is not a JSON object.",
     ),
+    "sidecar_not_json": Entry(
+        400,
+        es="{name} no es un objeto JSON: corrígelo, o quítalo si no dice nada de su imagen.",
+        en="{name} is not a JSON object: mend it, or remove it if it says nothing of its image.",
+    ),
     "metas_invalid": Entry(
         400,
         es="metas de {name}: {field} tiene el valor {value}; se espera {expected}.",
@@ -293,8 +304,8 @@ ERRORS: dict[str, Entry] = {
     ),
     "not_enough_samples": Entry(
         400,
-        es="{key}: muestras OK que sirven: {n}; hacen falta {wanted}. Sube más piezas buenas.",
-        en="{key}: usable OK samples: {n}; needed: {wanted}. Upload more good parts.",
+        es="{key}: muestras OK que sirven: {n}; hacen falta {wanted}. Sube más piezas buenas. {reasons}",
+        en="{key}: usable OK samples: {n}; needed: {wanted}. Upload more good parts. {reasons}",
     ),
     "ng_required": Entry(
         400,
@@ -734,6 +745,11 @@ NOTICES: dict[str, Words] = {
         en="The ROI measures {got} mm and the memory was made with {expected} mm: check mm_per_px or the camera's "
         "resolution.",
     ),
+    "roi_px_differs": Words(
+        es="Entre las imágenes de la memoria hay ROIs de {got} y de {expected} píxeles: comprueba la resolución de la "
+        "cámara.",
+        en="Among the memory's images there are ROIs of {got} and of {expected} pixels: check the camera's resolution.",
+    ),
     "threshold_out_of_reach": Words(
         es="El umbral {threshold:g} no lo alcanza ninguna puntuación (llegan a {most:g}): toda pieza pasará. Calibra "
         "con puntuaciones de este servicio; en JSON los decimales llevan punto.",
@@ -749,6 +765,12 @@ NOTICES: dict[str, Words] = {
         "rechazará las piezas buenas. Comprueba si está bien escrito.",
         en="The threshold {threshold:g} lies below the calibration's OK scores (from {least:g}): it will reject good "
         "parts. Check that it is written as you mean it.",
+    ),
+    "area_out_of_reach": Words(
+        es="area_mm2_thr es {area:g} mm² y todo lo que se inspecciona del ROI mide {most:.4g} mm²: ninguna región será "
+        "tan grande. Comprueba area_mm2_thr y mm_per_px.",
+        en="area_mm2_thr is {area:g} mm², and all that is inspected of the ROI measures {most:.4g} mm²: no region will "
+        "ever be as large. Check area_mm2_thr and mm_per_px.",
     ),
     "scores_alike": Words(
         es="Todas las puntuaciones OK son iguales, como de una misma imagen: calibra con piezas distintas.",
@@ -1008,8 +1030,16 @@ NOTICES: dict[str, Words] = {
         en="All images were in the memory already: it did not change.",
     ),
     "few_known_bad": Words(
-        es="Piezas malas conocidas que se rechazan: {n}. La prueba solo dice algo de defectos como los suyos.",
-        en="Known bad parts that are rejected: {n}. The proof only speaks of defects like theirs.",
+        es=(
+            "Piezas malas conocidas que se rechazan: {n}. La prueba solo dice algo de defectos como los suyos, y con "
+            "menos de {wanted} deja pasar más de los otros: guarda más piezas malas como NG, o mira cada pieza antes "
+            "de enseñarla."
+        ),
+        en=(
+            "Known bad parts that are rejected: {n}. The proof only speaks of defects like theirs, and with fewer than "
+            "{wanted} it overlooks more of the others: store more bad parts as NG, or look at each part before you "
+            "teach it."
+        ),
     ),
     "taught_taken_back": Words(
         es="Imágenes que se habían enseñado y ya no son muestras OK: {n}. Están en la carpeta taken_back.",
@@ -1154,6 +1184,9 @@ PHRASES: dict[str, Words] = {
     "checksum_wrong": Words(
         es="la suma de comprobación de su bloque {kind} no cuadra", en="the checksum of its chunk {kind} is wrong"
     ),
+    "chunk_not_read": Words(
+        es="tiene un bloque {kind} que aquí no se lee", en="it has a chunk {kind}, which is not read here"
+    ),
     "colours_not_read": Words(
         es="sus colores son {kind} y aquí no se leen", en="its colours are {kind}, which is not read here"
     ),
@@ -1165,6 +1198,10 @@ PHRASES: dict[str, Words] = {
     "jpeg_not_read": Words(
         es="es un JPEG de {bits} bits ({process}) y aquí se leen los de 8 bits, secuenciales o progresivos",
         en="it is a JPEG of {bits} bits ({process}); those of 8 bits are read here, sequential or progressive",
+    ),
+    "jpeg_without_height": Words(
+        es="la cabecera de su JPEG no dice qué altura tiene (DNL)",
+        en="its JPEG header does not say how high it is (DNL)",
     ),
     "damaged": Words(es="está dañada o incompleta: {err}", en="it is damaged or incomplete: {err}"),
     "data_damaged": Words(
@@ -1414,6 +1451,7 @@ PHRASES: dict[str, Words] = {
         es="puede ser sqlite:///… o postgresql://…, no {backend}",
         en="it can be sqlite:///… or postgresql://…, not {backend}",
     ),
+    "records_absent": Words(es="no hay ningún fichero {name}", en="there is no file {name}"),
     "records_in_memory": Words(
         es="sin fichero se perdería al parar: indica uno, como sqlite:///data/inspections.db",
         en="without a file it would be lost at the stop: name one, such as sqlite:///data/inspections.db",
@@ -1453,6 +1491,8 @@ PHRASES: dict[str, Words] = {
         ),
     ),
     "image_not_wanted": Words(es="no se guardó (KEEP_IMAGES)", en="it was not kept (KEEP_IMAGES)"),
+    "image_missing": Words(es="su fichero falta en la carpeta", en="its file is missing in the folder"),
+    "image_changed": Words(es="su fichero ya no es el que se guardó", en="its file is no longer the one that was kept"),
     "image_elsewhere": Words(es="está en la carpeta de otra máquina", en="it is in another machine's folder"),
     "image_evicted": Words(
         es="se borró para hacer sitio (IMAGES_MAX_GB)", en="it was removed to make room (IMAGES_MAX_GB)"

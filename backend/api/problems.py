@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from backend.api.catalogue import Language, sentence, status_of
+from backend.api.catalogue import Language, reason_of, sentence, status_of
 from backend.base.errors import (
     BadForm,
     BadRequest,
@@ -106,6 +106,7 @@ def problem(
         "code": error.code,
         "request_id": request_id,
         "detail": text if detail is None else detail,
+        **reason_of(error, language),
     }
     sent = {**(headers or {}), "Content-Language": language}
     if "retry_after" in error.values:

@@ -172,8 +172,12 @@ def change_of(request: Request, event: str, author: str | None, note: str | None
 async def change_form(
     request: Request,
     memory_fit: Annotated[bool, Form(description="Add to the memory instead of replacing it.")] = False,
-    note: Annotated[str | None, Form(description="Kept with the memory; at most 2000 characters.")] = None,
-    author: Annotated[str | None, Form(description="Who does it; the API key's name without it.")] = None,
+    note: Annotated[
+        str | None, Form(description="Kept with the memory; at most 2000 characters.", examples=LEFT_OUT)
+    ] = None,
+    author: Annotated[
+        str | None, Form(description="Who does it; the API key's name without it.", examples=LEFT_OUT)
+    ] = None,
 ) -> Change:
     """What a form does to a memory, who sends it, and what they noted. Raises InvalidValue."""
     return change_of(request, "grow" if memory_fit else "fit", author, note)

@@ -617,3 +617,4 @@ class ErrorBody(BaseModel):
     code: str = Field(description="Stable name of the error.")
     request_id: str
     detail: Any = Field(description="The text again; on 422 the list of fields.")
+    reason: str = Field("", description="Why an image was not read, where the text does not say it; else left out.")

@@ -17,10 +17,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backend import __version__
-from backend.base.errors import GoldenFlipped, GoldenImageGone, GoldenStopped, InspectionError, InvalidId, RecipeInvalid
+from backend.base.errors import (
+    GoldenFlipped,
+    GoldenImageGone,
+    GoldenStopped,
+    InspectionError,
+    InvalidId,
+    NotRecorded,
+    RecipeInvalid,
+)
 from backend.base.files import one_writer, utc_now, write_json
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice, Phrase
+from backend.records.ledger import Ledger
 from backend.samples.scoring import Sample, SampleScorer, SampleSource
 from backend.samples.store import LABELS, SampleStore
 from backend.service.inspection import Inspector, Judge
@@ -390,6 +399,26 @@ class _Known:
         """The names of those that lost their verdict."""
         samples = [str(one.get("filename")) for one in self.samples.values() if one.get("lost")]
         return [*samples, *(name for name, one in self.masters.items() if one.get("lost"))]
+
+
+def record_flips(ledger: Ledger | None, key: ModelKey, found: Run | Shown) -> None:
+    """Record that golden samples, or a master, lost their verdict."""
+    ids = {"role_id": key.role_id, "roi_id": key.roi_id, "recipe_id": key.recipe_id}
+    body: dict[str, Any]
+    if isinstance(found, Shown):
+        body = {**ids, "master": found.name, "expected": found.first_verdict, "former_score": found.first_score}
+        body["score"] = found.score
+    else:
+        flips = [
+            {"filename": one.filename, "expected": one.expected, "former_score": one.former_score, "score": one.score}
+            for one in found.flips
+        ]
+        body = {**ids, "generation": found.generation, "flips": flips}
+    try:
+        if ledger is not None:
+            ledger.tell("golden", body)
+    except NotRecorded as err:
+        logger.warning("that golden samples of %s flipped is not recorded: %s", key, err)
 
 
 def told_of(outcomes: Sequence[Outcome]) -> list[Phrase]:

@@ -73,7 +73,7 @@ class Parts:
         """
         model, notices = inspector.fitted(key)
         if len(files) < FEWEST:
-            raise NotEnoughSamples(key=key, n=len(files), wanted=FEWEST)
+            raise NotEnoughSamples(key=key, n=len(files), wanted=FEWEST, reasons=[])
         known = model.stored.known_images
         places = np.unique(np.linspace(0, len(files) - 1, most).round().astype(int)).tolist()
         chosen = [GoodPart(files[n], mm_per_px, known.get(hashlib.sha256(files[n].read()).hexdigest())) for n in places]
@@ -93,7 +93,7 @@ class Parts:
         held_out = [name for name, number in numbers.items() if number is None]
         names = held_out if len(held_out) >= FEWEST_HELD_OUT else list(numbers)
         if len(names) < FEWEST:
-            raise NotEnoughSamples(key=key, n=len(names), wanted=FEWEST)
+            raise NotEnoughSamples(key=key, n=len(names), wanted=FEWEST, reasons=[])
         drawn = sorted(np.random.default_rng(seed).permutation(len(names))[:most].tolist())
         default, chosen = model.stored.number("mm_per_px", 1.0), []
         for name in (names[n] for n in drawn):
@@ -121,6 +121,8 @@ class Seen:
 class PartScorer:
     """Scores pictures of good parts, as they are and changed, as /infer would.
 
+    JPEGs are decoded whole, whatever the model's fit did: defects are drawn on all of their pixels.
+
     Raises:
         MemoryNotFound, ExtractorMismatch, DamagedFile.
         CalibrationNeeded: no threshold applies.
@@ -139,7 +141,7 @@ class PartScorer:
         """Decode a part. Raises BadImage, TokenGridMismatch, MaskEmpty."""
         with decoded(part.file, self.images) as (_, found):
             picture = found.pixels
-        grid, _ = fitted_grid(part.file.name, picture, self.pipeline.queue.extractor, self.model.stored.grid)
+        grid, _ = fitted_grid(part.file.name, found.size, self.pipeline.queue.extractor, self.model.stored.grid)
         size = RoiSize(*picture.shape[:2])
         shape = part.file.shape or self.model.shape_in(size.height, size.width)
         roi = Roi(size, grid, working_mask(shape, size), part.mm_per_px, shape)

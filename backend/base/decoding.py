@@ -11,6 +11,8 @@ Decoding follows the header and not what a library happens to return:
 - Of several frames the first one of full size is taken, with a notice. A thumbnail is no frame.
 - Orientation and colour profiles are ignored for every format: the ROI is canonical as it was sent. Alpha is dropped.
 - A file that a library can decode in part only is refused: checksums, lengths and a decoder's warnings all count.
+- A JPEG may be decoded smaller than it is, by libjpeg's own scaling (T.81's blocks of 8 × 8 become 4 × 4, 2 × 2 or one
+  pixel). Every byte of it is read all the same, and the same files are refused.
 
 Where a format allows it the file is decoded band by band into the picture that is returned, so that decoding takes
 little beside it: at most twice the pixels' memory, but for what libjpeg and libwebp need of their own.
@@ -24,7 +26,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
@@ -53,6 +55,10 @@ from backend.base.messages import Notice, Phrase
 from backend.base.options import filled, option
 
 BGR = NDArray[np.uint8]
+Needed = Callable[[int, int], tuple[int, int]]
+"""Told a file's height and width: the height and the width that its picture is brought to."""
+SHRINKAGES = {8: 3, 4: 3, 2: 2}
+"""How many times smaller a JPEG is decoded, and how many times what is needed a side must still have then."""
 
 MIN_SIDE = 28
 # Samples that do not reach 1/16 of their range leave the high byte 16 levels.
@@ -67,16 +73,18 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 _PNG, _JPEG, _BMP, _RIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"RIFF"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_CRITICAL, _ANCILLARY = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}, 0x20  # a PNG's chunks, and the bit that others have
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
 _FED = 1 << 16  # bytes of a PNG's compressed pixels that are inflated at once, and that may be left over
 _ALL = slice(None)
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _SPARE = {b"VP8 ": 6, b"VP8L": 4}  # so many of the last bytes of a WebP's coded pixels are not all unused
 _ZEROED = re.compile(rb"\0{512}")  # a lost sector; lossless WebP takes zeros for pixels
+_BLANK = re.compile(rb"\0{32}")  # more zeros than the coefficients of a JPEG's block can be
 # Markers of a JPEG (ITU-T T.81, table B.1) but for those inside a scan: stuffed zeros, restarts, fill bytes.
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_SCAN, _END, _JPEG_LS, _PROGRESSIVE, _WHOLE = 0xDA, 0xD9, 0xF7, {0xC2, 0xCA}, (0, 63)
+_CODES, _SCAN, _END, _JPEG_LS, _PROGRESSIVE, _WHOLE = 0xC4, 0xDA, 0xD9, 0xF7, {0xC2, 0xCA}, (0, 63)
 # What TIFFs are compressed with here: each of these says so when its data end early or do not add up.
 _NONE, _TIFF_JPEG = 1, 7
 _PREDICTED = {5, 8, 32946, 34925, 50000}  # LZW, Deflate, LZMA, Zstandard
@@ -96,10 +104,13 @@ class ImageOptions:
         max_megapixels: of one image at most; its size is read from the header and refused before a pixel is decoded.
         pixel_bits: significant bits of samples in 16-bit containers whose header does not say it, for a camera that
             does not shift its values; None: 12 where no value reaches 4096, else all 16.
+        scaled: whether a JPEG is decoded no larger than it is needed. A memory says how its images were, and those that
+            are compared with it are read alike.
     """
 
     max_megapixels: float = option(100.0, "max_image_mp")
     pixel_bits: int | None = option(None, "pixel_bits")
+    scaled: bool = option(True, "jpeg_scaled")
 
     @classmethod
     def of(cls, settings: Settings) -> ImageOptions:
@@ -109,19 +120,49 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The pixels of a file, (H, W, 3) uint8 BGR, C-contiguous, and what is to be said of how they were read."""
+    """The pixels of a file, (H, W, 3) uint8 BGR, C-contiguous, and what is to be said of how they were read.
+
+    `whole`: height and width of the file, where the pixels are fewer.
+    """
 
     pixels: BGR
     notices: tuple[Notice, ...] = ()
+    whole: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the file in px."""
+        height, width = self.whole or self.pixels.shape[:2]
+        return height, width
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of an image file says: the suffix of its format (`.png`, `.jpg`, …), width and height in px."""
+    """What the header of an image file says.
+
+    Attributes:
+        suffix: of its format (`.png`, `.jpg`, …).
+        width, height: in px.
+        buffered: a JPEG whose coefficients a decoder holds all at once, however small it makes the picture: one that is
+            progressive, or has a scan for each colour.
+    """
 
     suffix: str
     width: int
     height: int
+    buffered: bool = False
+
+    def shrinkage(self, needed: Needed | None) -> int:
+        """1, or how many times smaller the file is decoded."""
+        if needed is None or self.suffix != ".jpg":
+            return 1
+        height, width = needed(self.height, self.width)
+        times = min(self.height / height, self.width / width)
+        return next((n for n, left in SHRINKAGES.items() if times >= n * left), 1)
+
+    def shrunk(self, n: int) -> Header:
+        """That of the picture `n` times smaller, which has a pixel for what is left over at its edges."""
+        return replace(self, width=-(-self.width // n), height=-(-self.height // n))
 
 
 class _Refusal(Exception):
@@ -132,12 +173,16 @@ class _Refusal(Exception):
         self.reason = Phrase(code, values)
 
 
-def decode(data: bytes, *, name: str = "image", options: ImageOptions | None = None) -> Decoded:
+def decode(
+    data: bytes, *, name: str = "image", options: ImageOptions | None = None, needed: Needed | None = None
+) -> Decoded:
     """Decode a PNG, JPEG, BMP, TIFF or WebP by its content.
 
     Args:
         data: the file.
         name: what errors call it.
+        needed: a JPEG that is much larger is decoded to a half, a quarter or an eighth of its size (see SHRINKAGES);
+            None: none is.
 
     Raises:
         EmptyFile, UndecodableImage, ImageTooSmall, ImageTooLarge: with `name` in their text.
@@ -148,7 +193,8 @@ def decode(data: bytes, *, name: str = "image", options: ImageOptions | None = N
     try:
         header = reader.header()
         _check_size(header, name, options.max_megapixels)
-        return reader.decoded(header, options.pixel_bits)
+        found = reader.decoded(header.shrunk(header.shrinkage(needed)), options.pixel_bits)
+        return replace(found, whole=(header.height, header.width))
     except _Refusal as err:
         raise UndecodableImage(name=name, reason=err.reason) from err
     except InspectionError:
@@ -287,7 +333,7 @@ class _Reader:
         raise NotImplementedError
 
     def decoded(self, header: Header, pixel_bits: int | None) -> Decoded:
-        """The pixels of the first frame of full size."""
+        """The pixels of the first frame of full size, as many as `header` says."""
         raise NotImplementedError
 
 
@@ -300,8 +346,10 @@ class _Png(_Reader):
 
     def decoded(self, header: Header, pixel_bits: int | None) -> Decoded:
         chunks, frames, palette = self._whole()
-        depth, colour, _, _, interlaced = struct.unpack_from(">BBBBB", self.data, 24)
+        depth, colour, compression, filtering, interlaced = struct.unpack_from(">BBBBB", self.data, 24)
         channels = _CHANNELS.get(colour)
+        if compression or filtering or interlaced > 1:
+            raise _Refusal("header_not_valid")
         if channels is None or depth not in {1, 2, 4, 8, 16} or (depth < 8 and channels > 1):
             raise _Refusal("header_not_valid")
         if colour == 3 and not palette:
@@ -326,9 +374,24 @@ class _Png(_Reader):
 
     def _whole(self) -> tuple[list[memoryview], int, memoryview]:
         """The compressed pixels, the number of frames, and the palette: every chunk was found whole."""
-        view = memoryview(self.data)
-        idat, frames, palette, at = [], 1, view[:0], len(_PNG)
-        while True:
+        idat, frames, palette = [], 1, memoryview(b"")
+        for kind, body in self._chunks():
+            if kind == b"CgBI":
+                raise _Refusal("apples_png")
+            if not kind[0] & _ANCILLARY and kind not in _CRITICAL:
+                raise _Refusal("chunk_not_read", kind=kind.decode("latin-1"))
+            if kind == b"acTL" and len(body) >= 4:
+                (frames,) = struct.unpack_from(">I", body)
+            if kind == b"PLTE":
+                palette = body
+            if kind == b"IDAT":
+                idat.append(body)
+        return idat, frames, palette
+
+    def _chunks(self) -> Iterator[tuple[bytes, memoryview]]:
+        """The kind and the body of each chunk, the last one included; refuses one that is not whole."""
+        view, kind, at = memoryview(self.data), b"", len(_PNG)
+        while kind != b"IEND":
             if at + 12 > len(self.data):
                 raise _Refusal("cut_off")
             (length,) = struct.unpack_from(">I", self.data, at)
@@ -337,16 +400,7 @@ class _Png(_Reader):
                 raise _Refusal("cut_off")
             if deflate.crc32(view[at + 4 : end]) != struct.unpack_from(">I", self.data, end)[0]:
                 raise _Refusal("checksum_wrong", kind=kind.decode("latin-1"))
-            if kind == b"CgBI":
-                raise _Refusal("apples_png")
-            if kind == b"acTL" and length >= 4:
-                (frames,) = struct.unpack_from(">I", self.data, at + 8)
-            if kind == b"PLTE":
-                palette = view[at + 8 : end]
-            if kind == b"IDAT":
-                idat.append(view[at + 8 : end])
-            if kind == b"IEND":
-                return idat, frames, palette
+            yield kind, view[at + 8 : end]
             at = end + 4
 
 
@@ -441,12 +495,14 @@ def _chunk(kind: bytes, *body: bytes | memoryview) -> Iterator[bytes | memoryvie
 class _Jpeg(_Reader):
     def header(self) -> Header:
         height, width, *_ = self._about()
-        return Header(".jpg", width, height)
+        return Header(".jpg", width, height, _buffered(self.data))
 
     def decoded(self, header: Header, pixel_bits: int | None) -> Decoded:
         *_, colours, _ = self._about()
         four = colours in {"CMYK", "YCCK"}
-        pixels = simplejpeg.decode_jpeg(self.data, "CMYK" if four else "BGR")  # a warning of libjpeg's is an error here
+        least = {"min_height": header.height, "min_width": header.width}
+        # A warning of libjpeg's is an error here.
+        pixels = simplejpeg.decode_jpeg(self.data, "CMYK" if four else "BGR", **least)
         _check_scans(self.data)
         if four:
             canvas = _Canvas(header.height, header.width, pixel_bits)
@@ -471,8 +527,8 @@ class _Jpeg(_Reader):
         return max(1, sum("Thumbnail" not in str(entry["Attribute"]["MPType"]) for entry in entries))
 
 
-def _segments(jpeg: bytes) -> Iterator[tuple[int, bytes]]:
-    """The markers of a JPEG that have a body, with its body, up to the first picture's end."""
+def _segments(jpeg: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """The markers of a JPEG that have a body, its body, and where that ends, up to the first picture's end."""
     at = 2
     while found := _MARKER.search(jpeg, at):
         marker, at = found[1][0], found.end()
@@ -480,19 +536,34 @@ def _segments(jpeg: bytes) -> Iterator[tuple[int, bytes]]:
             return
         if marker not in {0x01, 0xD8}:
             (length,) = struct.unpack_from(">H", jpeg, at)
-            yield marker, jpeg[at + 2 : at + length]
+            yield marker, jpeg[at + 2 : at + length], at + length
             at += length
 
 
 def _check_process(jpeg: bytes) -> None:
     """Refuse in words what only some JPEG decoders know: 12 bits, lossless and hierarchical ones."""
-    for marker, body in _segments(jpeg):
+    for marker, body, _ in _segments(jpeg):
         if marker in _FRAMES:
             if body[0] != 8 or marker not in {0xC0, 0xC1, 0xC9, *_PROGRESSIVE}:
                 raise _Refusal("jpeg_not_read", bits=body[0], process=f"SOF{marker - 0xC0}")
+            if not any(body[1:3]):
+                raise _Refusal("jpeg_without_height")
             return
         if marker in {_SCAN, _JPEG_LS}:
             raise _Refusal("jpeg_not_read", bits="?", process="?" if marker == _SCAN else "JPEG-LS")
+
+
+def _buffered(jpeg: bytes) -> bool:
+    """Whether a JPEG's coefficients come in several scans, so that no pixel is known before the last of them."""
+    components = 0
+    for marker, body, _ in _segments(jpeg):
+        if marker in _PROGRESSIVE:
+            return True
+        if marker in _FRAMES:
+            components = body[5]
+        elif marker == _SCAN:
+            return body[0] < components
+    return False
 
 
 def _check_scans(jpeg: bytes) -> None:
@@ -500,9 +571,11 @@ def _check_scans(jpeg: bytes) -> None:
 
     Each scan gives some coefficients of some components, in a progressive file bit by bit (ITU-T T.81, annex G).
     """
+    if _BLANK.search(jpeg):
+        _check_zeros(jpeg)
     missing: dict[int, list[bool]] = {}
     progressive = False
-    for marker, body in _segments(jpeg):
+    for marker, body, _ in _segments(jpeg):
         if marker in _FRAMES:
             progressive = marker in _PROGRESSIVE
             missing = {body[6 + 3 * n]: [True] * 64 for n in range(body[5])}
@@ -516,12 +589,38 @@ def _check_scans(jpeg: bytes) -> None:
     raise _Refusal("cut_off")
 
 
+def _check_zeros(jpeg: bytes) -> None:
+    """Refuse a scan with many zeros in it, as a lost sector leaves them, unless zeros may stand for flat blocks.
+
+    A Huffman code of zeros alone is the first one of its table (ITU-T T.81, annex C). Where it is that of a coefficient
+    and not that of a block's end, zeros are blocks of 63 coefficients of -1, which no picture has.
+    """
+    first, huffman = {0: 0x01}, True  # tables that a file leaves out are those of annex K
+    for marker, body, end in _segments(jpeg):
+        if marker in _FRAMES:
+            huffman = marker < 0xC8
+        elif marker == _CODES:
+            at = 0
+            while at + 17 < len(body):
+                if body[at] >> 4:
+                    first[body[at] & 15] = body[at + 17]
+                at += 17 + sum(body[at + 1 : at + 17])
+        elif marker == _SCAN and huffman:
+            n = body[0]
+            coded = [first.get(which & 15, 0) & 15 for which in body[2 : 2 + 2 * n : 2]]
+            following = _MARKER.search(jpeg, end)
+            stop = following.start() if following else len(jpeg)
+            if body[2 + 2 * n] > 0 and any(coded) and _BLANK.search(jpeg, end, stop):
+                raise _Refusal("data_damaged")
+
+
 class _Bmp(_Reader):
     def header(self) -> Header:
         return Header(".bmp", *self._image().size)
 
     def decoded(self, header: Header, pixel_bits: int | None) -> Decoded:
         image, canvas = self._image(), _Canvas(header.height, header.width, pixel_bits)
+        self._check_size(image)
         for rows in _bands(header.height, header.width):
             canvas.draw(np.asarray(self._band(image, rows).convert("RGB")), 8, rows)
         return Decoded(canvas.pixels)
@@ -530,6 +629,17 @@ class _Bmp(_Reader):
         """The file opened by Pillow, whose own limit of the size does not apply."""
         Image.init()
         return Image.OPEN["BMP"][0](io.BytesIO(self.data), "")
+
+    def _check_size(self, image: ImageFile.ImageFile) -> None:
+        """Refuse a header that speaks of fewer rows than both the file and its declared size hold.
+
+        A declared size of 0 says nothing, and some programs count a few bytes too few or too many.
+        """
+        if image.tile and image.tile[0].codec_name == "raw" and struct.unpack_from("<I", self.data, 14)[0] >= 40:
+            args: Any = image.tile[0].args
+            row, (declared,) = args[1], struct.unpack_from("<I", self.data, 34)
+            if min(declared, len(self.data) - image.tile[0].offset) >= row * (image.height + 1):
+                raise _Refusal("header_not_valid")
 
     def _band(self, image: ImageFile.ImageFile, rows: slice) -> Image.Image:
         """Rows of the picture; where they are not packed they are unpacked alone."""
@@ -549,10 +659,7 @@ class _Bmp(_Reader):
 
 class _WebP(_Reader):
     def header(self) -> Header:
-        (size,) = struct.unpack_from("<I", self.data, 4)
-        if size + 8 > len(self.data):
-            raise _Refusal("cut_off")
-        kind, body = next(_chunks(self.data, 12))
+        kind, body = next(_chunks(self._own(), 12))
         if kind == b"VP8X":
             width, height = _three_bytes(body, 4), _three_bytes(body, 7)
         else:
@@ -561,8 +668,9 @@ class _WebP(_Reader):
 
     def decoded(self, header: Header, pixel_bits: int | None) -> Decoded:
         """The picture, or the first one of an animation on a black ground; alpha is not looked at."""
-        frames = [body for kind, body in _chunks(self.data, 12) if kind == b"ANMF"]
-        first = frames[0] if frames else self.data
+        own_data = self._own()
+        frames = [body for kind, body in _chunks(own_data, 12) if kind == b"ANMF"]
+        first = frames[0] if frames else own_data
         kind, body = next(one for one in _chunks(first, 16 if frames else 12) if one[0] in _SPARE)
         width, height = _coded_size(kind, body)
         left, top = (2 * (_three_bytes(first, at) - 1) for at in (0, 3)) if frames else (0, 0)
@@ -575,6 +683,13 @@ class _WebP(_Reader):
         for rows in _bands(height, width):
             pixels[top : top + height, left : left + width][rows] = cv2.cvtColor(own[rows], cv2.COLOR_RGB2BGR)
         return Decoded(pixels, _frames_notice(len(frames)))
+
+    def _own(self) -> memoryview:
+        """The file as far as its header says that it goes; what a program left behind it does not count."""
+        (size,) = struct.unpack_from("<I", self.data, 4)
+        if size + 8 > len(self.data):
+            raise _Refusal("cut_off")
+        return memoryview(self.data)[: size + 8]
 
 
 def _three_bytes(body: bytes | memoryview, at: int) -> int:
@@ -591,13 +706,13 @@ def _coded_size(kind: bytes, body: memoryview) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _chunks(data: bytes | memoryview, at: int) -> Iterator[tuple[bytes, memoryview]]:
+def _chunks(data: memoryview, at: int) -> Iterator[tuple[bytes, memoryview]]:
     """The kind and the body of each RIFF chunk from byte `at` on; refuses one that ends beyond the file."""
     while at + 8 <= len(data):
         (length,) = struct.unpack_from("<I", data, at + 4)
         if at + 8 + length > len(data):
             raise _Refusal("cut_off")
-        yield bytes(data[at : at + 4]), memoryview(data)[at + 8 : at + 8 + length]
+        yield bytes(data[at : at + 4]), data[at + 8 : at + 8 + length]
         at += 8 + length + length % 2
 
 
@@ -690,7 +805,10 @@ class _Tiff(_Reader):
         return bits
 
     def _check_segments(self, page: tifffile.TiffPage) -> None:
-        """Refuse what tifffile would fill with black: strips or tiles that are absent or end beyond the file."""
+        """Refuse what tifffile would fill with black: strips or tiles that are absent or end beyond the file.
+
+        So is a header that speaks of fewer rows of bare pixels than there are.
+        """
         kind = int(page.compression)
         if kind not in _TIFF_COMPRESSIONS:
             raise _Refusal("compression_not_read", kind=getattr(page.compression, "name", kind))
@@ -698,12 +816,14 @@ class _Tiff(_Reader):
             raise _Refusal("header_not_valid")
         starts, counts = page.dataoffsets, page.databytecounts
         within = all(n > 0 and at > 0 and at + n <= len(self.data) for at, n in zip(starts, counts, strict=True))
-        least = 0
+        row = least = 0
         if kind == _NONE and not page.is_tiled:
             row = -(-page.imagewidth * self._bits(page) * (page.samplesperpixel // _planes(page)) // 8)
             least = row * page.imagelength * _planes(page)
         if len(starts) < self._segments(page) * _planes(page) or not within or sum(counts) < least:
             raise _Refusal("cut_off")
+        if row and sum(counts) >= least + row:
+            raise _Refusal("header_not_valid")
 
     @staticmethod
     def _segments(page: tifffile.TiffPage) -> int:

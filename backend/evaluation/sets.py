@@ -6,16 +6,17 @@ MVTec AD 2       as MVTec AD, with test_public/<class> and test_public/ground_tr
 VisA             <set>/Data/Images/Normal · <set>/Data/Images/Anomaly · <set>/Data/Masks/Anomaly/<stem>.*
 station          <role>/<roi>/ok · <role>/<roi>/ng
 
-Names of folders and masks count in any case. A folder called good, ok or normal holds good parts, wherever a layout has
-one. A .json beside an image may know more of it: its `shape` and `mm_per_px`.
+A mask may also lie beside its image, as <stem>_mask.*. Names of folders and masks count in any case. A folder called
+good, ok or normal holds good parts, wherever a layout has one. A .json beside an image may know more of it: its `shape`
+and `mm_per_px`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ from backend.base.errors import SetNotUnderstood, UndecodableImage
 from backend.base.images import list_folders, list_images
 from backend.base.messages import Phrase
 from backend.roi_mask import Shape
-from backend.service.sidecars import Sidecar, meta_path
+from backend.service.sidecars import Sidecar, meta_path, read_meta
 
 GOOD = "good"
 GOOD_NAMES = frozenset({"good", "ok", "normal"})
 BAD_NAMES = frozenset({"ng", "ko", "bad", "anomaly"})
 TRAIN_SHARE = 2 / 3
+MASK = "_mask"
 NAMED = 5  # files that a warning names
 
 
@@ -182,10 +184,19 @@ def _is_good(folder: Path) -> bool:
 
 
 def _images_of(folders: Sequence[Path]) -> list[LabelledImage]:
-    """The images of class folders, each with the name of its folder as its class."""
-    return [
-        _with_sidecar(path, GOOD if _is_good(kind) else kind.name) for kind in folders for path in list_images(kind)
-    ]
+    """The images of class folders, each with the name of its folder as its class; masks beside them are none."""
+    found = []
+    for kind in folders:
+        masks = _masks_beside(kind)
+        label = GOOD if _is_good(kind) else kind.name
+        found += [_with_sidecar(path, label) for path in list_images(kind) if path not in masks]
+    return found
+
+
+def _masks_beside(folder: Path) -> set[Path]:
+    """The masks among the images of a class: `<stem>_mask.*` beside `<stem>.*`."""
+    by_stem = {path.stem.casefold(): path for path in list_images(folder)}
+    return {path for stem, path in by_stem.items() if stem.endswith(MASK) and stem.removesuffix(MASK) in by_stem}
 
 
 def _drawn(images: Sequence[LabelledImage], seed: int) -> tuple[list[LabelledImage], list[LabelledImage]]:
@@ -202,14 +213,18 @@ def _with_masks(
 ) -> tuple[list[LabelledImage], list[str]]:
     """The images with the masks that are theirs, and what is to be said of the other masks."""
     by_stem = _by_class_and_stem(truth)
-    found, empty, used = [], [], set()
+    for folder in dict.fromkeys(image.path.parent for image in images):
+        for path in _masks_beside(folder):
+            by_stem[folder.name.casefold(), path.stem.casefold()].append(path)
+    found, empty, large, used = [], [], [], set()
     for image in images:
         kind, stem = image.path.parent.name.casefold(), image.path.stem.casefold()
-        own = by_stem[kind, stem] + by_stem[kind, f"{stem}_mask"]
+        own = by_stem[kind, stem] + by_stem[kind, f"{stem}{MASK}"]
         marking = [path for path in own if read_mask(path).any()]
         blank = [path for path in own if path not in marking]
         if image.defective:
             empty += blank
+            large += [path for path in marking if read_mask(path).mean() > 0.5]
             used.update(own)
             found.append(replace(image, masks=tuple(marking)))
         else:  # that nothing is marked on a good part is what its class says
@@ -218,6 +233,7 @@ def _with_masks(
     unused = [path for paths in by_stem.values() for path in paths if path not in used]
     return found, [
         *_about(empty, root, "Masks that mark nothing; their images count as without one"),
+        *_about(large, root, "Masks that mark more than half of the picture; check that they are not inverted"),
         *_about(unused, root, "Masks that belong to no defective image and were not used"),
     ]
 
@@ -266,7 +282,8 @@ def _copies(images: Sequence[LabelledImage]) -> Iterator[list[LabelledImage]]:
     """Groups of two or more images whose files are the same, byte for byte."""
     by_size: defaultdict[int, list[LabelledImage]] = defaultdict(list)
     for image in images:
-        by_size[image.path.stat().st_size].append(image)
+        with suppress(OSError):  # whoever reads it names it
+            by_size[image.path.stat().st_size].append(image)
     for alike in by_size.values():
         by_content: defaultdict[str, list[LabelledImage]] = defaultdict(list)
         for image in alike if len(alike) > 1 else ():
@@ -291,9 +308,6 @@ def _sidecar(path: Path) -> dict[str, Any]:
     if beside is None:
         return {}
     try:
-        known = json.loads(beside.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as err:
+        return read_meta(beside)
+    except (OSError, ValueError, RecursionError) as err:
         raise SetNotUnderstood(path=beside.name) from err
-    if not isinstance(known, dict):
-        raise SetNotUnderstood(path=beside.name)
-    return known

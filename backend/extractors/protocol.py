@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.config import Settings
-from backend.base.images import resize
+from backend.base.decoding import Needed
+from backend.base.images import resize, resize_means
 from backend.base.options import filled, option
 from backend.extractors.weights import WEIGHTS_DIR
 
@@ -140,6 +141,25 @@ def token_grid(height: int, width: int, *, input_size: int, patch: int, edge: Ed
     return rows, cols
 
 
-def prepare(image: NDArray[np.uint8], grid: Grid, patch: int) -> RGB:
-    """A (H, W, 3) uint8 BGR ROI as contiguous RGB of exactly grid × patch pixels. No padding, no crop."""
-    return np.asarray(cv2.cvtColor(resize(image, grid[0] * patch, grid[1] * patch), cv2.COLOR_BGR2RGB), np.uint8)
+def prepare(image: NDArray[np.uint8], grid: Grid, patch: int, size: tuple[int, int] | None = None) -> RGB:
+    """A (H, W, 3) uint8 BGR ROI as contiguous RGB of exactly grid × patch pixels. No padding, no crop.
+
+    `size`: height and width of the file where it was decoded to fewer pixels (see decode).
+    """
+    height, width = grid[0] * patch, grid[1] * patch
+    if size is None or size == image.shape[:2]:
+        resized = resize(image, height, width)
+    else:
+        resized = resize_means(image, size, height, width)
+    return np.asarray(cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def needed_by(extractor: Extractor, expected: Grid | None) -> Needed:
+    """The pixels of an ROI that the extractor sees, on the ROI's own token grid and on `expected`."""
+
+    def needed(height: int, width: int) -> tuple[int, int]:
+        own = extractor.grid(height, width)
+        rows, cols = map(max, own, expected or own)
+        return extractor.patch * rows, extractor.patch * cols
+
+    return needed

@@ -37,7 +37,7 @@ def reasons(found: Whole) -> list[Message]:
         told.append(Phrase("why_no_region"))
     told += [Notice(one["code"], _all_read(one.get("values", {}))) for one in found.details.get("warnings", [])]
     if found.reviews:
-        code = _REVIEWS[found.reviews[-1]["verdict"]]
+        code = _REVIEWS[found.item["review"]]  # by their times, the last may be another one: clocks go back
         told.append(Phrase("why_reviewed", {"n": len(found.reviews), "verdict": Phrase(code)}))
     return told
 

@@ -66,8 +66,8 @@ def checked_text(text: str | None, field: str, limit: int = TEXT_MAX, *, lines: 
     """
     own = (text or "").strip()
     allowed = "\n\r\t" if lines else ""
-    if len(own) > limit or any(unicodedata.category(c) in {"Cc", "Cs"} and c not in allowed for c in own):
-        raise InvalidValue(field=field, value=repr(own[:40]), expected=Phrase("plain_text", {"limit": limit}))
+    if len(own) > limit or any(unicodedata.category(c) in {"Cc", "Cs"} and c not in allowed for c in text or ""):
+        raise InvalidValue(field=field, value=repr((text or "")[:40]), expected=Phrase("plain_text", {"limit": limit}))
     return own or None
 
 

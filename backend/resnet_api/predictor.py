@@ -84,10 +84,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Built:
-    """A new bank, and the score of each good image against the others' patches: its threshold comes from them."""
+    """A new bank, and the score of each good image against the others' patches: its threshold comes from them.
+
+    `warnings`: what is to be said of how the images were read, each code once.
+    """
 
     bank: Bank
     scores: list[float]
+    warnings: list[Notice]
 
 
 class Predictor:
@@ -165,11 +169,11 @@ class Predictor:
         job, started = job or Job(), perf_counter()
         bank = self.bank()
         try:
-            grey, size = self._grey(file)
+            grey, size, said = self._grey(file)
         except EmptyFile as err:
             raise EmptyUpload() from err
         except UndecodableImage as err:
-            raise UndecodableUpload() from err
+            raise UndecodableUpload(why=err.values["reason"]) from err
         area = self._scored_area()
         queue = self.host.queue(self._version(bank.about))
         _check_width(bank, queue.extractor)
@@ -200,7 +204,7 @@ class Predictor:
             token_map=distances.reshape(round(len(distances) ** 0.5), -1),
             bank=bank.about,
             timings_ms=_milliseconds(started, extract=extracted, score=scored, pictures=perf_counter()),
-            warnings=list(bank.notices),
+            warnings=[*bank.notices, *said],
         )
 
     def build(
@@ -229,7 +233,7 @@ class Predictor:
             raise InvalidValue(field="FOLDER", value=len(files), expected=">= 2 images")
         job = job or Job()
         queue = self.host.queue(version)
-        tokens = self._embed(files, queue, 4 if mirrored else 1, job)
+        tokens, said = self._embed(files, queue, 4 if mirrored else 1, job)
         memory = PatchCoreMemory.build(
             tokens.reshape(-1, tokens.shape[-1]),
             coreset_rate / tokens.shape[1],
@@ -256,7 +260,7 @@ class Predictor:
             "knn_k": self.settings.knn_k,
             "seed": self.settings.seed,
         }
-        return Built(self.store.save(memory, about), scores)
+        return Built(self.store.save(memory, about), scores, said)
 
     def bank(self) -> Bank:
         """The bank on disk, read again only when its files changed. Raises BankNotFound, DamagedFile."""
@@ -292,12 +296,15 @@ class Predictor:
         given = str(about.get("embedding_version", DOCUMENTED))
         return given if given in EMBEDDING_VERSIONS else DOCUMENTED
 
-    def _grey(self, file: ImageFile) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """The image as (IMG_SIZE, IMG_SIZE) uint8 grey, and the (height, width) it came with. Raises BadImage."""
+    def _grey(self, file: ImageFile) -> tuple[NDArray[np.uint8], tuple[int, int], tuple[Notice, ...]]:
+        """The image as (IMG_SIZE, IMG_SIZE) uint8 grey, the (height, width) it came with, and what is to be said of it.
+
+        Raises BadImage.
+        """
         side = self.settings.img_size
         with decoded(file, ImageOptions.of(self.settings)) as (_, found):
             image = found.pixels
-            return resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), side, side), image.shape[:2]
+            return resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), side, side), image.shape[:2], found.notices
 
     def _scored_area(self) -> NDArray[np.bool_] | None:
         """The mask that ROI_PATH and IGNORE_BORDER_PCT describe. Raises RoiUnreadable."""
@@ -318,16 +325,24 @@ class Predictor:
         side, grid = self.settings.img_size, round(len(distances) ** 0.5)
         return cv2.resize(distances.reshape(grid, grid), (side, side), interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
 
-    def _embed(self, files: Sequence[ImageFile], queue: InferenceQueue, views: int, job: Job) -> NDArray[np.float32]:
-        """Embeddings of each file and, of the image mirrored, of `views` - 1 more: (n, views, T, D) float32."""
+    def _embed(
+        self, files: Sequence[ImageFile], queue: InferenceQueue, views: int, job: Job
+    ) -> tuple[NDArray[np.float32], list[Notice]]:
+        """Embeddings of each file and, of the image mirrored, of `views` - 1 more: (n, views, T, D) float32.
+
+        With them what is to be said of the images, each code once.
+        """
         patches = ceil(self.settings.img_size / queue.extractor.patch) ** 2
         tokens = np.empty(self._room(len(files), views, patches, queue.extractor.dim), np.float32)
+        said: dict[str, Notice] = {}
         with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
-            for number, (grey, _) in enumerate(pool.map(self._grey, files)):
+            for number, (grey, _, notices) in enumerate(pool.map(self._grey, files)):
+                for notice in notices:
+                    said.setdefault(notice.code, notice)
                 for view, picture in enumerate((grey, grey[:, ::-1], grey[::-1], grey[::-1, ::-1])[:views]):
                     tokens[number, view] = job.wait(queue.submit(_three(picture), bulk=True))
                 _progress(job, "extract", number + 1, len(files))
-        return tokens
+        return tokens, list(said.values())
 
     def _room(self, *shape: int) -> tuple[int, ...]:
         needed = 4 * prod(shape) / 2**20

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from backend.api.catalogue import sentence
+from backend.api.catalogue import reason_of, sentence
 from backend.api.problems import language_of
 from backend.api.recording import Recording, trace_form
 from backend.api.requests import RecipeHeader, run_job, sentences, warned
@@ -88,6 +88,7 @@ class FailedItem(BaseModel):
     filename: str
     error: str
     code: str
+    reason: str = Field("", description="Why the image was not read; left out where the text says it.")
 
 
 class BatchResponse(BaseModel):
@@ -190,7 +191,7 @@ async def predict_batch(
     found = await run_job(request, lambda job: [each.attempted(image, job) for image in images])
     language = language_of(request.headers)
     items = [
-        {"filename": image.name, "error": sentence(one, language), "code": one.code}
+        {"filename": image.name, "error": sentence(one, language), "code": one.code, **reason_of(one, language)}
         if isinstance(one, BadRequest)
         else each.answer(image, one) | own
         for image, one in zip(images, found, strict=True)

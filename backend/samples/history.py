@@ -118,6 +118,10 @@ class FitHistory:
             former[plan.generation] = plan
         return plan
 
+    def images(self, key: ModelKey) -> set[str]:
+        """The SHA-256 of every image that a memory of `key` was ever made from."""
+        return {str(digest) for event in self.read(key) for digest in event.get("images", ())}
+
     def record_memory(self, key: ModelKey, metadata: Mapping[str, Any]) -> None:
         """Add the line of a memory, from its metadata: it began, grew from the one recorded last, or was rebuilt.
 

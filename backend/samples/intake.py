@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
@@ -17,12 +16,13 @@ from backend.base.errors import (
     MetasMismatch,
     MetasNotJson,
     NoImages,
+    once_each,
 )
 from backend.base.messages import Notice
 from backend.roi_mask import Shape
 from backend.samples.store import Draft
 from backend.service.images import DECODERS, ImageFile, decoded
-from backend.service.sidecars import known_shape
+from backend.service.sidecars import known_mm_per_px, known_shape
 
 NAMED = 20  # broken images that an error names
 
@@ -44,7 +44,7 @@ def drafts(
         mm_per_px, shape: for the images whose metadata do not say.
 
     Raises:
-        NoImages, MetasMismatch, MetasNotJson, MetaInvalid.
+        NoImages, MetasMismatch, MetasNotJson, FieldTwice, MetaInvalid.
         BrokenImages: names every image that cannot be decoded.
     """
     if not files:
@@ -61,7 +61,7 @@ def drafts(
 
 def _parsed(metas: Sequence[str], files: Sequence[ImageFile]) -> list[dict[str, Any]]:
     texts: list[Any] = list(metas)
-    if len(texts) == 1 and texts[0].lstrip().startswith("["):
+    if len(texts) == 1 and texts[0].lstrip("\ufeff \t\r\n").startswith("["):
         texts = _load(texts[0], 1, files[0].name, list)
     if not texts:
         return [{} for _ in files]
@@ -72,13 +72,18 @@ def _parsed(metas: Sequence[str], files: Sequence[ImageFile]) -> list[dict[str, 
 
 def _load(given: Any, number: int, name: str, kind: type) -> Any:
     try:
-        value = json.loads(given, parse_constant=_no_constant) if isinstance(given, str) else given
+        value = _meant(given) if isinstance(given, str) else given
         json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as err:
         raise MetasNotJson(number=number, name=name) from err
     if not isinstance(value, kind):
         raise MetasNotJson(number=number, name=name)
     return value
+
+
+def _meant(text: str) -> Any:
+    """The value of a JSON text, which may begin with a byte order mark. Raises ValueError, FieldTwice."""
+    return json.loads(text.removeprefix("\ufeff"), parse_constant=_no_constant, object_pairs_hook=once_each)
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -105,14 +110,8 @@ def _checked(files: Sequence[ImageFile], options: ImageOptions | None) -> list[N
 
 
 def _mm_per_px(name: str, meta: dict[str, Any]) -> float | None:
-    value = meta.get("mm_per_px")
-    if value is None or value == "":
-        return None
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 < number <= 1e6:
+    value, number = meta.get("mm_per_px"), known_mm_per_px(meta)
+    if number is None and value not in (None, ""):
         raise MetaInvalid(name=name, field="mm_per_px", value=repr(value)[:40], expected="0 < mm_per_px ≤ 1e6")
     return number
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from backend.base.errors import InspectionError, MemoryNotFound, NotEnoughSample
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.samples.history import FitHistory, Plan
-from backend.samples.store import SampleStore
+from backend.samples.store import TAKEN_BACK, SampleStore
 from backend.service.fitting import FitOptions, Fitter, NewMemory, embed
 from backend.service.images import ImageFile
 from backend.service.jobs import Job, TrackedJob
@@ -136,13 +137,35 @@ class Rebuilder:
                 return
             if metadata.get("images") and metadata["generation"] != self.history.plan(key).generation:
                 logger.info("recording the memory of %s that was not recorded yet", key)
-                self.samples.take_back(key, {image["sha256"] for image in metadata["images"]})
+                self.samples.take_back(key, _digests(metadata))
                 self.history.record_memory(key, metadata)
+
+    def drop_unlearnt(self, key: ModelKey) -> list[str]:
+        """Take what was stored to be taught out of the samples, if whoever stored it died before a memory learnt it.
+
+        Returns:
+            The names in the folder of what was taken back.
+
+        Raises:
+            DamagedFile, FitInProgress, DiskFull, ReadOnlyStore.
+        """
+        if not self.samples.taught_beyond(key, _digests(self.inspector.store.manifest(key))):
+            return []
+        with self.inspector.store.writing(key, self.settings.fit_wait_s):  # a lesson that is under way has it
+            ever = self.history.images(key)
+            with suppress(MemoryNotFound):
+                ever |= _digests(self.inspector.store.metadata(key))
+            names = self.samples.taught_beyond(key, ever)
+            moved = [self.samples.move(key, name, "ok", TAKEN_BACK) for name in names]
+        if moved:
+            logger.warning("%s: a lesson ended before it was learnt: %s are in taken_back", key, ", ".join(moved))
+        return moved
 
     def _run(self) -> None:
         if self.inspector.settings.read_only:
             return
         self._each(self.inspector.store.keys(), self.reconcile)
+        self._each(self.samples.all_keys(), self.drop_unlearnt)
         if not self.settings.rebuild_on_start:
             return
         while (status := self.inspector.host.status) == "warming" and not self._stop.wait(0.1):
@@ -199,7 +222,7 @@ class Rebuilder:
             if files:
                 new = self._step(step, files, new, job)
         if new is None:
-            raise NotEnoughSamples(key=key, n=0, wanted=1)
+            raise NotEnoughSamples(key=key, n=0, wanted=1, reasons=[])
         return new, missing
 
     def _file(self, key: ModelKey, name: str) -> ImageFile:
@@ -234,6 +257,11 @@ class Rebuilder:
         same = not missing and plan.calibration.get("generation") == plan.generation
         own = {"generation": generation} if same else {}
         self.inspector.store.save_calibration(key, {**plan.calibration, **own})
+
+
+def _digests(metadata: Mapping[str, Any]) -> set[str]:
+    """The SHA-256 of the images that a memory was made from."""
+    return {image["sha256"] for image in metadata.get("images", ())}
 
 
 class _LoggedJob(TrackedJob):

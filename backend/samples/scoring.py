@@ -18,7 +18,7 @@ from backend.base.messages import Notice
 from backend.infer import Criteria, Inspection, Roi, Scoring
 from backend.roi_mask import Shape
 from backend.service.images import DECODERS, ImageFile, PreparedImage
-from backend.service.inspection import Inspector, Judge, about_verdict
+from backend.service.inspection import Inspector, Judge, about_roi, about_verdict
 from backend.service.jobs import Job, ahead
 from backend.service.pipeline import Pipeline
 from backend.service.results import Provenance
@@ -192,7 +192,11 @@ class SampleScorer:
             inspection,
             in_memory=number is not None,
             left_out=leave_out is not None,
-            notices=(*read.notices, *about_verdict(inspection, self.criteria)),
+            notices=(
+                *read.notices,
+                *about_roi(roi, self.model, self.pipeline.queue.extractor.input_aspect),
+                *about_verdict(inspection, self.criteria),
+            ),
             file=ImageFile(sample.name, lambda: self.samples.read(self.key, sample.label, sample.name), read.shape),
         )
 

@@ -9,7 +9,6 @@ Beside `ok` and `ng`, `taken_back` holds what teaching stored as OK for a memory
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import mimetypes
 import os
@@ -39,7 +38,7 @@ from backend.base.files import disk_errors, one_writer, read_fault, require_room
 from backend.base.images import ENDINGS, image_header, is_image_name
 from backend.base.keys import ModelKey, folder_of
 from backend.base.messages import Phrase
-from backend.service.sidecars import meta_path
+from backend.service.sidecars import meta_path, read_meta
 from backend.storage import Stamp
 
 LABELS = ("ok", "ng")
@@ -179,9 +178,7 @@ class SampleStore:
         if path is None:
             return {}
         try:
-            meta = json.loads(path.read_text("utf-8-sig"))
-            if not isinstance(meta, dict):
-                raise ValueError("it is no JSON object")
+            meta = read_meta(path)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as err:
@@ -265,9 +262,12 @@ class SampleStore:
         for name, digest in self.digests(key, TAKEN_BACK).items():
             if digest in learnt:
                 self.move(key, name, TAKEN_BACK, "ok")
+        return [self.move(key, name, "ok", TAKEN_BACK) for name in self.taught_beyond(key, learnt)]
+
+    def taught_beyond(self, key: ModelKey, learnt: Collection[str]) -> list[str]:
+        """The names of what teaching stored as OK and is not among `learnt`, by SHA-256. Raises DamagedFile."""
         unknown = [name for name, digest in self.digests(key, "ok").items() if digest not in learnt]
-        taught = [name for name in unknown if self.meta(key, "ok", name).get("source") == TAUGHT]
-        return [self.move(key, name, "ok", TAKEN_BACK) for name in taught]
+        return [name for name in unknown if self.meta(key, "ok", name).get("source") == TAUGHT]
 
     def delete(self, key: ModelKey, label: str, name: str) -> None:
         """Remove one sample. Raises InvalidFilename, SampleNotFound."""
@@ -352,7 +352,7 @@ def media_type(name: str) -> str:
 def _recorded_digest(image: Path, size: int) -> str | None:
     """The digest that our own metadata holds, unless the image was changed since."""
     try:
-        meta = json.loads(image.with_suffix(".json").read_text("utf-8-sig"))
+        meta = read_meta(image.with_suffix(".json"))
         return str(meta["sha256"]) if meta["bytes"] == size else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -74,6 +74,7 @@ def apply_calibration(
     generation: str,
     fingerprint: str,
     most: float = math.inf,
+    most_mm2: float = math.inf,
 ) -> tuple[Criteria, list[Notice]]:
     """The criteria that hold now, and what is to be said of them.
 
@@ -86,7 +87,7 @@ def apply_calibration(
         area_mm2_thr: as the settings have it, for a calibration without one.
         generation: of the memory that measures.
         fingerprint: of the extractor that runs.
-        most: the highest score that the memory can give.
+        most, most_mm2: the highest score and the largest region that the model can give.
     """
     if calibration is None:
         return Criteria(scoring, None, area_mm2_thr), [Notice("not_calibrated")]
@@ -97,15 +98,15 @@ def apply_calibration(
         return calibrated, [Notice("older_calibration")]
     if calibration["fingerprint"] != fingerprint or calibration.get("scoring") != scoring.remembered():
         return Criteria(scoring, None, area), [Notice("calibration_stale")]
-    doubts = doubts_of(calibrated, most)
+    doubts = doubts_of(calibrated, most, most_mm2)
     same = calibration.get("generation") == generation
     return calibrated, [*doubts, *([] if same else [Notice("calibration_of_former_memory")])]
 
 
-def doubts_of(criteria: Criteria, most: float) -> list[Notice]:
+def doubts_of(criteria: Criteria, most: float, most_mm2: float) -> list[Notice]:
     """What about a calibration can hardly be meant; its answer says it, and each inspection under it.
 
-    `most`: the highest score that the memory can give.
+    `most`, `most_mm2`: the highest score and the largest region that the model can give.
     """
     found, threshold, percentile = [], criteria.threshold, criteria.scoring.percentile
     if threshold is not None and threshold > most:
@@ -117,6 +118,8 @@ def doubts_of(criteria: Criteria, most: float) -> list[Notice]:
         found.append(Notice("threshold_below_good", {"threshold": threshold, "least": good.values[0]}))
     if good is not None and good.n > 1 and good.values[0] == good.values[-1]:
         found.append(Notice("scores_alike"))
+    if criteria.smallest_mm2 > most_mm2:
+        found.append(Notice("area_out_of_reach", {"area": criteria.smallest_mm2, "most": most_mm2}))
     if percentile < LOW_PERCENTILE and criteria.scoring.method == "percentile":
         meant = 100 * percentile if percentile <= 1 else 100 - percentile
         found.append(Notice("percentile_low", {"percentile": percentile, "meant": meant}))

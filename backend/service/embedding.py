@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from backend.base.decoding import ImageOptions
 from backend.base.errors import InvalidValue
 from backend.base.messages import Notice
-from backend.extractors.protocol import RGB, Extractor, Grid, prepare
+from backend.extractors.protocol import RGB, Extractor, Grid, needed_by, prepare
 from backend.memory.chunked import Budget, BudgetTooSmall, ChunkedCoreset
 from backend.roi_mask import build_mask, token_mask
 from backend.service.appearance import Appearance, appearance_of
-from backend.service.images import DECODERS, ImageFile, decoded, fitted_grid
+from backend.service.images import DECODERS, ImageFile, about_pixels, decoded, fitted_grid
 from backend.service.jobs import Job, ahead
 from backend.service.queue import InferenceQueue
 
@@ -150,7 +150,7 @@ def embed_images(
     views_of = partial(_views, extractor=queue.extractor, augmentation=augmentation, seed=seed, options=images)
     read = _read(files, views_of, expected)
     first = next(read)
-    per_file, dim = len(first.pixels), queue.extractor.dim
+    per_file, dim, aspect = len(first.pixels), queue.extractor.dim, queue.extractor.input_aspect
     most = len(files) * per_file * first.grid[0] * first.grid[1]
     digests: list[str] = []
     insides: list[NDArray[np.bool_] | None] = []
@@ -165,7 +165,7 @@ def embed_images(
                 appearances.append(views.appearance)
             digests.append(views.digest)
             insides.append(views.inside)
-            for notice in views.notices:
+            for notice in (*views.notices, *about_pixels(views.roi_px, first.roi_px, aspect)):
                 said.setdefault(notice.code, notice)
             while views.pixels:
                 yield queue.submit(views.pixels.pop(0), bulk=True)
@@ -235,17 +235,17 @@ def _views(
     expected: Grid | None,
     options: ImageOptions | None,
 ) -> _Views:
-    with decoded(file, options) as (data, found):
+    with decoded(file, options, needed_by(extractor, expected)) as (data, found):
         image, digest = found.pixels, hashlib.sha256(data)
-        grid, notices = fitted_grid(file.name, image, extractor, expected)
-        pixels = [prepare(image, grid, extractor.patch)]
+        grid, notices = fitted_grid(file.name, found.size, extractor, expected)
+        pixels = [prepare(image, grid, extractor.patch, found.size)]
         if augmentation:
             rng = np.random.default_rng([seed, *np.frombuffer(digest.digest(), np.uint32).tolist()])
-            pixels.append(prepare(augmentation.view(image, rng), grid, extractor.patch))
-        mask = build_mask(file.shape, *image.shape[:2])
+            pixels.append(prepare(augmentation.view(image, rng), grid, extractor.patch, found.size))
+        mask = build_mask(file.shape, *found.size)
     inside = None if mask is None else token_mask(mask, grid).ravel()
     notices = (*found.notices, *notices)
-    return _Views(pixels, grid, digest.hexdigest(), inside, notices, image.shape[:2], appearance_of(pixels[0]))
+    return _Views(pixels, grid, digest.hexdigest(), inside, notices, found.size, appearance_of(pixels[0]))
 
 
 def _read(files: Sequence[ImageFile], views_of: Callable[..., _Views], expected: Grid | None) -> Iterator[_Views]:

@@ -34,7 +34,7 @@ from backend.memory.left_out import LeftOut
 from backend.patchcore import Backend, Distance, PatchCoreMemory, Reserve, RowsDtype
 from backend.service.appearance import Appearance
 from backend.service.embedding import Augmentation, Embeddings, embed_images, rows_of_several
-from backend.service.images import ImageFile
+from backend.service.images import ImageFile, about_pixels
 from backend.service.inspection import Decided, Inspector
 from backend.service.jobs import Job
 from backend.service.leaving_out import images_left_out
@@ -71,16 +71,25 @@ class FitOptions:
 
     @classmethod
     def of_step(cls, recorded: Mapping[str, Any], settings: Settings) -> FitOptions:
-        """As `recorded`, the metadata of an earlier fit or growth, has it; what that does not say, as `settings` do."""
+        """As `recorded`, the metadata of an earlier fit or growth, has it; what that does not say, as `settings` do.
+
+        Where nothing is said of JPEGs, the release of then decoded them at their full size.
+        """
         known = {own: recorded[name] for own, name in cls._recorded().items() if name in recorded}
         own = cls.of(settings)
-        images = replace(own.images, pixel_bits=recorded.get("pixel_bits", own.images.pixel_bits))
+        bits, scaled = recorded.get("pixel_bits", own.images.pixel_bits), recorded.get("jpeg_scaled") is True
+        images = replace(own.images, pixel_bits=bits, scaled=scaled)
         return replace(own, **known, **recorded.get("augment", {}), images=images)
 
     def metadata(self) -> dict[str, Any]:
         """What the metadata of a memory holds of it."""
         recorded = {name: getattr(self, own) for own, name in self._recorded().items()}
-        return {**recorded, "pixel_bits": self.images.pixel_bits, "augment": asdict(self.augmentation)}
+        images = {"pixel_bits": self.images.pixel_bits, "jpeg_scaled": self.images.scaled}
+        return {**recorded, **images, "augment": asdict(self.augmentation)}
+
+    def growing(self, old: StoredMemory) -> FitOptions:
+        """These for images that join `old`: JPEGs are decoded as those of its fit were."""
+        return replace(self, images=replace(self.images, scaled=old.jpeg_scaled))
 
     @classmethod
     def _recorded(cls) -> dict[str, str]:
@@ -115,6 +124,7 @@ def embed(
     Raises:
         BadImage, TokenGridMismatch, MaskEmpty, Cancelled.
     """
+    options = options.growing(old) if old else options
     return embed_images(
         files,
         queue,
@@ -198,7 +208,7 @@ class NewMemory:
             backend=options.backend,
             progress=progress,
         )
-        memory, images = grown.memory, _images(files, embeddings)
+        memory, images, options = grown.memory, _images(files, embeddings), options.growing(old)
         left = {"masked"} if not embeddings.masked else set[str]()
         left |= {"shape"} if old.metadata.get("shape") != _one_shape(files).get("shape") else set()
         known = {name: value for name, value in old.metadata.items() if name not in left}
@@ -361,10 +371,11 @@ class Fitter:
 
         Raises:
             GoldenFlipped: with GOLDEN_BLOCKS.
-            NoImages, BadImage, TokenGridMismatch, FitInProgress, Cancelled, DiskFull, ReadOnlyStore.
+            NoImages, IdTwin, BadImage, TokenGridMismatch, FitInProgress, Cancelled, DiskFull, ReadOnlyStore.
         """
         if not files:
             raise NoImages()
+        self.inspector.store.folder(key)  # an id with a twin is refused before an image is read
         job, clock, queue = job or Job(), Clock(), self.inspector.host.queue()
         with self.turn(key, job):
             embeddings = embed(files, queue, job, self.options)
@@ -581,6 +592,8 @@ class Fitter:
                 notices.append(Notice("foreground_not_learnt", limit))
         if len({*embeddings.digests, *(model.stored.known_images if model else ())}) == 1:
             notices.append(Notice("one_image"))
+        if model and (fitted := model.roi_px):
+            notices += about_pixels(embeddings.roi_px, fitted, self.inspector.host.queue().extractor.input_aspect)
         if embeddings.mixed or (model is not None and model.knows_part_only != embeddings.masked):
             notices.append(Notice("shapes_differ"))
         return notices

@@ -52,6 +52,7 @@ class ExtractorHost:
         self._queue: Future[InferenceQueue] = Future()
         self._warm = threading.Event()
         self._loading: threading.Thread | None = None
+        self._warming: threading.Thread | None = None
         self._started = False
         self._starting = threading.Lock()
         self._broken = False
@@ -80,12 +81,15 @@ class ExtractorHost:
     def close(self) -> None:
         """Stop the queue.
 
-        An extractor that is just being loaded is waited for: a process that ends while OpenVINO compiles is aborted.
+        An extractor that is just being loaded or rehearsed is waited for: a process that ends meanwhile is aborted by
+        the native code of its libraries, with an exit code of its own.
         """
         if self._loading is not None:
             self._loading.join(LEAVE_WAIT_S)
         if self._queue.done() and self._queue.exception() is None:
             self._queue.result().close()
+        if self._warming is not None:
+            self._warming.join(LEAVE_WAIT_S)
 
     @property
     def status(self) -> str:
@@ -149,7 +153,8 @@ class ExtractorHost:
         self._tell_size(extractor)
         queue = InferenceQueue(extractor, max_queue=self.settings.max_queue, max_batch=batch, fallback=fallback)
         self._queue.set_result(queue)
-        threading.Thread(target=self._warm_up, args=(queue,), name="warm-up", daemon=True).start()
+        self._warming = threading.Thread(target=self._warm_up, args=(queue,), name="warm-up", daemon=True)
+        self._warming.start()
 
     def _tell_size(self, extractor: Extractor) -> None:
         side, patch = extractor.input_size, extractor.patch

@@ -11,18 +11,16 @@ from itertools import product
 from math import prod
 from pathlib import PurePath
 
-import numpy as np
-from numpy.typing import NDArray
-
-from backend.base.decoding import Decoded, ImageOptions, decode
+from backend.base.decoding import Decoded, ImageOptions, Needed, decode
 from backend.base.errors import TokenGridMismatch, TooManyTokens
 from backend.base.images import is_large
 from backend.base.messages import Notice
-from backend.extractors.protocol import RGB, Extractor, Grid, prepare
+from backend.extractors.protocol import RGB, Aspect, Extractor, Grid, needed_by, prepare
 from backend.infer import RoiSize
 from backend.roi_mask import Shape
 
 DECODERS = 2
+SAME_SIZE = 1.25  # two ROIs that differ by more were not taken with the same pixels
 MOST_ASPECT = 16  # times the tokens of a square ROI that a long one may become
 # A small file may decode to hundreds of megabytes, so at most one such image is decoded at a time.
 _LARGE = threading.Lock()
@@ -81,40 +79,57 @@ def prepare_image(
         BadImage: it cannot be used.
         TokenGridMismatch: its grid is further from `expected`.
     """
-    with decoded(file, options) as (data, found):
-        image = found.pixels
-        grid, notices = fitted_grid(file.name, image, extractor, expected)
+    with decoded(file, options, needed_by(extractor, expected)) as (data, found):
+        grid, notices = fitted_grid(file.name, found.size, extractor, expected)
         return PreparedImage(
-            prepare(image, grid, extractor.patch),
+            prepare(found.pixels, grid, extractor.patch, found.size),
             grid,
-            RoiSize(*image.shape[:2]),
+            RoiSize(*found.size),
             hashlib.sha256(data).hexdigest() if digested else "",
             (*found.notices, *notices),
         )
 
 
 @contextmanager
-def decoded(file: ImageFile, options: ImageOptions | None = None) -> Iterator[tuple[bytes, Decoded]]:
+def decoded(
+    file: ImageFile, options: ImageOptions | None = None, needed: Needed | None = None
+) -> Iterator[tuple[bytes, Decoded]]:
     """The bytes of `file` and its pixels; no two large images are held at once.
+
+    `needed`: see decode; it counts where `options` have JPEGs scaled.
 
     Raises:
         BadImage: it cannot be used.
     """
-    data = file.read()
-    with _LARGE if is_large(data) else nullcontext():
-        yield data, decode(data, name=file.name, options=options)
+    data, options = file.read(), options or ImageOptions()
+    needed = needed if options.scaled else None
+    with _LARGE if is_large(data, needed) else nullcontext():
+        yield data, decode(data, name=file.name, options=options, needed=needed)
+
+
+def about_pixels(got: tuple[int, int], expected: tuple[int, int], aspect: Aspect) -> list[Notice]:
+    """A notice when two images of one memory, (height, width) in px, differ by more than SAME_SIZE.
+
+    With the aspect `square` crops are meant to differ.
+    """
+    if aspect == "square" or all(1 / SAME_SIZE <= a / b <= SAME_SIZE for a, b in zip(got, expected, strict=True)):
+        return []
+    return [Notice("roi_px_differs", {"got": f"{got[1]} × {got[0]}", "expected": f"{expected[1]} × {expected[0]}"})]
 
 
 def fitted_grid(
-    name: str, image: NDArray[np.uint8], extractor: Extractor, expected: Grid | None
+    name: str, size: tuple[int, int], extractor: Extractor, expected: Grid | None
 ) -> tuple[Grid, tuple[Notice, ...]]:
-    """The token grid of `image`, or `expected` when that is within one token per side, and a notice if it differs.
+    """The token grid of an image of `size` (height, width) px, or `expected` when that is within one token per side.
+
+    Returns:
+        The grid, and a notice if it is not the image's own.
 
     Raises:
         TooManyTokens: INPUT_EDGE=smaller makes too much of so long an image.
         TokenGridMismatch: it is further from `expected`; the error says `name`.
     """
-    height, width = image.shape[:2]
+    height, width = size
     grid, limit = extractor.grid(height, width), MOST_ASPECT * prod(extractor.grid(*2 * (extractor.input_size,)))
     if prod(grid) > limit:
         raise TooManyTokens(name=name, width=width, height=height, tokens=prod(grid), limit=limit)

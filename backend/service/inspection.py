@@ -22,7 +22,7 @@ from backend.infer import Criteria, HeatmapScale, Inspection, Roi, Scoring, heat
 from backend.service.appearance import appearance_of
 from backend.service.calibration import Terms, about_promise, apply_calibration, doubts_of, promised_values
 from backend.service.host import ExtractorHost
-from backend.service.images import ImageFile
+from backend.service.images import SAME_SIZE, ImageFile
 from backend.service.jobs import Job
 from backend.service.models import FittedModel, ModelCache, check_extractor, memory_of
 from backend.service.packing import Packed, put, refuse_existing
@@ -32,8 +32,6 @@ from backend.service.warmup import rehearse
 from backend.storage import Change, ModelStore, StoredMemory, Version, read_calibration
 
 logger = logging.getLogger(__name__)
-
-SAME_SIZE = 1.25
 
 
 @dataclass(frozen=True)
@@ -203,6 +201,7 @@ class Inspector:
             generation=model.stored.generation,
             fingerprint=self.host.queue().extractor.fingerprint,
             most=Scoring.of(self.settings, model.memory.kind).most(model.longest_row),
+            most_mm2=model.area_mm2,
         )
 
     def provenance(self, key: ModelKey, model: FittedModel, criteria: Criteria) -> Provenance:
@@ -310,7 +309,7 @@ class Inspector:
             notices.append(Notice("scores_overlap", {"p_ok": chosen.p_ok, "p5_ng": chosen.p5_ng}))
         if len(ok_scores) < FEW_OK:
             notices.append(Notice("few_ok_scores", {"n": len(ok_scores)}))
-        doubts = doubts_of(criteria, scoring.most(model.longest_row))
+        doubts = doubts_of(criteria, scoring.most(model.longest_row), model.area_mm2)
         return Decided(values, criteria, [*notices, *about_promise(decision, terms)], doubts)
 
     def restore(self, key: ModelKey, name: str, change: Change) -> tuple[Version, list[Notice]]:
@@ -424,7 +423,7 @@ class Inspector:
                 *_about_twins(self.store.root, key),
                 *image.notices,
                 *judge.notices,
-                *_about_roi(inspection.roi, model, queue.extractor.input_aspect),
+                *about_roi(inspection.roi, model, queue.extractor.input_aspect),
                 *about_verdict(inspection, criteria),
             ],
         )
@@ -468,7 +467,7 @@ def _about_twins(root: Path, key: ModelKey) -> list[Notice]:
     return [Notice("id_twin_exists", {"twin": twin, "own": str(key)}) for twin in twins(root, key)]
 
 
-def _about_roi(roi: Roi, model: FittedModel, aspect: Aspect) -> list[Notice]:
+def about_roi(roi: Roi, model: FittedModel, aspect: Aspect) -> list[Notice]:
     """What is to be said of an image's size, scale and shape beside those the memory was fitted with."""
     notices = []
     if roi.size.height * roi.size.width > LARGE_PIXELS:
@@ -487,10 +486,9 @@ def _about_roi(roi: Roi, model: FittedModel, aspect: Aspect) -> list[Notice]:
 
 def _about_size(roi: Roi, model: FittedModel) -> list[Notice]:
     """A notice when the ROI is larger or smaller in mm than that of the fit by more than SAME_SIZE."""
-    fitted = model.stored.metadata.get("roi_px")
-    if not (isinstance(fitted, list) and len(fitted) == 2):
+    if model.roi_px is None:
         return []
-    expected = [float(side) * model.stored.number("mm_per_px", roi.mm_per_px) for side in fitted]
+    expected = [side * model.stored.number("mm_per_px", roi.mm_per_px) for side in model.roi_px]
     got = [side * roi.mm_per_px for side in (roi.size.height, roi.size.width)]
     if all(1 / SAME_SIZE <= ours / theirs <= SAME_SIZE for ours, theirs in zip(got, expected, strict=True)):
         return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,7 @@ from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.extractors.protocol import Extractor
 from backend.patchcore import Backend, PatchCoreMemory
-from backend.roi_mask import Shape, parse_shape
+from backend.roi_mask import Shape, build_mask, parse_shape
 from backend.storage import ModelStore, Stamp, StoredMemory
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,14 @@ class FittedModel:
         """Length of the memory's longest row; 1 but for files of the older layout."""
         return float(np.sqrt(square_norms(self.memory.emb).max()))
 
+    @property
+    def roi_px(self) -> tuple[int, int] | None:
+        """Height and width of the first image of the fit, px; None where a file of the older layout does not say."""
+        known = self.stored.metadata.get("roi_px")
+        if not (isinstance(known, list) and len(known) == 2 and all(isinstance(n, int) and n > 0 for n in known)):
+            return None
+        return known[0], known[1]
+
     @cached_property
     def shape(self) -> Shape | None:
         """Where the part is in an ROI of the fit's size; None where the fit's images had no shape, or several."""
@@ -61,11 +70,19 @@ class FittedModel:
 
     def shape_in(self, height: int, width: int) -> Shape | None:
         """The model's shape in an ROI of (height, width) pixels, scaled where its size is clearly another."""
-        fitted = self.stored.metadata.get("roi_px")
-        if self.shape is None or not (isinstance(fitted, list) and len(fitted) == 2 and min(fitted) > 0):
+        if self.shape is None or self.roi_px is None:
             return self.shape
-        factor = float(np.sqrt(height * width / (fitted[0] * fitted[1])))
+        factor = float(np.sqrt(height * width / math.prod(self.roi_px)))
         return self.shape if abs(factor - 1) < SAME_PIXELS else self.shape.scaled(factor)
+
+    @cached_property
+    def area_mm2(self) -> float:
+        """What is inspected of the fit's ROI, mm²; infinite where a file of the older layout does not say."""
+        mm_per_px = self.stored.number("mm_per_px", 0.0)
+        if self.roi_px is None or mm_per_px <= 0:
+            return math.inf
+        mask = build_mask(self.shape, *self.roi_px)
+        return float(math.prod(self.roi_px) if mask is None else mask.sum()) * mm_per_px**2
 
     @property
     def knows_part_only(self) -> bool:

@@ -53,7 +53,7 @@ class Pipeline:
     def prepare(self, file: ImageFile, mm_per_px: float, *, digested: bool = False) -> tuple[PreparedImage, Roi]:
         """The pixels to submit on the model's own grid, and what `judge` needs to know of the image.
 
-        A file without a shape has the model's, if that has one.
+        A file without a shape has the model's, if that has one. A JPEG is decoded as those of the model's fit were.
 
         Raises:
             BadImage, TokenGridMismatch, MaskEmpty.
@@ -62,7 +62,7 @@ class Pipeline:
             file,
             self.queue.extractor,
             expected=self.model.stored.grid,
-            options=self.images,
+            options=replace(self.images, scaled=self.model.stored.jpeg_scaled),
             digested=digested,
         )
         of_model = self.model.shape_in(image.size.height, image.size.width)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backend.base.errors import InvalidShape
+from backend.base.errors import InvalidShape, SidecarNotJson
 from backend.base.messages import Notice
 from backend.roi_mask import Shape, parse_shape
+
+MOST_MM_PER_PX = 1e6
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,21 @@ class Sidecar:
             notices.append(Notice("shape_not_understood", {"name": name, "reason": err}))
         return cls(mm_per_px, shape, tuple(notices))
 
+    @classmethod
+    def beside(cls, image: Path) -> Sidecar:
+        """What the .json beside the image at `image` says of it. Raises SidecarNotJson."""
+        return cls.read(image.name, meta_beside(image))
+
+
+_NUMBER = re.compile(r"\s*\+?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+
 
 def known_mm_per_px(meta: Mapping[str, Any]) -> float | None:
-    """The sample's millimetres per pixel, if its metadata has a usable number, or one as text."""
+    """The sample's millimetres per pixel, if its metadata has a usable number up to 1e6, or one as text."""
     value = meta.get("mm_per_px")
-    if isinstance(value, str) and re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value):
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = float(value)
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_MM_PER_PX
     return float(value) if usable else None  # type: ignore[arg-type]
 
 
@@ -52,6 +62,27 @@ def known_shape(meta: Mapping[str, Any]) -> Shape | None:
     """The sample's shape: `shape`, or `shape_json` as text or object. Raises InvalidShape."""
     given = meta.get("shape") or meta.get("shape_json")
     return parse_shape(given if isinstance(given, str | dict) else None)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The metadata in the file at `path`, in any of Unicode's encodings, with a byte order mark or without.
+
+    Raises:
+        OSError, ValueError, RecursionError: it cannot be read, or is no JSON object.
+    """
+    meta = json.loads(path.read_bytes())
+    if not isinstance(meta, dict):
+        raise ValueError("it is no JSON object")
+    return meta
+
+
+def meta_beside(image: Path) -> dict[str, Any]:
+    """The metadata beside the image at `image`; empty without any. Raises SidecarNotJson."""
+    path = meta_path(image)
+    try:
+        return {} if path is None else read_meta(path)
+    except (OSError, ValueError, RecursionError) as err:
+        raise SidecarNotJson(name=path.name if path else image.name) from err
 
 
 def meta_path(image: Path) -> Path | None:

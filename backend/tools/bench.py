@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter, sleep
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -40,18 +40,35 @@ SIDE = 448  # of the parts that memories are fitted on, and of the first side of
 FORM = {"role_id": "Bench", "roi_id": "Disc", "mm_per_px": "0.1"}
 
 
+class Sent(NamedTuple):
+    """An ROI of side² pixels as a file of that form (`png`, `jpg`)."""
+
+    side: int
+    form: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is measured."""
+    """What is measured.
+
+    `sides`: of the ROIs that are sent in `form`, the first of which is what the others are compared with.
+    `jpegs`: of ROIs that are sent as JPEG besides, by one client.
+    """
 
     fits: Sequence[int] = (10, 34, 200)
     sides: Sequence[int] = (448, 1600)
+    jpegs: Sequence[int] = ()
     clients: Sequence[int] = (1, 4, 16)
     requests: int = 60
     repeats: int = 15
     form: str = "png"
     http: bool = True
     reference: bool = False
+
+    @property
+    def sent(self) -> list[Sent]:
+        """What is inspected."""
+        return [*(Sent(side, self.form) for side in self.sides), *(Sent(side, "jpg") for side in self.jpegs)]
 
 
 @dataclass
@@ -145,8 +162,9 @@ def _measure_stages(settings: Settings, plan: Plan, report: Report, rng: np.rand
     extractor = extractor_for(settings)
     report.machine = machine(extractor)
     bench = Bench.of(extractor, rng)
-    for side in plan.sides:
-        report.stages[f"{side}²"] = bench.stages(side, plan.repeats, plan.form)
+    for side, form in plan.sent:
+        name = f"{side}²" if form == plan.form else f"{side}² {form}"
+        report.stages[name] = bench.stages(side, plan.repeats, form)
     report.forward = bench.forward(settings.input_size, plan.repeats)
     return bench
 
@@ -162,7 +180,7 @@ def _measure_fits(url: str, plan: Plan, report: Report, bench: Bench) -> None:
 
 
 def _measure_infers(urls: Mapping[str, str], plan: Plan, report: Report, bench: Bench) -> None:
-    requests = {side: Request.of("image", [_sent(side, plan, bench)]) for side in plan.sides}
+    requests = {sent: Request.of("image", [_file(sent, bench)]) for sent in plan.sent}
     for name in urls.keys() - {OURS}:
         fitted(urls[name], 10, plan.form, bench.rng)
     for clients in plan.clients:
@@ -170,36 +188,36 @@ def _measure_infers(urls: Mapping[str, str], plan: Plan, report: Report, bench: 
             say("bench", "infer, 1 client")
             report.infers += _in_turn(urls, requests, plan.requests, bench)
             continue
-        for side, request in requests.items():
-            say("bench", f"infer {side}², {clients} clients")
-            found = _side_by_side(urls[OURS], request, clients, plan.requests, bench)
-            report.infers.append({"service": OURS, "side": side, "clients": clients, **found})
+        for sent in plan.sent[: len(plan.sides)]:
+            say("bench", f"infer {sent.side}² {sent.form}, {clients} clients")
+            found = _side_by_side(urls[OURS], requests[sent], clients, plan.requests, bench)
+            report.infers.append({"service": OURS, **sent._asdict(), "clients": clients, **found})
 
 
-def _sent(side: int, plan: Plan, bench: Bench) -> bytes:
-    return encoded(pictures(1, side, bench.rng)[0], plan.form)
+def _file(sent: Sent, bench: Bench) -> bytes:
+    return encoded(pictures(1, sent.side, bench.rng)[0], sent.form)
 
 
 def _in_turn(
-    urls: Mapping[str, str], requests: Mapping[int, Request], rounds: int, bench: Bench
+    urls: Mapping[str, str], requests: Mapping[Sent, Request], rounds: int, bench: Bench
 ) -> list[dict[str, Any]]:
-    """One client that in each round asks every service for every side, and makes a bare forward pass.
+    """One client that in each round asks every service for every ROI, and makes a bare forward pass.
 
     Returns:
         A row for each: its durations, and by quartiles what each request took in forwards of its round and in the
-        requests of the first side in its round.
+        requests of the first ROI in its round.
     """
-    asked = [(name, side) for name in urls for side in requests]
-    spent: dict[tuple[str, int], list[float]] = {one: [] for one in asked}
+    asked = [(name, sent) for name in urls for sent in requests]
+    spent: dict[tuple[str, Sent], list[float]] = {one: [] for one in asked}
     bare: list[float] = []
     with ExitStack() as stack:
         connections = {name: stack.enter_context(connect(url)) for name, url in urls.items()}
         for number in range(rounds + WARM_UP):
             turned = number % len(asked)
-            for name, side in asked[turned:] + asked[:turned]:
+            for name, sent in asked[turned:] + asked[:turned]:
                 started = perf_counter()
-                answered(requests[side].post(connections[name], "/infer"))
-                spent[name, side].append(1000 * (perf_counter() - started))
+                answered(requests[sent].post(connections[name], "/infer"))
+                spent[name, sent].append(1000 * (perf_counter() - started))
             bare.append(bench.forward_once())
     del bare[:WARM_UP]
     for durations in spent.values():
@@ -208,16 +226,16 @@ def _in_turn(
     return [
         {
             "service": name,
-            "side": side,
+            **sent._asdict(),
             "clients": 1,
             **asdict(Spread.of(durations)),
             "per_s": round(1000 / float(np.mean(durations)), 2),
             "bare": Spread.of(bare).p50,
             "in forwards": _quartiles(durations, bare),
             "of the first side": _quartiles(durations, spent[name, first]),
-            "of ours": _quartiles(durations, spent[OURS, side]),
+            "of ours": _quartiles(durations, spent[OURS, sent]),
         }
-        for (name, side), durations in spent.items()
+        for (name, sent), durations in spent.items()
     ]
 
 
@@ -355,8 +373,8 @@ def _print(report: Report) -> None:
         header = ["images", "total ms", "ms / image", "forwards", "rows"]
         print_table(header, [_fit_row(row) for row in report.fits], title="POST /fit_ok")
     if report.infers:
-        first = report.infers[0]["side"]
-        header = ["service", "side", "clients", "p50", "p95", "forwards", f"of {first}²", "of ours", "per s", "of bare"]
+        first = "{side}² {form}".format(**report.infers[0])
+        header = ["service", "ROI", "clients", "p50", "p95", "forwards", f"of {first}", "of ours", "per s", "of bare"]
         print_table(header, [_infer_row(row) for row in report.infers], title="POST /infer, ms; ratios with quartiles")
     say("bench", f"others took {report.others:.0%} of the processor meanwhile")
     if report.busy:
@@ -369,12 +387,13 @@ def _fit_row(row: dict[str, Any]) -> list[str]:
 
 
 def _infer_row(row: dict[str, Any]) -> list[str]:
+    roi = f"{row['side']}² {row['form']}"
     ratios = [_ratio(row.get(name)) for name in ("in forwards", "of the first side", "of ours")]
     if row["clients"] > 1:
         ratios[0] = f"{row['p50'] / row['bare']:.2f}"
     pace = [f"{row['per_s']:.2f}", f"{row['per_s'] * row['bare'] / 1000:.2f}"]
     return [
-        row["service"], f"{row['side']}²", str(row["clients"]), f"{row['p50']:.1f}", f"{row['p95']:.1f}", *ratios, *pace
+        row["service"], roi, str(row["clients"]), f"{row['p50']:.1f}", f"{row['p95']:.1f}", *ratios, *pace
     ]  # fmt: skip
 
 

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.arrays import available_cores, cpu_name, few_threads_each, instruction_set
-from backend.base.images import decode_image, encode_png, resize, to_base64
-from backend.extractors.protocol import Extractor, prepare
+from backend.base.decoding import Decoded, decode
+from backend.base.images import encode_png, resize, to_base64
+from backend.extractors.protocol import Extractor, needed_by, prepare
 from backend.infer import Criteria, Inspection, Roi, RoiSize, heatmap_png, heatmap_range, inspect
 from backend.patchcore import PatchCoreMemory
 from backend.tools.scenes import brake_disc
@@ -58,7 +59,7 @@ def timed(work: Callable[[], Any], repeats: int) -> Timings:
     return spent
 
 
-def _timed_by_stage(work: Callable[[Callable[[str], None]], Any], repeats: int) -> dict[str, Timings]:
+def timed_by_stage(work: Callable[[Callable[[str], None]], Any], repeats: int) -> dict[str, Timings]:
     """Milliseconds of each stage that `work` marks, in each of `repeats` calls, after one that does not count."""
     spent: dict[str, Timings] = {}
     for _ in range(repeats + 1):
@@ -139,8 +140,8 @@ class Bench:
     def stages(self, side: int, repeats: int, form: str = "png") -> dict[str, Spread]:
         """Durations by stage of an inspection of (side, side) px, of their sum in one go, and of the answer's JSON."""
         data = encoded(pictures(1, side, self.rng)[0], form)
-        image, grid = self._decode(data)
-        pixels = prepare(image, grid, self.extractor.patch)
+        read, grid = self._decode(data)
+        pixels = prepare(read.pixels, grid, self.extractor.patch, read.size)
         tokens = self.extractor.extract([pixels])[0]
         roi, criteria = Roi(RoiSize(side, side), grid), Criteria(threshold=1.0)
         plain = inspect(tokens, self.memory, roi, criteria)
@@ -148,15 +149,15 @@ class Bench:
         found = inspect(tokens, self.memory, roi, criteria)
         png = self._png(found)
         work: dict[str, Callable[[], Any]] = {
-            "decode": lambda: decode_image(data),
-            "resize": lambda: prepare(image, grid, self.extractor.patch),
+            "decode": lambda: self._decode(data),
+            "resize": lambda: prepare(read.pixels, grid, self.extractor.patch, read.size),
             "forward": lambda: self.extractor.extract([pixels]),
             "png": lambda: self._png(found),
             "json": lambda: self._json(found, png),
             "end to end": lambda: self._inspect(data, criteria),
         }
         spent = {name: timed(call, repeats) for name, call in work.items()}
-        spent |= _timed_by_stage(lambda mark: inspect(tokens, self.memory, roi, criteria, mark=mark), repeats)
+        spent |= timed_by_stage(lambda mark: inspect(tokens, self.memory, roi, criteria, mark=mark), repeats)
         return {name: Spread.of(spent[name]) for name in STAGES}
 
     def forward(self, side: int, repeats: int, batch: int = 1) -> Spread:
@@ -175,15 +176,15 @@ class Bench:
         self.extractor.extract([self._pixels])
         return 1000 * (perf_counter() - started)
 
-    def _decode(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        image = decode_image(data)
-        height, width = image.shape[:2]
-        return image, self.extractor.grid(height, width)
+    def _decode(self, data: bytes) -> tuple[Decoded, tuple[int, int]]:
+        """What a new fit reads of a file, and its token grid."""
+        read = decode(data, needed=needed_by(self.extractor, None))
+        return read, self.extractor.grid(*read.size)
 
     def _inspect(self, data: bytes, criteria: Criteria) -> str:
-        image, grid = self._decode(data)
-        tokens = self.extractor.extract([prepare(image, grid, self.extractor.patch)])[0]
-        found = inspect(tokens, self.memory, Roi(RoiSize(*image.shape[:2]), grid), criteria)
+        read, grid = self._decode(data)
+        tokens = self.extractor.extract([prepare(read.pixels, grid, self.extractor.patch, read.size)])[0]
+        found = inspect(tokens, self.memory, Roi(RoiSize(*read.size), grid), criteria)
         return self._json(found, self._png(found))
 
     def _png(self, found: Inspection) -> bytes:

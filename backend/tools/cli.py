@@ -1,4 +1,4 @@
-"""python -m backend: serve, fit, calibrate, infer, msa, evaluate, demo, doctor, records and others: see --help."""
+"""python -m backend: serve, fit, calibrate, infer, teach, restore, evaluate, demo, doctor and others: see --help."""
 
 from __future__ import annotations
 
@@ -13,15 +13,44 @@ import typer
 
 from backend.base.config import PROJECT_ROOT, Settings, load_settings, settings_table
 from backend.base.errors import InspectionError
-from backend.tools.terminal import any_encoding, print_table, say, sentence
+from backend.tools.terminal import any_encoding, print_table, reason, say, sentence
 
 app = typer.Typer(help="Visual inspection that has only seen good parts.", no_args_is_help=True, add_completion=False)
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+
+
+def _number(text: str) -> float:
+    """The number that somebody typed. Raises typer.BadParameter, which shows what was typed and is none."""
+    if "," in text:
+        raise typer.BadParameter(f"{text!r} is no number: use a point for decimals")
+    if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
+        raise typer.BadParameter(f"{text!r} is no number")
+    return float(text)
+
+
+def _option(least: float, most: float = math.inf, *, whole: bool = False, says: str) -> Any:
+    """An option that takes a number from `least` to `most`, written in digits and with a point."""
+
+    def number(given: str) -> float | int:
+        text = str(given).strip()
+        if whole and not _WHOLE.fullmatch(text):
+            raise typer.BadParameter(f"{text!r} is no whole number")
+        value = int(text) if whole else _number(text)
+        if not least <= value <= most:
+            bounds = f"{least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
+            raise typer.BadParameter(f"{text!r} must be {bounds}")
+        return value
+
+    return typer.Option(parser=number, metavar="<int>" if whole else "<float>", help=says)
+
 
 Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of images of good parts.")]
 Role = Annotated[str, typer.Option(help="role_id of the model.")]
 Roi = Annotated[str, typer.Option(help="roi_id of the model.")]
 Recipe = Annotated[str, typer.Option(help="Recipe of the model.")]
-MmPerPx = Annotated[float | None, typer.Option(min=1e-6, help="Millimetres per pixel; the model's own without.")]
+MmPerPx = Annotated[float | None, _option(1e-6, 1e6, says="Millimetres per pixel; the model's own without.")]
 Recorded = Annotated[str | None, typer.Option(help="Recorded with each verdict; at most 128 characters.")]
 ShapeJson = Annotated[str | None, typer.Option("--shape", help="JSON of the part's shape inside the ROI.")]
 
@@ -31,18 +60,15 @@ def main() -> None:
     any_encoding()
     try:
         app()
-    except InspectionError as err:
-        say("error", sentence(err))
-        sys.exit(1)
-    except OSError as err:
-        say("error", f"{err.filename}: {err.strerror}" if err.filename else str(err))
+    except (InspectionError, OSError) as err:
+        say("error", reason(err))
         sys.exit(1)
 
 
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (HOST).")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on (PORT).")] = None,
+    port: Annotated[int | None, _option(0, 65535, whole=True, says="Port to listen on (PORT).")] = None,
     workers: Annotated[
         str, typer.Option(help="Processes that share the models folder: a number, or auto: as many as pay here.")
     ] = "1",
@@ -65,7 +91,10 @@ def fit(
     role: Role = "cli",
     roi: Roi = "default",
     recipe: Recipe = "default",
-    mm_per_px: Annotated[float, typer.Option(min=1e-6, help="Millimetres per pixel.")] = 1.0,
+    mm_per_px: Annotated[
+        float | None,
+        _option(1e-6, 1e6, says="Millimetres per pixel; what a .json beside an image says, or 1, without."),
+    ] = None,
     shape: ShapeJson = None,
 ) -> None:
     """Build the memory of a model from a folder of good parts."""
@@ -92,15 +121,15 @@ def calibrate(
     mm_per_px: MmPerPx = None,
     shape: ShapeJson = None,
     score_percentile: Annotated[
-        float | None, typer.Option(min=1, max=100, help="Percentile of scores and threshold (SCORE_PERCENTILE).")
+        float | None, _option(1, 100, says="Percentile of scores and threshold (SCORE_PERCENTILE).")
     ] = None,
-    area_mm2_thr: Annotated[float | None, typer.Option(min=0, help="Smallest region (AREA_MM2_THR).")] = None,
+    area_mm2_thr: Annotated[float | None, _option(0, 1e12, says="Smallest region (AREA_MM2_THR).")] = None,
     max_false_reject: Annotated[
         float | None,
-        typer.Option(min=0, max=0.5, help="The lowest threshold that promises to reject no more good parts."),
+        _option(0, 0.5, says="The lowest threshold that promises to reject no more good parts."),
     ] = None,
-    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Of what is promised.")] = 0.95,
-    threshold: Annotated[float | None, typer.Option(min=0, help="This threshold, kept as chosen.")] = None,
+    confidence: Annotated[float, _option(0.5, 0.9999, says="Of what is promised.")] = 0.95,
+    threshold: Annotated[float | None, _option(0, says="This threshold, kept as chosen.")] = None,
     note: Annotated[str, typer.Option(help="Kept with the calibration.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="The calibration as JSON on standard output.")] = False,
 ) -> None:
@@ -127,7 +156,7 @@ def calibrate(
     offline.warn(result.warnings)
     values = result.values
     if as_json:
-        typer.echo(json.dumps(values))
+        typer.echo(json.dumps({**values, "warnings": [sentence(notice) for notice in result.warnings]}))
     say(str(key), f"threshold {values['threshold']:.4f}, from {values['n_ok']} OK and {values['n_ng']} NG scores")
     promise = values["false_reject"]
     bound, sure = 100 * promise["upper_bound"], 100 * promise["confidence"]
@@ -137,14 +166,14 @@ def calibrate(
 
 
 def _scores(text: str) -> list[float]:
-    """Numbers with spaces between them. Raises typer.BadParameter, which shows the one that is none."""
+    """Scores with spaces between them. Raises typer.BadParameter, which shows what is none."""
     words = [word.rstrip(",;") for word in text.split()]
-    for word in words:
-        if "," in word:
-            raise typer.BadParameter(f"{word!r} is no number: use a point for decimals, and spaces between scores")
-        if not re.fullmatch(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", word) or not math.isfinite(float(word)):
-            raise typer.BadParameter(f"{word!r} is no number")
-    return [float(word) for word in words]
+    if several := next((word for word in words if "," in word), None):
+        raise typer.BadParameter(f"{several!r} is no number: use a point for decimals, and spaces between scores")
+    scores = [_number(word) for word in words]
+    if scores and min(scores) < 0:
+        raise typer.BadParameter(f"{min(scores):g} is no score: scores are 0 or more")
+    return scores
 
 
 @app.command()
@@ -214,15 +243,18 @@ def certify(
     recipe: Recipe = "default",
     mm_per_px: MmPerPx = None,
     shape: ShapeJson = None,
-    parts: Annotated[int, typer.Option(min=5, help="Good parts at most that are tried.")] = 50,
-    trials: Annotated[int, typer.Option(min=3, help="Defects of each kind, zone and contrast; 30 assure a size.")] = 60,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    parts: Annotated[int, _option(5, whole=True, says="Good parts at most that are tried.")] = 50,
+    trials: Annotated[
+        int, _option(3, whole=True, says="Defects of each kind, zone and contrast; 30 assure a size.")
+    ] = 60,
+    seed: Annotated[int, _option(0, whole=True, says="Of what is drawn.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for certificate.json and certificate.html.")] = Path("certificate"),
     lang: Annotated[str, typer.Option(help="Language of the page: es or en.")] = "es",
 ) -> None:
     """Certify a model: what it promises, how small a defect it finds, what disturbs it.
 
-    It leaves certificate.json and a page to print. A certificate of the stored samples is kept with the model too.
+    It leaves certificate.json and a page to print. A certificate of the stored samples is kept with the model too. An
+    image that cannot be used is named, and the exit code is 1.
     """
     from backend.assurance.certificate import CertificateOptions
     from backend.base.keys import ModelKey
@@ -231,7 +263,7 @@ def certify(
 
     if lang not in {"es", "en"}:
         raise typer.BadParameter("--lang is es or en")
-    offline.certify(
+    if not offline.certify(
         ModelKey.of(role, roi, recipe),
         good,
         mm_per_px,
@@ -239,7 +271,97 @@ def certify(
         options=CertificateOptions(most_parts=parts, trials=trials, seed=seed),
         out=out,
         language="es" if lang == "es" else "en",
+    ):
+        raise typer.Exit(1)
+
+
+Author = Annotated[str, typer.Option(help="Who does it; the name of this account without it.")]
+Note = Annotated[str, typer.Option(help="Kept with what is replaced; at most 2000 characters.")]
+
+
+@app.command()
+def versions(
+    role: Role = "cli",
+    roi: Roi = "default",
+    recipe: Recipe = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="As GET /versions answers.")] = False,
+) -> None:
+    """List what a model was before each fit, growth, lesson, calibration and restore, the newest first."""
+    from backend.base.keys import ModelKey
+    from backend.tools import changing
+
+    changing.versions(ModelKey.of(role, roi, recipe), as_json=as_json)
+
+
+@app.command()
+def restore(
+    version: Annotated[str, typer.Argument(help="A version, as `versions` names it, or a generation.")],
+    role: Role = "cli",
+    roi: Roi = "default",
+    recipe: Recipe = "default",
+    author: Author = "",
+    note: Note = "",
+    as_json: Annotated[bool, typer.Option("--json", help="As POST /versions/{generation}/restore answers.")] = False,
+) -> None:
+    """Bring memory, calibration and shape of a version back in one step, bit for bit. What it replaces is kept."""
+    from backend.base.keys import ModelKey
+    from backend.tools import changing
+
+    change = changing.change_of("restore", author, note)
+    changing.restore(ModelKey.of(role, roi, recipe), version, change, as_json=as_json)
+
+
+@app.command()
+def teach(
+    inspections: Annotated[list[str] | None, typer.Argument(help="Inspections by id; their image is kept.")] = None,
+    sample: Annotated[list[str] | None, typer.Option(help="A stored OK sample by name; may be repeated.")] = None,
+    role: Role = "cli",
+    roi: Roi = "default",
+    recipe: Recipe = "default",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Teach although something speaks against it.")] = False,
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Choose the threshold anew, from all stored samples.")
+    ] = False,
+    max_false_reject: Annotated[
+        float | None,
+        _option(0, 0.5, says="With --recalibrate: promise to reject no more good parts."),
+    ] = None,
+    confidence: Annotated[float, _option(0.5, 0.9999, says="Of what is promised.")] = 0.95,
+    threshold: Annotated[float | None, _option(0, says="With --recalibrate: this threshold.")] = None,
+    author: Author = "",
+    note: Note = "",
+    as_json: Annotated[bool, typer.Option("--json", help="As POST /teach answers.")] = False,
+) -> None:
+    """Add parts that were rejected though they are good to a model, after it is shown what that changes.
+
+    An inspection that was reviewed as bad and passed becomes a golden NG sample. Exit code 1 when something speaks
+    against the lesson and it is not forced: nothing has changed then.
+    """
+    from backend.assurance.teaching import Lesson
+    from backend.base.keys import ModelKey
+    from backend.service.calibration import Terms
+    from backend.tools import changing
+
+    change = changing.change_of("teach", author, note)
+    terms = Terms(
+        max_false_reject=max_false_reject,
+        confidence=confidence,
+        threshold=threshold,
+        note=change.note,
+        author=change.author,
     )
+    if not recalibrate and (max_false_reject, threshold) != (None, None):
+        raise typer.BadParameter("--max-false-reject and --threshold go with --recalibrate")
+    lesson = Lesson(
+        inspection_ids=inspections or (),
+        filenames=sample or (),
+        force=force,
+        recalibrate=terms if recalibrate else None,
+    )
+    key = ModelKey.of(role, roi, recipe)
+    if not changing.teach(key, lesson, change, dry_run=dry_run, as_json=as_json):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -259,7 +381,7 @@ def rebuild(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = PROJECT_ROOT / "demo",
-    good: Annotated[int, typer.Option(min=4, help="Good parts to learn from.")] = 12,
+    good: Annotated[int, _option(4, whole=True, says="Good parts to learn from.")] = 12,
 ) -> None:
     """Render brake discs, fit, calibrate and inspect them through the real HTTP service; leave pictures."""
     from backend.tools.demo import run_demo
@@ -280,7 +402,7 @@ def evaluate(
         str | None, typer.Option(help="reference, anomalydino, patchcore or recommended; what is set otherwise wins.")
     ] = None,
     shots: Annotated[str, typer.Option(help="Figures with this few good parts too, as in 1,2,4.")] = "",
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of those few parts.")] = 3,
+    seeds: Annotated[int, _option(1, whole=True, says="Draws of those few parts.")] = 3,
     perturb: Annotated[
         bool, typer.Option("--perturb", help="Also test under changes of light, focus and position, in steps.")
     ] = False,
@@ -353,13 +475,15 @@ def export(
     from backend.records.queries import Filters, parse_time
     from backend.tools.records import export as export_all
 
+    if decision not in {None, "ok", "ng"}:
+        raise typer.BadParameter("--decision is ok or ng")
     first, last = parse_time(since, "--since"), parse_time(until, "--until")
     export_all(out, Filters(role_id=role, roi_id=roi, decision=decision, since_us=first, until_us=last))
 
 
 @records.command()
 def prune(
-    days: Annotated[float | None, typer.Option(min=0, help="Delete what is older than so many days.")] = None,
+    days: Annotated[float | None, _option(0, 36_500, says="Delete what is older than so many days.")] = None,
     before: Annotated[str, typer.Option(help="Delete what is from before this date or time.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:
@@ -383,7 +507,7 @@ def prune(
 @app.command()
 def bank(
     folder: Folder,
-    coreset_rate: Annotated[float, typer.Option(min=1e-4, max=1, help="Rows for each patch of the images.")] = 0.01,
+    coreset_rate: Annotated[float, _option(1e-4, 1, says="Rows for each patch of the images.")] = 0.01,
     mirror: Annotated[bool, typer.Option(help="Know the parts mirrored, too.")] = True,
     version: Annotated[str | None, typer.Option("--embedding-version", help="How patches become vectors.")] = None,
 ) -> None:
@@ -449,18 +573,21 @@ def bench(
     reference: Annotated[bool, typer.Option(help="Also time the service with torch in fp32.")] = False,
     fits: Annotated[str, typer.Option(help="Images of each fit.")] = "10,34,200",
     sides: Annotated[str, typer.Option(help="Sides in px of the inspected ROIs.")] = "448,1600",
+    jpegs: Annotated[str, typer.Option(help="Sides of those that are sent as JPEG besides; or none.")] = "1600,2000",
     clients: Annotated[str, typer.Option(help="Clients at the same time.")] = "1,4,16",
-    requests: Annotated[int, typer.Option(min=2, help="Requests of each measurement.")] = 60,
-    jpeg: Annotated[bool, typer.Option(help="Send JPEG instead of PNG.")] = False,
+    requests: Annotated[int, _option(2, whole=True, says="Requests of each measurement.")] = 60,
+    jpeg: Annotated[bool, typer.Option(help="Send everything as JPEG.")] = False,
     out: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
 ) -> None:
     """Time the service on this machine: stage by stage, and end to end over HTTP."""
     counts = [_whole_numbers(text) for text in (fits, sides, clients)]
+    besides = [] if jpeg or jpegs == "none" else _whole_numbers(jpegs)
     from backend.tools.bench import Plan, run_bench
 
     plan = Plan(
         fits=counts[0],
         sides=counts[1],
+        jpegs=besides,
         clients=counts[2],
         requests=requests,
         form="jpg" if jpeg else "png",

@@ -6,6 +6,7 @@ Inspections and calibrations name the files that cannot be used, go on with the 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ import typer
 from rich.text import Text
 
 from backend.api import catalogue
-from backend.assurance.certificate import CertificateOptions, certify_stored
+from backend.assurance.certificate import CertificateOptions, certify_stored, notices_of
 from backend.assurance.certificate import certify as certify_on
 from backend.assurance.golden import GoldenSet
 from backend.assurance.page import page
@@ -27,7 +28,7 @@ from backend.assurance.watch import remember
 from backend.assurance.words import Language
 from backend.base.config import Settings, load_settings
 from backend.base.decoding import ImageOptions
-from backend.base.errors import BadImage, FitInProgress, InvalidShape, TokenGridMismatch
+from backend.base.errors import BadImage, FitInProgress, InvalidShape, SidecarNotJson, TokenGridMismatch
 from backend.base.files import disk_errors, storage_fault, write_atomic, write_json
 from backend.base.images import encode_png, list_images, resize
 from backend.base.keys import ModelKey
@@ -35,7 +36,7 @@ from backend.base.messages import Notice
 from backend.evaluation.pictures import overlay
 from backend.resnet_api.predictor import Predictor
 from backend.roi_mask import Shape
-from backend.samples.collector import Collector, basis_of
+from backend.samples.collector import Collector, about_each, basis_of
 from backend.samples.scoring import Sample, SampleScorer, Scored
 from backend.samples.store import SampleStore
 from backend.service.calibration import Terms
@@ -44,10 +45,17 @@ from backend.service.images import ImageFile, decoded
 from backend.service.inspection import Inspector, OpenGate
 from backend.service.jobs import Job
 from backend.service.results import CalibrationResult, InferResult
+from backend.service.sidecars import Sidecar, meta_beside
 from backend.tools.records import Recorder, recorder
 from backend.tools.terminal import Bars, going_on, plain, print_table, say, sentence
 
-OF_ONE_FILE = (BadImage, TokenGridMismatch, InvalidShape, OSError)  # what one file's fault is, and not the model's
+OF_ONE_FILE = (
+    BadImage,
+    TokenGridMismatch,
+    InvalidShape,
+    SidecarNotJson,
+    OSError,
+)  # what one file's fault is, and not the model's
 
 
 def images_in(paths: Sequence[Path]) -> list[Path]:
@@ -116,13 +124,29 @@ def warn(notices: Sequence[Notice]) -> None:
         say("warning", sentence(notice))
 
 
-def fit(key: ModelKey, folder: Path, *, mm_per_px: float, shape: Shape | None) -> None:
-    """Build the memory of `key` from the images in `folder`. Raises what Fitter.fit does."""
-    files = [ImageFile.named(path.name, path.read_bytes, shape) for path in images_in([folder])]
+def _with_sidecars(paths: Sequence[Path], shape: Shape | None) -> tuple[list[ImageFile], list[Sidecar]]:
+    """The images, each with its part's shape (`shape` where it is given), and what the .json beside each says.
+
+    Raises:
+        SidecarNotJson.
+    """
+    said = [Sidecar.beside(path) for path in paths]
+    files = zip(paths, said, strict=True)
+    return [ImageFile.named(path.name, path.read_bytes, shape or known.shape) for path, known in files], said
+
+
+def fit(key: ModelKey, folder: Path, *, mm_per_px: float | None, shape: Shape | None) -> None:
+    """Build the memory of `key` from the images in `folder`.
+
+    What is not given is what a .json beside an image says; mm_per_px is 1 without any. Raises what Fitter.fit does, and
+    SidecarNotJson.
+    """
+    files, said = _with_sidecars(images_in([folder]), shape)
+    mm_per_px = mm_per_px or next((known.mm_per_px for known in said if known.mm_per_px), 1.0)
     with Session(load_settings()) as session:
         result = Fitter(session.inspector).fit(key, files, mm_per_px=mm_per_px, job=session.job())
         remember(session.inspector.store, key, result.metadata, result.appearances)
-    warn(result.warnings)
+    warn([*(notice for known in said for notice in known.notices), *result.warnings])
     version = result.metadata["model_version"]
     say(str(key), f"{len(files)} images, {result.coreset_size} rows, model version {version}")
 
@@ -151,9 +175,9 @@ def infer(
         settings = load_settings()
         quiet = as_json and sys.stdout.isatty()
         with recorder(settings, said) as record, Session(settings, quiet=quiet) as session:
-            scale = mm_per_px or session.mm_per_px(key)
+            session.mm_per_px(key)  # no file is read for a model that is not there
             for path in session.bars.track("inspect", files):
-                rows.append(_inspected(session, record, key, path, scale, shape, out))
+                rows.append(_inspected(session, record, key, path, mm_per_px, shape, out))
                 if as_json:
                     typer.echo(json.dumps(rows[-1]))
     finally:  # what was inspected before somebody stops it is shown
@@ -164,18 +188,25 @@ def infer(
 
 
 def _inspected(
-    session: Session, record: Recorder, key: ModelKey, path: Path, mm_per_px: float, shape: Shape | None, out: Path
+    session: Session,
+    record: Recorder,
+    key: ModelKey,
+    path: Path,
+    mm_per_px: float | None,
+    shape: Shape | None,
+    out: Path,
 ) -> dict[str, Any]:
     """One inspection as a flat JSON object, or the file and its error."""
     try:
-        data = path.read_bytes()
-        file = ImageFile(plain(path.as_posix()), lambda: data, shape)
-        result = session.inspector.infer(key, file, mm_per_px=mm_per_px, heatmap="none")
+        data, known = path.read_bytes(), Sidecar.beside(path)
+        file = ImageFile(plain(path.as_posix()), lambda: data, shape or known.shape)
+        scale = mm_per_px or known.mm_per_px or session.mm_per_px(key)
+        result = session.inspector.infer(key, file, mm_per_px=scale, heatmap="none")
         result, name = record.add(key, file, result)
     except OF_ONE_FILE as err:
-        reason = f"{path.as_posix()}: {err.strerror}" if isinstance(err, OSError) else sentence(err)
-        say("error", reason)
-        return {"file": path.as_posix(), "error": reason}
+        said = f"{path.as_posix()}: {err.strerror}" if isinstance(err, OSError) else sentence(err)
+        say("error", said)
+        return {"file": path.as_posix(), "error": said}
     picture = _write_overlay(out, path, data, result, ImageOptions.of(session.settings))
     return {
         "file": path.as_posix(),
@@ -185,7 +216,7 @@ def _inspected(
         "regions": len(result.inspection.regions),
         "area_mm2": sum(region.area_mm2 for region in result.inspection.regions),
         "overlay": picture.as_posix(),
-        "warnings": [sentence(notice) for notice in result.warnings],
+        "warnings": [sentence(notice) for notice in (*known.notices, *result.warnings)],
         **({"inspection_id": name} if name else {}),
     }
 
@@ -223,10 +254,11 @@ def _write_overlay(out: Path, path: Path, data: bytes, result: InferResult, opti
 def _write_new(out: Path, path: Path, png: bytes) -> Path:
     """Write `<folder>_<stem>_overlay.png`, or where that is taken `<folder>_<stem>-2_overlay.png` and so on.
 
-    A file's name has 255 bytes at most on common file systems, so a longer one is cut short.
+    A file's name has 255 bytes at most on common file systems, so a longer one is cut short. Bytes that are no text are
+    left out.
     """
     stem = "_".join(part for part in (path.parent.name, path.stem) if part)
-    stem = stem.encode("utf-8", "surrogateescape")[:220].decode("utf-8", "ignore")
+    stem = os.fsdecode(os.fsencode(stem)[:220].decode("utf-8", "ignore").encode())  # as this system's names are written
     for number in count(1):
         target = out / f"{stem}{'' if number == 1 else f'-{number}'}_overlay.png"
         try:
@@ -294,7 +326,7 @@ def calibrate(
     with Session(settings) as session:
         scorer = SampleScorer(
             session.inspector,
-            _Folders(shape),
+            _Folders(shape, mm_per_px),
             key,
             default_mm_per_px=mm_per_px,
             leave_out=True,
@@ -324,7 +356,7 @@ def calibrate(
             score_percentile=percentile,
             terms=replace(terms, basis=basis_of(inspected), scored_with=scorer.criteria),
         )
-    return result, failed
+    return replace(result, warnings=[*result.warnings, *about_each(inspected)]), failed
 
 
 def calibrate_with_scores(
@@ -359,12 +391,14 @@ def certify(
     options: CertificateOptions,
     out: Path,
     language: Language,
-) -> None:
+) -> bool:
     """Certify `key` on the images in a folder, or on its stored samples, and write certificate.json and .html.
 
-    A certificate of the stored samples is kept with the model too. Raises what certify and certify_stored do.
+    A certificate of the stored samples is kept with the model too. Returns whether all images could be used. Raises
+    what certify and certify_stored do.
     """
     files = [] if good is None else images_in([good])
+    given = len(files)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     collector = Collector(load_settings())
@@ -372,25 +406,30 @@ def certify(
         if good is None:
             made = certify_stored(collector, key, options, session.job())
         else:
-            images = [ImageFile.named(path.name, path.read_bytes, shape) for path in files if _readable(path)]
-            scale = mm_per_px or session.mm_per_px(key)
+            files = [path for path in files if _readable(path)]
+            images, said = _with_sidecars(files, shape)
+            scale = mm_per_px or next((known.mm_per_px for known in said if known.mm_per_px), session.mm_per_px(key))
             parts = Parts.of(session.inspector, key, images, mm_per_px=scale, most=options.most_parts)
+            parts = replace(parts, notices=[*(one for known in said for one in known.notices), *parts.notices])
             made = certify_on(session.inspector, key, parts, options=options, job=session.job())
+    warn(notices_of(made))
     write_json(out / "certificate.json", made)
     html = page(made, language, catalogue.sentence)
     write_atomic(out / "certificate.html", lambda file: file.write(html.encode()))
     say(str(key), f"{out / 'certificate.html'}, {out / 'certificate.json'}")
+    return given == len(files) and all(notice.code != "samples_left_out" for notice in notices_of(made))
 
 
 class _Folders:
     """Images in folders, where a SampleScorer looks for stored samples: their names are paths."""
 
-    def __init__(self, shape: Shape | None) -> None:
-        self._meta = {"shape": shape.as_dict()} if shape else {}
+    def __init__(self, shape: Shape | None, mm_per_px: float | None) -> None:
+        given = {"shape": shape and shape.as_dict(), "mm_per_px": mm_per_px}
+        self._given = {name: value for name, value in given.items() if value}
 
-    def meta(self, _key: ModelKey, _label: str, _name: str) -> dict[str, Any]:
-        """What was said of all images."""
-        return dict(self._meta)
+    def meta(self, _key: ModelKey, _label: str, name: str) -> dict[str, Any]:
+        """What was said of all images, and of this one in the .json beside it. Raises SidecarNotJson."""
+        return {**meta_beside(Path(name)), **self._given}
 
     def read(self, _key: ModelKey, _label: str, name: str) -> bytes:
         """The file's bytes."""
@@ -413,9 +452,11 @@ def rebuild(role: str | None, roi: str | None, recipe: str | None, *, force: boo
     rebuilder, wanted = collector.rebuilder, (role, roi, recipe)
     failed: list[str] = []
     with Session(collector.settings, collector.inspector) as session:
-        for key in collector.samples.all_keys() if force else rebuilder.lost() + rebuilder.foreign():
-            if any(asked not in {None, own} for asked, own in zip(wanted, astuple(key), strict=True)):
-                continue
+        found = collector.samples.all_keys() if force else rebuilder.lost() + rebuilder.foreign()
+        asked = [key for key in found if all(a in {None, own} for a, own in zip(wanted, astuple(key), strict=True))]
+        if not asked:
+            say("rebuild", "no memory is lost or foreign" if not force else "there are no samples of such a model")
+        for key in asked:
             with going_on(str(key), failed):
                 done = rebuilder.rebuild(key, session.job(), replace=True)
                 warn(done.notices if done else ())
@@ -434,6 +475,7 @@ def build_bank(folder: Path, *, coreset_rate: float, mirrored: bool, version: st
             )
     finally:
         predictor.close()
+    warn(built.warnings)
     about = built.bank.about
     say(str(predictor.store.path), f"{len(files)} images, {len(built.bank.memory)} rows")
     say("threshold", f"{about['threshold']:.4f}, {about['embedding_version']}")

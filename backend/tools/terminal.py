@@ -64,12 +64,22 @@ def say(kind: str, text: str) -> None:
 
 @contextmanager
 def going_on(what: str, failed: list[str]) -> Iterator[None]:
-    """An InspectionError inside is printed as `error: what: …`, `what` joins `failed`, and the program goes on."""
+    """What goes wrong inside is printed as `error: what: …`, `what` joins `failed`, and the program goes on.
+
+    That is an InspectionError, or a file that cannot be read.
+    """
     try:
         yield
-    except InspectionError as err:
-        say("error", f"{what}: {sentence(err)}")
+    except (InspectionError, OSError) as err:
+        say("error", f"{what}: {reason(err)}")
         failed.append(what)
+
+
+def reason(err: InspectionError | OSError) -> str:
+    """What went wrong, with the file's name."""
+    if isinstance(err, InspectionError):
+        return sentence(err)
+    return f"{err.filename}: {err.strerror}" if err.filename else str(err)
 
 
 def print_table(

@@ -1,13 +1,29 @@
 """GET /drift, and what /infer, the record and /metrics say of a drift."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from fastapi.testclient import TestClient
 
+from backend.app import create_app
 from backend.assurance.drift import Chart, Finding
 from backend.assurance.watch import DriftWatch
 from backend.base.keys import ModelKey
-from tests.api.service import GOOD, IDS, infer
+from tests.api.service import GOOD, IDS, calibrate, client_of, fit, infer
+from tests.parts import quick_settings
 
 KEY = ModelKey.of(IDS["role_id"], IDS["roi_id"])
+
+
+@pytest.fixture
+def fitted(tmp_path: Path, url: str) -> Iterator[TestClient]:
+    """A client of a service with a calibrated model, whose record is in either database."""
+    own = {"coreset_rate": 0.5, "results_db": url, "images_dir": tmp_path / "images"}
+    with client_of(create_app(quick_settings(tmp_path, **own))) as opened:
+        assert fit(opened).status_code == 200
+        assert calibrate(opened).status_code == 200
+        yield opened
 
 
 def test_a_model_learns_first_and_every_inspection_counts(fitted: TestClient) -> None:

@@ -57,6 +57,7 @@ def test_numbers_as_stations_write_them_are_taken(fitted: TestClient, sent: str)
         ({"ok_scores": [0.2, 0.21] * 20, "threshold": 0.02}, "will reject good parts"),
         ({"ok_scores": [0.2, 0.21] * 20, "score_percentile": 0.99}, "may mean 99"),
         ({"ok_scores": [0.2, 0.21] * 20, "score_percentile": 5}, "may mean 95"),
+        ({"ok_scores": [0.2, 0.21] * 20, "area_mm2_thr": 369}, "no region will ever be as large"),
     ],
 )
 def test_a_calibration_that_cannot_be_meant_says_so_and_so_does_every_inspection_under_it(
@@ -129,6 +130,51 @@ def test_a_camera_that_changed_its_resolution_is_warned_of(fitted: TestClient, f
     same = {**FORM, "mm_per_px": str(0.2 / factor)}
     answer = fitted.post("/infer", data=same, files={"image": ("a.png", binned, "image/png")}, headers=ENGLISH)
     assert "The ROI measures" not in warnings(answer)
+
+
+def test_so_it_is_of_stored_images_and_in_what_the_memory_is_made_of(fitted: TestClient) -> None:
+    """A binned image among others of the ROI has the same tokens, and would be learnt in silence."""
+    image = part(40)
+    binned = encoded(np.asarray(cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA), np.uint8))
+    files = [("images", (f"{n}.png", data, "image/png")) for n, data in enumerate((encoded(part(41)), binned))]
+    for memory_fit in ("true", "false"):
+        data = {**FORM, "memory_fit": memory_fit}
+        sent = files[1:] if memory_fit == "true" else files
+        answer = fitted.post("/fit_ok", data=data, files=sent, headers=ENGLISH)
+        assert "ROIs of 48 × 48 and of 96 × 96 pixels" in warnings(answer)
+    assert fitted.post("/datasets/ng/upload", data=IDS, files=files[1:]).status_code == 200
+    scored = fitted.post("/infer_dataset", json={**IDS, "labels": ["ng"]}, headers=ENGLISH).json()
+    assert "The ROI measures" in " ".join(scored["items"][0]["warnings"])
+    assert "The ROI measures" in warnings(fitted.post("/calibrate_dataset", json=IDS, headers=ENGLISH))
+
+
+@pytest.mark.parametrize(
+    ("meta", "scale", "code"),
+    [
+        (b'{"mm_per_px": "0.05"}', 0.05, ""),
+        (b'\xef\xbb\xbf{"mm_per_px": 0.05}', 0.05, ""),
+        (b'\xef\xbb\xbf[{"mm_per_px": ".05"}]', 0.05, ""),
+        (b'{"mm_per_px": null, "shape_json": ""}', None, ""),
+        (b'{"mm_per_px": "0,05"}', None, "metas_invalid"),
+        (b'{"mm_per_px": "0.05 mm"}', None, "metas_invalid"),
+        (b'{"mm_per_px": "1_0"}', None, "metas_invalid"),
+        ('{"mm_per_px": "٠.٢"}'.encode(), None, "metas_invalid"),
+        (b'{"mm_per_px": true}', None, "metas_invalid"),
+        (b'{"mm_per_px": 1e9}', None, "metas_invalid"),
+        (b'{"mm_per_px": 0.05, "mm_per_px": 0.5}', None, "field_twice"),
+        (b'{"mm_per_px": 0.05', None, "metas_not_json"),
+    ],
+)
+def test_what_an_upload_says_of_an_image_is_read_as_a_file_beside_it_is(
+    client: TestClient, meta: bytes, scale: float | None, code: str
+) -> None:
+    files: list[Any] = [("images", ("a.png", GOOD, "image/png")), ("metas", (None, meta, "application/json"))]
+    answer = client.post("/datasets/ok/upload", data=IDS, files=files, headers=ENGLISH)
+    assert (answer.status_code, answer.json().get("code", "")) == (400 if code else 200, code)
+    if not code:
+        listed = client.get("/datasets/list", params=IDS).json()["classes"]["ok"]["files"]
+        stored = client.get("/datasets/meta", params={**IDS, "label": "ok", "filename": listed[0]}).json()
+        assert stored.get("mm_per_px") == scale
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "zstd"])

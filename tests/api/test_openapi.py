@@ -46,6 +46,30 @@ def test_docs_can_be_used_as_a_client(said: dict[str, Any]) -> None:
     assert form["properties"]["image"]["type"] == "string"
 
 
+def test_docs_fills_no_form_with_the_word_string(tmp_path: Path) -> None:
+    """The page writes "string" into each text that has no example: as a note, a recipe or a role it would be kept."""
+    said = create_app(quick_settings(tmp_path), TextureFeatures(112)).openapi()
+    schemas = said["components"]["schemas"]
+    without = []
+    for path, methods in said["paths"].items():
+        body = methods.get("post", {}).get("requestBody", {}).get("content", {})
+        kind = next(iter(body), "")  # the one that the page shows first
+        schema = body.get(kind, {}).get("schema", {})
+        schema = schemas[schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
+        if kind == "application/json" and "example" not in schema:
+            texts = [own for own in schema["properties"].values() if "examples" not in own]
+            without += [path] if any('"string"' in json.dumps(own) for own in texts) else []
+        elif kind:
+            own = {n: p for n, p in schema["properties"].items() if '"binary"' not in json.dumps(p)}
+            text = {n for n, p in own.items() if '"string"' in json.dumps(p) and "contentMediaType" not in p}
+            without += [
+                f"{path} {name}"
+                for name in sorted(text)
+                if kind != "application/json" and not own[name].get("examples")
+            ]
+    assert without == []
+
+
 def test_the_examples_fit_their_own_schemas() -> None:
     from backend.api import schemas
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from backend.assurance.watch import FILE, DriftWatch, remember
 from backend.base.errors import DriftNewer, MemoryNotFound
 from backend.base.keys import ModelKey
 from backend.extractors.protocol import prepare
-from backend.records.drifts import OwnDrifts, SharedDrifts
+from backend.records.drifts import Drifts, KeptDrift, OwnDrifts, SharedDrifts
 from backend.records.ledger import Ledger
 from backend.service.appearance import appearance_of
 from backend.service.fitting import Fitter
@@ -23,6 +24,7 @@ from backend.service.inspection import Inspector
 from backend.service.results import FitResult, InferResult
 from backend.storage import Change
 from tests.parts import good_files, part, quick_settings
+from tests.records.postgres import Server
 
 KEY = ModelKey.of("Master1", "Pattern")
 WANTED = 40
@@ -34,6 +36,21 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Inspector
     inspector.start()
     yield inspector, Fitter(inspector).fit(KEY, good_files(24), mm_per_px=0.2)
     inspector.close()
+
+
+@pytest.fixture(params=["own", "sqlite", "postgresql"])
+def drifts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Drifts]:
+    """Where what is found is kept: in this process, or in a database for all."""
+    if request.param == "own":
+        yield OwnDrifts()
+        return
+    server: Server | None = request.getfixturevalue("postgres") if request.param == "postgresql" else None
+    url = server.database() if server else f"sqlite:///{tmp_path / 'records.db'}"
+    ledger = Ledger(url)
+    yield SharedDrifts(ledger)
+    ledger.close()
+    if server:
+        server.drop(url)
 
 
 @pytest.fixture(autouse=True)
@@ -53,15 +70,23 @@ def inspected(result: FitResult, seed: int, *, dark: bool = False, bad: bool = F
     )
 
 
+def rewritten(drifts: Drifts, **changed: object) -> KeptDrift:
+    """What is kept of the model, changed by another hand."""
+    kept = drifts.load(KEY)
+    assert kept is not None
+    assert drifts.save(KEY, replace(kept, **changed))  # type: ignore[arg-type]
+    return replace(kept, revision=kept.revision + 1, **changed)  # type: ignore[arg-type]
+
+
 def told(watch: DriftWatch, result: FitResult, first: int, n: int, **kind: bool) -> None:
     for seed in range(first, first + n):
         found: InferResult = inspected(result, seed, **kind)
         watch.add(KEY, found)
 
 
-def test_from_the_fit_to_a_drift_and_back(fitted: tuple[Inspector, FitResult]) -> None:
+def test_from_the_fit_to_a_drift_and_back(fitted: tuple[Inspector, FitResult], drifts: Drifts) -> None:
     inspector, result = fitted
-    watch = DriftWatch(inspector.store, OwnDrifts(), WANTED)
+    watch = DriftWatch(inspector.store, drifts, WANTED)
     watch.fitted(KEY, result.metadata, result.appearances)
     watch.take_in()
     assert (inspector.store.folder(KEY) / FILE).exists()
@@ -106,9 +131,11 @@ def test_a_reference_of_a_model_that_is_gone_or_replaced_is_not_left(fitted: tup
     assert not (inspector.store.folder(KEY) / FILE).exists()
 
 
-def test_a_change_right_after_the_fit_is_a_drift_and_is_not_learnt(fitted: tuple[Inspector, FitResult]) -> None:
+def test_a_change_right_after_the_fit_is_a_drift_and_is_not_learnt(
+    fitted: tuple[Inspector, FitResult], drifts: Drifts
+) -> None:
     inspector, result = fitted
-    watch = DriftWatch(inspector.store, OwnDrifts(), WANTED)
+    watch = DriftWatch(inspector.store, drifts, WANTED)
     watch.fitted(KEY, result.metadata, result.appearances)
     watch.take_in()
     told(watch, result, 100, WANTED + 20, dark=True)
@@ -117,9 +144,11 @@ def test_a_change_right_after_the_fit_is_a_drift_and_is_not_learnt(fitted: tuple
     assert found.learnt < 10
 
 
-def test_a_model_that_was_fitted_before_learns_from_its_first_good_parts(fitted: tuple[Inspector, FitResult]) -> None:
+def test_a_model_that_was_fitted_before_learns_from_its_first_good_parts(
+    fitted: tuple[Inspector, FitResult], drifts: Drifts
+) -> None:
     inspector, result = fitted
-    watch = DriftWatch(inspector.store, OwnDrifts(), WANTED)
+    watch = DriftWatch(inspector.store, drifts, WANTED)
     told(watch, result, 100, 30, dark=True, bad=True)
     assert watch.finding(KEY).learnt == 0
     told(watch, result, 200, FEWEST - 1)
@@ -130,9 +159,9 @@ def test_a_model_that_was_fitted_before_learns_from_its_first_good_parts(fitted:
     assert watch.finding(KEY).cause == "light"
 
 
-def test_workers_share_what_they_see_and_it_survives_them(fitted: tuple[Inspector, FitResult], tmp_path: Path) -> None:
+def test_workers_share_what_they_see_and_it_survives_them(fitted: tuple[Inspector, FitResult], url: str) -> None:
     inspector, result = fitted
-    ledgers = [Ledger(f"sqlite:///{tmp_path / 'records.db'}") for _ in range(3)]
+    ledgers = [Ledger(url) for _ in range(3)]
     one, other, later = (DriftWatch(inspector.store, SharedDrifts(ledger), WANTED) for ledger in ledgers)
     for number in range(WANTED // 4):
         told(one, result, 100 + 4 * number, 2)
@@ -151,32 +180,26 @@ def test_workers_share_what_they_see_and_it_survives_them(fitted: tuple[Inspecto
 
 
 def test_parts_of_another_memory_do_not_count_and_a_new_memory_begins_anew(
-    fitted: tuple[Inspector, FitResult],
+    fitted: tuple[Inspector, FitResult], drifts: Drifts
 ) -> None:
     inspector, result = fitted
-    drifts = OwnDrifts()
     watch = DriftWatch(inspector.store, drifts, WANTED)
     told(watch, result, 100, 5)
     former = inspected(result, 1)
     former.provenance.generation = "former"
     watch.add(KEY, former)
     assert watch.finding(KEY).learnt == 5
-    kept = drifts.load(KEY)
-    assert kept is not None
-    drifts._kept[KEY] = kept.__class__(**{**kept.__dict__, "generation": "former"})
+    rewritten(drifts, generation="former")
     told(watch, result, 200, 3)
     assert watch.finding(KEY).learnt == 3
 
 
-def test_after_a_refit_the_pictures_of_the_new_fit_count(fitted: tuple[Inspector, FitResult]) -> None:
+def test_after_a_refit_the_pictures_of_the_new_fit_count(fitted: tuple[Inspector, FitResult], drifts: Drifts) -> None:
     inspector, result = fitted
-    drifts = OwnDrifts()
     watch = DriftWatch(inspector.store, drifts, WANTED)
     told(watch, result, 100, WANTED + FEWEST)
     watch.take_in()
-    kept = drifts.load(KEY)
-    assert kept is not None
-    drifts._kept[KEY] = kept.__class__(**{**kept.__dict__, "generation": "former"})
+    rewritten(drifts, generation="former")
     watch.fitted(KEY, result.metadata, result.appearances)
     told(watch, result, 200, 5)
     assert watch.finding(KEY).learnt == 5
@@ -184,16 +207,12 @@ def test_after_a_refit_the_pictures_of_the_new_fit_count(fitted: tuple[Inspector
     assert watch.finding(KEY).cause == "light"
 
 
-def test_a_state_of_a_newer_version_is_left_alone_and_said(fitted: tuple[Inspector, FitResult]) -> None:
+def test_a_state_of_a_newer_version_is_left_alone_and_said(fitted: tuple[Inspector, FitResult], drifts: Drifts) -> None:
     inspector, result = fitted
-    drifts = OwnDrifts()
     watch = DriftWatch(inspector.store, drifts, WANTED)
     told(watch, result, 100, 1)
     watch.take_in()
-    kept = drifts.load(KEY)
-    assert kept is not None
-    newer = kept.__class__(**{**kept.__dict__, "version": VERSION + 1})
-    drifts._kept[KEY] = newer
+    newer = rewritten(drifts, version=VERSION + 1)
     told(watch, result, 101, 1)
     with pytest.raises(DriftNewer):
         watch.finding(KEY)
@@ -202,27 +221,23 @@ def test_a_state_of_a_newer_version_is_left_alone_and_said(fitted: tuple[Inspect
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut off"])
-def test_what_is_damaged_is_learnt_anew(fitted: tuple[Inspector, FitResult], damage: bytes) -> None:
+def test_what_is_damaged_is_learnt_anew(fitted: tuple[Inspector, FitResult], drifts: Drifts, damage: bytes) -> None:
     inspector, result = fitted
-    drifts = OwnDrifts()
     watch = DriftWatch(inspector.store, drifts, WANTED)
     told(watch, result, 100, 4)
     watch.take_in()
-    kept = drifts.load(KEY)
-    assert kept is not None
-    drifts._kept[KEY] = kept.__class__(**{**kept.__dict__, "learnt": b"no npz", "chart": b"odd"})
+    rewritten(drifts, learnt=b"no npz", chart=b"odd")
     (inspector.store.folder(KEY) / FILE).write_bytes(damage)
     told(watch, result, 200, 2)
     assert watch.finding(KEY).learnt == 2
 
 
 def test_without_a_model_there_is_nothing_to_say_and_with_0_parts_nothing_is_watched(
-    fitted: tuple[Inspector, FitResult],
+    fitted: tuple[Inspector, FitResult], drifts: Drifts
 ) -> None:
     inspector, result = fitted
     with pytest.raises(MemoryNotFound):
-        DriftWatch(inspector.store, OwnDrifts(), WANTED).finding(ModelKey.of("Master1", "Other"))
-    drifts = OwnDrifts()
+        DriftWatch(inspector.store, drifts, WANTED).finding(ModelKey.of("Master1", "Other"))
     off = DriftWatch(inspector.store, drifts, 0)
     told(off, result, 100, 3)
     off.take_in()

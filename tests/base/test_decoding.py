@@ -2,6 +2,8 @@ import io
 import struct
 import sys
 import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -17,8 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend.base import decoding
-from backend.base.decoding import Decoded, ImageOptions, decode, read_header
+from backend.base.decoding import Decoded, ImageOptions, Needed, decode, read_header
 from backend.base.errors import BadImage, ImageTooLarge, UndecodableImage
+from backend.base.images import is_large
 from tests.formats import FORMS, interlaced_png, peaks
 from tests.parts import encoded, part
 from tests.tiffs import COMPRESSIONS, Page, write_tiff
@@ -493,6 +496,66 @@ def without_chunk(png: bytes, kind: bytes) -> bytes:
     return png[:at] + png[at + 12 + struct.unpack_from(">I", png, at)[0] :]
 
 
+def needed(height: int, width: int) -> Needed:
+    return lambda *_: (height, width)
+
+
+JPEGS: list[dict[str, Any]] = [
+    {},
+    {"quality": 95, "subsampling": 0},
+    {"quality": 60, "subsampling": 1},
+    {"progressive": True},
+    {"progressive": True, "subsampling": 0},
+]
+
+
+@pytest.mark.parametrize("kind", [*JPEGS, {"mode": "L"}, {"mode": "CMYK"}, {"mode": "CMYK", "progressive": True}])
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (481, 635), (487, 641)])
+@pytest.mark.parametrize(("n", "left"), [(2, 2), (4, 3), (8, 3)])
+def test_a_jpeg_is_decoded_to_the_smallest_picture_that_has_twice_or_three_times_what_is_needed(
+    kind: dict[str, Any], height: int, width: int, n: int, left: int
+) -> None:
+    kind, smooth = dict(kind), cv2.GaussianBlur(part(3, height=height, width=width), (0, 0), 4)
+    image = Image.fromarray(smooth[:, :, ::-1]).convert(kind.pop("mode", "RGB"))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **kind)
+    whole = decode(buffer.getvalue())
+    found = decode(buffer.getvalue(), needed=needed(height // (n * left), width // (n * left)))
+    assert found.size == whole.size == (height, width)
+    assert found.pixels.shape == (-(-height // n), -(-width // n), 3)
+    averaged = cv2.resize(whole.pixels, found.pixels.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(found.pixels.astype(int) - averaged).mean() < 2
+    larger = decode(buffer.getvalue(), needed=needed(height // (n * left) + 1, 1))
+    assert larger.pixels.shape[0] == -(-height // (n // 2))
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_only_jpegs_are_decoded_smaller_than_they_are(form: str) -> None:
+    data = encoded(part(3), form)
+    np.testing.assert_array_equal(decode(data, needed=needed(1, 1)).pixels, decode(data).pixels)
+
+
+@pytest.mark.parametrize("kind", [*JPEGS, {"quality": 30}])
+@pytest.mark.parametrize("damage", [halved, zeroed, shortened, lambda d: halved(d) + b"\xff\xd9", lambda d: d[:-2]])
+@pytest.mark.parametrize("side", [24, 8, 4])
+def test_a_damaged_jpeg_is_refused_in_the_same_words_at_any_size(kind: dict[str, Any], damage: Any, side: int) -> None:
+    data = damage(jpeg(**kind))
+    with pytest.raises(UndecodableImage) as at_full_size:
+        decode(data)
+    with pytest.raises(UndecodableImage) as smaller:
+        decode(data, needed=needed(side, side))
+    assert str(smaller.value) == str(at_full_size.value)
+
+
+def test_a_jpeg_counts_as_large_by_what_decoding_it_takes() -> None:
+    large = np.full((3500, 3500), 90, np.uint8)
+    for progressive in (False, True):
+        data = encoded(large, "JPEG", progressive=progressive)
+        assert is_large(data) and is_large(data, needed(2000, 2000))
+        assert is_large(data, needed(850, 850)) == progressive
+    assert is_large(encoded(large), needed(850, 850))
+
+
 def test_a_progressive_jpeg_that_lacks_its_last_scans_is_refused() -> None:
     data = jpeg(progressive=True)
     scans = [at for at in range(len(data) - 1) if data[at : at + 2] == b"\xff\xda"]
@@ -538,3 +601,114 @@ def test_a_webp_that_was_changed_inside_is_refused_and_a_flat_one_is_not(kind: d
                 decode(changed[: len(data)])
     for flat in (np.zeros((300, 400, 3), np.uint8), np.full((300, 400, 3), 255, np.uint8)):
         np.testing.assert_array_equal(decode(encoded(flat, "WEBP", **kind)).pixels, flat)
+
+
+BUSY = cv2.resize(np.random.default_rng(2).integers(40, 200, (40, 50, 3)).astype(np.uint8), (400, 320))
+FLAT = np.full((600, 800, 3), 90, np.uint8)
+CODED_JPEGS: list[dict[str, Any]] = [
+    {},
+    {"quality": 95, "subsampling": 0},
+    {"optimize": True},
+    {"quality": 97, "progressive": True},
+    {"restart_marker_blocks": 7},
+]
+
+
+@pytest.mark.parametrize("kind", CODED_JPEGS)
+def test_a_jpeg_with_a_zeroed_sector_is_refused_wherever_it_lies(kind: dict[str, Any]) -> None:
+    """Zeros are codes too, and now and then libjpeg finds as many blocks in them as were lost."""
+    data = encoded(BUSY, "JPEG", **kind)
+    decode(data)
+    first = data.index(b"\xff\xda") + 20
+    for at in range(first, len(data) - 600, max(1, len(data) // 60)):
+        with pytest.raises(UndecodableImage):
+            decode(data[:at] + bytes(512) + data[at + 512 :])
+
+
+@pytest.mark.parametrize("kind", CODED_JPEGS)
+def test_a_flat_jpeg_is_whole_though_its_codes_are_zeros(kind: dict[str, Any]) -> None:
+    assert np.abs(decode(encoded(FLAT, "JPEG", **kind)).pixels.astype(int) - 90).max() <= 1
+
+
+def png_of(*chunks: tuple[bytes, bytes]) -> bytes:
+    whole = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(whole)
+
+
+def png_chunks(data: bytes) -> dict[bytes, bytes]:
+    found, at = {}, 8
+    while at < len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        found[data[at + 4 : at + 8]] = data[at + 8 : at + 8 + length]
+        at += 12 + length
+    return found
+
+
+def with_bytes(data: bytes, at: int, form: str, *values: int) -> bytes:
+    changed = bytearray(data)
+    struct.pack_into(form, changed, at, *values)
+    return bytes(changed)
+
+
+def saying(tags: dict[int, tuple[int, Sequence[int]]]) -> Page:
+    return replace(page(8, 2), tags=tags)
+
+
+SAVED = {form: encoded(BUSY, form) for form in ("PNG", "JPEG", "BMP", "TIFF", "WEBP")}
+CHUNKS = png_chunks(encoded(part(3), "PNG"))
+HEAD, BODY = (b"IHDR", CHUNKS[b"IHDR"]), zlib.decompress(CHUNKS[b"IDAT"])
+END, PACKED = (b"IEND", b""), zlib.compress(BODY)
+SOF = SAVED["JPEG"].index(b"\xff\xc0")
+# What a disk, a transfer or another program makes of a file: its name, the file, and what is said of it.
+NOT_WHOLE: dict[str, tuple[bytes, str]] = {
+    "JPEG, its height comes after the scan": (with_bytes(SAVED["JPEG"], SOF + 5, ">H", 0), "jpeg_without_height"),
+    "JPEG, its header is twice as high": (with_bytes(SAVED["JPEG"], SOF + 5, ">H", 640), "damaged"),
+    "JPEG, its header is half as high": (with_bytes(SAVED["JPEG"], SOF + 5, ">H", 160), "damaged"),
+    "JPEG, sent as text": (SAVED["JPEG"].decode("utf-8", "replace").encode(), "format_not_read"),
+    "JPEG, its line ends were changed": (SAVED["JPEG"].replace(b"\n", b"\r\n"), "damaged"),
+    "PNG, no last chunk": (png_of(HEAD, (b"IDAT", PACKED)), "cut_off"),
+    "PNG, half the pixels": (png_of(HEAD, (b"IDAT", zlib.compress(BODY[: len(BODY) // 2])), END), "pixels_missing"),
+    "PNG, one byte too few": (png_of(HEAD, (b"IDAT", zlib.compress(BODY[:-1])), END), "pixels_missing"),
+    "PNG, no checksum of the pixels": (png_of(HEAD, (b"IDAT", PACKED[:-4]), END), "pixels_damaged"),
+    "PNG, another checksum of the pixels": (png_of(HEAD, (b"IDAT", PACKED[:-4] + bytes(4)), END), "pixels_damaged"),
+    "PNG, a lost chunk of pixels": (png_of(HEAD, (b"IDAT", PACKED[:500]), (b"IDAT", PACKED[900:]), END), "pixels"),
+    "PNG, no pixels": (png_of(HEAD, END), "pixels_missing"),
+    "PNG, a chunk that must be understood": (png_of(HEAD, (b"ABCD", b""), (b"IDAT", PACKED), END), "chunk_not_read"),
+    "PNG, its line ends were changed": (SAVED["PNG"].replace(b"\r\n", b"\n"), "format_not_read"),
+    "PNG, a comment whose checksum is wrong": (
+        png_of(HEAD, (b"tEXt", b"a\0b"), (b"IDAT", PACKED), END).replace(b"a\0b", b"a\0c"),
+        "checksum_wrong",
+    ),
+    **{
+        f"PNG, an unknown {what}": (
+            png_of((b"IHDR", with_bytes(HEAD[1], at, "B", 2)), (b"IDAT", PACKED), END),
+            "header_not_valid",
+        )
+        for what, at in (("compression", 10), ("filtering", 11), ("interlacing", 12))
+    },
+    "BMP, one byte too few": (SAVED["BMP"][:-1], "damaged"),
+    "BMP, its header is twice as high": (with_bytes(SAVED["BMP"], 22, "<i", 640), "damaged"),
+    "BMP, its header is half as high": (with_bytes(SAVED["BMP"], 22, "<i", 160), "header_not_valid"),
+    "BMP, its header is narrower": (with_bytes(SAVED["BMP"], 18, "<i", 300), "header_not_valid"),
+    "BMP, its pixels begin beyond the end": (with_bytes(SAVED["BMP"], 10, "<I", 1 << 20), "damaged"),
+    "TIFF, its header is narrower": (write_tiff([saying({256: (3, [WIDTH - 9])})]), "header_not_valid"),
+    "TIFF, its header is twice as high": (write_tiff([saying({257: (3, [2 * HEIGHT])})]), "cut_off"),
+    "WebP, half of it": (SAVED["WEBP"][: len(SAVED["WEBP"]) // 2], "cut_off"),
+    "a pointer to a file": (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12\n", "format_not_read"),
+    "an error page": (b"<html>404</html>", "format_not_read"),
+    "zeros": (bytes(5000), "format_not_read"),
+    "GIF": (encoded(BUSY, "GIF"), "format_not_read"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(NOT_WHOLE))
+def test_a_file_that_is_not_whole_is_refused_with_the_reason(kind: str) -> None:
+    data, reason = NOT_WHOLE[kind]
+    with pytest.raises(UndecodableImage, match=reason):
+        decode(data)
+
+
+@pytest.mark.parametrize("form", sorted(SAVED))
+@pytest.mark.parametrize("behind", [bytes(100), b"trailing text " * 50, b"\xff\xd9\xff\xd8"])
+def test_what_another_program_left_behind_a_file_does_not_count(form: str, behind: bytes) -> None:
+    np.testing.assert_array_equal(decode(SAVED[form] + behind).pixels, decode(SAVED[form]).pixels)

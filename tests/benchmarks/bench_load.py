@@ -1,7 +1,8 @@
-"""Many clients in a closed loop: pace, errors, latency and memory of the service over minutes.
+"""Many clients in a closed loop: pace, errors, latency and memory of the service over minutes, every verdict recorded.
 
-Run python tests/benchmarks/bench_load.py [--clients 16] [--seconds 180] [--side 448]. The pace of bare forward passes
-is taken before and after in this process, with nothing else under way. Where there are no weights they are drawn.
+Run python tests/benchmarks/bench_load.py [--clients 16] [--seconds 180] [--side 448] [--no-records]. The pace of bare
+forward passes is taken before and after in this process, with nothing else under way. Where there are no weights they
+are drawn.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from typing import Any
 
 import numpy as np
 import psutil
+from sqlalchemy import func, select
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from backend.records.database import Database
+from backend.records.tables import inspections
 from backend.service.host import extractor_for
 from backend.tools.bench import Request, connect, fitted, own_settings, served
 from backend.tools.bench_stages import Bench, encoded, pictures
@@ -32,16 +36,21 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=180)
     options.add_argument("--side", type=int, default=448)
     options.add_argument("--images", type=int, default=34, help="of the fit")
+    options.add_argument("--no-records", action="store_true", help="the service keeps no verdicts")
     given = options.parse_args()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch:
         settings, _ = own_settings(Path(scratch), rng)
+        if not given.no_records:
+            own = {"results_db": f"sqlite:///{Path(scratch, 'records.db')}", "images_dir": Path(scratch, "images")}
+            settings = settings.model_copy(update=own)
         bench = Bench.of(extractor_for(settings), rng)
         bare = [bench.forward_once() for _ in range(20)]
         with served(settings) as (url, pid):
             fitted(url, given.images, "png", rng)
             request = Request.of("image", [encoded(pictures(1, given.side, rng)[0], "png")])
             found = load(url, pid, request, clients=given.clients, seconds=given.seconds)
+        found["recorded"] = 0 if settings.results_db is None else recorded(settings.results_db)
         bare += [bench.forward_once() for _ in range(20)]
     found["bare per s"] = round(1000 / float(np.median(bare)), 2)
     found["pace / bare"] = round(found["per s"] / found["bare per s"], 3)
@@ -81,6 +90,15 @@ def load(url: str, pid: int, request: Request, *, clients: int, seconds: float) 
         "resident MB after warm-up": [round(min(settled)), round(max(settled))],
         "memory swing": round((max(settled) - min(settled)) / (2 * float(np.mean(settled))), 4),
     }
+
+
+def recorded(url: str) -> int:
+    """How many verdicts a database has."""
+    database = Database(url)
+    with database.reading() as connection:
+        found = connection.execute(select(func.count()).select_from(inspections)).scalar_one()
+    database.close()
+    return int(found)
 
 
 def watched(pid: int, threads: list[threading.Thread]) -> list[float]:

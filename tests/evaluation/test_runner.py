@@ -143,6 +143,20 @@ def test_each_image_is_embedded_once_however_often_it_is_asked_for(tmp_path: Pat
     np.testing.assert_array_equal(first, TextureFeatures(56).extract(images))
 
 
+COUNTING = """
+    PRESET MODEL_NAME WEIGHTS INPUT_SIZE INPUT_EDGE INPUT_ASPECT PRECISION BLOCKS TILES PIXEL_BITS
+    MAX_IMAGE_MP CORESET_RATE MAX_CORESET SEED PATCHCORE_DISTANCE FOREGROUND_MASK
+    AUGMENT_ROTATION_DEG MEMORY_DTYPE KNN_BACKEND FIT_MEMORY_MB SCORE_METHOD SCORE_PERCENTILE
+    BLUR_SIGMA PATCHCORE_KNN_K SCORE_MAP PATCHCORE_REWEIGHT PATCHCORE_DENSITY_K SCORE_AREA_MM2
+    AREA_MM2_THR THRESHOLD_MARGIN
+"""
+
+
+@pytest.mark.parametrize("name", COUNTING.split())
+def test_the_report_says_each_setting_that_changes_figures(result: SetResult, name: str) -> None:
+    assert name in result.as_dict()["settings"]
+
+
 def test_nothing_falls_back_to_another_extractor(tmp_path: Path) -> None:
     settings = Settings(weights=str(tmp_path / "absent.safetensors"))
     with pytest.raises(WeightsUnavailable), Evaluator(settings):

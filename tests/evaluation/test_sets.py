@@ -1,6 +1,7 @@
 """Folders of labelled images become sets, in whichever layout they come, and what looks wrong is named."""
 
 import json
+import os
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -111,7 +112,12 @@ def test_mvtec_images_may_have_sidecars_too(mvtec: Path) -> None:
             True,
             False,
         ),
+        ('{"mm_per_px": 0.25}'.encode("utf-16"), 0.25, False, False),
         (b'{"mm_per_px": "0,25"}', None, False, True),
+        (b'{"mm_per_px": "0.25 mm"}', None, False, True),
+        (b'{"mm_per_px": "1_0"}', None, False, True),
+        ('{"mm_per_px": "٠.٢"}'.encode(), None, False, True),
+        (b'{"mm_per_px": 1e7}', None, False, True),
         (b'{"mm_per_px": true}', None, False, True),
         (b'{"mm_per_px": 1e999}', None, False, True),
         (b'{"mm_per_px": 0.25, "shape": {"kind": "polygon", "points": []}}', 0.25, False, True),
@@ -332,6 +338,28 @@ def test_a_mask_that_belongs_to_no_defective_image_is_named(mvtec: Path, path: s
     draw(mvtec / "ground_truth" / path)
     (warning,) = read_set(mvtec).warnings
     assert "no defective image" in warning and f"ground_truth/{path}" in warning
+
+
+def test_a_mask_that_marks_nearly_all_is_named(mvtec: Path) -> None:
+    draw(mvtec / "ground_truth" / "dent" / "c_mask.png", ~BLOCK)
+    assert any("inverted: ground_truth/dent/c_mask.png" in warning for warning in read_set(mvtec).warnings)
+
+
+@pytest.mark.parametrize("name", ["c_mask.png", "C_MASK.PNG", "c_mask.bmp"])
+def test_a_mask_beside_its_image_is_no_image(mvtec: Path, name: str) -> None:
+    (mvtec / "ground_truth" / "dent" / "c_mask.png").unlink()
+    draw(mvtec / "test" / "dent" / name)
+    found = read_set(mvtec)
+    assert found.counts["dent"] == 2
+    assert masks(found)["dent/c.bmp"] == [name]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_links_that_lead_nowhere_or_round_in_circles_are_left_to_whoever_reads_them(mvtec: Path) -> None:
+    (mvtec / "test" / "dent" / "gone.png").symlink_to("nowhere.png")
+    (mvtec / "test" / "dent" / "self.png").symlink_to("self.png")
+    (mvtec / "test" / "loop").symlink_to("..")
+    assert read_set(mvtec).counts == {"good": 1, "dent": 4, "hole": 1}
 
 
 def test_a_black_mask_of_a_good_image_is_as_it_should_be(mvtec: Path) -> None:

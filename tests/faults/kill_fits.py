@@ -146,6 +146,7 @@ def run(rounds: int, seed: int, folder: Path) -> Report:
     known = {key: Model() for key in KEYS}
     for number in range(rounds):
         with running(folder, MODEL_VERSIONS=str(KEPT), KEEP_IMAGES="all") as service:
+            report.faults += [f"round {number}: {fault}" for fault in _unlearnt(folder)]
             clients = [Client(service.url, key, known[key], chance.randrange(10**9)) for key in KEYS]
             for client in clients:
                 client.start()
@@ -160,6 +161,18 @@ def run(rounds: int, seed: int, folder: Path) -> Report:
         report.faults += [f"round {number}: {fault}" for fault in _faults(folder, known)]
         report.samples = _count(folder)
     return report
+
+
+def _unlearnt(folder: Path) -> list[str]:
+    """What a lesson of the last round stored and no memory learnt; the service takes it back soon after its start."""
+    store, history = SampleStore(folder / "datasets", max_gb=1), FitHistory(folder / "datasets")
+    give_up = time.monotonic() + 30
+    for key in KEYS:
+        while left := store.taught_beyond(key, history.images(key)):
+            if time.monotonic() > give_up:
+                return [f"{key}: {left} were stored to be taught, and no memory learnt them"]
+            time.sleep(0.05)
+    return []
 
 
 def _let_work(clients: list[Client], chance: random.Random) -> None:

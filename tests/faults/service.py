@@ -79,7 +79,7 @@ def environment(root: Path, **given: str) -> dict[str, str]:
         "INPUT_SIZE": "112",
         "CORESET_RATE": str(CORESET),
         "MODELS_DIR": str(root / "models"),
-        "DATASETS_DIR": str(root / "datasets"),
+        "BDI_DATASETS_DIR": str(root / "datasets"),
         "BDI_RESULTS_DB": f"sqlite:///{root / 'inspections.db'}",
         "MIN_FREE_MB": "0",
         "LOG_LEVEL": "WARNING",

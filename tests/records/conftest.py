@@ -9,27 +9,6 @@ import pytest
 from backend.records.database import Database
 from backend.records.images import KeepPolicy
 from backend.records.ledger import Ledger
-from tests.records.postgres import Server, binaries
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Server]:
-    if binaries() is None:
-        pytest.skip("needs PostgreSQL's server (Debian: apt install postgresql)")
-    with Server() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'inspections.db'}"
-        return
-    server: Server = request.getfixturevalue("postgres")
-    own = server.database()
-    yield own
-    server.drop(own)
 
 
 @pytest.fixture

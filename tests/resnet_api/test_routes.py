@@ -1,6 +1,7 @@
 """The ResNet18 web API over HTTP, with a real ResNet18 (random weights where the trained ones do not matter)."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from PIL import Image
 from safetensors.torch import save_file
 
 from backend.app import create_app
@@ -125,6 +127,37 @@ def test_an_empty_file_and_a_text_are_refused_with_the_documents_words(make: Mak
     empty, text = post(client, b""), post(client, b"hello")
     assert (empty.status_code, empty.json()["error"]) == (400, "Archivo vacío.")
     assert (text.status_code, text.json()["detail"]) == (400, "No se pudo decodificar la imagen.")
+
+
+TIFF = io.BytesIO()
+Image.fromarray(plate(3)).save(TIFF, "TIFF", save_all=True, append_images=[Image.fromarray(plate(4))])
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (png(plate(3))[:-20], "cut off"),
+        (png(plate(3)).replace(b"IEND", b"IENE"), "checksum"),
+        (cv2.imencode(".jpg", plate(3))[1].tobytes()[:-40] + b"\xff\xd9", "damaged"),
+        (b"hello", "none of these formats"),
+    ],
+)
+def test_why_an_image_is_not_read_is_said_beside_the_documents_words(make: Make, data: bytes, said: str) -> None:
+    client = make()
+    english = {"Accept-Language": "en"}
+    answer = client.post("/predict", files={"file": ("a", data)}, headers=english)
+    assert answer.status_code == 400 and said in answer.json()["reason"]
+    (item,) = client.post("/predict/batch", files=[("files", ("a", data))], headers=english).json()["items"]
+    assert said in item["reason"]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(TIFF.getvalue(), "several frames"), (png(plate(3).astype(np.uint16) * 16), "12 bits")],
+)
+def test_what_is_said_of_an_image_is_in_the_prediction(make: Make, data: bytes, said: str) -> None:
+    answer = make().post("/predict", files={"file": ("a", data)}, headers={"Accept-Language": "en"}).json()
+    assert said in " ".join(answer["warnings"])
 
 
 def test_modes_scale_the_threshold_and_thr_overrides_them(make: Make) -> None:

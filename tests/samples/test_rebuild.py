@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from backend.base.errors import (
     Cancelled,
+    FitInProgress,
     MemoryNotFound,
     NotEnoughSamples,
     WeightsUnavailable,
@@ -22,6 +24,7 @@ from backend.extractors.texture import TextureFeatures
 from backend.samples.collector import Collector
 from backend.samples.history import FitHistory
 from backend.samples.intake import drafts
+from backend.samples.store import TAKEN_BACK, TAUGHT, Draft
 from backend.service.jobs import Job
 from backend.tools import cli
 from tests.parts import encoded, part, part_file, quick_settings
@@ -345,3 +348,32 @@ def test_the_command_line_rebuilds_what_is_lost(
     assert "Master1/Pattern (red): 3 images" in capsys.readouterr().err
     states = [collector.state(key)["memory_fitted"] for key in (KEY, RED)]
     assert states == [False, True]
+
+
+def test_of_what_was_stored_to_be_taught_only_what_no_memory_ever_learnt_is_taken_back(
+    running: Callable[..., Collector],
+) -> None:
+    collector = running()
+    learnt, never, upload = (
+        Draft(f"{seed}.png", partial(encoded, part(seed)), source)
+        for seed, source in ((0, TAUGHT), (70, TAUGHT), (71, "upload"))
+    )
+    (known,) = collector.samples.add(KEY, "ok", [learnt])
+    collector.fit(KEY, [part_file(0), part_file(1)], mm_per_px=0.2)
+    collector.fit(KEY, [part_file(2), part_file(3)], mm_per_px=0.2)  # the memory in use has not seen it
+    (half,) = collector.samples.add(KEY, "ok", [never])
+    (sent,) = collector.samples.add(KEY, "ok", [upload])
+    assert collector.rebuilder.drop_unlearnt(KEY) == [half.name]
+    assert {known.name, sent.name} <= {*collector.samples.names(KEY, "ok")}
+    assert collector.samples.names(KEY, TAKEN_BACK) == [half.name]
+    assert collector.rebuilder.drop_unlearnt(KEY) == []
+
+
+def test_a_lesson_that_is_under_way_keeps_what_it_stored(running: Callable[..., Collector]) -> None:
+    collector = running(fit_wait_s=0.2)
+    collector.fit(KEY, [part_file(0), part_file(1)], mm_per_px=0.2)
+    with collector.inspector.store.writing(KEY):
+        (kept,) = collector.samples.add(KEY, "ok", [Draft("70.png", partial(encoded, part(70)), TAUGHT)])
+        with pytest.raises(FitInProgress):
+            collector.rebuilder.drop_unlearnt(KEY)
+    assert kept.name in collector.samples.names(KEY, "ok")

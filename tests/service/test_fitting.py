@@ -13,12 +13,14 @@ import pytest
 from numpy.typing import NDArray
 
 from backend.base.config import Settings
+from backend.base.decoding import ImageOptions
 from backend.base.errors import (
     BadImage,
     Cancelled,
     DamagedFile,
     DiskFull,
     FitInProgress,
+    IdTwin,
     MemoryMismatch,
     NoImages,
     TokenGridMismatch,
@@ -607,11 +609,14 @@ def test_what_a_fit_records_of_its_options_makes_them_again() -> None:
         "foreground_mask",
         "memory_dtype",
         "pixel_bits",
+        "jpeg_scaled",
         "augment",
     ]
     settings = Settings(fit_memory_mb=77, coreset_rate=0.1, patchcore_distance="mahalanobis", max_coreset=9)
     assert FitOptions.of_step(recorded, settings) == replace(then, memory_mb=77)
-    assert FitOptions.of_step({"seed": 3}, settings) == replace(FitOptions.of(settings), seed=3)
+    assert FitOptions.of_step({"seed": 3}, settings) == replace(
+        FitOptions.of(settings), seed=3, images=ImageOptions(scaled=False)
+    )
     assert FitOptions.of(Settings()) == FitOptions()
 
 
@@ -655,3 +660,16 @@ def test_who_waits_for_a_fit_hears_whose_it_is(fitter: Fitter) -> None:
         impatient.fit(other, good_files(), mm_per_px=1)
     assert caught.value.values["key"] == KEY
     impatient.inspector.close()
+
+
+@pytest.mark.parametrize("way", ["fit", "grow"])
+def test_an_id_with_a_twin_is_refused_before_an_image_is_read(fitter: Fitter, way: str) -> None:
+    fitter.fit(KEY, good_files(), mm_per_px=1)
+
+    def read() -> bytes:
+        raise AssertionError("it was read")
+
+    twin = ModelKey.of(KEY.role_id.swapcase(), KEY.roi_id)
+    with pytest.raises(IdTwin) as caught:
+        getattr(fitter, way)(twin, [ImageFile("a.png", read)], mm_per_px=1)
+    assert caught.value.values["twin"] == KEY.role_id

@@ -48,6 +48,22 @@ def test_closing_waits_for_an_extractor_that_is_being_loaded(tmp_path: Path, mon
         host.queue().submit(np.zeros((112, 112, 3), np.uint8))
 
 
+def test_closing_waits_for_a_rehearsal_under_way(tmp_path: Path) -> None:
+    """A process that ends meanwhile is aborted by a library's native code, and its exit code is lost."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def slowly(_: Any) -> None:
+        begun.set()
+        threading.Event().wait(0.2)
+        ended.set()
+
+    host = ExtractorHost(quick_settings(tmp_path), TextureFeatures(112), slowly)
+    host.start()
+    assert begun.wait(10)
+    host.close()
+    assert ended.is_set()
+
+
 @pytest.fixture
 def absent(tmp_path: Path) -> dict[str, Any]:
     """The real model's name, and weights that are nowhere."""

@@ -89,9 +89,9 @@ def test_a_large_image_that_cannot_be_decoded_lets_the_next_one_through() -> Non
 def test_an_image_too_long_for_its_smaller_edge_names_the_setting(height: int, width: int) -> None:
     extractor = TextureFeatures(448, "smaller")
     with pytest.raises(TooManyTokens) as caught:
-        fitted_grid("long.png", np.zeros((height, width, 3), np.uint8), extractor, None)
+        fitted_grid("long.png", (height, width), extractor, None)
     assert "INPUT_EDGE" in sentence(caught.value, "en") and "INPUT_EDGE" in sentence(caught.value, "es")
-    assert prod(fitted_grid("long.png", np.zeros((28, 400, 3), np.uint8), extractor, None)[0]) > 14 * 32 * 32
+    assert prod(fitted_grid("long.png", (28, 400), extractor, None)[0]) > 14 * 32 * 32
     assert prod(TextureFeatures(448).grid(height, width)) <= 32 * 32
 
 
@@ -122,7 +122,7 @@ def test_large_images_are_decoded_one_at_a_time_whoever_asks(monkeypatch: pytest
         return Decoded(part(1))
 
     monkeypatch.setattr(images, "decode", slowly)
-    monkeypatch.setattr(images, "is_large", lambda _: True)
+    monkeypatch.setattr(images, "is_large", lambda *_: True)
     file, settings = part_file(1), quick_settings(tmp_path)
     predictor, embed = Predictor(settings), TextureFeatures(112)
     views = partial(_views, extractor=embed, augmentation=Augmentation(jitter=0.1), seed=0, options=None)

@@ -30,17 +30,20 @@ def test_the_service_is_timed_over_http_beside_torch_and_leaves_no_model_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "bench.json"
-    plan = Plan(fits=(2,), sides=(448,), clients=(1, 2), requests=4, repeats=3, reference=True)
+    plan = Plan(fits=(2,), sides=(448,), jpegs=(1000,), clients=(1, 2), requests=4, repeats=3, reference=True)
     run_bench(plan, out=out)
     report = json.loads(out.read_text("utf-8"))
-    assert set(report["stages"]["448²"]) == STAGES
+    assert set(report["stages"]["448²"]) == set(report["stages"]["1000² jpg"]) == STAGES
     assert [row["images"] for row in report["fits"]] == [2] and report["fits"][0]["rows"] > 0
-    rows = {(row["service"], row["side"], row["clients"]): row for row in report["infers"]}
-    assert set(rows) == {("as set", 448, 1), ("torch fp32", 448, 1), ("as set", 448, 2)}
+    rows = {(row["service"], f"{row['side']} {row['form']}", row["clients"]): row for row in report["infers"]}
+    alone = {(service, roi, 1) for service in ("as set", "torch fp32") for roi in ("448 png", "1000 jpg")}
+    assert set(rows) == {*alone, ("as set", "448 png", 2)}
     for row in rows.values():
         assert 0 < row["p50"] <= row["p95"] <= row["p99"] and row["per_s"] > 0 and row["bare"] > 0
-    low, middle, high = rows["torch fp32", 448, 1]["of ours"]
+    low, middle, high = rows["torch fp32", "448 png", 1]["of ours"]
     assert 0 < low <= middle <= high
+    assert rows["as set", "448 png", 1]["of the first side"] == [1, 1, 1]
+    assert rows["as set", "1000 jpg", 1]["of the first side"][1] > 0
     assert 0 <= report["others"] <= 1 and report["busy"] == (report["others"] > 0.1)
     assert report["machine"]["extractor"] == "texture" and report["machine"]["cores"] >= 1
     shown = capsys.readouterr().out

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -13,8 +14,8 @@ from backend.base.keys import ModelKey
 from backend.tools import cli
 
 COMMANDS = [
-    "bank", "bench", "calibrate", "certify", "demo", "doctor", "evaluate", "export", "fit", "infer", "pack", "rebuild",
-    "serve", "settings", "unpack",
+    "bank", "bench", "calibrate", "certify", "demo", "doctor", "evaluate", "export", "fit", "infer", "msa", "pack",
+    "rebuild", "restore", "serve", "settings", "teach", "unpack", "versions",
 ]  # fmt: skip
 HEAVY = {"torch", "timm", "faiss", "sklearn", "numpy", "cv2", "fastapi", "matplotlib", "openvino", "uvicorn"}
 
@@ -81,6 +82,41 @@ def test_a_score_that_is_no_number_is_shown(text: str, shown: str) -> None:
 
 def test_a_decimal_comma_is_answered_with_a_point() -> None:
     assert "use a point" in run("calibrate", "--ok-scores", "8,3").output
+
+
+@pytest.mark.parametrize("text", ["0,05", "1_0", "inf", "nan", "1e400", "٥", "0x10", "0.05mm", "", "-1", "0", "1 000"])
+@pytest.mark.parametrize("command", ["fit", "infer", "calibrate", "certify"])
+def test_an_option_that_is_no_number_is_shown_and_nothing_is_done(tmp_path: Path, command: str, text: str) -> None:
+    result = run(command, tmp_path, "--mm-per-px", text)
+    assert result.exit_code == 2 and "--mm-per-px" in result.output
+    assert repr(text) in result.output and ("is no number" in result.output or "must be from" in result.output)
+    assert ("use a point" in result.output) == ("," in text)
+
+
+@pytest.mark.parametrize("text", ["1_0", "5.0", "4", "٦", "six"])
+def test_so_is_one_that_is_no_whole_number(tmp_path: Path, text: str) -> None:
+    result = run("certify", tmp_path, "--parts", text)
+    assert result.exit_code == 2 and repr(text) in result.output
+
+
+def test_no_number_is_read_as_python_reads_its_own() -> None:
+    """Python takes `1_0`, `inf` and `٥`."""
+    commands = [cli.app, cli.records]
+    own = [
+        f"{command.name or command.callback.__name__} {name}"
+        for one in commands
+        for command in one.registered_commands
+        if command.callback is not None
+        for name, kind in get_type_hints(command.callback, include_extras=True).items()
+        if kind is not type(None) and {int, float} & {*get_args(get_args(kind)[0]), get_args(kind)[0]}
+        if get_args(kind)[1].parser is None
+    ]
+    assert own == []
+
+
+def test_a_score_below_zero_is_none() -> None:
+    result = run("calibrate", "--ok-scores", "0.3 -1")
+    assert result.exit_code == 2 and "-1 is no score" in result.output
 
 
 def test_the_bank_wants_a_recipe_that_exists(tmp_path: Path) -> None:

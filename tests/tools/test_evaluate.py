@@ -85,6 +85,16 @@ def test_a_set_with_a_broken_image_is_named_and_the_others_are_reported(tmp_path
     assert [figures["set_name"] for figures in json.loads(Path("r.json").read_text("utf-8"))] == ["whole"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_a_set_with_a_link_that_leads_nowhere_is_named_and_the_others_are_reported(tmp_path: Path) -> None:
+    broken, whole = plates(tmp_path / "broken"), plates(tmp_path / "whole")
+    (broken / "test" / "good" / "gone.png").symlink_to("nowhere.png")
+    result = run(broken, whole, "--json", "r.json")
+    assert result.exit_code == 1
+    assert "error: broken: " in result.stderr and "gone.png: No such file" in result.stderr
+    assert [figures["set_name"] for figures in json.loads(Path("r.json").read_text("utf-8"))] == ["whole"]
+
+
 def test_a_model_without_weights_is_named_and_the_others_are_measured(tmp_path: Path) -> None:
     given = plates(tmp_path / "plates")
     result = run(given, "--model", f"resnet18={tmp_path / 'absent.safetensors'}", "--model", "texture")

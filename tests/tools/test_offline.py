@@ -3,21 +3,26 @@
 import io
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
+from backend.api.catalogue import sentence
 from backend.assurance.golden import GoldenSet
 from backend.assurance.reference import FEWEST
 from backend.assurance.watch import FILE
-from backend.base.config import load_settings
-from backend.base.errors import GoldenFlipped, GoldenStopped
+from backend.base.config import PROJECT_ROOT, load_settings
+from backend.base.errors import GoldenFlipped, GoldenStopped, NotEnoughSamples
 from backend.base.keys import ModelKey
 from backend.samples.collector import Collector
 from backend.samples.store import Draft
@@ -214,6 +219,20 @@ def test_every_input_has_a_picture_of_its_own(fitted: Path, kind: str) -> None:
     assert len(set(shown)) == len(set(TWINS[kind]))
 
 
+@pytest.mark.slow
+def test_an_overlay_is_drawn_of_an_image_as_large_as_the_setting_allows(
+    fitted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MAX_IMAGE_MP counts in both places that decode: for the verdict, and for its picture."""
+    large = io.BytesIO()
+    Image.new("1", (10_100, 10_100), 1).save(large, "PNG")
+    put(fitted / "large" / "a.png", large.getvalue())
+    assert "100" in rows("large", exit_code=1)[0]["error"]
+    monkeypatch.setenv("MAX_IMAGE_MP", "110")
+    (row,) = rows("large")
+    assert cv2.imread(row["overlay"]) is not None
+
+
 def test_a_later_run_replaces_no_picture(fitted: Path) -> None:
     put(fitted / "lotA" / "good" / "p.png", GOOD)
     put(fitted / "lotB" / "good" / "p.png", BAD)
@@ -238,6 +257,105 @@ def test_a_name_that_is_no_text_is_inspected_and_shown_on_any_terminal(fitted: P
     assert row["file"] == "mix/caf\udce9.png" and Path(row["overlay"]).is_file()
     result = run("infer", "mix", "--out", "o")
     assert result.exit_code == 0 and r"caf\udce9.png" in result.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there alone")
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"LC_ALL": "C"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "cp1252"},
+    ],
+)
+def test_names_in_other_scripts_are_inspected_whatever_the_terminal_and_the_system_speak(
+    fitted: Path, env: dict[str, str]
+) -> None:
+    for name in ("ñandú 日本.png", "p[1].png"):
+        put(fitted / "br[ack]" / name, GOOD)
+    words = [sys.executable, "-m", "backend", "infer", "br[ack]", "--out", "o"]
+    path = {"PYTHONPATH": str(PROJECT_ROOT)}
+    done = subprocess.run(words, env={**os.environ, **path, **env}, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"br[ack]/p[1].png" in done.stdout
+    assert sorted(path.name for path in (fitted / "o").iterdir()) == [
+        "br[ack]_p[1]_overlay.png",
+        "br[ack]_ñandú 日本_overlay.png",
+    ]
+
+
+SIDECARS: dict[str, bytes] = {
+    "0.json": b'\xef\xbb\xbf{"mm_per_px": "0.5"}',
+    "1.json": '{"mm_per_px": "0,05"}'.encode("utf-16"),
+    "2.png.json": b'{"shape": {"kind": "polygon", "points": [[0, 0]]}}',
+    "3.json": b'{"shape_json": "{\\"kind\\": \\"circle\\", \\"cx\\": 48, \\"cy\\": 48, \\"r\\": 20}"}',
+}
+
+
+@pytest.fixture
+def told(fitted: Path) -> Path:
+    """Good parts whose .json say something of them, and something that is not understood."""
+    for n in range(4):
+        put(fitted / "told" / f"{n}.png", encoded(part(n)))
+    for name, data in SIDECARS.items():
+        put(fitted / "told" / name, data)
+    return fitted / "told"
+
+
+def test_what_lies_beside_an_image_is_read_by_every_command_and_what_is_not_understood_is_said(told: Path) -> None:
+    result = run("fit", told, "--roi", "Told")
+    assert result.exit_code == 0, result.output
+    manifest = json.loads(next((told.parent / "models").rglob("Told/manifest.json")).read_text())
+    assert manifest["mm_per_px"] == 0.5
+    calibrated = run("calibrate", told, "--json")
+    assert calibrated.exit_code == 0, calibrated.output
+    for text in (result.output, *json.loads(calibrated.stdout.splitlines()[-1])["warnings"][-2:]):
+        assert "polygon" in text or "(0,05)" in text
+    assert "polygon" in result.output and "(0,05)" in result.output
+    found = rows(told)
+    assert ["polygon" in " ".join(row["warnings"]) for row in found] == [False, False, True, False]
+    assert ["(0,05)" in " ".join(row["warnings"]) for row in found] == [False, True, False, False]
+    assert any("mm_per_px is 0.5" in text for text in found[0]["warnings"]), found[0]
+    table = run("infer", told, "--out", "o")
+    assert re.search(r"warning: \S*told/2\.png: .*polygon", table.stderr)
+
+
+def test_an_option_counts_for_more_than_what_lies_beside_an_image(told: Path) -> None:
+    assert not any("mm_per_px is 0.5" in text for text in rows(told, "--mm-per-px", 0.2)[0]["warnings"])
+
+
+def test_a_sidecar_that_is_no_json_is_named_and_the_others_go_on(told: Path) -> None:
+    put(told / "3.json", b"[1")
+    found = rows(told, exit_code=1)
+    assert [("error" in row) for row in found] == [False, False, False, True]
+    assert "3.json" in found[3]["error"]
+    assert "3.json" in run("calibrate", told).stderr
+
+
+@pytest.mark.slow
+def test_a_certificate_names_the_image_that_could_not_be_used_on_its_page_too(fitted: Path) -> None:
+    for seed in range(20, 27):
+        put(fitted / "more" / f"{seed}.png", encoded(part(seed)))
+    assert run("calibrate", "more").exit_code == 0
+    put(fitted / "more" / "half.png", GOOD[:300])
+    words = ("certify", "more", "--parts", 8, "--trials", 3, "--lang", "en")
+    result = run(*words)
+    assert result.exit_code == 1, result.output
+    why = "half.png: the image could not be decoded (it is cut off)"
+    assert why in result.stderr and why in unescape(Path("certificate/certificate.html").read_text("utf-8"))
+    for seed in range(20, 24):
+        (fitted / "more" / f"{seed}.png").unlink()
+    put(fitted / "more" / "other.png", b"x")
+    refused = run(*words)
+    assert isinstance(refused.exception, NotEnoughSamples) and why in sentence(refused.exception, "en")
+
+
+def test_the_images_notices_are_said_in_a_calibration_too(fitted: Path) -> None:
+    put(fitted / "dark" / "a.png", encoded(part(61)[:, :, 0].astype(np.uint16) * 8))
+    put(fitted / "dark" / "b.png", GOOD)
+    result = run("calibrate", "dark", "--json")
+    assert any("12 bits" in text for text in json.loads(result.stdout)["warnings"]), result.output
 
 
 def test_an_empty_folder_among_others_is_named(fitted: Path) -> None:
@@ -330,7 +448,7 @@ def test_a_calibration_without_a_usable_image_is_refused(fitted: Path) -> None:
 
 def test_a_lost_model_is_rebuilt_from_its_samples(desk: Path) -> None:
     nothing = run("rebuild")
-    assert nothing.exit_code == 0, nothing.output
+    assert nothing.exit_code == 0 and "no memory is lost" in nothing.stderr, nothing.output
     collector = Collector(load_settings())
     collector.inspector.start()
     key, broken = ModelKey.of("Line", "Disc"), ModelKey.of("Line", "Broken")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from backend.api.catalogue import sentence
 from backend.api.meant import BodyOf
@@ -40,6 +40,12 @@ GoldenDep = Annotated[GoldenSet, Depends(get_golden)]
 class GoldenRequest(BaseModel):
     """A stored sample that must get a certain verdict from now on."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"role_id": "Master1", "roi_id": "Pattern", "filename": "part.png", "golden": True}
+        }
+    )
+
     role_id: str
     roi_id: str
     recipe_id: str | None = None
@@ -52,6 +58,8 @@ class GoldenRequest(BaseModel):
 
 class ModelRequest(BaseModel):
     """Which model is meant."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"role_id": "Master1", "roi_id": "Pattern"}})
 
     role_id: str
     roi_id: str

@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from backend.api.catalogue import Language, sentence
 from backend.api.problems import language_of
@@ -24,7 +24,6 @@ from backend.base.decoding import ImageOptions
 from backend.base.errors import ImageNotKept, InvalidValue, RecordsUnavailable
 from backend.base.keys import ModelKey
 from backend.base.messages import Message, Phrase
-from backend.records.database import Unavailable
 from backend.records.entries import ReviewDraft
 from backend.records.explaining import Form, overlay, reasons
 from backend.records.export import as_csv
@@ -107,6 +106,8 @@ class InspectionPage(BaseModel):
 class ReviewRequest(BaseModel):
     """What a person says of an inspection."""
 
+    model_config = ConfigDict(json_schema_extra={"example": {"verdict": "good"}})
+
     verdict: str = Field(description="`good`, `bad` or `unclear`: what the part is.", examples=["good"])
     defect: Text = Field(None, description="The kind of defect.")
     note: Text = Field(None, description="Anything else, at most 2000 characters.")
@@ -147,12 +148,9 @@ def summarise(request: Request, ledger: LedgerDep, query: Annotated[SummaryQuery
 def export(ledger: LedgerDep, query: Annotated[FilterQuery, Query()]) -> StreamingResponse:
     """The inspections that the filters admit as CSV, oldest first, however many they are."""
     filters = query.parsed()
-    with ledger.reading():
-        pieces = as_csv(ledger.database, filters)
-    try:
+    pieces = as_csv(ledger.database, filters)
+    with ledger.asked():
         first = next(pieces)
-    except Unavailable as trouble:
-        raise RecordsUnavailable(reason=trouble.reason, retry_after=5) from trouble
     headers = {"Content-Disposition": 'attachment; filename="inspections.csv"', "Cache-Control": "no-store"}
     return StreamingResponse(chain([first], pieces), media_type="text/csv; charset=utf-8", headers=headers)
 
@@ -297,11 +295,8 @@ async def _events(ledger: Ledger, feed: Feed, filters: Filters, items: list[dict
 
 
 def _look(ledger: Ledger, feed: Feed) -> list[dict[str, Any]]:
-    try:
-        ledger.ready()
+    with ledger.asked():
         return feed.look()
-    except Unavailable as trouble:
-        raise RecordsUnavailable(reason=trouble.reason, retry_after=5) from trouble
 
 
 def _admits(filters: Filters, item: dict[str, Any]) -> bool:
@@ -338,7 +333,7 @@ def _number(field: str, text: str | None) -> float | None:
 
 def _whole(field: str, text: str, most: int, *, least: int = 1) -> int:
     """A whole number from `least` to `most`. Raises InvalidValue."""
-    if not text.isascii() or not text.isdecimal() or not least <= int(text[:12]) <= most:
+    if not text.isascii() or not text.isdecimal() or len(text) > 12 or not least <= int(text) <= most:
         raise InvalidValue(
             field=field, value=repr(text[:40]), expected=Phrase("whole_number", {"least": least, "most": most})
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from backend.api.answers import restored_fields, version_fields
 from backend.api.catalogue import sentence
 from backend.api.meant import BodyOf
 from backend.api.problems import language_of
@@ -34,6 +35,8 @@ router = APIRouter(route_class=UploadRoute, tags=["models"])
 class RestoreRequest(BaseModel):
     """Which model goes back, and who wants it."""
 
+    model_config = ConfigDict(json_schema_extra={"example": {"role_id": "Master1", "roi_id": "Pattern"}})
+
     role_id: str
     roi_id: str
     recipe_id: str | None = None
@@ -44,21 +47,8 @@ class RestoreRequest(BaseModel):
 @router.get("/versions", responses=RESPONSES)
 def versions(request: Request, inspector: InspectorDep, key: QueryKey) -> dict[str, Any]:
     """The model in use and what was replaced before it, the newest first (MODEL_VERSIONS)."""
-    store, extractor = inspector.store, inspector.host.queue().extractor
-    kept = [one for one in store.versions(key) if not store.is_current(key, one)]
-    current = store.about(key)
-    return {
-        **({"current": current} if current else {}),
-        "versions": [
-            {
-                "version": one.name,
-                **one.about,
-                "restorable": one.about.get("fingerprint", extractor.fingerprint) == extractor.fingerprint,
-            }
-            for one in kept
-        ],
-        **identity(request, key),
-    }
+    known = version_fields(inspector.store, inspector.host.queue().extractor, key)
+    return {**known, **identity(request, key)}
 
 
 @router.get("/versions/compare", responses=RESPONSES)
@@ -113,9 +103,7 @@ async def restore(
     change = change_of(request, "restore", body.author, body.note)
     version, notices = await run_job(request, lambda _: inspector.restore(key, generation, change))
     return {
-        "restored": version.name,
-        "generation": version.generation,
-        **{name: version.about[name] for name in ("model_version", "created_utc") if name in version.about},
+        **restored_fields(version),
         "warnings": warned(request, notices),
         **identity(request, key),
     }

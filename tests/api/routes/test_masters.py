@@ -23,9 +23,10 @@ def flips(client: TestClient) -> float:
     return sum(one.value for family in families if family.name == "bdi_golden_flips" for one in family.samples)
 
 
-def test_a_master_that_gets_another_verdict_is_named_everywhere_by_every_worker(tmp_path: Path) -> None:
+def test_a_master_that_gets_another_verdict_is_named_everywhere_by_every_worker(tmp_path: Path, url: str) -> None:
     good, bad = encoded(part(40)), encoded(part(41, defect=True))
-    with serving(tmp_path) as client, serving(tmp_path) as worker:
+    own = {"results_db": url, "images_dir": tmp_path / "images"}
+    with serving(tmp_path, **own) as client, serving(tmp_path, **own) as worker:
         fit(client, *range(6))
         upload(client, 50, 51, label="ng")
         client.post("/calibrate_dataset", json=IDS)

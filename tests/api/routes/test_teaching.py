@@ -21,9 +21,9 @@ def stained(seed: int) -> bytes:
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
+def client(tmp_path: Path, url: str) -> Iterator[TestClient]:
     """A model of 12 parts, calibrated with what is stored; images of all verdicts are kept."""
-    with serving(tmp_path, keep_images="all") as opened:
+    with serving(tmp_path, keep_images="all", results_db=url, images_dir=tmp_path / "images") as opened:
         fit(opened, *range(12))
         upload(opened, 50, 51, 52, label="ng")
         assert opened.post("/calibrate_dataset", json=IDS).status_code == 200
@@ -111,6 +111,15 @@ def test_a_part_that_looks_like_bad_ones_is_an_objection_though_no_verdict_is_lo
     assert teach(client, defect).json()["code"] == "teaching_refused"
     alarm = teach(client, infer(client, stained(70)), dry_run=True).json()
     assert "like_bad" not in alarm["taught"][0] and alarm["objections"] == []
+
+
+def test_with_few_known_bad_parts_the_dry_run_says_that_it_overlooks_more(client: TestClient) -> None:
+    alarm = infer(client, stained(70))
+    (told,) = [one for one in teach(client, alarm, dry_run=True).json()["warnings"] if "overlooks" in one]
+    assert told.startswith("Known bad parts that are rejected: 3.") and "fewer than 20" in told
+    upload(client, *range(200, 217), label="ng")
+    warnings = teach(client, alarm, dry_run=True).json()["warnings"]
+    assert not any("overlooks" in one for one in warnings)
 
 
 def test_a_missed_defect_becomes_a_golden_ng_sample(client: TestClient) -> None:

@@ -1,15 +1,18 @@
 """A model that goes back, is compared with what it was, and is held against its golden samples."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from backend.app import create_app
 from backend.assurance.golden import GoldenSet
 from backend.base.keys import ModelKey
+from backend.records.ledger import Ledger
 from tests.api.routes.calls import FIT, IDS, fit, upload
 from tests.parts import encoded, part, quick_settings, tree
 
@@ -174,7 +177,36 @@ def test_a_model_keeps_the_shape_that_it_was_fitted_with(tmp_path: Path) -> None
         assert whole["score"] != own["score"]
 
 
-def test_parts_to_review_come_nearest_to_the_threshold_first(client: TestClient) -> None:
+@pytest.fixture
+def recorded(tmp_path: Path, url: str) -> Iterator[TestClient]:
+    """The same, in either database."""
+    with serving(tmp_path, results_db=url, images_dir=tmp_path / "images") as opened:
+        prepare(opened)
+        yield opened
+
+
+def test_a_flip_is_in_the_record_with_both_scores(recorded: TestClient) -> None:
+    recorded.post("/calibrate_ng", json={**IDS, "mm_per_px": 0.2, "ok_scores": [0.9]})
+    (flip,) = recorded.post("/golden/run", json=IDS).json()["flips"]
+    ledger: Ledger = recorded.app.state.ledger  # type: ignore[attr-defined]
+    with ledger.reading() as connection:
+        events = list(connection.execute(text("SELECT body FROM events WHERE kind = 'golden'")).scalars())
+    told = [json.loads(one) for one in events]
+    assert [one["flips"] for one in told] == len(told) * [
+        [
+            {
+                "filename": flip["filename"],
+                "expected": "ng",
+                "former_score": flip["former_score"],
+                "score": flip["score"],
+            }
+        ]
+    ]
+    assert len(told) == 2
+
+
+def test_parts_to_review_come_nearest_to_the_threshold_first(recorded: TestClient) -> None:
+    client = recorded
     for seed in (90, 91, 92):
         infer(client, seed)
     page = client.get("/inspections", params={**IDS, "order": "informative", "limit": 2}).json()
