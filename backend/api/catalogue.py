@@ -50,12 +50,26 @@ def sentence(said: Said, language: Language, **more: Any) -> str:
         return f"{said.name}: {_fault(said, language)}"
     text = _words(said)
     values = {name: _told(value, language) for name, value in {**said.values, **more}.items()}
-    return (text.es if language == "es" else text.en).format_map(_Values(values))
+    return _filled(text, language, values).rstrip()
+
+
+def _filled(text: Words | Entry, language: Language, values: Mapping[str, Any]) -> str:
+    if language == "en":
+        return text.en.format_map(_Values(values))
+    return text.es.format_map(_Values({name: _Comma(v) if isinstance(v, float) else v for name, v in values.items()}))
 
 
 class _Values(dict[str, Any]):
     def __missing__(self, name: str) -> str:
         return "?"
+
+
+class _Comma(float):
+    """A number that is written with a comma where a text rounds it; one that is told as it was sent keeps its point."""
+
+    def __format__(self, form: str) -> str:
+        text = super().__format__(form)
+        return text.replace(".", ",") if form else text
 
 
 def reason_of(error: InspectionError, language: Language) -> dict[str, str]:
@@ -290,8 +304,8 @@ ERRORS: dict[str, Entry] = {
     ),
     "not_enough_samples": Entry(
         400,
-        es="{key}: muestras OK que sirven: {n}; hacen falta {wanted}. Sube más piezas buenas.",
-        en="{key}: usable OK samples: {n}; needed: {wanted}. Upload more good parts.",
+        es="{key}: muestras OK que sirven: {n}; hacen falta {wanted}. Sube más piezas buenas. {reasons}",
+        en="{key}: usable OK samples: {n}; needed: {wanted}. Upload more good parts. {reasons}",
     ),
     "ng_required": Entry(
         400,
@@ -1437,6 +1451,7 @@ PHRASES: dict[str, Words] = {
         es="puede ser sqlite:///… o postgresql://…, no {backend}",
         en="it can be sqlite:///… or postgresql://…, not {backend}",
     ),
+    "records_absent": Words(es="no hay ningún fichero {name}", en="there is no file {name}"),
     "records_in_memory": Words(
         es="sin fichero se perdería al parar: indica uno, como sqlite:///data/inspections.db",
         en="without a file it would be lost at the stop: name one, such as sqlite:///data/inspections.db",
@@ -1476,6 +1491,8 @@ PHRASES: dict[str, Words] = {
         ),
     ),
     "image_not_wanted": Words(es="no se guardó (KEEP_IMAGES)", en="it was not kept (KEEP_IMAGES)"),
+    "image_missing": Words(es="su fichero falta en la carpeta", en="its file is missing in the folder"),
+    "image_changed": Words(es="su fichero ya no es el que se guardó", en="its file is no longer the one that was kept"),
     "image_elsewhere": Words(es="está en la carpeta de otra máquina", en="it is in another machine's folder"),
     "image_evicted": Words(
         es="se borró para hacer sitio (IMAGES_MAX_GB)", en="it was removed to make room (IMAGES_MAX_GB)"

@@ -15,11 +15,11 @@ from backend.assurance.review import Review, Reviewed, Reviewer
 from backend.assurance.stability import Stability, stability
 from backend.assurance.suspects import FEWEST as FEWEST_COMPARED
 from backend.assurance.suspects import SHOWN
-from backend.base.errors import GoodPartsRejected, NotEnoughSamples, ReadOnlyReplica
+from backend.base.errors import GoodPartsRejected, InspectionError, NotEnoughSamples, ReadOnlyReplica, error_of
 from backend.base.files import utc_now
 from backend.base.images import encode_jpeg, resize, to_base64
 from backend.base.keys import ModelKey
-from backend.base.messages import Notice
+from backend.base.messages import Message, Notice, Phrase
 from backend.calib import upper_bound
 from backend.records.record import plain
 from backend.samples.collector import Collector
@@ -99,7 +99,7 @@ def certify(
     fine, scores, errors = scorer.readable(parts.chosen, job)
     passed = [part for part, score in zip(fine, scores, strict=True) if not scorer.rejects(score)]
     if len(fine) < FEWEST:
-        raise NotEnoughSamples(key=key, n=len(fine), wanted=FEWEST)
+        raise NotEnoughSamples(key=key, n=len(fine), wanted=FEWEST, reasons=errors[:5])
     if len(passed) < FEWEST:
         raise GoodPartsRejected(key=key, n=len(fine), passed=len(passed), wanted=FEWEST)
     detection = Detection(scorer, passed, trials=options.trials, seed=options.seed)
@@ -146,7 +146,28 @@ def notices_of(certificate: Mapping[str, Any]) -> list[Notice]:
 
 
 def _read(code: str, values: dict[str, Any]) -> Notice:
-    return Notice(code, values)
+    return Notice(code, {name: _said(value) for name, value in values.items()})
+
+
+def _said(value: Any) -> Any:
+    """A value of a notice as it was: an error or a phrase is written as its code and its own values."""
+    if isinstance(value, list):
+        return [_said(one) for one in value]
+    if not isinstance(value, dict) or "values" not in value:
+        return value
+    own = {name: _said(one) for name, one in value["values"].items()}
+    phrase = value.get("phrase")
+    return Phrase(phrase, own) if phrase else error_of(value["error"], own)
+
+
+def _written(value: Any) -> Any:
+    """A value of a notice as JSON."""
+    if isinstance(value, list):
+        return [_written(one) for one in value]
+    if not isinstance(value, InspectionError | Message):
+        return plain(value)
+    kind = "error" if isinstance(value, InspectionError) else "phrase"
+    return {kind: value.code, "values": {name: _written(one) for name, one in value.values.items()}}
 
 
 def _shown_size(kind: Kind, curves: Sequence[Curve]) -> float:
@@ -230,4 +251,4 @@ def _thumb(picture: Picture) -> str:
 
 
 def _notice(notice: Notice) -> dict[str, Any]:
-    return {"code": notice.code, "values": plain(notice.values)}
+    return {"code": notice.code, "values": {name: _written(value) for name, value in notice.values.items()}}

@@ -73,7 +73,7 @@ class Parts:
         """
         model, notices = inspector.fitted(key)
         if len(files) < FEWEST:
-            raise NotEnoughSamples(key=key, n=len(files), wanted=FEWEST)
+            raise NotEnoughSamples(key=key, n=len(files), wanted=FEWEST, reasons=[])
         known = model.stored.known_images
         places = np.unique(np.linspace(0, len(files) - 1, most).round().astype(int)).tolist()
         chosen = [GoodPart(files[n], mm_per_px, known.get(hashlib.sha256(files[n].read()).hexdigest())) for n in places]
@@ -93,7 +93,7 @@ class Parts:
         held_out = [name for name, number in numbers.items() if number is None]
         names = held_out if len(held_out) >= FEWEST_HELD_OUT else list(numbers)
         if len(names) < FEWEST:
-            raise NotEnoughSamples(key=key, n=len(names), wanted=FEWEST)
+            raise NotEnoughSamples(key=key, n=len(names), wanted=FEWEST, reasons=[])
         drawn = sorted(np.random.default_rng(seed).permutation(len(names))[:most].tolist())
         default, chosen = model.stored.number("mm_per_px", 1.0), []
         for name in (names[n] for n in drawn):

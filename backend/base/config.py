@@ -251,12 +251,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Good parts after a fit that the limits of its drift are learnt from; 0: none is watched.",
     )
-    results_days: float = Field(0, ge=0, description="Days that recorded verdicts are kept; 0: for ever.")
+    results_days: float = Field(0, ge=0, le=36_500, description="Days that recorded verdicts are kept; 0: for ever.")
     keep_images: str = Field(
         "ng,near,1/100",
         description="Recorded images: NG, within 5 % of the threshold, one OK in a hundred; or all, none.",
     )
-    images_max_gb: float = Field(20, ge=0, description="Size of them; the oldest unreviewed OK go first.")
+    images_max_gb: float = Field(20, ge=0, le=1_000_000, description="Size of them; the oldest unreviewed OK go first.")
     images_dir: OptionalFolder = Field(
         None, description="Their folder (auto: beside an SQLite file, else data/images)."
     )

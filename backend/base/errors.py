@@ -39,7 +39,7 @@ InspectionError
 │   ├── SidecarNotJson: name
 │   ├── MetaInvalid: name, field, value, expected
 │   ├── BrokenImages: total, count, reasons
-│   ├── NotEnoughSamples: key, n, wanted
+│   ├── NotEnoughSamples: key, n, wanted, reasons
 │   ├── StudyNotUsable: path, reason
 │   ├── NgRequired: key
 │   ├── ThresholdAndPromise
@@ -114,6 +114,7 @@ InspectionError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from backend.base.messages import brief
@@ -130,6 +131,15 @@ class InspectionError(Exception):
 
     def __str__(self) -> str:
         return brief(self.code, self.values)
+
+
+def error_of(code: str, values: Mapping[str, Any]) -> InspectionError:
+    """The error of that code with these values, as somebody wrote it down. One that this version lacks is bare."""
+    kinds: list[type[InspectionError]] = [InspectionError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    found = next((kind for kind in kinds[1:] if kind.code == code), BadRequest)
+    return found(**values)
 
 
 class BadRequest(InspectionError):

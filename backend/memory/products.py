@@ -203,7 +203,9 @@ def _nearness(held: _Held, rows: NDArray[np.int64], centres: Float, halves: Floa
 def device() -> str | None:
     """`cuda` where this process computes there already, without rounding float32 to TF32; else None."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    if torch is None or getattr(torch.__spec__, "_initializing", False):  # another thread may be importing it
+        return None
+    if not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return None
     return None if torch.backends.cuda.matmul.allow_tf32 else "cuda"
 

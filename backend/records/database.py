@@ -56,6 +56,11 @@ class Unavailable(Exception):
         self.passing = passing
 
 
+def damaged() -> Unavailable:
+    """What is to be raised of a database whose rows do not fit together."""
+    return Unavailable(Phrase("records_damaged"), passing=False)
+
+
 class Database:
     """One database and its connections; safe to use from many threads.
 
@@ -197,8 +202,8 @@ def trouble_of(err: DBAPIError | sqlite3.Error) -> Unavailable | None:
     """What is the matter with the database, or None when the statement is what is wrong."""
     original = err.orig if isinstance(err, DBAPIError) else err
     if isinstance(original, sqlite3.Error):
-        code = getattr(original, "sqlite_errorcode", None) or _guessed_code(original) or 0
-        known = _SQLITE_TROUBLES.get(code & 0xFF)
+        code = getattr(original, "sqlite_errorcode", 0)
+        known = _SQLITE_TROUBLES.get((code if code > 1 else _guessed_code(original)) & 0xFF)
     else:
         state = getattr(original, "sqlstate", None) or ""
         if not state and not isinstance(err, DataError | ProgrammingError):  # the server did not answer
@@ -229,15 +234,20 @@ _POSTGRES_TROUBLES = {
     "25P03": ("records_away", True),  # idle in a transaction for too long
     "28": ("records_away", False),  # who asks is not let in
     "3D": ("records_away", False),  # there is no such database
+    "42P01": ("records_damaged", False),  # a table is missing
+    "42703": ("records_damaged", False),  # a column is missing
     "58": ("records_away", True),  # system error
     "XX": ("records_damaged", False),  # internal error, data corrupted
 }
 
 
-def _guessed_code(err: BaseException | None) -> int | None:
-    """SQLite's code by its text, which is all that Python 3.10 tells."""
+def _guessed_code(err: BaseException | None) -> int:
+    """SQLite's code by its text, which is all that Python 3.10 tells; 0: none is known."""
     said = str(err)
     texts = {
+        "not decode to UTF-8": 11,  # Python says so
+        "no such table": 11,
+        "no such column": 11,
         "locked": 5,
         "readonly": 8,
         "disk I/O": 10,
@@ -246,7 +256,7 @@ def _guessed_code(err: BaseException | None) -> int | None:
         "unable to open": 14,
         "not a da": 26,
     }
-    return next((code for text, code in texts.items() if text in said), None)
+    return next((code for text, code in texts.items() if text in said), 0)
 
 
 def refuse_share(path: Path) -> None:
@@ -271,7 +281,7 @@ def file_system(path: Path) -> str:
 def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError as err:
+    except (ArgumentError, ValueError) as err:  # the second of a port that is no number
         raise _refused("records_url") from err
     backend = parsed.get_backend_name()
     if backend in {"postgresql", "postgres"}:

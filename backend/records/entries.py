@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, bindparam, func, select, update
 
-from backend.base.errors import InspectionNotFound
+from backend.base.errors import InspectionNotFound, NotRecorded
 from backend.records.chain import (
     EVENT_FIELDS,
     INSPECTION_FIELDS,
@@ -20,7 +20,7 @@ from backend.records.chain import (
     inspection_hash,
     review_hash,
 )
-from backend.records.database import Database
+from backend.records.database import Database, damaged
 from backend.records.record import Record, Verdict, entry_id, now_us, parse_public_id, plain, public_id, storable
 from backend.records.tables import chains, events, facets, images, inspections, reviews
 
@@ -32,6 +32,8 @@ _MOVE_HEAD = (
     .where(chains.c.head_seq == bindparam("from_seq"), chains.c.head_hash == bindparam("from_hash"))
     .values(head_seq=bindparam("to_seq"), head_hash=bindparam("to_hash"), closed=bindparam("closes"))
 )
+# The end of a chain is no more to tally: one that has ended is tallied to its end.
+_END_CHAIN = _MOVE_HEAD.where(chains.c.tallied_seq == bindparam("from_seq")).values(tallied_seq=bindparam("to_seq"))
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,15 @@ class Batch:
         """The number that the next entry gets."""
         return entry_id(self.head.chain, self.head.sequence + 1)
 
+    def facet(self, number: int) -> Facet:
+        """The facet of this number, which may be one that this batch brings. Raises NotRecorded: there is none."""
+        if number in self.facets:
+            return self.facets[number]
+        row = self.connection.execute(select(facets).where(facets.c.id == number)).one_or_none()
+        if row is None:
+            raise NotRecorded(reason=damaged().reason, retry_after=5)
+        return Facet(*row[1:])
+
     def inspection(self, facet: Facet, row: dict[str, Any], image: StoredImage | None) -> None:
         """Add an inspection; `row` lacks what the chain gives it."""
         row = {"id": self.next_id, "facet_id": facet.id, **row}
@@ -136,7 +147,7 @@ class Batch:
         for key in sorted(self._images):
             self._keep(*self._images[key])
         moved = connection.execute(
-            _MOVE_HEAD,
+            _END_CHAIN if self._closes else _MOVE_HEAD,
             {
                 "chain": self.former.chain,
                 "own_key": self.former.key,
@@ -224,7 +235,7 @@ def _finite(number: float) -> float:
 class ReviewDraft:
     """What a person says of an inspection. It is added to what others said; the last one counts.
 
-    Raises InspectionNotFound when it enters a batch: there is no such inspection.
+    Raises InspectionNotFound when it enters a batch: there is no such inspection; NotRecorded: it has no facet.
     """
 
     inspection_id: str
@@ -245,8 +256,7 @@ class ReviewDraft:
         ).one_or_none()
         if found is None:
             raise InspectionNotFound(id=self.inspection_id)
-        row = connection.execute(select(facets).where(facets.c.id == found.facet_id)).one()
-        former = Facet(*row[1:])
+        former = batch.facet(found.facet_id)
         facet = former.reviewed(self.verdict)
         batch.facets[facet.id] = facet
         connection.execute(update(inspections).where(own.id == number).values(facet_id=facet.id))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.base.images import encode_png, resize
+from backend.base.images import encode_jpeg, encode_png, resize
 from backend.base.messages import Message, Notice, Phrase
 from backend.infer import Roi, RoiSize, anomaly_map, level_of
 from backend.records.queries import Whole
 from backend.records.record import token_map_of
 from backend.roi_mask import build_mask, parse_shape
 
+Form = Literal["png", "jpeg"]
 GROUND = 96  # the grey of a picture whose image was not kept
 _REVIEWS = {"good": "review_good", "bad": "review_bad", "unclear": "review_unclear"}
 _OUTLINE = (64, 64, 255)
@@ -34,13 +35,22 @@ def reasons(found: Whole) -> list[Message]:
         told.append(_largest(regions))
     elif "threshold" in found.item:
         told.append(Phrase("why_no_region"))
-    for warning in found.details.get("warnings", []):
-        code, values = warning["code"], warning.get("values", {})
-        told.append(Notice(code, values))
+    told += [Notice(one["code"], _all_read(one.get("values", {}))) for one in found.details.get("warnings", [])]
     if found.reviews:
-        code = _REVIEWS[found.reviews[-1]["verdict"]]
+        code = _REVIEWS[found.item["review"]]  # by their times, the last may be another one: clocks go back
         told.append(Phrase("why_reviewed", {"n": len(found.reviews), "verdict": Phrase(code)}))
     return told
+
+
+def _all_read(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _read(value) for name, value in values.items()}
+
+
+def _read(value: Any) -> Any:
+    """A value of a warning as it was: one with a code is a phrase."""
+    if isinstance(value, Mapping):
+        return Phrase(str(value["code"]), _all_read(value["values"]))
+    return [_read(one) for one in value] if isinstance(value, list) else value
 
 
 def _verdict(item: Mapping[str, Any]) -> Phrase:
@@ -66,8 +76,8 @@ def _largest(regions: Sequence[Mapping[str, Any]]) -> Phrase:
     return Phrase("why_regions", {"n": len(regions), "area": largest["area_mm2"], "x": x, "y": y, "w": w, "h": h})
 
 
-def overlay(found: Whole, image: NDArray[np.uint8] | None, width: int | None = None) -> bytes:
-    """PNG of the image, or of a plain ground, with the anomaly map over it and the regions outlined.
+def overlay(found: Whole, image: NDArray[np.uint8] | None, width: int | None = None, form: Form = "png") -> bytes:
+    """PNG or JPEG of the image, or of a plain ground, with the anomaly map over it and the regions outlined.
 
     The map is drawn again from the token map; where it reaches the threshold it covers half of what is below. A
     picture is no larger than an anomaly map.
@@ -96,7 +106,7 @@ def overlay(found: Whole, image: NDArray[np.uint8] | None, width: int | None = N
     if mask is not None:
         edges, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
         cv2.drawContours(ground, edges, -1, _PART, 1)
-    return encode_png(ground)
+    return encode_png(ground) if form == "png" else encode_jpeg(ground)
 
 
 def _glowing(ground: NDArray[np.uint8], heat: NDArray[np.float32], top: float) -> NDArray[np.uint8]:

@@ -64,7 +64,7 @@ def _parse(place: str | None) -> dict[int, int] | None:
     """The places of a feed; None where the text is of none."""
     try:
         found = json.loads(place) if place else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or not all(_is_place(key, n) for key, n in found.items()):
         return None

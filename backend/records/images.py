@@ -9,6 +9,7 @@ row meanwhile, and sets the file aside first, so that what is interrupted can be
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -85,6 +86,10 @@ class NoRoom(Unavailable):
 
     def __init__(self, reason: Phrase) -> None:
         super().__init__(reason, passing=False)
+
+
+class OtherImage(Exception):
+    """What lies in the place of an image is not that image."""
 
 
 class Removal:
@@ -195,21 +200,34 @@ class ImageStore:
         path = self.path(sha256, suffix)
         try:
             os.utime(path)  # `tidy` takes it for new
+            whole = path.read_bytes() == data
         except FileNotFoundError:
             self._make_room(len(data))
             self._restore(image)
             with self._lock:
                 self._used += len(data)
+        else:
+            if not whole:
+                logger.warning("%s is not the image that it is named after, and is written anew", path)
+                _write(image, path)
         return image
 
     def read(self, sha256: bytes) -> tuple[bytes, str] | None:
-        """The bytes of an image and the suffix of its format; None where it is not in this folder."""
+        """The bytes of an image and the suffix of its format; None where it is not in this folder.
+
+        Raises OtherImage.
+        """
         for path in (self.folder / sha256.hex()[:2]).glob(f"{sha256.hex()}.*"):
             if path.suffix != ASIDE:
                 try:
-                    return path.read_bytes(), path.suffix
+                    data = path.read_bytes()
                 except FileNotFoundError:
                     return None
+                except OSError as err:
+                    raise OtherImage(str(err)) from err
+                if hashlib.sha256(data).digest() != sha256:
+                    raise OtherImage(f"{path} is not the image that it is named after")
+                return data, path.suffix
         return None
 
     def count_anew(self) -> None:
@@ -251,10 +269,7 @@ class ImageStore:
         """Write the image unless it is there."""
         path = self.path(image.sha256, image.suffix)
         if not path.exists():
-            try:
-                write_atomic(path, lambda file: file.write(image.data))
-            except StorageFailed as err:
-                raise _no_room(err) from err
+            _write(image, path)
 
     def _make_room(self, size: int) -> None:
         """Remove the oldest images that may go until `size` more bytes fit. Raises NoRoom, Unavailable."""
@@ -297,6 +312,14 @@ class ImageStore:
                     removal.take(connection, row)
             logger.info("%d images were removed to make room for new ones", len(removal))
         return freed
+
+
+def _write(image: StoredImage, path: Path) -> None:
+    """Raises NoRoom."""
+    try:
+        write_atomic(path, lambda file: file.write(image.data))
+    except StorageFailed as err:
+        raise _no_room(err) from err
 
 
 def _no_room(err: StorageFailed) -> NoRoom:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from backend.base.config import PROJECT_ROOT, Settings
 from backend.base.errors import BadImage, ImageNotKept, NotRecorded, RecordsRefused, RecordsUnavailable
 from backend.base.messages import Notice, Phrase
 from backend.records.database import Database, Reason, Unavailable
 from backend.records.entries import EventDraft, InspectionDraft, ReviewDraft, StoredImage
-from backend.records.images import ImageStore, KeepPolicy
+from backend.records.images import ImageStore, KeepPolicy, OtherImage
 from backend.records.pruning import Pruned, prune
 from backend.records.queries import Whole, whole
 from backend.records.record import Record, now_us
@@ -29,6 +30,7 @@ from backend.records.writer import Writer
 logger = logging.getLogger(__name__)
 
 HOUR_S = 3600.0
+_FAULT = Phrase("records_fault")
 DAY_US = 86_400_000_000
 
 
@@ -142,12 +144,20 @@ class Ledger:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that reads the tables. Raises RecordsUnavailable."""
+        with self.asked(), self.database.reading() as connection:
+            yield connection
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Around whatever reads the tables. Raises RecordsUnavailable in place of what the database raises."""
         try:
             self.ready()
-            with self.database.reading() as connection:
-                yield connection
+            yield
         except Unavailable as trouble:
             raise RecordsUnavailable(reason=trouble.reason, retry_after=5) from trouble
+        except SQLAlchemyError as err:
+            logger.exception("the record cannot be read")
+            raise RecordsUnavailable(reason=_FAULT, retry_after=5) from err
 
     def ready(self) -> None:
         """Make sure that there are tables. Raises Unavailable, RecordsRefused."""
@@ -166,12 +176,26 @@ class Ledger:
 
     def image(self, found: Whole) -> tuple[bytes, str]:
         """The image of an inspection byte for byte, and the suffix of its format. Raises ImageNotKept."""
-        read = self.images.read(found.image_sha256)
-        if read is not None:  # kept with this inspection, or with another one of the same image
-            return read
-        kept = "image_elsewhere" if found.item["image"]["kept"] else "image_evicted"
-        reason = Phrase("image_not_wanted" if found.image_store is None else kept)
-        raise ImageNotKept(id=found.item["inspection_id"], reason=reason)
+        try:
+            read = self.images.read(found.image_sha256)
+            if read is not None:  # kept with this inspection, or with another one of the same image
+                return read
+            code = self._why_not(found)
+        except OtherImage as err:
+            logger.error("an image cannot be shown: %s", err)
+            code = "image_changed"
+        raise ImageNotKept(id=found.item["inspection_id"], reason=Phrase(code))
+
+    def _why_not(self, found: Whole) -> str:
+        """Why an image is not in the folder."""
+        if found.image_store is None:
+            return "image_not_wanted"
+        if not found.item["image"]["kept"]:
+            return "image_evicted"
+        with suppress(Unavailable):
+            if found.image_store == self.images.name:
+                return "image_missing"
+        return "image_elsewhere"
 
     def prune(self, *, before_us: int, by: str, dry_run: bool = False) -> Pruned:
         """Delete what is older. Raises NotRecorded, Unavailable."""
@@ -204,7 +228,7 @@ class Ledger:
                     self.images.tidy()
                     if self.days and hour:  # by then a clock that was wrong at the start has been set
                         self.prune(before_us=now_us() - round(self.days * DAY_US), by="RESULTS_DAYS")
-            except (Unavailable, NotRecorded, RecordsRefused, OSError) as err:
+            except (Unavailable, NotRecorded, RecordsRefused, OSError, SQLAlchemyError) as err:
                 logger.warning("the record could not be looked after: %s", err)
             if self._stop.wait(HOUR_S):
                 return

@@ -103,9 +103,8 @@ class OwnChain:
         """Write that the chain ends here. Raises Unavailable, RecordsRefused."""
         if self._left is None:
             return
+        catch_up(self.database, self._left.chain)
         self.append([EventDraft(CLOSED, {})])
-        assert self.head
-        catch_up(self.database, self.head.chain)
         logger.info("this process's chain ends at %s", self.head)
 
     def _commit(self, drafts: Sequence[Draft]) -> dict[int, Outcome]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, literal, select, update
 
-from backend.records.database import ONE_TALLY, Database
+from backend.records.database import ONE_TALLY, Database, damaged
 from backend.records.images import ImageStore, Removal, removing
 from backend.records.queries import time_text
 from backend.records.record import entry_id, split_id
@@ -124,11 +124,15 @@ def _span(connection: Connection, chain: Any, before_us: int) -> _Span | None:
 
 
 def _stubs(connection: Connection) -> dict[int, int]:
-    """Up to where each chain was pruned."""
+    """Up to where each chain was pruned. Raises Unavailable of an event that does not say so."""
     found: dict[int, int] = {}
     for body in connection.execute(select(events.c.body).where(events.c.kind == STUB)).scalars():
-        said = json.loads(body)
-        found[said["chain"]] = max(found.get(said["chain"], 0), said["last"])
+        try:
+            said = json.loads(body)
+            chain, last = int(said["chain"]), int(said["last"])
+        except (ValueError, KeyError, TypeError) as err:
+            raise damaged() from err
+        found[chain] = max(found.get(chain, 0), last)
     return found
 
 

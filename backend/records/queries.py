@@ -12,7 +12,7 @@ import heapq
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, func, select, tuple_, union_all
@@ -20,9 +20,11 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, func, select, tup
 from backend.base.errors import InspectionNotFound, InvalidValue
 from backend.base.messages import Phrase
 from backend.records.chain import Facet
+from backend.records.database import damaged
 from backend.records.entries import number_of
-from backend.records.record import public_id, split_id
+from backend.records.record import public_id, split_id, token_map_of
 from backend.records.tables import chains, facets, images, inspections, reviews
+from backend.records.tallies import known_facets
 
 Order = Literal["newest", "oldest", "score", "informative"]
 NEAR = 0.95  # of the threshold: a good part that scores at least so much is a close call
@@ -98,10 +100,10 @@ class Place:
         try:
             data = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
             said, key, number = json.loads(data)
-            valid = said == order and isinstance(key, int | float) and isinstance(number, int)
+            valid = said == order and type(key) in {int, float} and type(number) is int
         except (ValueError, binascii.Error, TypeError, RecursionError):
             valid = False
-        if not valid or isinstance(key, bool) or abs(number) >= 1 << 63 or abs(key) >= 1 << 63:
+        if not valid or not (abs(number) < 1 << 63 and abs(key) < 1 << 63):  # NaN is not, either
             raise InvalidValue(field="cursor", value=repr(cursor[:60]), expected=Phrase("page_cursor"))
         return cls(order, key, number)
 
@@ -129,17 +131,18 @@ def parse_time(text: str | None, field: str) -> int | None:
         moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00").replace("z", "+00:00"))
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=timezone.utc)
-        return round((moment - _EPOCH).total_seconds() * 1e6)
+        return (moment.astimezone(timezone.utc) - _EPOCH) // _MICROSECOND
     except (ValueError, OverflowError) as err:
         raise InvalidValue(field=field, value=repr(text[:40]), expected=Phrase("date_or_time")) from err
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def time_text(time_us: int) -> str:
     """2026-01-31T12:00:00.123456Z."""
-    moment = datetime.fromtimestamp(time_us // 1_000_000, timezone.utc).replace(microsecond=time_us % 1_000_000)
+    moment = _EPOCH + time_us * _MICROSECOND
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
@@ -267,7 +270,7 @@ def rows_of(connection: Connection, numbers: Sequence[int], columns: Sequence[An
 
 def items_of(connection: Connection, rows: Sequence[Row[Any]]) -> list[dict[str, Any]]:
     """Rows as clients see them; what is not known is left out."""
-    known = facets_of(connection, {row.facet_id for row in rows})
+    known = known_facets(connection, {row.facet_id for row in rows})
     keys = chain_keys(connection, {split_id(row.id)[0] for row in rows})
     held = _held(connection, rows)
     hashed = bool(rows) and "hash" in rows[0]._fields
@@ -289,12 +292,6 @@ def _held(connection: Connection, rows: Sequence[Row[Any]]) -> set[tuple[str, by
     own = images.c
     found = connection.execute(select(own.store, own.sha256).where(own.sha256.in_(kept))) if kept else ()
     return {(row.store, row.sha256) for row in found}
-
-
-def facets_of(connection: Connection, numbers: Iterable[int]) -> dict[int, Facet]:
-    """Facets by their number."""
-    rows = connection.execute(select(facets).where(facets.c.id.in_(list(numbers))))
-    return {row.id: Facet(*row[1:]) for row in rows}
 
 
 def chain_keys(connection: Connection, numbers: Iterable[int]) -> dict[int, str]:
@@ -354,23 +351,35 @@ class Whole:
 
 
 def whole(connection: Connection, inspection_id: str) -> Whole:
-    """One inspection. Raises InspectionNotFound."""
+    """One inspection. Raises InspectionNotFound, Unavailable: its details or its token map are damaged."""
     number = number_of(connection, inspection_id)
     row = connection.execute(select(inspections).where(_own.id == number)).one_or_none()
     if row is None:
         raise InspectionNotFound(id=inspection_id)
     (own,) = items_of(connection, [row])
-    said = connection.execute(select(reviews).where(reviews.c.inspection_id == number).order_by(reviews.c.time_us))
+    said = connection.execute(
+        select(reviews).where(reviews.c.inspection_id == number).order_by(reviews.c.time_us, reviews.c.id)
+    )
     return Whole(
         number,
         own,
-        json.loads(row.details),
+        _details(row),
         row.token_map,
         row.image_sha256,
         row.image_store,
         [_review(one) for one in said],
         row.prev_hash,
     )
+
+
+def _details(row: Row[Any]) -> dict[str, Any]:
+    try:
+        own: dict[str, Any] = json.loads(row.details)
+        if row.token_map:
+            token_map_of(row.token_map, own["token_shape"])
+    except (ValueError, KeyError, TypeError) as err:
+        raise damaged() from err
+    return own
 
 
 def _review(row: Row[Any]) -> dict[str, Any]:

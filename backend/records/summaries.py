@@ -28,6 +28,7 @@ from backend.records.tallies import (
     known_facets,
     lagging,
     pack,
+    pairs_of,
     score_of_bin,
 )
 
@@ -36,6 +37,7 @@ SHIFT_HOURS = 8
 SHIFTS_BEGIN = 6  # at 6, 14 and 22 o'clock
 LONGEST_DAYS = {"hour": 31, "shift": 62, "day": 3660}
 LONGEST_LOCAL_DAYS = 62  # days of another zone are made of hours
+LAST_HOUR = int(datetime(9999, 12, 31, 23, tzinfo=timezone.utc).timestamp()) // 3600  # that has a name
 QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
@@ -62,7 +64,7 @@ class Span:
         moment = datetime.fromtimestamp(3600 * hour, timezone.utc).astimezone(self.zone)
         if self.bucket == "hour":
             return moment
-        midnight = moment.replace(hour=0, minute=0)
+        midnight = moment.replace(hour=0, minute=0, fold=0)
         if self.bucket == "day":
             return midnight
         number = (moment.hour - SHIFTS_BEGIN) // SHIFT_HOURS  # -1 before the first shift: the day before's last one
@@ -86,12 +88,13 @@ def span_of(connection: Connection, bucket: str, filters: Filters, zone: str | N
     oldest, newest = connection.execute(ends).one()
     now = now_us() // HOUR_US
     until = -(-filters.until_us // HOUR_US) if filters.until_us is not None else max(now, newest or 0) + 1
+    until = min(until, LAST_HOUR)
     least = max(until - 24 * days, oldest if oldest is not None else now)
     since = filters.since_us // HOUR_US if filters.since_us is not None else least
     if until - since > 24 * days:
         most = Phrase("days_at_most", {"days": days, "bucket": bucket})
         raise InvalidValue(field="since", value=time_text(since * HOUR_US), expected=most)
-    return Span(bucket, since, max(since, until), where)  # type: ignore[arg-type]
+    return Span(bucket, min(since, LAST_HOUR), max(since, until), where)  # type: ignore[arg-type]
 
 
 def _zone(name: str | None) -> tzinfo:
@@ -115,15 +118,16 @@ def summary(connection: Connection, span: Span, filters: Filters) -> dict[str, A
     rows += _fresh(_not_yet_tallied(connection, known), span, chosen)
     hours, numbers, sketches = zip(*rows, strict=True) if rows else ((), (), ())
     starts = {hour: span.start_of(hour) for hour in set(hours)}
-    place = {start: number for number, start in enumerate(sorted(set(starts.values())))}
-    buckets = _each(hours, {hour: place[start] for hour, start in starts.items()})
-    kinds = _each(numbers, {number: _class_of(facet) for number, facet in known.items()})
+    moments = {start.timestamp(): start for start in starts.values()}  # an hour that a clock shows twice is two
+    place = {moment: number for number, moment in enumerate(sorted(moments))}
+    buckets = _each(hours, {hour: place[start.timestamp()] for hour, start in starts.items()})
+    kinds = _each(numbers, {number: _class_of(known[number]) for number in set(numbers)})
     *each, total = _Counts(buckets, kinds, sketches, len(place)).figures()
     return {
         "bucket": span.bucket,
         "since": time_text(span.first * HOUR_US),
         "until": time_text(span.last * HOUR_US),
-        "items": [{"start": start.isoformat(), **own} for start, own in zip(place, each, strict=True)],
+        "items": [{"start": moments[moment].isoformat(), **own} for moment, own in zip(place, each, strict=True)],
         "total": total,
     }
 
@@ -169,7 +173,7 @@ class _Counts:
     """
 
     def __init__(self, buckets: NDArray[np.int64], kinds: NDArray[np.int64], sketches: Sequence[bytes], n: int) -> None:
-        pairs = np.frombuffer(b"".join(sketches), BIN)
+        pairs = pairs_of(sketches)
         lengths = np.fromiter(map(len, sketches), np.int64, len(sketches)) // BIN.itemsize
         bucket, kind = np.repeat(buckets, lengths), np.repeat(kinds, lengths)
         self._bins, column = np.unique(pairs["bin"].astype(np.int64), return_inverse=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, bindparam, delete, select, tuple_, update
 
 from backend.records.chain import Facet
-from backend.records.database import ONE_TALLY, Database
+from backend.records.database import ONE_TALLY, Database, damaged
 from backend.records.record import entry_id
 from backend.records.tables import chains, facets, inspections, reviews, tallies
 
@@ -53,9 +53,19 @@ def pack(counts: Mapping[int, int]) -> bytes:
     return np.array(sorted((b, n) for b, n in counts.items() if n), BIN).tobytes()
 
 
+def pairs_of(sketches: Sequence[bytes]) -> NDArray[Any]:
+    """The bins and counts of stored sketches, one after the other. Raises Unavailable of one that is none."""
+    try:
+        if not any(len(one) % BIN.itemsize for one in sketches):
+            return np.frombuffer(b"".join(sketches), BIN)
+    except TypeError as err:  # SQLite holds a text or a number in its place
+        raise damaged() from err
+    raise damaged()
+
+
 def unpack(data: bytes) -> dict[int, int]:
-    """A stored sketch."""
-    return {int(b): int(n) for b, n in np.frombuffer(data, BIN).tolist()}
+    """A stored sketch. Raises Unavailable."""
+    return {int(b): int(n) for b, n in pairs_of([data]).tolist()}
 
 
 def count(into: Deltas, hour: int, facet: int, score: float, n: int = 1) -> None:
@@ -70,10 +80,17 @@ def no_deltas() -> Deltas:
     return defaultdict(dict)
 
 
-def known_facets(connection: Connection) -> dict[int, Facet]:
-    """All facets by their number."""
-    rows = connection.execute(select(facets))
-    return {row.id: Facet(*row[1:]) for row in rows}
+class Facets(dict[int, Facet]):
+    """Facets by their number. Raises Unavailable of one that is not there though an inspection is of it."""
+
+    def __missing__(self, number: int) -> Facet:
+        raise damaged()
+
+
+def known_facets(connection: Connection, numbers: Iterable[int] | None = None) -> Facets:
+    """All facets, or those of these numbers."""
+    query = select(facets) if numbers is None else select(facets).where(facets.c.id.in_(list(numbers)))
+    return Facets((row.id, Facet(*row[1:])) for row in connection.execute(query))
 
 
 def deltas_between(connection: Connection, chain: int, after: int, last: int, known: Mapping[int, Facet]) -> Deltas:

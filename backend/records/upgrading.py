@@ -11,10 +11,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from backend.base.errors import RecordsRefused
 from backend.base.messages import Phrase
-from backend.records.database import Database, translated
+from backend.records.database import Database, damaged, translated
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def bring_up(database: Database, scripts: Path = SCRIPTS) -> None:
 
     Raises:
         RecordsRefused: the tables are of a newer version than this one.
-        Unavailable.
+        Unavailable: also where they are not those of the version that they say.
     """
     directory = ScriptDirectory(str(scripts))
     newest = str(directory.get_current_head())
@@ -45,19 +46,26 @@ def bring_up(database: Database, scripts: Path = SCRIPTS) -> None:
             _copy(database, newest)
         config = Config()
         config.set_main_option("script_location", str(scripts).replace("%", "%%"))
-        with database.writing() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        try:
+            with database.writing() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        except SQLAlchemyError as err:
+            said = str(err).partition("\n")[0]
+            logger.error("the tables of %s are not those of version %s: %s", database.name, present, said)
+            raise damaged() from err
     if present is not None:
         logger.warning("the tables of %s were brought from version %s to %s", database.name, present, newest)
 
 
 def version_of(connection: Connection) -> str | None:
-    """The version of the tables; None where there are none."""
+    """The version of the tables; None where there are none. Raises Unavailable: it says several."""
     if not inspect(connection).has_table(_VERSIONS):
         return None
-    found = connection.execute(text(f"SELECT version_num FROM {_VERSIONS}")).scalar()  # noqa: S608
-    return None if found is None else str(found)
+    found = connection.execute(text(f"SELECT version_num FROM {_VERSIONS}")).scalars().all()  # noqa: S608
+    if len(found) > 1:
+        raise damaged()
+    return str(found[0]) if found else None
 
 
 def _newer(database: Database, present: str, newest: str) -> RecordsRefused:

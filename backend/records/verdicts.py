@@ -13,7 +13,7 @@ import numpy as np
 from backend import __version__
 from backend.base.errors import InspectionError, InvalidValue, NotRecorded
 from backend.base.keys import ModelKey
-from backend.base.messages import Notice, Phrase
+from backend.base.messages import Message, Notice, Phrase
 from backend.infer import Inspection, Region
 from backend.records.ledger import Ledger, Recorded
 from backend.records.record import Record, plain
@@ -66,8 +66,8 @@ def checked_text(text: str | None, field: str, limit: int = TEXT_MAX, *, lines: 
     """
     own = (text or "").strip()
     allowed = "\n\r\t" if lines else ""
-    if len(own) > limit or any(unicodedata.category(c) in {"Cc", "Cs"} and c not in allowed for c in own):
-        raise InvalidValue(field=field, value=repr(own[:40]), expected=Phrase("plain_text", {"limit": limit}))
+    if len(own) > limit or any(unicodedata.category(c) in {"Cc", "Cs"} and c not in allowed for c in text or ""):
+        raise InvalidValue(field=field, value=repr((text or "")[:40]), expected=Phrase("plain_text", {"limit": limit}))
     return own or None
 
 
@@ -143,13 +143,15 @@ class Verdict:
 
 
 def warnings_of(notices: Sequence[Notice]) -> list[dict[str, Any]]:
-    """Notices as they are kept: the code, and values that are texts or numbers."""
-    return [
-        {"code": one.code, "values": {name: _scalar(value) for name, value in one.values.items()}} for one in notices
-    ]
+    """Notices as they are kept: the code, and values that are texts, numbers, or phrases kept alike."""
+    return [_kept(one) for one in notices]
 
 
-def _scalar(value: Any) -> Any:
+def _kept(value: Any) -> Any:
+    if isinstance(value, Message):
+        return {"code": value.code, "values": {name: _kept(one) for name, one in value.values.items()}}
+    if isinstance(value, list):
+        return [_kept(one) for one in value]
     return plain(value) if isinstance(value, bool | int | float | str | np.number) or value is None else str(value)
 
 

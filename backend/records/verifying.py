@@ -10,12 +10,14 @@ import hashlib
 import heapq
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Boolean, Connection, Integer, Row, Select, Table, select, type_coerce
 
 from backend.base.messages import Phrase
 from backend.records.chain import (
@@ -30,7 +32,8 @@ from backend.records.chain import (
     inspection_hash,
     review_hash,
 )
-from backend.records.database import Database
+from backend.records.database import Database, Unavailable
+from backend.records.entries import CLOSED
 from backend.records.images import ImageStore
 from backend.records.record import SEQUENCE_BITS, entry_id, public_id, split_id
 from backend.records.tables import chains, events, facets, images, inspections, reviews, tallies
@@ -71,15 +74,38 @@ def verify(database: Database, store: ImageStore | None = None, *, heads: Iterab
 
     Raises Unavailable.
     """
-    with database.reading() as connection:
+    logged = list(heads)
+    try:
+        check = _checked(database, logged)
+    except Unavailable:
+        if not database.on_sqlite:
+            raise
+        check = _checked(database, logged, any_text=True)
+    if store is not None:
+        check.files(database, store)
+    return check.report
+
+
+def _checked(database: Database, heads: Iterable[str], *, any_text: bool = False) -> _Check:
+    """The pass over all tables. `any_text`: also over what SQLite holds as text and is no UTF-8, at a lower pace."""
+    with database.reading() as connection, _any_text(connection) if any_text else nullcontext():
         if not database.on_sqlite:
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         check = _Check(connection)
         check.run()
         check.logged(heads)
-    if store is not None:
-        check.files(database, store)
-    return check.report
+    return check
+
+
+@contextmanager
+def _any_text(connection: Connection) -> Iterator[None]:
+    """What is no UTF-8 becomes what no entry holds."""
+    driver: Any = connection.connection.driver_connection
+    driver.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
+    try:
+        yield
+    finally:
+        driver.text_factory = str
 
 
 @dataclass
@@ -111,10 +137,18 @@ class _Chain:
         self.start: bytes = row.hash
         self.hash: bytes = row.hash
         self.last_kind = ""
-        self.broken = False
+        self.broken = not isinstance(self.head_seq, int) or not isinstance(self.tallied, int)
 
     def name(self, sequence: int) -> str:
         return public_id(self.key, sequence)
+
+
+def _computed(make: Callable[..., bytes], *given: Any) -> bytes:
+    """A hash; an empty one of values that no entry holds: of another type, not finite, or no text."""
+    try:
+        return make(*given)
+    except (TypeError, ValueError, AttributeError):
+        return b""
 
 
 class _Check:
@@ -130,9 +164,10 @@ class _Check:
         self.pruned_until_us = 0
         # What the entries say, to hold against the derived tables.
         self.tallied: Deltas = no_deltas()
-        self.kept: dict[tuple[str, bytes], tuple[int, bool]] = {}
+        self.kept: dict[tuple[str, bytes], tuple[int, bool, int]] = {}
         self.kept_by: dict[tuple[str, bytes], int] = {}
         self.astray: list[int] = []
+        self.of_facets: set[int] = set()
         # Of each reviewed inspection the reviews: number, verdict before and verdict.
         self.said: dict[int, list[tuple[int, str | None, str]]] = defaultdict(list)
 
@@ -149,13 +184,15 @@ class _Check:
             self._end(chain)
         for number in self.astray:
             self.report.add(self._name(number), "found_review")
+        for number in self.of_facets - self.facets.keys():
+            self.report.add(f"facets {number}", _REMOVED)
         self._tallies()
         self._images()
 
     def _facets(self) -> None:
         for row in self.connection.execute(select(facets)):
             self.facets[row.id] = facet = Facet(*row[1:])
-            if facet.id != row.id:
+            if _number_of(facet) != row.id:
                 self.report.add(f"facets {row.id}", _CHANGED)
 
     def _events_ahead(self) -> None:
@@ -179,22 +216,23 @@ class _Check:
                 for number, former, verdict in body["reviews"]:
                     self.said[number].append((0, former, verdict))
                 self.pruned_until_us = max(self.pruned_until_us, int(body["before_us"]))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 continue  # its own hash tells that it was changed
 
     def _chains(self) -> None:
         former, expected = START, 1
-        for row in self.connection.execute(select(chains).order_by(chains.c.id)):
+        for row in self.connection.execute(_as_stored(chains).order_by(chains.c.id)):
             where = f"chains {row.key}"
             fields = dict(zip(row._fields, row, strict=True))
             if row.id != expected:
                 self.report.add(f"chains {expected}", _REMOVED)
             elif row.prev_hash != former:
                 self.report.add(where, _INSERTED)
-            if chain_hash({name: fields[name] for name in CHAIN_FIELDS}, row.prev_hash) != row.hash:
+            own = {name: fields[name] for name in CHAIN_FIELDS}
+            self.by_chain[row.id] = chain = _Chain(row, self.stubs.get(row.id))
+            if _computed(chain_hash, own, row.prev_hash) != row.hash or chain.broken:
                 self.report.add(where, _CHANGED)
             former, expected = row.hash, row.id + 1
-            self.by_chain[row.id] = _Chain(row, self.stubs.get(row.id))
             self.report.chains += 1
 
     def _reviews_ahead(self) -> None:
@@ -218,31 +256,36 @@ class _Check:
         for facet_id, details, token_map, former, digest, *fields in self._rows(query):
             facet = self.facets.get(facet_id)
             number: int = fields[0]
-            if facet is None:
-                self.report.add(self._name(number), _CHANGED)
-                continue
-            self._derive(number, facet, fields)
             self.report.inspections += 1
-            yield number, "inspection", former, digest, inspection_hash(facet, fields, details, token_map, former)
+            if facet is None:
+                self.of_facets.add(facet_id)
+                yield number, "inspection", former, digest, b""
+                continue
+            with suppress(TypeError, ValueError, AttributeError, OverflowError):  # its own hash tells what is wrong
+                self._derive(number, facet, fields)
+            computed = _computed(inspection_hash, facet, fields, details, token_map, former)
+            yield number, "inspection", former, digest, computed
 
     def _derive(self, number: int, facet: Facet, fields: Sequence[Any]) -> None:
         """Gather what one inspection gives the derived tables."""
         time_us, score, image, store = fields[_TIME], fields[_SCORE], fields[_IMAGE], fields[_STORE]
-        chain = self.by_chain.get(number >> SEQUENCE_BITS)
+        chain, first = self.by_chain.get(number >> SEQUENCE_BITS), facet.reviewed(None).id
+        self.of_facets.add(first)
         if chain is not None and number & _MASK <= chain.tallied:
-            count(self.tallied, time_us // HOUR_US, facet.reviewed(None).id, score)
+            count(self.tallied, time_us // HOUR_US, first, score)
         said = self.said.get(number, ())
         if facet.review != _last_verdict(said):
             self.astray.append(number)
         for review, former, verdict in said:
+            self.of_facets.add(facet.reviewed(verdict).id)
             chain = self.by_chain.get(review >> SEQUENCE_BITS)
             if chain is None or review & _MASK <= chain.tallied:
                 count(self.tallied, time_us // HOUR_US, facet.reviewed(former).id, score, -1)
                 count(self.tallied, time_us // HOUR_US, facet.reviewed(verdict).id, score)
         if store is not None:
-            last, protected = self.kept.get((store, image), (0, False))
+            last, protected, size = self.kept.get((store, image), (0, False, fields[_SIZE]))
             guarded = facet.decision == "ng" or facet.review is not None
-            self.kept[store, image] = max(last, time_us), protected or guarded
+            self.kept[store, image] = max(last, time_us), protected or guarded, size
             self.kept_by.setdefault((store, image), number)
 
     def _reviews(self) -> Iterator[tuple[int, str, bytes, bytes, bytes]]:
@@ -250,7 +293,7 @@ class _Check:
         columns = [own[name] for name in REVIEW_FIELDS]
         for former, digest, *fields in self._rows(select(own.prev_hash, own.hash, *columns).order_by(own.id)):
             self.report.reviews += 1
-            yield fields[0], "review", former, digest, review_hash(fields, former)
+            yield fields[0], "review", former, digest, _computed(review_hash, fields, former)
 
     def _events(self) -> Iterator[tuple[int, str, bytes, bytes, bytes]]:
         own = events.c
@@ -259,7 +302,7 @@ class _Check:
             select(own.body, own.prev_hash, own.hash, *columns).order_by(own.id)
         ):
             self.report.events += 1
-            yield fields[0], fields[2], former, digest, event_hash(fields, body, former)
+            yield fields[0], fields[2], former, digest, _computed(event_hash, fields, body, former)
 
     def _entry(self, number: int, kind: str, former: bytes, digest: bytes, computed: bytes) -> None:
         chain = self.by_chain.get(number >> SEQUENCE_BITS)
@@ -268,7 +311,7 @@ class _Check:
             self.report.add(f"{number >> SEQUENCE_BITS}-{sequence}", _INSERTED)
             return
         if kind == "pruned" and chain.stub is not None and sequence <= chain.stub.last:
-            if computed != digest or chain.stub.keeps.get(number) != digest.hex():
+            if computed != digest or chain.stub.keeps.get(number) != computed.hex():
                 self.report.add(chain.name(sequence), _CHANGED)
             return
         if chain.broken:
@@ -302,14 +345,15 @@ class _Check:
             return
         if chain.stub is not None and chain.sequence < chain.stub.last:
             chain.sequence, chain.hash = chain.stub.last, chain.stub.last_hash
-            chain.last_kind = "closed" if chain.stub.ended else ""
+            chain.last_kind = CLOSED if chain.stub.ended else ""
             self.report.pruned += chain.stub.last
         if chain.sequence < chain.head_seq:
             self.report.add(chain.name(chain.sequence + 1), _REMOVED)
         elif (
             chain.hash != chain.head_hash
-            or chain.closed != (chain.last_kind == "closed")
+            or chain.closed != (chain.last_kind == CLOSED)
             or chain.tallied > chain.head_seq
+            or (chain.closed and chain.tallied != chain.head_seq)
         ):
             self.report.add(f"chains {chain.key}", _CHANGED)
 
@@ -328,12 +372,12 @@ class _Check:
             self.report.add(f"tallies {grain}/{hour}/{facet}", _INSERTED)
 
     def _images(self) -> None:
-        rows = {(row.store, row.sha256): row for row in self.connection.execute(select(images))}
+        rows = {(row.store, row.sha256): row for row in self.connection.execute(_as_stored(images))}
         for key, row in rows.items():
             if key not in self.kept:
-                self.report.add(f"images {row.sha256.hex()}", _INSERTED)
-            elif (row.time_us, row.protected) != self.kept[key]:
-                self.report.add(f"images {row.sha256.hex()}", _CHANGED)
+                self.report.add(f"images {_digits(row.sha256)}", _INSERTED)
+            elif (row.time_us, row.protected, row.size) != self.kept[key]:
+                self.report.add(f"images {_digits(row.sha256)}", _CHANGED)
         for (store, sha256), number in self.kept_by.items():
             if (store, sha256) not in rows:
                 self._absent(store, sha256, number)
@@ -341,8 +385,8 @@ class _Check:
 
     def _absent(self, store: str, sha256: bytes, number: int) -> None:
         """An image that a record names and the table does not: it must have been removed to make room."""
-        last_us, protected = self.kept[store, sha256]
-        if not protected and ((store, sha256.hex()) in self.removed or last_us < self.pruned_until_us):
+        last_us, protected, _ = self.kept[store, sha256]
+        if not protected and ((store, _digits(sha256)) in self.removed or last_us < self.pruned_until_us):
             return
         self.report.add(self._name(number), "found_image_removed")
 
@@ -353,19 +397,19 @@ class _Check:
             name, _, digest = head.strip().partition("=")
             key, _, sequence = name.rpartition("-")
             chain = keys.get(key)
-            if chain is None or not sequence.isdecimal() or not self._is_entry(chain, int(sequence), digest):
+            if chain is None or not _is_place(sequence) or not self._is_entry(chain, int(sequence), digest):
                 self.report.add(name or head, "found_head")
 
     def _is_entry(self, chain: _Chain, sequence: int, digest: str) -> bool:
         if chain.stub is not None and sequence <= chain.stub.last:
             return sequence < chain.stub.last or chain.stub.last_hash.hex() == digest
         if sequence == 0:
-            return chain.start.hex() == digest
+            return _digits(chain.start) == digest
         for table in (inspections, reviews, events):
             query = select(table.c.hash).where(table.c.id == entry_id(chain.id, sequence))
             found = self.connection.execute(query).scalar()
             if found is not None:
-                return bool(found.hex() == digest)
+                return _digits(found) == digest
         return False
 
     def files(self, database: Database, store: ImageStore) -> None:
@@ -373,16 +417,21 @@ class _Check:
         for (name, sha256), row in self.rows.items():
             if name != store.name:
                 continue
+            if (name, sha256) not in self.kept_by:
+                continue  # no entry names it, which was told
             path = store.path(sha256, row.suffix)
-            where = self._name(self.kept_by.get((name, sha256), 0))
+            where = self._name(self.kept_by[name, sha256])
             try:
                 data = path.read_bytes()
             except FileNotFoundError:
                 if _still_there(database, name, sha256):
                     self.report.add(where, "found_image_missing", file=path.name)
                 continue
+            except (OSError, ValueError):  # a folder in its place, or what is no name of a file
+                self.report.add(where, "found_image_changed", file=path.name)
+                continue
             self.report.images += 1
-            if hashlib.sha256(data).digest() != sha256 or len(data) != row.size:
+            if hashlib.sha256(data).digest() != sha256:
                 self.report.add(where, "found_image_changed", file=path.name)
 
     def _name(self, number: int) -> str:
@@ -391,13 +440,34 @@ class _Check:
         return known.name(sequence) if known else f"{chain}-{sequence}"
 
 
+def _is_place(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 13 and int(text) <= _MASK
+
+
 def _in_steps(query: Select[Any]) -> Select[Any]:
     return query.execution_options(stream_results=True, yield_per=_STEP)
 
 
-_TIME, _SCORE, _IMAGE, _STORE = (
-    INSPECTION_FIELDS.index(name) for name in ("time_us", "score", "image_sha256", "image_store")
+_TIME, _SCORE, _IMAGE, _SIZE, _STORE = (
+    INSPECTION_FIELDS.index(name) for name in ("time_us", "score", "image_sha256", "image_size", "image_store")
 )
+
+
+def _as_stored(table: Table) -> Select[Any]:
+    """All rows; booleans as the numbers that SQLite has of them, of which 2 is no true."""
+    plain = (type_coerce(own, Integer).label(own.name) if isinstance(own.type, Boolean) else own for own in table.c)
+    return select(*plain)
+
+
+def _number_of(facet: Facet) -> int | None:
+    try:
+        return facet.id
+    except (TypeError, ValueError):
+        return None
+
+
+def _digits(sha256: Any) -> str:
+    return sha256.hex() if isinstance(sha256, bytes) else repr(sha256)
 
 
 def _last_verdict(said: Sequence[tuple[int, str | None, str]]) -> str | None:

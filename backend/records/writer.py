@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, repeat
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from backend.base.errors import InspectionError, NotRecorded, RecordsRefused
 from backend.base.messages import Phrase
 from backend.records.database import Database, Reason, Unavailable
@@ -205,9 +207,13 @@ class Writer:
         if not self._queue.empty() and head.sequence - self._tallied < UNTALLIED:
             return
         self._tally_at = now + TALLY_S
-        with suppress(Unavailable):
+        try:
             catch_up(self.database, head.chain)
             self._tallied = head.sequence
+        except Unavailable as trouble:
+            logger.debug("the tallies wait: %s", trouble.reason)
+        except SQLAlchemyError:
+            logger.exception("what was recorded cannot be tallied")
 
     def _end(self) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,10 +113,10 @@ class Collector:
             stored, notices = self._stored(key)
             files = [*stored, *files]
             if len(files) < self.settings.min_ok_samples:
-                raise NotEnoughSamples(key=key, n=len(files), wanted=self.settings.min_ok_samples)
+                raise NotEnoughSamples(key=key, n=len(files), wanted=self.settings.min_ok_samples, reasons=[])
         fit = self.fitter.grow if memory_fit else self.fitter.fit
         result = fit(key, files, mm_per_px=mm_per_px, job=job, change=change)
-        return replace(result, warnings=[*result.warnings, *notices[:NAMED]])
+        return replace(result, warnings=[*result.warnings, *_few_of_each(notices)])
 
     def calibrate(
         self,
@@ -152,7 +152,8 @@ class Collector:
         ok, ng = ([s.inspection.score for s in scored if s.inspection and s.sample.label == label] for label in LABELS)
         if not ok:
             alone = next((s.error for s in scored if isinstance(s.error, OnlyImage)), None)
-            raise alone or NotEnoughSamples(key=key, n=0, wanted=1)
+            reasons = [s.error for s in scored if s.error and s.sample.label == "ok"]
+            raise alone or NotEnoughSamples(key=key, n=0, wanted=1, reasons=reasons[:NAMED])
         if require_ng and not ng:
             raise NgRequired(key=key)
         if self.inspector.cache.model(key).stored.generation != scorer.model.stored.generation:
@@ -360,9 +361,14 @@ def basis_of(scored: Sequence[Scored]) -> Basis:
 
 
 def about_each(scored: Sequence[Scored]) -> list[Notice]:
-    """What is to be said of the samples themselves: each code for NAMED of them at most, each sentence once."""
+    """What is to be said of the samples themselves."""
+    return _few_of_each(notice for one in scored for notice in one.notices)
+
+
+def _few_of_each(notices: Iterable[Notice]) -> list[Notice]:
+    """Each code for NAMED of the samples at most, each sentence once."""
     found: dict[str, list[Notice]] = {}
-    for notice in (notice for one in scored for notice in one.notices):
+    for notice in notices:
         alike = found.setdefault(notice.code, [])
         if notice not in alike:
             alike.append(notice)

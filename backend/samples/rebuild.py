@@ -222,7 +222,7 @@ class Rebuilder:
             if files:
                 new = self._step(step, files, new, job)
         if new is None:
-            raise NotEnoughSamples(key=key, n=0, wanted=1)
+            raise NotEnoughSamples(key=key, n=0, wanted=1, reasons=[])
         return new, missing
 
     def _file(self, key: ModelKey, name: str) -> ImageFile:

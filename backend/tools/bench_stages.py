@@ -59,7 +59,7 @@ def timed(work: Callable[[], Any], repeats: int) -> Timings:
     return spent
 
 
-def _timed_by_stage(work: Callable[[Callable[[str], None]], Any], repeats: int) -> dict[str, Timings]:
+def timed_by_stage(work: Callable[[Callable[[str], None]], Any], repeats: int) -> dict[str, Timings]:
     """Milliseconds of each stage that `work` marks, in each of `repeats` calls, after one that does not count."""
     spent: dict[str, Timings] = {}
     for _ in range(repeats + 1):
@@ -157,7 +157,7 @@ class Bench:
             "end to end": lambda: self._inspect(data, criteria),
         }
         spent = {name: timed(call, repeats) for name, call in work.items()}
-        spent |= _timed_by_stage(lambda mark: inspect(tokens, self.memory, roi, criteria, mark=mark), repeats)
+        spent |= timed_by_stage(lambda mark: inspect(tokens, self.memory, roi, criteria, mark=mark), repeats)
         return {name: Spread.of(spent[name]) for name in STAGES}
 
     def forward(self, side: int, repeats: int, batch: int = 1) -> Spread:

@@ -68,7 +68,7 @@ def main() -> None:
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (HOST).")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on (PORT).")] = None,
+    port: Annotated[int | None, _option(0, 65535, whole=True, says="Port to listen on (PORT).")] = None,
     workers: Annotated[
         str, typer.Option(help="Processes that share the models folder: a number, or auto: as many as pay here.")
     ] = "1",
@@ -253,7 +253,8 @@ def certify(
 ) -> None:
     """Certify a model: what it promises, how small a defect it finds, what disturbs it.
 
-    It leaves certificate.json and a page to print. A certificate of the stored samples is kept with the model too.
+    It leaves certificate.json and a page to print. A certificate of the stored samples is kept with the model too. An
+    image that cannot be used is named, and the exit code is 1.
     """
     from backend.assurance.certificate import CertificateOptions
     from backend.base.keys import ModelKey
@@ -262,7 +263,7 @@ def certify(
 
     if lang not in {"es", "en"}:
         raise typer.BadParameter("--lang is es or en")
-    offline.certify(
+    if not offline.certify(
         ModelKey.of(role, roi, recipe),
         good,
         mm_per_px,
@@ -270,7 +271,8 @@ def certify(
         options=CertificateOptions(most_parts=parts, trials=trials, seed=seed),
         out=out,
         language="es" if lang == "es" else "en",
-    )
+    ):
+        raise typer.Exit(1)
 
 
 Author = Annotated[str, typer.Option(help="Who does it; the name of this account without it.")]
@@ -323,10 +325,10 @@ def teach(
     ] = False,
     max_false_reject: Annotated[
         float | None,
-        typer.Option(min=0, max=0.5, help="With --recalibrate: promise to reject no more good parts."),
+        _option(0, 0.5, says="With --recalibrate: promise to reject no more good parts."),
     ] = None,
-    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Of what is promised.")] = 0.95,
-    threshold: Annotated[float | None, typer.Option(min=0, help="With --recalibrate: this threshold.")] = None,
+    confidence: Annotated[float, _option(0.5, 0.9999, says="Of what is promised.")] = 0.95,
+    threshold: Annotated[float | None, _option(0, says="With --recalibrate: this threshold.")] = None,
     author: Author = "",
     note: Note = "",
     as_json: Annotated[bool, typer.Option("--json", help="As POST /teach answers.")] = False,
@@ -473,13 +475,15 @@ def export(
     from backend.records.queries import Filters, parse_time
     from backend.tools.records import export as export_all
 
+    if decision not in {None, "ok", "ng"}:
+        raise typer.BadParameter("--decision is ok or ng")
     first, last = parse_time(since, "--since"), parse_time(until, "--until")
     export_all(out, Filters(role_id=role, roi_id=roi, decision=decision, since_us=first, until_us=last))
 
 
 @records.command()
 def prune(
-    days: Annotated[float | None, _option(0, says="Delete what is older than so many days.")] = None,
+    days: Annotated[float | None, _option(0, 36_500, says="Delete what is older than so many days.")] = None,
     before: Annotated[str, typer.Option(help="Delete what is from before this date or time.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:

@@ -19,7 +19,7 @@ import typer
 from rich.text import Text
 
 from backend.api import catalogue
-from backend.assurance.certificate import CertificateOptions, certify_stored
+from backend.assurance.certificate import CertificateOptions, certify_stored, notices_of
 from backend.assurance.certificate import certify as certify_on
 from backend.assurance.golden import GoldenSet
 from backend.assurance.page import page
@@ -391,12 +391,14 @@ def certify(
     options: CertificateOptions,
     out: Path,
     language: Language,
-) -> None:
+) -> bool:
     """Certify `key` on the images in a folder, or on its stored samples, and write certificate.json and .html.
 
-    A certificate of the stored samples is kept with the model too. Raises what certify and certify_stored do.
+    A certificate of the stored samples is kept with the model too. Returns whether all images could be used. Raises
+    what certify and certify_stored do.
     """
     files = [] if good is None else images_in([good])
+    given = len(files)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     collector = Collector(load_settings())
@@ -404,15 +406,18 @@ def certify(
         if good is None:
             made = certify_stored(collector, key, options, session.job())
         else:
-            images, said = _with_sidecars([path for path in files if _readable(path)], shape)
-            warn([notice for known in said for notice in known.notices])
+            files = [path for path in files if _readable(path)]
+            images, said = _with_sidecars(files, shape)
             scale = mm_per_px or next((known.mm_per_px for known in said if known.mm_per_px), session.mm_per_px(key))
             parts = Parts.of(session.inspector, key, images, mm_per_px=scale, most=options.most_parts)
+            parts = replace(parts, notices=[*(one for known in said for one in known.notices), *parts.notices])
             made = certify_on(session.inspector, key, parts, options=options, job=session.job())
+    warn(notices_of(made))
     write_json(out / "certificate.json", made)
     html = page(made, language, catalogue.sentence)
     write_atomic(out / "certificate.html", lambda file: file.write(html.encode()))
     say(str(key), f"{out / 'certificate.html'}, {out / 'certificate.json'}")
+    return given == len(files) and all(notice.code != "samples_left_out" for notice in notices_of(made))
 
 
 class _Folders:
@@ -447,9 +452,11 @@ def rebuild(role: str | None, roi: str | None, recipe: str | None, *, force: boo
     rebuilder, wanted = collector.rebuilder, (role, roi, recipe)
     failed: list[str] = []
     with Session(collector.settings, collector.inspector) as session:
-        for key in collector.samples.all_keys() if force else rebuilder.lost() + rebuilder.foreign():
-            if any(asked not in {None, own} for asked, own in zip(wanted, astuple(key), strict=True)):
-                continue
+        found = collector.samples.all_keys() if force else rebuilder.lost() + rebuilder.foreign()
+        asked = [key for key in found if all(a in {None, own} for a, own in zip(wanted, astuple(key), strict=True))]
+        if not asked:
+            say("rebuild", "no memory is lost or foreign" if not force else "there are no samples of such a model")
+        for key in asked:
             with going_on(str(key), failed):
                 done = rebuilder.rebuild(key, session.job(), replace=True)
                 warn(done.notices if done else ())

@@ -10,9 +10,10 @@ from getpass import getuser
 from pathlib import Path
 
 from backend.base.config import Settings, load_settings
-from backend.base.errors import RecordsOff, RecordsUnavailable
+from backend.base.errors import RecordsOff, RecordsRefused, RecordsUnavailable
 from backend.base.files import write_atomic
 from backend.base.keys import ModelKey
+from backend.base.messages import Phrase
 from backend.records.database import Unavailable
 from backend.records.export import as_csv
 from backend.records.ledger import Ledger
@@ -27,11 +28,13 @@ from backend.service.results import InferResult
 
 @contextmanager
 def opened() -> Iterator[Ledger]:
-    """The record that the settings name. Raises RecordsOff, RecordsRefused, RecordsUnavailable."""
+    """The record that the settings name, which must be there. Raises RecordsOff, RecordsRefused, RecordsUnavailable."""
     ledger = Ledger.of(load_settings())
     if ledger is None:
         raise RecordsOff()
     try:
+        if ledger.database.path is not None and not ledger.database.path.exists():
+            raise RecordsRefused(reason=Phrase("records_absent", {"name": ledger.database.name}))
         ledger.ready()
         yield ledger
     except Unavailable as trouble:

@@ -36,7 +36,12 @@ function goTo(name, focus = false) {
 
 /* Show the view that the address names. */
 function showPlace(where) {
-  open = TABS.includes(where.view) ? where.view : "inspect";
+  const view = TABS.includes(where.view) ? where.view : "inspect";
+  if (view !== open && $("alerts").firstChild) {
+    calm(); // what went wrong in a view is no matter of the next one
+    inspect.show(); // which says it beside the part
+  }
+  open = view;
   for (const tab of TABS) {
     const on = tab === open;
     $(tab).hidden = !on;

@@ -55,6 +55,7 @@ const judged = () => parts.filter((part) => part.truth && part.result);
 const scored = (truth) => judged().filter((part) => part.truth === truth).map((part) => part.result.score);
 
 export function show() {
+  for (const option of $("cal-target").options) if (option.value) option.textContent = percent(Number(option.value));
   const [ok, ng] = [scored("ok"), scored("ng")];
   for (const truth of ["ok", "ng"]) {
     const left = parts.filter((part) => part.truth === truth && !part.fresh).length;

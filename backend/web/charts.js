@@ -1,9 +1,22 @@
 import { svg } from "./dom.js";
 
-/* Scores over time as dots, each with the threshold it was judged by. `points`: {score, threshold, decision, chosen}. */
-export function trend(points, { width = 600, height = 160, label = "" } = {}) {
-  const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", class: "trend", role: "img", "aria-label": label });
-  if (!points.length) return chart;
+/* Scores over time as dots, each with the threshold it was judged by. `points`: {score, threshold, decision, chosen}.
+   `into`: an earlier chart, which is drawn anew with the nodes that it has. */
+export function trend(points, { width = 600, height = 160, label = "", into = null } = {}) {
+  const chart = into ?? svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", class: "trend", role: "img" });
+  chart.setAttribute("aria-label", label);
+  const paths = points.length ? trendPaths(points, width, height) : [];
+  paths.forEach(([kind, d], n) => {
+    const path = chart.children[n] ?? chart.appendChild(svg("path"));
+    if (path.getAttribute("class") !== kind) path.setAttribute("class", kind);
+    path.setAttribute("d", d);
+  });
+  while (chart.children.length > paths.length) chart.lastChild.remove();
+  return chart;
+}
+
+/* The class and the shape of each path of a trend. */
+function trendPaths(points, width, height) {
   const values = points.flatMap((point) => (point.threshold ? [point.score, point.threshold] : [point.score]));
   const low = Math.min(...values) * 0.9;
   const high = Math.max(...values) * 1.05 || 1;
@@ -15,13 +28,13 @@ export function trend(points, { width = 600, height = 160, label = "" } = {}) {
     const joined = n && points[n - 1].threshold;
     line += `${joined ? "L" : "M"}${x(n).toFixed(1)} ${y(point.threshold).toFixed(1)}`;
   });
-  if (line) chart.append(svg("path", { d: line, class: "limit" }));
+  const paths = line ? [["limit", line]] : [];
   points.forEach((point, n) => {
     const spot = `M${x(n).toFixed(1)} ${y(point.score).toFixed(1)}h.01`; // a round line end stays round however the chart is stretched
-    if (point.chosen) chart.append(svg("path", { d: spot, class: "ring" }));
-    chart.append(svg("path", { d: spot, class: `dot ${point.decision ?? "none"}${point.chosen ? " chosen" : ""}` }));
+    if (point.chosen) paths.push(["ring", spot]);
+    paths.push([`dot ${point.decision ?? "none"}${point.chosen ? " chosen" : ""}`, spot]);
   });
-  return chart;
+  return paths;
 }
 
 /* Scores by period: a band from p5 to p95, the median in it, and the threshold. `mark`: the time since when something is so. */

@@ -150,10 +150,23 @@ export async function bitmapOf(blob, options = {}) {
 export async function paint(canvas, blob, options = {}) {
   const image = await bitmapOf(blob, options);
   if (!image) return false;
-  Object.assign(canvas, { width: image.width, height: image.height });
-  canvas.getContext("2d").drawImage(image, 0, 0);
+  drawInto(canvas, image);
   image.close();
   return true;
+}
+
+/* Draw an image in a canvas, `width` px wide; a canvas that has the size already keeps its memory. */
+export function drawInto(canvas, image, width = image.width) {
+  const height = Math.max(1, Math.round((image.height * width) / image.width));
+  const context = canvas.getContext("2d");
+  if (canvas.width === width && canvas.height === height) context.clearRect(0, 0, width, height);
+  else Object.assign(canvas, { width, height });
+  context.drawImage(image, 0, 0, width, height);
+}
+
+/* Put text in its place, unless it stands there. */
+export function write(node, text) {
+  if (node.textContent !== text) node.textContent = text;
 }
 
 export function smallCanvas() {

@@ -1,7 +1,7 @@
 import { json, key, send } from "./api.js";
 import { spread } from "./charts.js";
 import { $, askNote, complain, el, facts, trouble } from "./dom.js";
-import { brief, number, percent, t } from "./i18n.js";
+import { brief, number, percent, t, whole } from "./i18n.js";
 import { model, named, onModel, queryOf, refreshState } from "./model.js";
 import { posted, tracked } from "./progress.js";
 import { author, release, verdictWord, when } from "./records.js";
@@ -103,7 +103,7 @@ function drawChecks(manifest, golden, drift, certificate) {
   if (!golden?.samples.length) lines.push(line("wait", t("heGoldenNone")));
   else if (!last) lines.push(line("wait", t("heGoldenUnrun", { n: golden.samples.length })));
   else lines.push(line(last.flips.length ? "bad" : last.n_right < last.n_total ? "warn" : "ok", t("heGoldenRun", { n: last.n_right, all: last.n_total, time: when(last.time, DAY) })));
-  if (!certificate) lines.push(line("wait", t("heNoCertificate")));
+  if (!certificate) lines.push(line("wait", t("heNoCertificateYet")));
   else lines.push(line(certificate.current ? "ok" : "warn", t(certificate.current ? "heCertified" : "heCertifiedFormer", { time: when(certificate.created_utc, DAY) })));
   $("he-checks").replaceChildren(...lines);
 }
@@ -116,12 +116,14 @@ function driftWords(drift) {
 
 function drawDrift(drift, days, limit) {
   const drifting = drift?.state === "drift";
-  $("he-drift").dataset.state = drifting ? "bad" : drift?.state === "steady" ? "ok" : "wait";
-  $("he-drift").textContent = drift ? [driftWords(drift), drift.where ? t("heWhere", { where: drift.where }) : "", drift.advice ?? ""].filter(Boolean).join(" ") : "";
+  const more = [drift?.where ? t("heWhere", { where: drift.where }) : "", drift?.advice ?? "", drift?.wanted ? t("heLearningHow", { all: drift.wanted }) : ""].filter(Boolean).join(" ");
+  $("he-drift").dataset.state = drifting ? "bad" : "wait";
+  $("he-drift").textContent = more;
+  $("he-drift").hidden = !more;
   const { charts, parts, ...measured } = drift?.evidence ?? {};
   const unit = (name) => (name.endsWith("_deg") ? "°" : " %");
   const rows = Object.entries(measured).map(([name, value]) => [t(`heEv_${name}`), `${value > 0 ? "+" : ""}${brief(value)}${unit(name)}`]);
-  facts($("he-evidence"), parts ? [[t("heCompared"), brief(parts)], ...rows, [t("heReach"), `${brief(100 * charts)} %`]] : []);
+  facts($("he-evidence"), parts ? [[t("heCompared"), whole(parts)], ...rows, [t("heReach"), `${brief(100 * charts)} %`]] : []);
   const items = days?.items ?? [];
   const title = t(days?.bucket === "hour" ? "heHour" : "heDay");
   $("he-days-title").textContent = title;
@@ -159,7 +161,7 @@ function drawCertificate(made) {
   facts($("he-certificate"), made ? [
     [t("heMade"), when(made.created_utc, DAY)],
     [t("heOfThis"), t(made.current ? "yes" : "heNotCurrent")],
-    [t("heTried"), brief(parts.n)],
+    [t("heTried"), whole(parts.n)],
     [t("heRejected"), t("outOf", { n: parts.n_rejected, all: parts.n })],
     [t("heBound"), `${percent(parts.upper_bound)} (${percent(parts.confidence)})`],
     ...(calibration.misses ? [[t("heMisses"), percent(calibration.misses.upper_bound)]] : []),

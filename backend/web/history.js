@@ -167,6 +167,7 @@ function drawDetail(item) {
   $("hi-alike").hidden = item.decision === null || item.decision === undefined;
   for (const label of ["ok", "ng"]) $(`hi-sample-${label}`).onclick = () => sample(label).catch(complain);
   $("hi-sample").hidden = !item.image.kept;
+  $("hi-unkept").hidden = item.image.kept;
   $("hi-teach").hidden = !item.image.kept || item.decision !== "ng";
   $("hi-teach").onclick = () => rehearse($("hi-lesson"), item);
   close($("hi-lesson"));
@@ -183,7 +184,7 @@ async function beside(item, region) {
 function drawReviews(reviews) {
   $("hi-reviews").replaceChildren(...reviews.map((one) =>
     el("li", { data: { verdict: one.verdict } },
-      el("strong", { textContent: t(`review_${one.verdict}`) }),
+      el("strong", { textContent: t(`review_${one.verdict}`) }), " ",
       el("span", { textContent: [one.defect, one.note].filter(Boolean).join(" · ") }),
       el("small", { textContent: [one.reviewer, one.time ? when(one.time) : ""].filter(Boolean).join(" · ") }))));
 }

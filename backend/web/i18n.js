@@ -292,6 +292,7 @@ const TEXTS = {
   heDrift: ["Deriva desde el {since}: {cause}.", "Drift since {since}: {cause}."],
   heSteady: ["Las piezas siguen como al principio.", "Parts look as they did at first."],
   heLearning: ["Aún aprende cómo son las piezas buenas: {n} de {all}.", "Still learning what good parts look like: {n} of {all}."],
+  heLearningHow: ["Con las primeras {all} piezas se aprende cómo son; a partir de ahí, si cambian, aquí se dice qué ha cambiado y desde cuándo.", "The first {all} parts teach how they look; from then on, if they change, this says what has changed and since when."],
   heWhere: ["Lugar: {where}.", "Place: {where}."],
   heCause_light: ["ha cambiado la luz", "the light has changed"],
   heCause_colour: ["ha cambiado el color", "the colour has changed"],
@@ -327,6 +328,7 @@ const TEXTS = {
   heUnscored: ["Sin comprobar", "Not checked"],
   heUnmark: ["Quitar de referencia", "No longer golden"],
   heCertificateTitle: ["Certificado", "Certificate"],
+  heNoCertificateYet: ["Sin certificado todavía.", "No certificate yet."],
   heNoCertificate: ["Sin certificado todavía: prueba el modelo con sus piezas guardadas, con defectos dibujados y con pequeños cambios. Tarda unos minutos.", "No certificate yet: it tries the model on its stored parts, with drawn defects and with small changes. It takes some minutes."],
   heCertified: ["Certificado el {time}, con este modelo y este umbral.", "Certified on {time}, with this model and this threshold."],
   heCertifiedFormer: ["El certificado del {time} es de otro modelo o de otro umbral: hazlo de nuevo.", "The certificate of {time} is of another model or threshold: make it again."],
@@ -372,14 +374,17 @@ const TEXTS = {
   stEmpty: ["Aún no se ha inspeccionado nada. La próxima pieza aparecerá aquí.", "Nothing has been inspected yet. The next part will appear here."],
   stNone: ["Esperando una pieza", "Waiting for a part"],
   stPicture: ["Pieza {part}, con su mapa de calor y sus regiones", "Part {part}, with its heatmap and its regions"],
+  stUnkept: ["La imagen de esta pieza no se guarda: se ve solo su mapa de calor.", "The image of this part is not kept: only its heatmap is seen."],
   stConfirm: ["Confirmar (C)", "Confirm (C)"],
   stOverrule: ["Corregir (X)", "Overrule (X)"],
   stDetail: ["Ver detalle", "See details"],
   stConfirmed: ["Veredicto de {part} confirmado.", "The verdict of {part} is confirmed."],
   stOverruled: ["Veredicto de {part} corregido.", "The verdict of {part} is overruled."],
+  stTeach: ["Ver la pieza y enseñarle al modelo esta falsa alarma", "See the part and teach the model this false alarm"],
   stParts: ["Piezas del turno", "Parts this shift"],
   stOk: ["OK", "OK"],
   stNg: ["NG", "NG"],
+  stUndecided: ["Sin veredicto", "No verdict"],
   stYield: ["Piezas buenas", "Good parts"],
   stTrend: ["Puntuación de las últimas piezas y umbral", "Score of the latest parts and threshold"],
   stOptions: ["Opciones de la pantalla", "Options of this screen"],
@@ -389,6 +394,8 @@ const TEXTS = {
   stRecent: ["Últimas piezas", "Latest parts"],
   stLost: ["Sin conexión con el servicio: lo que se ve puede no ser lo último.", "No connection to the service: what is shown may not be the latest."],
   stRow: ["NG seguidos: {n}.", "NG in a row: {n}."],
+  stInRow: ["Avisar tras NG seguidos", "Warn after NG in a row"],
+  stDrift: ["Deriva en {model}: {cause}.", "Drift of {model}: {cause}."],
   stSilent: ["Minutos sin recibir piezas: {n}.", "Minutes without a part: {n}."],
   hiPartId: ["Pieza", "Part"],
   hiBatch: ["Lote", "Batch"],
@@ -435,6 +442,7 @@ const TEXTS = {
   review_unclear: ["Dudosa", "Unclear"],
   hiSampleOk: ["Guardar como muestra buena", "Keep as a good sample"],
   hiSampleNg: ["Guardar como muestra mala", "Keep as a bad sample"],
+  hiUnkept: ["La imagen de esta pieza no se guardó, así que no puede ser muestra ni enseñarse.", "The image of this part was not kept, so it can neither be a sample nor be taught."],
   teach: ["Enseñarle esta falsa alarma…", "Teach this false alarm…"],
   teachTitle: ["Esto es lo que pasaría", "This is what would happen"],
   teachBad: ["No conviene: mira por qué", "Not advisable: see why"],
@@ -483,14 +491,26 @@ export function counted(stem, n) {
   return t(stem + (n === 0 ? "0" : n === 1 ? "1" : "N"), { n });
 }
 
-export function number(value, digits = 3) {
-  return new Intl.NumberFormat(locale(), { maximumFractionDigits: digits, minimumFractionDigits: Math.min(digits, 3) }).format(value);
+const made = new Map();
+
+/* How the person writes numbers or dates. It is kept: a browser takes time and memory to make one. */
+export function writer(Format, options) {
+  const name = JSON.stringify([Format.name, locale(), options]);
+  if (!made.has(name)) made.set(name, new Format(locale(), options));
+  return made.get(name);
 }
 
-export const percent = (share) => `${number(100 * share, 1)}\u00a0%`;
+export function number(value, digits = 3) {
+  return writer(Intl.NumberFormat, { maximumFractionDigits: digits, minimumFractionDigits: Math.min(digits, 3) }).format(value);
+}
+
+/* How many there are, to the last one. */
+export const whole = (n) => number(n, 0);
+
+export const percent = (share) => `${writer(Intl.NumberFormat, { maximumFractionDigits: 1 }).format(100 * share)}\u00a0%`;
 
 export function brief(value) {
-  return new Intl.NumberFormat(locale(), { maximumSignificantDigits: 3, signDisplay: "negative" }).format(value);
+  return writer(Intl.NumberFormat, { maximumSignificantDigits: 3, signDisplay: "negative" }).format(value);
 }
 
 export function applyLanguage(next = language) {

@@ -111,16 +111,19 @@ export function showState() {
 
 /* Recent choices, and the fitted models where the service lists them. */
 export async function offerModels() {
-  const recent = JSON.parse(kept("recent", "[]"));
   const listed = await optional("/models", {});
   const known = (Array.isArray(listed) ? listed : listed?.models ?? []).filter((m) => m.role_id && m.roi_id);
-  const all = [...known.map((m) => [m.role_id, m.roi_id, m.recipe_id ?? "default"]), ...recent];
+  return offer(known.map((m) => [m.role_id, m.roi_id, m.recipe_id ?? "default"]));
+}
+
+function offer(known) {
+  const all = [...known, ...JSON.parse(kept("recent", "[]"))];
   const fill = (id, values) => $(id).replaceChildren(...[...new Set(values)].filter(Boolean).map((value) => el("option", { value })));
   fill("roles", all.map((m) => m[0]));
   fill("rois", all.filter((m) => !model.role || m[0] === model.role).map((m) => m[1]));
   fill("recipes", all.map((m) => m[2]));
-  offerPick(all.slice(0, known.length));
-  return all.slice(0, known.length);
+  offerPick(known);
+  return known;
 }
 
 const sameModel = ([role, roi, recipe]) => role === model.role && roi === model.roi && recipe === (model.recipe || "default");
@@ -195,18 +198,20 @@ export async function startModel() {
     edited.add(model.key);
     keep("mm", Number($("mm").value));
   });
-  for (const id of ["role", "roi", "recipe"]) $(id).addEventListener("change", changed);
+  for (const id of ["role", "roi", "recipe"]) $(id).addEventListener("change", () => changed());
   addEventListener("popstate", readAddress);
-  changed();
+  changed(listed);
   return listed.length ? listed : recent;
 }
 
-function changed() {
+/* `listed`: the fitted models, where they are known already. */
+function changed(listed = null) {
   Object.assign(model, { fitted: null, usable: true, calibrated: null, stale: "", working: false, okMean: null, okTop: null });
   if (!edited.has(model.key)) $("mm").value = recall("mm", $("mm").value || 0.2);
   if (model.role && model.roi) remember();
   keepInAddress();
-  offerModels();
+  if (listed) offer(listed);
+  else offerModels();
   refreshState();
   for (const listener of listeners) listener();
 }

@@ -1,11 +1,11 @@
 import { json, send } from "./api.js";
 import { el } from "./dom.js";
-import { locale, t } from "./i18n.js";
+import { t, writer } from "./i18n.js";
 
 /* What the record of inspections gives the views: words for a verdict, times, pictures. */
 
 export const when = (time, options = { dateStyle: "short", timeStyle: "medium" }) =>
-  new Intl.DateTimeFormat(locale(), options).format(new Date(time));
+  writer(Intl.DateTimeFormat, options).format(new Date(time));
 
 /* "look": good, with a region that reaches the threshold all the same. */
 export const decisionOf = (item) => (item.decision === "ok" && item.n_regions ? "look" : item.decision ?? "none");
@@ -15,14 +15,14 @@ export const modelOf = (item) =>
 
 export const partOf = (item) => item.part_id || item.image?.filename || item.inspection_id;
 
-/* A picture of the record, loaded with the key that an <img> cannot send. */
-export async function overlayOf(id, width, signal) {
-  return (await send(`/inspections/${encodeURIComponent(id)}/overlay?width=${width}`, { quiet: true, signal })).blob();
+/* A picture of the record, loaded with the key that an <img> cannot send. `format`: png, or jpeg, which is smaller. */
+export async function overlayOf(id, width, { signal, format = "png" } = {}) {
+  return (await send(`/inspections/${encodeURIComponent(id)}/overlay?${new URLSearchParams({ width, format })}`, { quiet: true, signal })).blob();
 }
 
 /* The address of such a picture. Free it with release(). */
-export async function pictureOf(id, width, signal) {
-  return URL.createObjectURL(await overlayOf(id, width, signal));
+export async function pictureOf(id, width, options) {
+  return URL.createObjectURL(await overlayOf(id, width, options));
 }
 
 /* Free an image's picture, be it there already or still on its way. */
@@ -35,7 +35,7 @@ export function release(image) {
 /* An image of the record that fills itself in; it stays empty where there is none. */
 export function thumb(item, width = 168) {
   const image = el("img", { alt: "", className: "thumb", width: 84, height: 64 });
-  pictureOf(item.inspection_id, width).then((src) => {
+  pictureOf(item.inspection_id, width, { format: "jpeg" }).then((src) => {
     if (image.released) URL.revokeObjectURL(src);
     else image.src = src;
   }).catch(() => image.classList.add("missing"));

@@ -1,7 +1,7 @@
 import { json, newId, patiently, send } from "./api.js";
 import { $, acceptFiles, bitmapOf, calm, chosen, complain, el, facts, thumbnail } from "./dom.js";
 import { contourPath } from "./heat.js";
-import { counted, number, t } from "./i18n.js";
+import { brief, counted, number, t } from "./i18n.js";
 import { Stage } from "./stage.js";
 import { partButton, showGauge, showVerdict } from "./verdict.js";
 
@@ -80,7 +80,7 @@ export async function config() {
     threshold: number(given.threshold),
     img_size: `${given.img_size} px`,
     knn_k: given.knn_k,
-    ignore_border_pct: `${given.ignore_border_pct} %`,
+    ignore_border_pct: `${brief(given.ignore_border_pct)}\u00a0%`,
     ...(given.roi_path ? { roi_path: given.roi_path } : {}),
   };
   box.dataset.status = given.status;

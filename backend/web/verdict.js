@@ -1,4 +1,4 @@
-import { el } from "./dom.js";
+import { el, write } from "./dom.js";
 import { brief, number, t } from "./i18n.js";
 
 const MARKS = { ok: "✓", look: "✓", ng: "✕", none: "?", busy: "…", failed: "!" };
@@ -6,10 +6,11 @@ const WORDS = { ok: "OK", look: "OK", ng: "NG", none: "?", busy: "…", failed: 
 
 /* The big block: a colour, a sign and words. */
 export function showVerdict(box, decision, detail = "") {
-  const same = box.dataset.decision === decision && box.dataset.detail === detail && box.firstChild;
-  if (same) return;
+  if (box.dataset.decision === decision && box.firstChild) {
+    write(box.lastChild.lastChild, detail || t(decision));
+    return;
+  }
   box.dataset.decision = decision;
-  box.dataset.detail = detail;
   const sign = el("span", { className: "sign", textContent: MARKS[decision] });
   sign.setAttribute("aria-hidden", "true");
   const word = ["ok", "look", "ng"].includes(decision) ? el("strong", { textContent: WORDS[decision] }) : null;

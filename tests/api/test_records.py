@@ -1,6 +1,7 @@
 """The record over HTTP: verdicts are recorded before they are answered, found, explained, reviewed and exported."""
 
 import asyncio
+import base64
 import csv
 import io
 import json
@@ -157,6 +158,12 @@ def test_the_overlay_is_drawn_over_the_image_or_over_a_plain_ground(recorded: Te
         assert answer.headers["content-type"] == "image/png"
         picture = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR)
         assert picture is not None and picture.shape == (96, 96, 3)
+        smaller = recorded.get(f"/inspections/{name}/overlay", params={"width": 48, "format": "jpeg"})
+        assert smaller.headers["content-type"] == "image/jpeg"
+        picture = cv2.imdecode(np.frombuffer(smaller.content, np.uint8), cv2.IMREAD_COLOR)
+        assert picture is not None and picture.shape == (48, 48, 3)
+    refused = recorded.get(f"/inspections/{names[0]}/overlay", params={"format": "gif"})
+    assert refused.status_code == 400 and "format" in refused.json()["error"]
 
 
 def test_lists_are_filtered_ordered_and_turned(recorded: TestClient) -> None:
@@ -183,6 +190,8 @@ def test_lists_are_filtered_ordered_and_turned(recorded: TestClient) -> None:
         ("/inspections", {"limit": "1001"}, "limit"),
         ("/inspections", {"limit": "many"}, "limit"),
         ("/inspections", {"limit": "²"}, "limit"),
+        ("/inspections", {"limit": "0000000000100000"}, "limit"),
+        ("/inspections", {"limit": "0" * 11 + "1" + "0" * 5000}, "limit"),
         ("/inspections", {"order": "random"}, "order"),
         ("/inspections", {"decision": "maybe"}, "decision"),
         ("/inspections", {"reviewed": "perhaps"}, "reviewed"),
@@ -193,6 +202,8 @@ def test_lists_are_filtered_ordered_and_turned(recorded: TestClient) -> None:
         ("/inspections/summary", {"bucket": "week"}, "bucket"),
         ("/inspections/summary", {"tz": "Europe/Atlantis"}, "tz"),
         ("/inspections/summary", {"part_id": "P"}, "part_id"),
+        ("/inspections/summary", {"since": "0001-01-01T00:00:00+23:59"}, "since"),
+        ("/inspections/summary", {"until": "9999-12-31T23:59:59-23:59"}, "until"),
         ("/inspections/export", {"since": "soon"}, "since"),
         ("/inspections/stream", {"min_score": "x"}, "min_score"),
     ],
@@ -205,6 +216,24 @@ def test_a_parameter_that_cannot_be_meant_is_a_400_that_names_it(
     assert answer.json()["code"] == "invalid_value" and answer.json()["error"].startswith(f"{field}: ")
 
 
+def test_of_a_jpeg_that_was_decoded_smaller_everything_is_kept_at_its_own_size(recorded: TestClient) -> None:
+    good, bad = (encoded(part(n, height=480, width=500, defect=n > 6), "JPEG", quality=92) for n in (6, 7))
+    ids: dict[str, Any] = {**IDS, "roi_id": "Large"}
+    learnt = recorded.post("/fit_ok", data={**FORM, **ids}, files=[("images", ("good.jpg", good, "image/jpeg"))])
+    assert learnt.status_code == 200
+    assert get(recorded, "/manifest", **ids)["memory"]["jpeg_scaled"] is True
+    answer = infer(recorded, bad, **ids)
+    assert answer.status_code == 200
+    heatmap = cv2.imdecode(np.frombuffer(base64.b64decode(answer.json()["heatmap_png_base64"]), np.uint8), 0)
+    assert heatmap is not None and heatmap.shape == (480, 500)
+    name = answer.json()["inspection_id"]
+    item = get(recorded, f"/inspections/{name}")
+    assert (item["height"], item["width"]) == (480, 500)
+    assert recorded.get(f"/inspections/{name}/image").content == bad
+    overlay = cv2.imdecode(np.frombuffer(recorded.get(f"/inspections/{name}/overlay").content, np.uint8), 1)
+    assert overlay is not None and overlay.shape == (480, 500, 3)
+
+
 @pytest.mark.parametrize("what", ["", "/image", "/overlay"])
 @pytest.mark.parametrize("name", ["0badf00d-1", "nonsense", "' OR 1=1"])
 def test_an_unknown_inspection_is_a_404(shared: TestClient, what: str, name: str) -> None:
@@ -213,7 +242,7 @@ def test_an_unknown_inspection_is_a_404(shared: TestClient, what: str, name: str
 
 
 @pytest.mark.parametrize("field", ["part_id", "batch_id", "station_id", "operator"])
-@pytest.mark.parametrize("text", ["x" * 129, "tab\there", "line\nbreak", "nul\0"])
+@pytest.mark.parametrize("text", ["x" * 129, "tab\there", "line\nbreak", "nul\0", "ends so\n", "\x1f"])
 def test_ids_that_cannot_be_meant_are_refused_before_anything_is_inspected(
     shared: TestClient, field: str, text: Any
 ) -> None:
@@ -459,3 +488,12 @@ def test_a_start_with_newer_tables_is_refused_with_a_sentence(tmp_path: Path) ->
 
     with pytest.raises(RecordsRefused), client_of(create_app(settings_of(tmp_path))):
         pass
+
+
+@pytest.mark.parametrize("place", ["[" * 30_000, '{"1": null}', "nonsense", '{"99999999999": 1}'])
+def test_a_stream_goes_on_from_now_where_its_place_is_none(tmp_path: Path, place: str) -> None:
+    app = create_app(settings_of(tmp_path))
+    with served(app) as port:
+        url, headers = f"http://127.0.0.1:{port}/inspections/stream", {"Last-Event-ID": place}
+        with httpx.stream("GET", url, headers=headers, timeout=30) as events:
+            assert events.status_code == 200 and next(events.iter_lines()) == "retry: 500"

@@ -30,6 +30,7 @@ from backend.base.images import (
     encode_png,
     is_large,
     resize,
+    resize_means,
     to_base64,
     working_scale,
 )
@@ -348,3 +349,20 @@ def test_grey_pngs_are_lossless_with_either_library(
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), image)
         pixels = decode_image(data)
         assert np.array_equal(pixels[:, :, 1], image)
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+@pytest.mark.parametrize(("height", "width"), [(1024, 1280), (1019, 1277), (1021, 1303)])
+def test_means_of_pixels_are_resized_as_all_the_pixels_would_be(n: int, height: int, width: int) -> None:
+    rng = np.random.default_rng(height)
+    coarse = rng.integers(0, 256, (height // n // 4, width // n // 4, 3), np.uint8)
+    whole = np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+    padded = np.pad(whole, ((0, -height % n), (0, -width % n), (0, 0)), mode="edge")
+    means = resize(padded, padded.shape[0] // n, padded.shape[1] // n)
+    target = round(height / n / 2.3), round(width / n / 2.3)
+    found, expected = resize_means(means, (height, width), *target), resize(whole, *target)
+    assert found.shape == expected.shape and found.dtype == np.uint8
+    apart = np.abs(found.astype(int) - expected)
+    plain = np.abs(resize(means, *target).astype(int) - expected)
+    assert apart.mean() < min(1.5, 0.75 * plain.mean())
+    assert apart[:, -10:].mean() < 1.5 * apart.mean() + 0.5  # nothing is stretched towards the far edges

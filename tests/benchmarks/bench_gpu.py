@@ -29,7 +29,7 @@ from backend.features import build_extractor
 from backend.memory import products
 from backend.memory.coreset import kcenter_greedy
 from backend.patchcore import PatchCoreMemory
-from backend.tools.bench_stages import Bench, Spread, machine, pictures, timed
+from backend.tools.bench_stages import Bench, Spread, encoded, machine, pictures, timed, timed_by_stage
 
 MODEL = "vit_small_patch14_dinov2.lvd142m"
 
@@ -68,10 +68,24 @@ def main() -> None:
     for side, form in SENT:
         stages = bench.stages(side, given.repeats, form)
         note(f"fp16 inspection of {side}² {form}, ms", {name: spread.p50 for name, spread in stages.items()})
+    for side, form in SENT:
+        if form == "jpg":
+            note(
+                f"{side}² JPEG whose pixels stay on the device, ms", on_device_ms(extractor, bench, side, given.repeats)
+            )
     note("neighbours of 1024 patches, ms", {rows: neighbours_ms(rows, given.repeats) for rows in (700, 25_600)})
     note("fit of 200 images, s", fit_seconds(extractor, rng))
     for n_rows in given.greedy_rows:
         note(f"greedy of {n_rows:,} x 768 -> {n_rows // 100:,}, s", greedy_seconds(n_rows, rng))
+
+
+def on_device_ms(extractor: Any, bench: Bench, side: int, repeats: int) -> dict[str, float]:
+    """Milliseconds by step of an inspection that leaves the device once, without the PNG and outlines of regions."""
+    from tests.benchmarks.on_device import OnDevice
+
+    inspected, data = OnDevice(extractor, bench.memory.emb), encoded(pictures(1, side, bench.rng)[0], "jpg")
+    spent = timed_by_stage(lambda mark: inspected(data, mark), repeats)
+    return {step: Spread.of(own).p50 for step, own in spent.items()}
 
 
 def clustered(n_rows: int, rng: np.random.Generator) -> NDArray[np.float32]:

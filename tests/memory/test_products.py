@@ -1,5 +1,7 @@
 """Rows in bfloat16 or on a device: bounds that hold, and distances that are those of the exact search."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -161,3 +163,23 @@ def test_a_coreset_made_on_a_device_is_the_same_index_for_index(
 
 def test_small_memories_are_left_as_they_are(rng: np.random.Generator) -> None:
     assert bf16_rows(clustered(rng, 300, 32, 0.1)) is None
+
+
+IMPORTING = """
+import threading
+from backend.memory.products import device
+
+thread = threading.Thread(target=__import__, args=("torch",))
+thread.start()
+asked = 0
+while thread.is_alive():
+    assert device() is None
+    asked += 1
+assert device() is None and asked > 100
+"""
+
+
+def test_a_torch_that_another_thread_is_importing_computes_nowhere() -> None:
+    """The ResNet18 API may load torch while a service without it reads its memories."""
+    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 from backend.api.catalogue import sentence
 from backend.base.images import decode_image
+from backend.base.messages import Notice, Phrase
 from backend.records.entries import ReviewDraft
 from backend.records.explaining import GROUND, overlay, reasons
 from backend.records.ledger import Ledger
 from backend.records.queries import Whole
+from backend.records.verdicts import warnings_of
 from tests.records.made import picture, record
 
 
@@ -37,7 +39,16 @@ def test_a_bad_part_is_explained_by_its_score_its_rank_and_its_largest_region(le
         "Regions that reach the threshold: 1. The largest is 0.36 mm² (3×4 px at x=1, y=2). "
         "OK scores: 7. With fewer than 20 the threshold is not reliable."
     )
-    assert told(whole, "es").startswith("NG: puntuó 0.7500 y el umbral es 0.5000. Una pieza buena")
+    assert told(whole, "es").startswith("NG: puntuó 0,7500 y el umbral es 0,5000. Una pieza buena")
+
+
+def test_a_warning_of_then_is_told_with_the_phrases_in_it(ledger: Ledger) -> None:
+    lost = Phrase("weights_absent", {"reason": [Phrase("drift_light"), "x"]})
+    drift = Notice("drift", {"cause": Phrase("drift_position"), "since": "2026-11-27T09:56:44Z"})
+    whole = found(ledger, warnings=warnings_of([drift]))
+    assert "desde 2026-11-27T09:56:44Z: la pieza está en otro sitio o se ve de otro tamaño." in told(whole, "es")
+    whole = found(ledger, warnings=warnings_of([Notice("drift", {"cause": lost, "since": "x"})]))
+    assert reasons(whole)[-1].values["cause"] == lost
 
 
 @pytest.mark.parametrize(("as_high", "n"), [(0, 20), (3, 200), (200, 200)])

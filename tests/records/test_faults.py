@@ -16,10 +16,13 @@ from sqlalchemy import Connection, event, text
 from backend.api.catalogue import status_of
 from backend.base.errors import NotRecorded, RecordsRefused, RecordsUnavailable
 from backend.records import own_chain, writer
-from backend.records.database import Database
+from backend.records.database import Database, Unavailable
+from backend.records.entries import ReviewDraft
 from backend.records.ledger import Ledger
 from backend.records.queries import Filters, page
-from tests.records.made import faults, raises, record, told
+from backend.records.summaries import span_of, summary
+from backend.records.tallies import catch_up
+from tests.records.made import NOON_US, faults, raises, record, told
 from tests.records.postgres import Server
 
 
@@ -294,3 +297,37 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (notice,) = ledger.record(record()).notices
     assert notice.code == "not_recorded"
     ledger.close()
+
+
+def test_rows_that_do_not_fit_together_keep_no_verdict_out(
+    ledger: Ledger, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Facets and tallies that somebody deleted or cut: lists say it, and what is inspected is recorded all the same."""
+    monkeypatch.setattr(writer, "TALLY_S", 0.05)
+    name = str(ledger.record(record(0)).inspection_id)
+    time.sleep(0.3)
+    with database.writing() as connection:
+        connection.exec_driver_sql("DELETE FROM facets")
+        connection.exec_driver_sql("UPDATE tallies SET scores = " + ("x'00'" if database.on_sqlite else "'0'"))
+    review = ledger.writer.submit(ReviewDraft(inspection_id=name, verdict="good"))
+    for n in (1, 2, 3):
+        assert ledger.record(record(n)).inspection_id is not None
+        time.sleep(0.2)
+    with raises(NotRecorded, "damaged"):
+        review.result()
+    for what in (
+        lambda one: page(one, Filters()),
+        lambda one: summary(one, span_of(one, "day", Filters(), None), Filters()),
+    ):
+        with raises(RecordsUnavailable, "damaged"), ledger.reading() as connection:
+            what(connection)
+    with pytest.raises(Unavailable), database.reading() as connection:
+        catch_up(database)
+
+
+def test_a_pruning_that_says_nothing_is_told(ledger: Ledger, database: Database) -> None:
+    ledger.record(record())
+    ledger.tell("pruned", {"chain": "none"})
+    with pytest.raises(Unavailable):
+        ledger.prune(before_us=NOON_US + 10**12, by="test")
+    assert len(names_in(database)) == 1

@@ -190,3 +190,24 @@ def test_machines_with_a_folder_each_do_not_count_each_others_images(
         there.image(there.inspection(name))
     assert here.images.name != there.images.name
     assert len(kept(here)) == 1 and kept(there) == []
+
+
+@pytest.mark.parametrize("damage", ["another image", "cut", "a link"])
+def test_what_lies_in_an_images_place_is_not_shown_for_it_and_gives_way_when_the_image_comes_again(
+    ledger: Ledger, database: Database, damage: str, tmp_path: Path
+) -> None:
+    name = keep(ledger, 1)
+    (path,) = kept(ledger)
+    path.unlink()
+    with raises(ImageNotKept, "its file is missing"):
+        ledger.image(ledger.inspection(name))
+    if damage == "a link":
+        (tmp_path / "secret").write_text("not an image")
+        path.symlink_to(tmp_path / "secret")
+    else:
+        path.write_bytes(picture(2) if damage == "another image" else picture(1)[:-9])
+    with raises(ImageNotKept, "no longer the one that was kept"):
+        ledger.image(ledger.inspection(name))
+    assert holds(ledger, keep(ledger, 1)) and holds(ledger, name)
+    assert faults(database, ledger.images) == []
+    assert damage != "a link" or (tmp_path / "secret").read_text() == "not an image"

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend.base.errors import InspectionNotFound, InvalidValue
+from backend.base.errors import InspectionNotFound, InvalidValue, RecordsUnavailable
 from backend.records import queries
+from backend.records.database import Database
 from backend.records.entries import InspectionDraft, ReviewDraft
 from backend.records.ledger import Ledger
 from backend.records.queries import Filters, Order, Place, page, parse_order, parse_time, time_text, whole
@@ -203,6 +205,7 @@ def _cursor(*values: Any) -> str:
     [
         "", "nonsense", "ñ", _cursor(), _cursor("newest", "now", 1), _cursor("oldest", 1, 1), _cursor("newest", 1, 1.5),
         _cursor("newest", 1, 1 << 70), _cursor("newest", 1e300, 1), _cursor("newest", True, 1), _cursor(None, 1, 1),
+        _cursor("newest", 1, True), _cursor("newest", math.nan, 1), _cursor("newest", math.inf, 1),
     ],
 )  # fmt: skip
 def test_a_cursor_that_no_page_gave_is_refused(cursor: str) -> None:
@@ -231,7 +234,27 @@ def test_times_are_read_as_utc_unless_they_say_otherwise(text: str | None, expec
     assert parse_time(text, "since") == expected
 
 
-@pytest.mark.parametrize("text", ["yesterday", "2026-13-01", "2026-09-21T25:00Z", "1e9", "9" * 50])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "yesterday",
+        "2026-13-01",
+        "2026-09-21T25:00Z",
+        "1e9",
+        "9" * 50,
+        "0001-01-01T00:00+01:00",
+        "9999-12-31T23:30-01:00",
+    ],
+)
 def test_what_is_no_time_is_refused_with_its_field(text: str) -> None:
     with raises(InvalidValue, "^since"):
         parse_time(text, "since")
+
+
+@pytest.mark.parametrize("change", ["details = '{'", "details = '[]'", "token_map = substr(token_map, 1, 7)"])
+def test_an_inspection_that_is_damaged_is_told(ledger: Ledger, database: Database, change: str) -> None:
+    name = str(ledger.record(record()).inspection_id)
+    with database.writing() as connection:
+        connection.exec_driver_sql(f"UPDATE inspections SET {change}")
+    with raises(RecordsUnavailable, "damaged"):
+        ledger.inspection(name)

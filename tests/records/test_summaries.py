@@ -11,7 +11,7 @@ from backend.base.errors import InvalidValue
 from backend.records.database import Database
 from backend.records.entries import InspectionDraft, ReviewDraft
 from backend.records.ledger import Ledger
-from backend.records.queries import Filters
+from backend.records.queries import Filters, parse_time
 from backend.records.summaries import span_of, summary
 from backend.records.tallies import bin_of, catch_up, score_of_bin
 from tests.records.made import NOON_US, faults, raises, record
@@ -144,3 +144,26 @@ def test_an_empty_span_is_empty(ledger: Ledger) -> None:
 def test_a_bin_stands_for_its_scores_within_one_per_cent(score: float) -> None:
     assert score_of_bin(np.array([bin_of(score)]))[0] == pytest.approx(score, rel=0.0101)
     assert bin_of(0.0) == 0 and score_of_bin(np.array([0]))[0] == 0
+
+
+def test_an_hour_that_the_clock_shows_twice_is_two_hours_and_one_day(ledger: Ledger) -> None:
+    changed = 1_792_890_000_000_000  # 2026-10-25T01:00Z, when three o'clock becomes two in Madrid
+    for half_hours in (-3, -1, 1, 3):
+        ledger.record(record(time_us=changed + half_hours * HOUR_US // 2))
+    span = {"since_us": changed - 20 * HOUR_US, "until_us": changed + 40 * HOUR_US}
+    hours = summed(ledger, "hour", "Europe/Madrid", **span)["items"]
+    assert [(item["start"], item["n"]) for item in hours] == [
+        ("2026-10-25T01:00:00+02:00", 1),
+        ("2026-10-25T02:00:00+02:00", 1),
+        ("2026-10-25T02:00:00+01:00", 1),
+        ("2026-10-25T03:00:00+01:00", 1),
+    ]
+    assert [item["n"] for item in summed(ledger, "day", "Europe/Madrid", **span)["items"]] == [4]
+
+
+@pytest.mark.parametrize("bucket", ["hour", "shift", "day"])
+def test_the_ends_of_time_are_summed_as_any_other(ledger: Ledger, bucket: str) -> None:
+    first, last = (parse_time(text, "since") for text in ("0001-01-01", "9999-12-31T23:59:59.999999"))
+    for since, until in ((last, last), (first, first), (last, first)):
+        assert summed(ledger, bucket, since_us=since, until_us=until)["items"] == []
+    assert summed(ledger, bucket, since_us=None, until_us=last)["total"]["n"] == 0

@@ -13,7 +13,7 @@ from sqlalchemy import inspect, text
 
 from backend.api.catalogue import sentence
 from backend.base.errors import RecordsRefused
-from backend.records.database import Database
+from backend.records.database import Database, Unavailable
 from backend.records.ledger import Ledger
 from backend.records.tables import SCHEMA, metadata
 from backend.records.upgrading import SCRIPTS, bring_up, version_of
@@ -123,3 +123,20 @@ def test_a_file_that_is_no_database_is_told_from_one(tmp_path: Path) -> None:
     assert recorded.inspection_id is None
     assert "damaged: restore it from a backup" in told(recorded)
     ledger.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE alembic_version SET version_num = '0001'",
+        "DELETE FROM alembic_version",
+        "INSERT INTO alembic_version VALUES ('0001')",
+    ],
+)
+def test_tables_that_are_not_those_of_the_version_they_say_are_told(database: Database, change: str) -> None:
+    bring_up(database)
+    with database.writing() as connection:
+        connection.exec_driver_sql(change)
+    with pytest.raises(Unavailable) as told_of:
+        bring_up(database)
+    assert "damaged" in sentence(told_of.value.reason, "en")

@@ -86,6 +86,10 @@ def tampered(database: Database, change: Callable[[Connection], object]) -> Iter
                 connection.execute(insert(table), [row._asdict() for row in kept])
 
 
+def _driven(statement: str, connection: Connection) -> None:
+    connection.exec_driver_sql(statement)
+
+
 def _run(statement: Executable, connection: Connection) -> None:
     connection.execute(statement)
 
@@ -116,7 +120,7 @@ def test_one_byte_changed_in_any_column_is_named(written: Ledger, database: Data
     victim = victims[-1] if table is images else victims[0]
     here = [column == getattr(victim, column.name) for column in table.primary_key]
     for column in table.columns:
-        if (table, column.name) in {(images, "suffix"), (images, "size")}:
+        if (table, column.name) == (images, "suffix"):
             continue  # what files say, below
         value = {column.name: other(table, column.name, getattr(victim, column.name))}
         change = update(table).where(*here).values(value)
@@ -129,6 +133,49 @@ def test_one_byte_changed_in_any_column_is_named(written: Ledger, database: Data
                     named = {f"{name}: it was removed", f"{moved}: it was inserted"}
                 assert found[0] in named, (column.name, found)
     assert faults(database, written.images) == []
+
+
+# Values that no program of ours writes: other types, numbers that JSON lacks, and text that is no UTF-8.
+STRANGE = {
+    True: [
+        *(f"UPDATE inspections SET {name} = 9e999" for name in ("score", "threshold", "p_value", "time_us")),
+        *(f"UPDATE inspections SET {name} = 'abc'" for name in ("score", "n_regions", "image_size", "image_sha256")),
+        *(f"UPDATE inspections SET {name} = x'00ff'" for name in ("details", "part_id", "image_store", "source")),
+        *(f"UPDATE inspections SET {name} = CAST(x'61ff' AS TEXT)" for name in ("details", "part_id", "operator")),
+        *(f"UPDATE inspections SET {name} = 'abc'" for name in ("token_map", "prev_hash", "hash", "facet_id")),
+        *(f"UPDATE reviews SET {name} = CAST(x'61ff' AS TEXT)" for name in ("note", "reviewer", "former")),
+        *(f"UPDATE reviews SET {name} = x'00ff'" for name in ("verdict", "inspection_id", "time_us", "hash")),
+        *(f"UPDATE events SET {name} = x'00ff'" for name in ("kind", "body", "time_us")),
+        *(f"UPDATE chains SET {name} = 'abc'" for name in ("head_seq", "tallied_seq", "head_hash", "hash", "closed")),
+        "UPDATE chains SET closed = 2 WHERE closed",
+        "UPDATE images SET protected = 2 WHERE protected",
+        "UPDATE images SET sha256 = 'abc' WHERE sha256 = (SELECT min(sha256) FROM images)",
+        "UPDATE facets SET role_id = x'00ff'",
+        "UPDATE facets SET roi_id = CAST(x'ff' AS TEXT)",
+        "UPDATE tallies SET scores = 'abc'",
+    ],
+    False: [
+        *(f"UPDATE inspections SET {name} = 'NaN'" for name in ("score", "threshold", "p_value")),
+        *(f"UPDATE inspections SET {name} = '-Infinity'" for name in ("score", "threshold", "p_value")),
+        "UPDATE inspections SET token_map = substr(token_map, 1, 7)",
+        "UPDATE tallies SET scores = ''",
+    ],
+}
+
+
+def test_values_that_nobody_writes_are_named_and_end_nothing(written: Ledger, database: Database) -> None:
+    for statement in STRANGE[database.on_sqlite]:
+        with tampered(database, partial(_driven, statement)) as found:
+            assert found, statement
+    assert faults(database, written.images) == []
+
+
+def test_how_far_an_ended_chain_was_counted_cannot_be_set_back(written: Ledger, database: Database) -> None:
+    ended = chains.c.closed.is_(True)
+    with tampered(
+        database, partial(_run, update(chains).where(ended).values(tallied_seq=chains.c.head_seq - 1))
+    ) as found:
+        assert len(found) == 1 and found[0].startswith("chains ")
 
 
 @pytest.mark.parametrize("table", ENTRIES, ids=lambda table: table.name)
@@ -159,10 +206,11 @@ def test_a_row_that_is_deleted_is_named(written: Ledger, database: Database, tab
 @pytest.mark.parametrize("table", [chains, facets, images, tallies], ids=lambda table: table.name)
 def test_a_row_that_is_deleted_of_what_is_derived_is_noticed(written: Ledger, database: Database, table: Table) -> None:
     with database.reading() as connection:
-        victim = rows(connection, table)[0]
-    here = [column == getattr(victim, column.name) for column in table.primary_key]
-    with tampered(database, partial(_run, delete(table).where(*here))) as found:
-        assert found
+        victims = rows(connection, table)
+    for victim in victims:
+        here = [column == getattr(victim, column.name) for column in table.primary_key]
+        with tampered(database, partial(_run, delete(table).where(*here))) as found:
+            assert found, victim
 
 
 @pytest.mark.parametrize("table", ENTRIES, ids=lambda table: table.name)
@@ -218,7 +266,8 @@ def test_a_head_of_the_log_tells_of_a_chain_that_was_cut_and_patched(written: Le
 
     with tampered(database, cut):
         assert f"{head.split('=', maxsplit=1)[0]}: the service's log has another" in faults(database, heads=[head])
-    assert faults(database, heads=["nonsense", "0badf00d-1=00"]) != []
+    for nonsense in ("nonsense", "0badf00d-1=00", f"{head.partition('-')[0]}-{'9' * 40}=00", "", "=", "-²="):
+        assert len(faults(database, heads=[nonsense])) == 1, nonsense
 
 
 def test_images_are_held_against_their_names(written: Ledger, database: Database) -> None:
@@ -232,10 +281,14 @@ def test_images_are_held_against_their_names(written: Ledger, database: Database
     assert "is missing" in faults(database, written.images)[0]
     assert faults(database) == []
     path.write_bytes(data)
-    for values in ({"suffix": ".jpg"}, {"size": row.size + 1}):
-        with database.writing() as connection:
-            connection.execute(update(images).where(images.c.sha256 == row.sha256).values(values))
-        assert len(faults(database, written.images)) == 1
+    path.unlink()
+    path.mkdir()
+    assert "was changed" in faults(database, written.images)[0]
+    path.rmdir()
+    path.write_bytes(data)
+    with database.writing() as connection:
+        connection.execute(update(images).where(images.c.sha256 == row.sha256).values(suffix=".jpg"))
+    assert len(faults(database, written.images)) == 1
 
 
 def test_it_reads_one_state_while_others_write(written: Ledger, database: Database) -> None:

@@ -11,6 +11,7 @@ from backend.base.errors import InspectionNotFound, NotRecorded
 from backend.records.database import Database
 from backend.records.entries import EventDraft, InspectionDraft, ReviewDraft
 from backend.records.ledger import Ledger
+from backend.records.record import Verdict
 from backend.records.tables import chains, events, inspections, reviews
 from backend.records.writer import Writer
 from tests.records.made import faults, raises, record
@@ -159,3 +160,15 @@ def test_a_warning_about_a_name_that_is_no_text_is_recorded_and_read(ledger: Led
     name = str(ledger.record(record(warnings=[warning])).inspection_id)
     read = json.dumps(ledger.inspection(name).details["warnings"], ensure_ascii=False).encode()
     assert read.decode().count("\\\\udc") == 3 and b"\0" not in read
+
+
+def test_reviews_of_one_inspection_that_come_at_once_are_all_added(ledger: Ledger, database: Database) -> None:
+    """Those that share a commit see what the one before them said, and keep no verdict out."""
+    name = str(ledger.record(record(score=0.9)).inspection_id)
+    said: list[Verdict] = ["good", "bad", "unclear"] * 8
+    reviews = [ledger.writer.submit(ReviewDraft(inspection_id=name, verdict=verdict)) for verdict in said]
+    verdicts = [ledger.writer.submit(InspectionDraft.of(record(n))) for n in range(3)]
+    assert len({future.result() for future in [*reviews, *verdicts]}) == 27
+    found = ledger.inspection(name)
+    assert [one["verdict"] for one in found.reviews] == said and found.item["review"] == "unclear"
+    assert faults(database) == []

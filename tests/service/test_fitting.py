@@ -20,6 +20,7 @@ from backend.base.errors import (
     DamagedFile,
     DiskFull,
     FitInProgress,
+    IdTwin,
     MemoryMismatch,
     NoImages,
     TokenGridMismatch,
@@ -659,3 +660,16 @@ def test_who_waits_for_a_fit_hears_whose_it_is(fitter: Fitter) -> None:
         impatient.fit(other, good_files(), mm_per_px=1)
     assert caught.value.values["key"] == KEY
     impatient.inspector.close()
+
+
+@pytest.mark.parametrize("way", ["fit", "grow"])
+def test_an_id_with_a_twin_is_refused_before_an_image_is_read(fitter: Fitter, way: str) -> None:
+    fitter.fit(KEY, good_files(), mm_per_px=1)
+
+    def read() -> bytes:
+        raise AssertionError("it was read")
+
+    twin = ModelKey.of(KEY.role_id.swapcase(), KEY.roi_id)
+    with pytest.raises(IdTwin) as caught:
+        getattr(fitter, way)(twin, [ImageFile("a.png", read)], mm_per_px=1)
+    assert caught.value.values["twin"] == KEY.role_id

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -96,6 +97,21 @@ def test_an_option_that_is_no_number_is_shown_and_nothing_is_done(tmp_path: Path
 def test_so_is_one_that_is_no_whole_number(tmp_path: Path, text: str) -> None:
     result = run("certify", tmp_path, "--parts", text)
     assert result.exit_code == 2 and repr(text) in result.output
+
+
+def test_no_number_is_read_as_python_reads_its_own() -> None:
+    """Python takes `1_0`, `inf` and `٥`."""
+    commands = [cli.app, cli.records]
+    own = [
+        f"{command.name or command.callback.__name__} {name}"
+        for one in commands
+        for command in one.registered_commands
+        if command.callback is not None
+        for name, kind in get_type_hints(command.callback, include_extras=True).items()
+        if kind is not type(None) and {int, float} & {*get_args(get_args(kind)[0]), get_args(kind)[0]}
+        if get_args(kind)[1].parser is None
+    ]
+    assert own == []
 
 
 def test_a_score_below_zero_is_none() -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from backend.api.catalogue import sentence
 from backend.assurance.golden import GoldenSet
 from backend.assurance.reference import FEWEST
 from backend.assurance.watch import FILE
 from backend.base.config import PROJECT_ROOT, load_settings
-from backend.base.errors import GoldenFlipped, GoldenStopped
+from backend.base.errors import GoldenFlipped, GoldenStopped, NotEnoughSamples
 from backend.base.keys import ModelKey
 from backend.samples.collector import Collector
 from backend.samples.store import Draft
@@ -331,6 +333,24 @@ def test_a_sidecar_that_is_no_json_is_named_and_the_others_go_on(told: Path) -> 
     assert "3.json" in run("calibrate", told).stderr
 
 
+@pytest.mark.slow
+def test_a_certificate_names_the_image_that_could_not_be_used_on_its_page_too(fitted: Path) -> None:
+    for seed in range(20, 27):
+        put(fitted / "more" / f"{seed}.png", encoded(part(seed)))
+    assert run("calibrate", "more").exit_code == 0
+    put(fitted / "more" / "half.png", GOOD[:300])
+    words = ("certify", "more", "--parts", 8, "--trials", 3, "--lang", "en")
+    result = run(*words)
+    assert result.exit_code == 1, result.output
+    why = "half.png: the image could not be decoded (it is cut off)"
+    assert why in result.stderr and why in unescape(Path("certificate/certificate.html").read_text("utf-8"))
+    for seed in range(20, 24):
+        (fitted / "more" / f"{seed}.png").unlink()
+    put(fitted / "more" / "other.png", b"x")
+    refused = run(*words)
+    assert isinstance(refused.exception, NotEnoughSamples) and why in sentence(refused.exception, "en")
+
+
 def test_the_images_notices_are_said_in_a_calibration_too(fitted: Path) -> None:
     put(fitted / "dark" / "a.png", encoded(part(61)[:, :, 0].astype(np.uint16) * 8))
     put(fitted / "dark" / "b.png", GOOD)
@@ -428,7 +448,7 @@ def test_a_calibration_without_a_usable_image_is_refused(fitted: Path) -> None:
 
 def test_a_lost_model_is_rebuilt_from_its_samples(desk: Path) -> None:
     nothing = run("rebuild")
-    assert nothing.exit_code == 0, nothing.output
+    assert nothing.exit_code == 0 and "no memory is lost" in nothing.stderr, nothing.output
     collector = Collector(load_settings())
     collector.inspector.start()
     key, broken = ModelKey.of("Line", "Disc"), ModelKey.of("Line", "Broken")

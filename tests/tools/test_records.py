@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
-from backend.base.errors import InspectionError, InvalidValue, RecordsOff
+from backend.api.catalogue import sentence
+from backend.base.errors import InspectionError, InvalidValue, RecordsOff, RecordsRefused, RecordsUnavailable
 from backend.records.database import Database
 from backend.tools.cli import app
 from tests.parts import encoded, part
@@ -113,3 +114,31 @@ def test_without_a_record_inspections_go_on_and_commands_say_so(desk: Path, monk
     for command in (("verify",), ("export",), ("prune", "--days", 1)):
         result = run("records", *command)
         assert isinstance(result.exception, RecordsOff | InspectionError)
+
+
+def test_a_record_that_is_not_there_is_not_said_to_be_whole(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BDI_RESULTS_DB", f"sqlite:///{desk / 'elsewhere' / 'x.db'}")
+    for command in (("verify",), ("export",), ("prune", "--days", 1)):
+        result = run("records", *command)
+        assert isinstance(result.exception, RecordsRefused)
+        assert "there is no file" in sentence(result.exception, "en")
+    assert not (desk / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("export", "--decision", "maybe"), ("prune", "--days", "inf"), ("prune", "--days", "1e300")],
+)
+def test_an_option_that_cannot_be_meant_is_refused(desk: Path, words: tuple[str, ...]) -> None:
+    inspect()
+    assert run("records", *words).exit_code == 2
+
+
+@pytest.mark.parametrize("change", ["DROP TABLE facets", "ALTER TABLE inspections RENAME COLUMN hash TO other"])
+def test_tables_that_somebody_changed_are_told_in_a_sentence(desk: Path, change: str) -> None:
+    inspect()
+    database = Database(f"sqlite:///{desk / 'inspections.db'}")
+    with database.writing() as connection:
+        connection.execute(text(change))
+    database.close()
+    assert isinstance(run("records", "verify").exception, RecordsUnavailable)

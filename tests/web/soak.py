@@ -5,14 +5,16 @@
 
 A service runs in a process of its own. Verdicts are written into its record as its writer does it, without inspections,
 so that they come as fast as wanted. Every half second the page is asked which part it shows; it is late by the time
-since the part after that one was committed. Its memory is that of Chromium's process for the page: what it shares with
-no other process, and of that the JavaScript heap.
+since the part after that one was committed. Its memory is that of Chromium's process for the page: its own, its part of
+what it shares with other processes too, and the JavaScript heap. The browser is asked from outside: when DevTools or
+Playwright follow a page, the page's process keeps up to 100 MB of what it was sent for them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import tempfile
 import threading
 import time
@@ -20,8 +22,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
-from playwright.sync_api import Browser, Page, sync_playwright
+from websockets.sync.client import connect
 
 from backend.records.database import Database
 from backend.records.entries import InspectionDraft
@@ -30,6 +33,11 @@ from backend.records.record import now_us
 from tests.benchmarks.bench_records import made
 from tests.faults.service import running
 from tests.web.conftest import ARGUMENTS, CHROMIUM
+
+SHOWN = "document.getElementById('st-part').textContent"
+EMPTY = "Boolean(document.getElementById('st-empty') && !document.getElementById('st-empty').hidden)"
+HEAP = "performance.memory.usedJSHeapSize"
+NODES = "document.querySelectorAll('*').length"
 
 LOOK_S = 0.5
 SETTLED = 0.1  # of the parts, before which the page's memory is not looked at
@@ -62,19 +70,50 @@ class Line:
         return max(0.0, now - self.committed[shown + 1]) if shown + 1 < len(self.committed) else 0.0
 
 
-def memory_of(browser: Browser, page: Page) -> dict[str, float]:
-    """MB of the page's process: its own, with its part of what it shares, and the JavaScript heap."""
-    session = browser.new_browser_cdp_session()
-    known = session.send("SystemInfo.getProcessInfo")["processInfo"]
-    session.detach()
-    pages = [psutil.Process(one["id"]) for one in known if one["type"] == "renderer"]
-    own = [one for one in pages if not {"--top-chrome-webui", "--extension-process"} & {*one.cmdline()}]
-    largest = max((one.memory_full_info() for one in own), key=lambda size: size.uss)
-    heap = page.evaluate("() => performance.memory.usedJSHeapSize")
-    return {"own_mb": largest.uss / 2**20, "pss_mb": largest.pss / 2**20, "heap_mb": heap / 2**20}
+class Watched:
+    """Chromium with one page that is asked now and then what it shows.
+
+    Args:
+        folder: where it keeps what it keeps.
+    """
+
+    def __init__(self, folder: Path, url: str) -> None:
+        own = ["--remote-debugging-port=0", f"--user-data-dir={folder}", "--enable-precise-memory-info"]
+        command = [str(CHROMIUM), *ARGUMENTS, *own, "--window-size=1280,900", url]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        place = folder / "DevToolsActivePort"
+        while not (place.exists() and place.read_text().strip()):
+            time.sleep(0.1)
+        found = httpx.get(f"http://127.0.0.1:{place.read_text().split()[0]}/json").json()
+        pages = [one["webSocketDebuggerUrl"] for one in found if one["type"] == "page"]
+        self._socket = connect(pages[0])
+        self._asked = 0
+
+    def ask(self, expression: str) -> Any:
+        """The value of some JavaScript."""
+        self._asked += 1
+        asked = {"id": self._asked, "method": "Runtime.evaluate"}
+        self._socket.send(json.dumps({**asked, "params": {"expression": expression, "returnByValue": True}}))
+        while True:
+            answer = json.loads(self._socket.recv())
+            if answer.get("id") == self._asked:
+                return answer["result"]["result"].get("value")
+
+    def memory(self) -> dict[str, float]:
+        """MB of the page's process: its own, with its part of what it shares, and the JavaScript heap."""
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        pages = [one for one in children if "--type=renderer" in one.cmdline()]
+        own = [one for one in pages if not {"--top-chrome-webui", "--extension-process"} & {*one.cmdline()}]
+        largest = max((one.memory_full_info() for one in own), key=lambda size: size.uss)
+        return {"own_mb": largest.uss / 2**20, "pss_mb": largest.pss / 2**20, "heap_mb": self.ask(HEAP) / 2**20}
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.terminate()
+        self._process.wait(30)
 
 
-def watch(browser: Browser, page: Page, line: Line) -> dict[str, Any]:
+def watch(page: Watched, line: Line) -> dict[str, Any]:
     """Look at the page until the last part is shown."""
     late: list[float] = []
     sizes: list[dict[str, float]] = []
@@ -83,14 +122,14 @@ def watch(browser: Browser, page: Page, line: Line) -> dict[str, Any]:
     while shown < line.parts - 1:
         if time.monotonic() > deadline:
             break
-        page.wait_for_timeout(1000 * LOOK_S)
-        text = page.locator("#st-part").inner_text().split(" ", 1)[0]
+        time.sleep(LOOK_S)
+        text = page.ask(SHOWN).split(" ", 1)[0]
         if not text.isdecimal():
             continue
         shown = int(text)
         late.append(line.late(shown, time.monotonic()))
         if len(late) % 20 == 0:
-            sizes.append({"parts": shown, **memory_of(browser, page)})
+            sizes.append({"parts": shown, **page.memory()})
             print(
                 json.dumps({"late_s": round(late[-1], 2), **{k: round(v, 1) for k, v in sizes[-1].items()}}), flush=True
             )
@@ -108,26 +147,24 @@ def watch(browser: Browser, page: Page, line: Line) -> dict[str, Any]:
         "most": {name: round(max(size[name] for size in settled), 1) for name in ("own_mb", "pss_mb", "heap_mb")},
         "first": {name: round(value, 1) for name, value in settled[0].items()},
         "last": {name: round(value, 1) for name, value in settled[-1].items()},
-        "nodes": page.evaluate("() => document.querySelectorAll('*').length"),
+        "nodes": page.ask(NODES),
     }
 
 
 def soak(parts: int, rate: float) -> dict[str, Any]:
     """Run service, line and page; what was seen."""
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         with running(root) as service:
-            flags = [*ARGUMENTS, "--enable-precise-memory-info"]
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
-            page.goto(f"{service.url}/#/station")
-            page.locator("#st-empty").wait_for()
+            page = Watched(root / "browser", f"{service.url}/#/station")
+            while not page.ask(EMPTY):
+                time.sleep(0.1)
             line = Line(f"sqlite:///{root / 'inspections.db'}", parts, rate)
             writer = threading.Thread(target=line.run, daemon=True)
             writer.start()
-            found = watch(browser, page, line)
+            found = watch(page, line)
             writer.join(60)
-            browser.close()
+            page.close()
     return found
 
 
@@ -138,10 +175,9 @@ def main() -> None:
     given = parser.parse_args()
     found = soak(given.parts, given.rate)
     print(json.dumps(found, indent=1))
-    kept = (
-        found["shown"] == found["parts"] and found["most"]["pss_mb"] < MOST_MB and found["late_s"]["p99"] < MOST_LATE_S
-    )
-    raise SystemExit(0 if kept else 1)
+    small = found["most"]["pss_mb"] < MOST_MB
+    prompt = found["late_s"]["worst"] < MOST_LATE_S
+    raise SystemExit(0 if small and prompt and found["shown"] == found["parts"] else 1)
 
 
 if __name__ == "__main__":

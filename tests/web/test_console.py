@@ -628,6 +628,13 @@ def test_files_that_are_no_images_are_named(console: Open, pieces: Pieces, tmp_p
     page.locator("#parts .part", has_text=pieces["good"][0].name).click()
     expect(page.locator("#warnings")).not_to_contain_text("El navegador no sabe")
 
+    page.set_input_files("#parts-files", [empty])
+    expect(page.locator("#alerts .notice")).to_have_attribute("data-text", sentence)
+    desk.tab("samples")
+    expect(page.locator("#alerts .notice")).to_have_count(0)
+    desk.tab("inspect")
+    expect(page.locator("#warnings")).to_have_text(sentence)
+
 
 @pytest.mark.slow
 def test_long_words_of_a_degraded_service_stay_inside_the_window(console: Open, pieces: Pieces) -> None:

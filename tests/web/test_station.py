@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from tests.web.line import BAD, GOOD, inspected, learned
+from tests.parts import encoded, part
+from tests.web.line import BAD, GOOD, MODEL, inspected, learned
 from tests.web.page import Open, serious
 
 pytestmark = pytest.mark.browser
@@ -36,6 +37,12 @@ def test_the_station_shows_each_part_that_the_line_posts(console: Open, tmp_path
     newest = desk.api.get("/inspections", params={"part_id": "bad-2"}).json()["items"][0]["inspection_id"]
     assert [one["verdict"] for one in desk.api.get(f"/inspections/{newest}").json()["reviews"]] == ["good"]
 
+    page.get_by_text("enseñarle al modelo esta falsa alarma").click()
+    expect(page.locator("#hi-title")).to_have_text("Pieza bad-2")
+    expect(page.locator("#hi-teach")).to_be_visible()
+    page.go_back()
+    expect(page.locator("#st-part")).to_contain_text("bad-2")
+
     for number in range(30):
         inspected(desk.api, GOOD, part_id=f"more-{number}", station_id="B")
     expect(page.locator("#st-recent li").first).to_contain_text("more-29")
@@ -48,6 +55,40 @@ def test_the_station_shows_each_part_that_the_line_posts(console: Open, tmp_path
     expect(page.locator("#st-counts dd").first).to_have_text("4")
     desk.picture("station")
     assert not desk.errors
+
+
+def test_parts_without_a_verdict_are_counted_too(console: Open, tmp_path: Path) -> None:
+    desk = console(results_db=f"sqlite:///{tmp_path / 'r.db'}", locale="en-GB")
+    images = [("images", (f"{seed}.png", encoded(part(seed, height=120, width=160)))) for seed in range(8)]
+    assert desk.api.post("/fit_ok", data=MODEL, files=images).status_code == 200
+    desk.open("station")
+    expect(desk.page.locator("#st-empty")).to_be_visible()
+    for number in range(3):
+        inspected(desk.api, GOOD, part_id=f"part-{number}")
+    expect(desk.page.locator("#st-verdict[data-decision=none]")).to_be_visible()
+    expect(desk.page.locator("#st-counts > div:visible")).to_have_text(
+        ["Parts this shift3", "OK0", "NG0", "No verdict3", "Good parts–"]
+    )
+
+
+def test_pictures_of_new_parts_take_the_places_of_old_ones(console: Open, tmp_path: Path) -> None:
+    desk = console(results_db=f"sqlite:///{tmp_path / 'r.db'}", locale="en-GB")
+    learned(desk.api)
+    page = desk.page
+    for number in range(20):
+        inspected(desk.api, GOOD, part_id=f"old-{number}")
+    desk.open("station")
+    expect(page.locator("#st-recent li")).to_have_count(20)
+    page.evaluate("() => { window.first = [...document.querySelectorAll('#st-recent canvas, #st-trend svg')]; }")
+    for number in range(25):
+        inspected(desk.api, BAD if number % 5 == 4 else GOOD, part_id=f"new-{number}")
+    expect(page.locator("#st-recent li").first).to_contain_text("new-24")
+    names = page.locator("#st-recent .name").all_inner_texts()
+    assert names == [f"new-{number}" for number in range(24, 4, -1)]
+    assert page.evaluate("() => window.first.every((node) => node.isConnected)"), "no canvas is made anew"
+    expect(page.locator("#st-recent canvas:not([width='1'])")).to_have_count(20)
+    asked = [call for call in desk.calls if call.endswith("/overlay")]
+    assert len(asked) <= 20 + 25, "no picture is asked for twice"
 
 
 def test_a_service_that_keeps_no_inspections_says_so(console: Open) -> None:

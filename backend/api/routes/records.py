@@ -24,9 +24,8 @@ from backend.base.decoding import ImageOptions
 from backend.base.errors import ImageNotKept, InvalidValue, RecordsUnavailable
 from backend.base.keys import ModelKey
 from backend.base.messages import Message, Phrase
-from backend.records.database import Unavailable
 from backend.records.entries import ReviewDraft
-from backend.records.explaining import overlay, reasons
+from backend.records.explaining import Form, overlay, reasons
 from backend.records.export import as_csv
 from backend.records.feed import Feed
 from backend.records.ledger import Ledger
@@ -39,7 +38,7 @@ from backend.service.images import ImageFile, decoded
 
 router = APIRouter(route_class=UploadRoute, tags=["records"], responses=RESPONSES)
 
-STREAM_PERIOD_S = 0.4
+STREAM_PERIOD_S = 0.2
 STREAM_KEEPALIVE_S = 15.0
 NOTE_MAX = 2000
 
@@ -149,12 +148,9 @@ def summarise(request: Request, ledger: LedgerDep, query: Annotated[SummaryQuery
 def export(ledger: LedgerDep, query: Annotated[FilterQuery, Query()]) -> StreamingResponse:
     """The inspections that the filters admit as CSV, oldest first, however many they are."""
     filters = query.parsed()
-    with ledger.reading():
-        pieces = as_csv(ledger.database, filters)
-    try:
+    pieces = as_csv(ledger.database, filters)
+    with ledger.asked():
         first = next(pieces)
-    except Unavailable as trouble:
-        raise RecordsUnavailable(reason=trouble.reason, retry_after=5) from trouble
     headers = {"Content-Disposition": 'attachment; filename="inspections.csv"', "Cache-Control": "no-store"}
     return StreamingResponse(chain([first], pieces), media_type="text/csv; charset=utf-8", headers=headers)
 
@@ -205,18 +201,20 @@ def get_overlay(
     collector: CollectorDep,
     inspection_id: str,
     width: Annotated[Text, Query(description="At most so many pixels wide, 16 to 4096.")] = None,
+    form: Annotated[Text, Query(alias="format", description="`png`, or `jpeg`, which is smaller.")] = None,
 ) -> Response:
-    """A PNG of the anomaly map and the regions over the image, or over a plain ground where that was not kept."""
+    """The anomaly map and the regions over the image, or over a plain ground where that was not kept."""
     wide = None if width is None else _whole("width", width, 4096, least=16)
+    kind: Form = _one_of("format", form, {"png": "png", "jpeg": "jpeg"}) or "png"
     found = ledger.inspection(inspection_id)
     try:
         data, _ = ledger.image(found)
         file = ImageFile(str(found.item.get("filename") or "image"), lambda: data)
         with decoded(file, ImageOptions.of(collector.settings)) as (_, seen):
-            png = overlay(found, seen.pixels, wide)
+            picture = overlay(found, seen.pixels, wide, kind)
     except ImageNotKept:
-        png = overlay(found, None, wide)
-    return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
+        picture = overlay(found, None, wide, kind)
+    return Response(picture, media_type=f"image/{kind}", headers={"Cache-Control": "private, max-age=60"})
 
 
 @router.post("/inspections/{inspection_id}/review")
@@ -297,11 +295,8 @@ async def _events(ledger: Ledger, feed: Feed, filters: Filters, items: list[dict
 
 
 def _look(ledger: Ledger, feed: Feed) -> list[dict[str, Any]]:
-    try:
-        ledger.ready()
+    with ledger.asked():
         return feed.look()
-    except Unavailable as trouble:
-        raise RecordsUnavailable(reason=trouble.reason, retry_after=5) from trouble
 
 
 def _admits(filters: Filters, item: dict[str, Any]) -> bool:
@@ -338,7 +333,7 @@ def _number(field: str, text: str | None) -> float | None:
 
 def _whole(field: str, text: str, most: int, *, least: int = 1) -> int:
     """A whole number from `least` to `most`. Raises InvalidValue."""
-    if not text.isascii() or not text.isdecimal() or not least <= int(text[:12]) <= most:
+    if not text.isascii() or not text.isdecimal() or len(text) > 12 or not least <= int(text) <= most:
         raise InvalidValue(
             field=field, value=repr(text[:40]), expected=Phrase("whole_number", {"least": least, "most": most})
         )
