@@ -67,7 +67,7 @@ class OpenVinoFeatures(Extractor):
         self.streams = min(cores, MOST_STREAMS)
         self._core = openvino.Core()
         self._config = {"INFERENCE_PRECISION_HINT": HINTS[precision], "INFERENCE_NUM_THREADS": cores}
-        self._models = lru_cache(_SIZES)(lambda height, width: _model(reference, height, width))
+        self._models = lru_cache(_SIZES)(lambda height, width: model_of(reference, height, width))
         self._alone = lru_cache(_SIZES)(self._requests)
         self._together = lru_cache(_SIZES)(self._requests)
 
@@ -99,7 +99,7 @@ class OpenVinoFeatures(Extractor):
         return openvino.Tensor(array, shared_memory=True)
 
 
-def _model(reference: NetworkFeatures | ExportedNetwork, height: int, width: int) -> Any:
+def model_of(reference: NetworkFeatures | ExportedNetwork, height: int, width: int) -> Any:
     """The network as an OpenVINO model for one (height, width) px image: uint8 in, unit rows out."""
     if isinstance(reference, ExportedNetwork):
         return reference.model(height, width)

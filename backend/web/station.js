@@ -9,9 +9,10 @@ import { showVerdict } from "./verdict.js";
 const SHOWN = 20;
 const TREND = 120;
 const SMALL = 168; // px
-const LARGE_MS = 700; // from one large picture to the next, however fast parts come
+const LARGE_MS = 1000; // from one large picture to the next, however fast parts come
 const REST_MS = 200; // between pictures while parts come
 const DRAW_MS = 200;
+const TREND_MS = 1000;
 const RECOUNT_MS = 2000; // after the last part: the service and the stream may both have told of one
 const SHIFT_MS = 8 * 3600000;
 const NONE = { n: 0, ok: 0, ng: 0, undecided: 0 };
@@ -31,6 +32,8 @@ let drifting = []; // [model, cause] of the models whose parts drift
 let came = 0;
 let frame = 0;
 let drawnAt = 0;
+let charting = 0;
+let chartedAt = -Infinity;
 let large = { id: "", at: -Infinity };
 let looked = new Set(); // of the latest parts, those whose small picture was asked for
 let fetching = false;
@@ -189,11 +192,18 @@ function draw() {
   showVerdict($("st-verdict"), empty ? "none" : decisionOf(latest), empty ? t("stNone") : `${number(latest.score)}${latest.threshold ? ` / ${number(latest.threshold)}` : ""}`);
   $("st-unkept").hidden = empty || latest.image?.kept !== false;
   write($("st-part"), empty ? "" : [partOf(latest), modelOf(latest), when(latest.time, { timeStyle: "medium" })].join(" · "));
+  if (!charting) charting = setTimeout(drawTrend, Math.max(0, chartedAt + TREND_MS - performance.now()));
+  drawRecent();
+  fetchPictures();
+}
+
+/* A chart of so many points costs more than all else, so it is drawn less often. */
+function drawTrend() {
+  charting = 0;
+  chartedAt = performance.now();
   const points = scores.map((item) => ({ score: item.score, threshold: item.threshold, decision: decisionOf(item) }));
   const chart = trend(points, { label: t("stTrend"), into: $("st-trend").firstChild });
   if (!chart.parentNode) $("st-trend").append(chart);
-  drawRecent();
-  fetchPictures();
 }
 
 function drawAlarms() {

@@ -44,8 +44,8 @@ def machines(tmp_path_factory: pytest.TempPathFactory, postgres: Server) -> Iter
     }
     english = {"Accept-Language": "en"}
     with (
-        running(root, **own) as first,
-        running(root, **own) as second,
+        running(root, workers=1, **own) as first,
+        running(root, workers=1, **own) as second,
         httpx.Client(base_url=first.url, timeout=60, headers=english) as one,
         httpx.Client(base_url=second.url, timeout=60, headers=english) as other,
     ):

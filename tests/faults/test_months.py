@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -45,7 +46,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
         yield opened
 
 
-def said(ask: Callable[[dict[str, str]], httpx.Response], status: int, code: str) -> dict[str, str]:
+def said(ask: Callable[[dict[str, str]], Any], status: int, code: str) -> dict[str, str]:
     """The sentences of a refusal, by language."""
     found = {}
     for language in LANGUAGES:
@@ -188,7 +189,7 @@ def test_a_lesson_that_is_killed_before_the_model_learnt_it_leaves_no_sample_beh
     """The process dies between storing what is taught and the commit; the next one takes it back and teaches it."""
     given = {"KEEP_IMAGES": "all"}
     image, store = stained(70), SampleStore(tmp_path / "datasets", max_gb=1)
-    with running(tmp_path, **given) as service, httpx.Client(base_url=service.url, timeout=60) as client:
+    with running(tmp_path, workers=1, **given) as service, httpx.Client(base_url=service.url, timeout=60) as client:
         assert post_fit(client, IDS["roi_id"], tuple(encoded(part(seed)) for seed in range(6))).status_code == 200
         assert post_calibration(client, IDS["roi_id"], 0.3).status_code == 200
         seen = post_infer(client, IDS["roi_id"], image).json()
@@ -202,7 +203,7 @@ def test_a_lesson_that_is_killed_before_the_model_learnt_it_leaves_no_sample_beh
         httpx.post(f"http://127.0.0.1:{port}/teach", json=lesson, timeout=60)
     assert process.wait(30) == -9
     assert len(store.names(KEY, "ok")) == len(known) + 1
-    with running(tmp_path, **given) as service, httpx.Client(base_url=service.url, timeout=60) as client:
+    with running(tmp_path, workers=1, **given) as service, httpx.Client(base_url=service.url, timeout=60) as client:
         give_up = time.monotonic() + 30
         while store.names(KEY, "ok") != known and time.monotonic() < give_up:
             time.sleep(0.05)
@@ -212,6 +213,6 @@ def test_a_lesson_that_is_killed_before_the_model_learnt_it_leaves_no_sample_beh
         assert post_infer(client, IDS["roi_id"], image).json()["score"] == seen["score"]
         assert client.post("/teach", json=lesson).status_code == 200
         assert len(store.names(KEY, "ok")) == len(known) + 1
-    with running(tmp_path, **given) as service:
+    with running(tmp_path, workers=1, **given) as service:
         time.sleep(2)  # what was learnt stays
         assert len(store.names(KEY, "ok")) == len(known) + 1
