@@ -194,6 +194,8 @@ def translated() -> Iterator[None]:
         if trouble is None:
             raise
         raise trouble from err
+    except UnicodeDecodeError as err:  # SQLite quotes a schema that is no text
+        raise damaged() from err
     except TimeoutError as err:  # no connection came free in time
         raise Unavailable(Phrase("records_away"), passing=True) from err
 

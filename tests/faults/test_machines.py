@@ -36,7 +36,7 @@ class Machines:
 def machines(tmp_path_factory: pytest.TempPathFactory, postgres: Server) -> Iterator[Machines]:
     """Each test has a roi_id of its own."""
     root, url = tmp_path_factory.mktemp("machines"), postgres.database()
-    own = {
+    own: dict[str, Any] = {
         "BDI_RESULTS_DB": url,
         "IMAGES_DIR": str(root / "images"),
         "KEEP_IMAGES": "all",

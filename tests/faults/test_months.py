@@ -187,7 +187,7 @@ runpy.run_module("backend", run_name="__main__", alter_sys=True)
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is a matter of POSIX")
 def test_a_lesson_that_is_killed_before_the_model_learnt_it_leaves_no_sample_behind(tmp_path: Path) -> None:
     """The process dies between storing what is taught and the commit; the next one takes it back and teaches it."""
-    given = {"KEEP_IMAGES": "all"}
+    given: dict[str, Any] = {"KEEP_IMAGES": "all"}
     image, store = stained(70), SampleStore(tmp_path / "datasets", max_gb=1)
     with running(tmp_path, workers=1, **given) as service, httpx.Client(base_url=service.url, timeout=60) as client:
         assert post_fit(client, IDS["roi_id"], tuple(encoded(part(seed)) for seed in range(6))).status_code == 200

@@ -331,3 +331,17 @@ def test_a_pruning_that_says_nothing_is_told(ledger: Ledger, database: Database)
     with pytest.raises(Unavailable):
         ledger.prune(before_us=NOON_US + 10**12, by="test")
     assert len(names_in(database)) == 1
+
+
+def test_a_file_whose_schema_is_no_text_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "inspections.db"
+    ledger = Ledger(f"sqlite:///{path}")
+    ledger.record(record())
+    ledger.close()
+    path.write_bytes(path.read_bytes().replace(b" NOT NULL", b" NOT \xceULL", 1))
+    ledger = Ledger(f"sqlite:///{path}")
+    ledger.start()
+    assert "damaged" in told(ledger.record(record(1)))
+    with raises(RecordsUnavailable, "damaged"), ledger.reading():
+        pass
+    ledger.close()

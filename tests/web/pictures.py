@@ -28,30 +28,30 @@ from backend.evaluation.pictures import sheet
 from backend.resnet_api.predictor import Predictor
 from backend.service.images import ImageFile
 from backend.tools.demo import served
-from backend.tools.scenes import MM_PER_PX, brake_disc
 from tests.conftest import SHARED_DATA
+from tests.parts import encoded, part
 from tests.web.conftest import ARGUMENTS, CHROMIUM
 from tests.web.page import Console
 
 KEY = {"role_id": "Master1", "roi_id": "Disc"}
-MODEL = {**KEY, "mm_per_px": str(MM_PER_PX)}
+MODEL = {**KEY, "mm_per_px": "0.2"}
 WEIGHTS = SHARED_DATA / "weights" / "resnet18_layers1-3.safetensors"
 VIEWS = ("fit", "calibrate", "inspect", "samples", "health", "station", "history", "record", "resnet", "key")
 HEIGHT = 900
 
 
 class Parts:
-    """Rendered discs as files, made once each."""
+    """Rendered parts as files, no two alike."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._rng = np.random.default_rng(7)
+        self._made = 0
 
     def some(self, name: str, count: int, *, bad: bool = False) -> list[Path]:
         paths = [self.folder / f"{name}_{n:02d}.png" for n in range(count)]
         for path in paths:
-            scene = brake_disc(self._rng, defect="crack" if bad else "")
-            path.write_bytes(encode_png(scene.image))
+            self._made += 1
+            path.write_bytes(encoded(part(self._made, height=240, width=320, defect=bad)))
         return paths
 
 
@@ -64,6 +64,11 @@ def upload(paths: list[Path]) -> list[tuple[str, tuple[str, bytes]]]:
     return [("images", (path.name, path.read_bytes())) for path in paths]
 
 
+def seen_by(api: httpx.Client, path: Path, **ids: str) -> dict[str, Any]:
+    sent = {"image": (path.name, path.read_bytes())}
+    return checked(api.post("/infer", data={**MODEL, **ids, "heatmap": "none"}, files=sent))
+
+
 def lived_in(api: httpx.Client, parts: Parts) -> str:
     """Give the service a model with a past; the inspection that has the most to tell."""
     checked(api.post("/fit_ok", data={**MODEL, "author": "Marta"}, files=upload(parts.some("learn", 10))))
@@ -72,6 +77,9 @@ def lived_in(api: httpx.Client, parts: Parts) -> str:
     again = {**MODEL, "memory_fit": "true", "author": "Marta", "note": "lote 12"}
     checked(api.post("/fit_ok", data=again, files=upload(parts.some("more", 3))))
     checked(api.post("/calibrate_dataset", json=KEY))
+    scores = [seen_by(api, path)["score"] for path in (*parts.some("one", 1), *parts.some("other", 1, bad=True))]
+    between = {**KEY, "mm_per_px": 0.2, "ok_scores": scores[:1], "threshold": sum(scores) / 2}
+    checked(api.post("/calibrate_ng", json=between))
     listed = checked(api.get("/datasets/list", params=KEY))["classes"]
     for label in ("ok", "ng"):
         checked(api.post("/datasets/golden", json={**KEY, "filename": listed[label]["files"][0], "author": "Marta"}))
@@ -80,8 +88,7 @@ def lived_in(api: httpx.Client, parts: Parts) -> str:
     seen = [*parts.some("seen", 22), *parts.some("seen_bad", 4, bad=True)]
     for n, path in enumerate(seen):
         ids = {"part_id": str(4700 + n), "batch_id": "L-12", "station_id": "Línea 1", "operator": "Marta"}
-        sent = {"image": (path.name, path.read_bytes())}
-        found = checked(api.post("/infer", data={**MODEL, **ids, "heatmap": "none"}, files=sent))
+        found = seen_by(api, path, **ids)
         if found["decision"] == "ng":
             told = found["inspection_id"]
     reviewed = {"verdict": "bad", "defect": "grieta", "note": "Se ve a simple vista.", "reviewer": "Marta"}
