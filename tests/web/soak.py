@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ class Watched:
             time.sleep(0.1)
         found = httpx.get(f"http://127.0.0.1:{place.read_text().split()[0]}/json").json()
         pages = [one["webSocketDebuggerUrl"] for one in found if one["type"] == "page"]
-        self._socket = connect(pages[0])
+        self._open = ExitStack()
+        self._socket = self._open.enter_context(connect(pages[0]))
         self._asked = 0
 
     def ask(self, expression: str) -> Any:
@@ -108,7 +110,7 @@ class Watched:
         return {"own_mb": largest.uss / 2**20, "pss_mb": largest.pss / 2**20, "heap_mb": self.ask(HEAP) / 2**20}
 
     def close(self) -> None:
-        self._socket.close()
+        self._open.close()
         self._process.terminate()
         self._process.wait(30)
 
