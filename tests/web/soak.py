@@ -6,8 +6,8 @@
 A service runs in a process of its own. Verdicts are written into its record as its writer does it, without inspections,
 so that they come as fast as wanted. Every half second the page is asked which part it shows; it is late by the time
 since the part after that one was committed. Its memory is that of Chromium's process for the page: its own, its part of
-what it shares with other processes too, and the JavaScript heap. The browser is asked from outside: when DevTools or
-Playwright follow a page, the page's process keeps up to 100 MB of what it was sent for them.
+what it shares with other processes too, and the JavaScript heap. Nothing follows the page's traffic
+meanwhile, as a debugger would: what is kept for one would count as the page's.
 """
 
 from __future__ import annotations
