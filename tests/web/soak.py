@@ -6,8 +6,8 @@
 A service runs in a process of its own. Verdicts are written into its record as its writer does it, without inspections,
 so that they come as fast as wanted. Every half second the page is asked which part it shows; it is late by the time
 since the part after that one was committed. Its memory is that of Chromium's process for the page: its own, its part of
-what it shares with other processes too, and the JavaScript heap. The browser is asked from outside: when DevTools or
-Playwright follow a page, the page's process keeps up to 100 MB of what it was sent for them.
+what it shares with other processes too, and the JavaScript heap. Nothing follows the page's traffic
+meanwhile, as a debugger would: what is kept for one would count as the page's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ class Watched:
             time.sleep(0.1)
         found = httpx.get(f"http://127.0.0.1:{place.read_text().split()[0]}/json").json()
         pages = [one["webSocketDebuggerUrl"] for one in found if one["type"] == "page"]
-        self._socket = connect(pages[0])
+        self._open = ExitStack()
+        self._socket = self._open.enter_context(connect(pages[0]))
         self._asked = 0
 
     def ask(self, expression: str) -> Any:
@@ -108,7 +110,7 @@ class Watched:
         return {"own_mb": largest.uss / 2**20, "pss_mb": largest.pss / 2**20, "heap_mb": self.ask(HEAP) / 2**20}
 
     def close(self) -> None:
-        self._socket.close()
+        self._open.close()
         self._process.terminate()
         self._process.wait(30)
 
