@@ -35,7 +35,9 @@ def reasons(found: Whole) -> list[Message]:
         told.append(_largest(regions))
     elif "threshold" in found.item:
         told.append(Phrase("why_no_region"))
-    told += [Notice(one["code"], _all_read(one.get("values", {}))) for one in found.details.get("warnings", [])]
+    for one in found.details.get("warnings", []):
+        code = one["code"]
+        told.append(Notice(code, _all_read(one.get("values", {}))))
     if found.reviews:
         code = _REVIEWS[found.item["review"]]  # by their times, the last may be another one: clocks go back
         told.append(Phrase("why_reviewed", {"n": len(found.reviews), "verdict": Phrase(code)}))
@@ -49,7 +51,8 @@ def _all_read(values: Mapping[str, Any]) -> dict[str, Any]:
 def _read(value: Any) -> Any:
     """A value of a warning as it was: one with a code is a phrase."""
     if isinstance(value, Mapping):
-        return Phrase(str(value["code"]), _all_read(value["values"]))
+        code, values = value.get("code", ""), value.get("values", {})
+        return Phrase(str(code), _all_read(values))
     return [_read(one) for one in value] if isinstance(value, list) else value
 
 

@@ -29,8 +29,8 @@ def number_of_workers(asked: str, settings: Settings) -> int:
     """The processes that `asked` means: a number, or `auto`.
 
     Processes share a GPU, which one alone cannot keep busy: each of them is one core's work on pixels, so half of the
-    cores are processes, eight at most, after which a measured machine answered hardly more (docs/PERFORMANCE.md). On a
-    CPU the network takes all cores, so that one process answers as much as several.
+    cores are processes, eight at most, since each holds a network in the GPU's memory. On a CPU the network takes all
+    cores, so that one process answers as much as several. tests/benchmarks/bench_workers.py tells how many pay.
 
     Raises:
         ValueError: it is neither.

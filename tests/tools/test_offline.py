@@ -42,10 +42,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed in range(4):
         (tmp_path / "good" / f"{seed:02d}.png").write_bytes(encoded(part(seed)))
     (tmp_path / "bad" / "50.png").write_bytes(BAD)
-    own = {"MODEL_NAME": "texture", "INPUT_SIZE": "112", "MODELS_DIR": "models", "DATASETS_DIR": "datasets"}
+    own = {"MODEL_NAME": "texture", "INPUT_SIZE": "112", "MODELS_DIR": "models", "BDI_DATASETS_DIR": "datasets"}
     for name, value in own.items():
         monkeypatch.setenv(name, str(tmp_path / value) if name.endswith("_DIR") else value)
-    monkeypatch.setenv("RESULTS_DB", f"sqlite:///{tmp_path / 'inspections.db'}")
+    monkeypatch.setenv("BDI_RESULTS_DB", f"sqlite:///{tmp_path / 'inspections.db'}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

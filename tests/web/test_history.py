@@ -80,7 +80,7 @@ def test_a_false_alarm_is_taught_after_what_it_changes_is_shown_and_taken_back(c
     expect(page.locator("#hi-lesson li").first).to_contain_text("afterwards OK")
     assert not serious(page)
     desk.picture("teach")
-    page.locator("#hi-lesson").get_by_text("Teach it").click()
+    page.locator("#hi-lesson").get_by_role("button", name="Teach it").click()
     expect(page.locator("#hi-lesson .notice")).to_contain_text("Taught.")
     assert not inspected(desk.api, encoded(stained))["is_anomaly"]
     page.locator("#hi-lesson").get_by_text("Take it back").click()
