@@ -289,7 +289,7 @@ def test_a_part_is_looked_at_closely_and_beside_a_good_one(console: Open, pieces
     desk.set_range("#cal-line", desk.value("#gauge .limit") * 3)
     expect(page.locator("#cal-wrong li")).to_have_count(3)
     expect(page.locator("#cal-wrong li").first).to_contain_text("would slip through")
-    page.locator("#histogram .spot.ng").first.click(force=True)
+    page.locator("#histogram .spot.ng").first.dispatch_event("click")
     expect(page.locator("#inspect")).to_be_visible()
     expect(page.locator("#parts [aria-pressed=true] .name")).to_contain_text("bad_")
     page.click("#mode label:has([value='0'])")
