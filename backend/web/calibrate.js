@@ -1,7 +1,7 @@
 import { json } from "./api.js";
 import { histogram } from "./charts.js";
-import { $, acceptFiles, calm, complain, el } from "./dom.js";
-import { number, percent, t } from "./i18n.js";
+import { $, acceptFiles, calm, complain, differs, el } from "./dom.js";
+import { language, number, percent, t } from "./i18n.js";
 import { learn, model, named, onModel, refreshState, requireModel } from "./model.js";
 import { posted, tracked } from "./progress.js";
 import { addParts, again, onParts, parts, view } from "./parts.js";
@@ -67,7 +67,7 @@ export function show() {
   $("cal-go").disabled = !ok.length || parts.some((part) => part.truth && !part.fresh);
   $("cal-line").disabled = !any;
   if (any) draw(ok, ng);
-  else $("histogram").replaceChildren();
+  else if (differs($("histogram"), null)) $("histogram").replaceChildren();
   outcome(ok, ng);
   wrong();
 }
@@ -90,6 +90,7 @@ function draw(ok, ng) {
   line ??= Math.max(...(ok.length ? ok : all));
   Object.assign($("cal-line"), { min: from, max: to, step: (to - from) / 1000 });
   $("cal-line").value = line;
+  if (!differs($("histogram"), [language, from, to, judged().map((part) => [part.id, part.truth, part.result.score])])) return;
   const point = (part) => ({ score: part.result.score, truth: part.truth, name: part.name, part });
   const picture = histogram(judged().map(point), { from, to, label: t("histLabel", { ok: ok.length, ng: ng.length }), open: ({ part }) => look(part), place: pull });
   const ticks = el("div", { className: "ticks" }, ...[0, 0.25, 0.5, 0.75, 1].map((f) => el("span", { textContent: number(from + f * (to - from)) })));

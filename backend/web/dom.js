@@ -169,6 +169,16 @@ export function write(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+const shown = new WeakMap();
+
+/* Whether a node is to show something else than it was last asked about. What is replaced under a pointer loses its click. */
+export function differs(node, what) {
+  const now = JSON.stringify(what);
+  if (shown.get(node) === now) return false;
+  shown.set(node, now);
+  return true;
+}
+
 export function smallCanvas() {
   const canvas = el("canvas", { width: 1, height: 1, className: "thumb" });
   canvas.setAttribute("aria-hidden", "true");
