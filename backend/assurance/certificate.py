@@ -15,13 +15,13 @@ from backend.assurance.review import Review, Reviewed, Reviewer
 from backend.assurance.stability import Stability, stability
 from backend.assurance.suspects import FEWEST as FEWEST_COMPARED
 from backend.assurance.suspects import SHOWN
-from backend.base.errors import GoodPartsRejected, InspectionError, NotEnoughSamples, ReadOnlyReplica, error_of
+from backend.base.errors import GoodPartsRejected, NotEnoughSamples, ReadOnlyReplica
 from backend.base.files import utc_now
 from backend.base.images import encode_jpeg, resize, to_base64
 from backend.base.keys import ModelKey
-from backend.base.messages import Message, Notice, Phrase
+from backend.base.messages import Notice
 from backend.calib import upper_bound
-from backend.records.record import plain
+from backend.records.notices import as_json, notice_of
 from backend.samples.collector import Collector
 from backend.service.inspection import Inspector
 from backend.service.jobs import Job
@@ -68,7 +68,7 @@ def certify_stored(collector: Collector, key: ModelKey, options: CertificateOpti
     made = certify(inspector, key, parts, review=review, options=options, job=job)
     with inspector.store.writing(key, inspector.settings.fit_wait_s):
         if inspector.store.manifest(key).get("generation") != made["model"]["generation"]:
-            return {**made, "notices": [*made["notices"], _notice(Notice("certificate_not_kept"))]}
+            return {**made, "notices": [*made["notices"], as_json(Notice("certificate_not_kept"))]}
         inspector.store.save_certificate(key, made)
     return made
 
@@ -136,38 +136,13 @@ def certify(
         },
         "stability": [_stability(one) for one in stability(scorer, fine, job, seed=options.seed)],
         **({} if compared is None else {"suspects": _suspects(compared)}),
-        "notices": [_notice(one) for one in notices],
+        "notices": [as_json(one) for one in notices],
     }
 
 
 def notices_of(certificate: Mapping[str, Any]) -> list[Notice]:
     """What the service had to say while the certificate was made."""
-    return [_read(**one) for one in certificate.get("notices", [])]
-
-
-def _read(code: str, values: dict[str, Any]) -> Notice:
-    return Notice(code, {name: _said(value) for name, value in values.items()})
-
-
-def _said(value: Any) -> Any:
-    """A value of a notice as it was: an error or a phrase is written as its code and its own values."""
-    if isinstance(value, list):
-        return [_said(one) for one in value]
-    if not isinstance(value, dict) or "values" not in value:
-        return value
-    own = {name: _said(one) for name, one in value["values"].items()}
-    phrase = value.get("phrase")
-    return Phrase(phrase, own) if phrase else error_of(value["error"], own)
-
-
-def _written(value: Any) -> Any:
-    """A value of a notice as JSON."""
-    if isinstance(value, list):
-        return [_written(one) for one in value]
-    if not isinstance(value, InspectionError | Message):
-        return plain(value)
-    kind = "error" if isinstance(value, InspectionError) else "phrase"
-    return {kind: value.code, "values": {name: _written(one) for name, one in value.values.items()}}
+    return [notice_of(one) for one in certificate.get("notices", [])]
 
 
 def _shown_size(kind: Kind, curves: Sequence[Curve]) -> float:
@@ -248,7 +223,3 @@ def _reviewed(part: Reviewed) -> dict[str, Any]:
 def _thumb(picture: Picture) -> str:
     scale = THUMB / max(picture.shape[:2])
     return to_base64(encode_jpeg(resize(picture, *(max(1, round(side * scale)) for side in picture.shape[:2]))))
-
-
-def _notice(notice: Notice) -> dict[str, Any]:
-    return {"code": notice.code, "values": {name: _written(value) for name, value in notice.values.items()}}

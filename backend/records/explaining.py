@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.images import encode_jpeg, encode_png, resize
-from backend.base.messages import Message, Notice, Phrase
+from backend.base.messages import Message, Phrase
 from backend.infer import Roi, RoiSize, anomaly_map, level_of
+from backend.records.notices import notice_of
 from backend.records.queries import Whole
 from backend.records.record import token_map_of
 from backend.roi_mask import build_mask, parse_shape
@@ -35,25 +36,11 @@ def reasons(found: Whole) -> list[Message]:
         told.append(_largest(regions))
     elif "threshold" in found.item:
         told.append(Phrase("why_no_region"))
-    for one in found.details.get("warnings", []):
-        code = one["code"]
-        told.append(Notice(code, _all_read(one.get("values", {}))))
+    told += [notice_of(one) for one in found.details.get("warnings", [])]
     if found.reviews:
         code = _REVIEWS[found.item["review"]]  # by their times, the last may be another one: clocks go back
         told.append(Phrase("why_reviewed", {"n": len(found.reviews), "verdict": Phrase(code)}))
     return told
-
-
-def _all_read(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _read(value) for name, value in values.items()}
-
-
-def _read(value: Any) -> Any:
-    """A value of a warning as it was: one with a code is a phrase."""
-    if isinstance(value, Mapping):
-        code, values = value.get("code", ""), value.get("values", {})
-        return Phrase(str(code), _all_read(values))
-    return [_read(one) for one in value] if isinstance(value, list) else value
 
 
 def _verdict(item: Mapping[str, Any]) -> Phrase:

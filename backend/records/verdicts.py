@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from backend import __version__
 from backend.base.errors import InspectionError, InvalidValue, NotRecorded
 from backend.base.keys import ModelKey
-from backend.base.messages import Message, Notice, Phrase
+from backend.base.messages import Notice, Phrase
 from backend.infer import Inspection, Region
 from backend.records.ledger import Ledger, Recorded
-from backend.records.record import Record, plain
+from backend.records.notices import as_json
+from backend.records.record import Record
 from backend.service.images import ImageFile
 from backend.service.results import InferResult, Provenance
 
@@ -135,24 +134,11 @@ class Verdict:
             calibration=made.calibration,
             stats=found.stats,
             regions=[_region(region) for region in found.regions],
-            warnings=warnings_of(self.notices),
+            warnings=[as_json(notice) for notice in self.notices],
             timings_ms=self.timings_ms or {},
             token_map=found.token_map,
         )
         return ledger.record(record, data)
-
-
-def warnings_of(notices: Sequence[Notice]) -> list[dict[str, Any]]:
-    """Notices as they are kept: the code, and values that are texts, numbers, or phrases kept alike."""
-    return [_kept(one) for one in notices]
-
-
-def _kept(value: Any) -> Any:
-    if isinstance(value, Message):
-        return {"code": value.code, "values": {name: _kept(one) for name, one in value.values.items()}}
-    if isinstance(value, list):
-        return [_kept(one) for one in value]
-    return plain(value) if isinstance(value, bool | int | float | str | np.number) or value is None else str(value)
 
 
 def _region(region: Region) -> dict[str, Any]:

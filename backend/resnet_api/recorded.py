@@ -12,8 +12,9 @@ import numpy as np
 from backend import __version__
 from backend.base.config import Settings
 from backend.records.ledger import Ledger, Recorded
+from backend.records.notices import as_json
 from backend.records.record import Record
-from backend.records.verdicts import Trace, warnings_of
+from backend.records.verdicts import Trace
 from backend.resnet_api.pictures import Polygon
 from backend.resnet_api.predictor import Prediction
 from backend.service.images import ImageFile
@@ -60,7 +61,7 @@ class PredictionVerdict:
                 "area_min": settings.area_min,
             },
             regions=[self._region(polygon) for polygon in found.polygons],
-            warnings=warnings_of(found.warnings),
+            warnings=[as_json(notice) for notice in found.warnings],
             timings_ms=found.timings_ms,
             token_map=found.token_map,
         )

@@ -13,8 +13,8 @@ from backend.base.messages import Notice, Phrase
 from backend.records.entries import ReviewDraft
 from backend.records.explaining import GROUND, overlay, reasons
 from backend.records.ledger import Ledger
+from backend.records.notices import as_json
 from backend.records.queries import Whole
-from backend.records.verdicts import warnings_of
 from tests.records.made import picture, record
 
 
@@ -45,9 +45,9 @@ def test_a_bad_part_is_explained_by_its_score_its_rank_and_its_largest_region(le
 def test_a_warning_of_then_is_told_with_the_phrases_in_it(ledger: Ledger) -> None:
     lost = Phrase("weights_absent", {"reason": [Phrase("drift_light"), "x"]})
     drift = Notice("drift", {"cause": Phrase("drift_position"), "since": "2026-11-27T09:56:44Z"})
-    whole = found(ledger, warnings=warnings_of([drift]))
+    whole = found(ledger, warnings=[as_json(drift)])
     assert "desde 2026-11-27T09:56:44Z: la pieza está en otro sitio o se ve de otro tamaño." in told(whole, "es")
-    whole = found(ledger, warnings=warnings_of([Notice("drift", {"cause": lost, "since": "x"})]))
+    whole = found(ledger, warnings=[as_json(Notice("drift", {"cause": lost, "since": "x"}))])
     assert reasons(whole)[-1].values["cause"] == lost
 
 
