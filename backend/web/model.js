@@ -182,16 +182,22 @@ export function recall(name, other) {
   return JSON.parse(kept(`${name}:${model.key}`, JSON.stringify(other)));
 }
 
-export async function startModel() {
+/* The model that the address names, or else this one. */
+function fromAddress([role = "", roi = "", recipe = "default"] = []) {
   const params = new URLSearchParams(location.search);
+  $("role").value = params.get("role_id") ?? role;
+  $("roi").value = params.get("roi_id") ?? roi;
+  $("recipe").value = params.get("recipe_id") ?? (recipe === "default" ? "" : recipe);
+  $("mm").value = params.get("mm_per_px") ?? recall("mm", 0.2);
+  return params;
+}
+
+export async function startModel() {
+  fromAddress(); // at once: parts may be dropped before the models are listed
   const listed = await offerModels();
   const there = ([role, roi, recipe]) => listed.some((m) => m[0] === role && m[1] === roi && m[2] === (recipe || "default"));
   const recent = JSON.parse(kept("recent", "[]"));
-  const last = recent.find(there) ?? listed[0] ?? recent[0] ?? [];
-  $("role").value = params.get("role_id") ?? last[0] ?? "";
-  $("roi").value = params.get("roi_id") ?? last[1] ?? "";
-  $("recipe").value = params.get("recipe_id") ?? (last[2] && last[2] !== "default" ? last[2] : "");
-  $("mm").value = params.get("mm_per_px") ?? recall("mm", 0.2);
+  const params = fromAddress(recent.find(there) ?? listed[0] ?? recent[0]);
   if (params.has("mm_per_px")) edited.add(model.key);
   $("model").addEventListener("submit", (event) => event.preventDefault());
   $("mm").addEventListener("change", () => {

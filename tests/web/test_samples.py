@@ -1,9 +1,10 @@
 """The library of a model: what is stored, what stands out, and what becomes of it."""
 
+import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.parts import encoded, part
 from tests.web.line import MODEL
@@ -67,6 +68,24 @@ def test_a_fit_names_what_stands_out_and_learns_again_without_it(console: Open, 
     expect(page.locator("#fit-count")).to_have_text("12")
     expect(page.locator("#fit-result")).to_contain_text("Images: 12.")
     assert desk.api.get("/manifest", params=KEY).json()["memory"]["n_images"] == 12
+    assert not desk.errors
+
+
+def test_parts_that_are_dropped_before_the_models_are_listed_are_inspected(console: Open, tmp_path: Path) -> None:
+    listings: list[Route] = []
+    desk = console(results_db="none")
+    learn = [("images", (f"{seed}.png", encoded(part(seed)))) for seed in range(4)]
+    assert desk.api.post("/fit_ok", data=MODEL, files=learn).status_code == 200
+    (tmp_path / "9.png").write_bytes(encoded(part(9)))
+    desk.page.route(re.compile("/models"), lambda route: listings.append(route))
+    desk.open("calibrate", **MODEL)
+    desk.page.set_input_files("#cal-ok", tmp_path / "9.png")
+    desk.page.wait_for_timeout(200)
+    assert listings
+    for listing in listings:
+        listing.continue_()
+    desk.page.unroute(re.compile("/models"))
+    desk.settled(1)
     assert not desk.errors
 
 
