@@ -179,6 +179,11 @@ export function differs(node, what) {
   return true;
 }
 
+export function close(box) {
+  box.hidden = true;
+  box.replaceChildren();
+}
+
 export function smallCanvas() {
   const canvas = el("canvas", { width: 1, height: 1, className: "thumb" });
   canvas.setAttribute("aria-hidden", "true");

@@ -1,11 +1,10 @@
 import { json, send } from "./api.js";
 import { trend } from "./charts.js";
-import { $, complain, el, facts, trouble } from "./dom.js";
+import { $, close, complain, el, facts, trouble } from "./dom.js";
 import { brief, number, t } from "./i18n.js";
 import { hideNearest, showNearest } from "./nearest.js";
 import { decisionOf, modelOf, partOf, pictureOf, release, review, reviewer, thumb, verdictWord, when } from "./records.js";
 import { addressOf, go, place } from "./router.js";
-import { close, rehearse } from "./teach.js";
 import { showVerdict } from "./verdict.js";
 
 const FIELDS = ["part_id", "batch_id", "station_id", "role_id", "roi_id", "decision", "reviewed", "since", "until", "min_score", "max_score", "order"];
@@ -169,7 +168,7 @@ function drawDetail(item) {
   $("hi-sample").hidden = !item.image.kept;
   $("hi-unkept").hidden = item.image.kept;
   $("hi-teach").hidden = !item.image.kept || item.decision !== "ng";
-  $("hi-teach").onclick = () => rehearse($("hi-lesson"), item);
+  $("hi-teach").onclick = () => import("./teach.js").then(({ rehearse }) => rehearse($("hi-lesson"), item)).catch(complain);
   close($("hi-lesson"));
   $("hi-sampled").textContent = "";
 }

@@ -1,5 +1,5 @@
 import { json, send } from "./api.js";
-import { bitmapOf, el } from "./dom.js";
+import { close, bitmapOf, el } from "./dom.js";
 import { number, t } from "./i18n.js";
 
 const MARGIN = 0.6; // of a region's sides, which is shown around it
@@ -33,8 +33,7 @@ export async function showNearest(box, file, region, fields) {
 
 export function hideNearest(box) {
   turns.set(box, (turns.get(box) ?? 0) + 1);
-  box.hidden = true;
-  box.replaceChildren();
+  close(box);
 }
 
 /* A place of a picture and a little around it, with a frame around the place. */

@@ -1,5 +1,5 @@
 import { json } from "./api.js";
-import { complain, el } from "./dom.js";
+import { close, complain, el } from "./dom.js";
 import { number, percent, t } from "./i18n.js";
 import { refreshState } from "./model.js";
 import { posted, tracked } from "./progress.js";
@@ -39,11 +39,6 @@ export async function rehearse(box, item) {
     });
     return node;
   }
-}
-
-export function close(box) {
-  box.hidden = true;
-  box.replaceChildren();
 }
 
 const line = (text, state) => el("li", { textContent: text, data: { state } });
