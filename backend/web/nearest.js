@@ -1,5 +1,5 @@
 import { json, send } from "./api.js";
-import { close, bitmapOf, el } from "./dom.js";
+import { bitmapOf, close, el } from "./dom.js";
 import { number, t } from "./i18n.js";
 
 const MARGIN = 0.6; // of a region's sides, which is shown around it
