@@ -32,6 +32,7 @@ def _number(text: str) -> float:
 
 def _option(least: float, most: float = math.inf, *, whole: bool = False, says: str) -> Any:
     """An option that takes a number from `least` to `most`, written in digits and with a point."""
+    bounds = f"{least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
 
     def number(given: str) -> float | int:
         text = str(given).strip()
@@ -39,11 +40,10 @@ def _option(least: float, most: float = math.inf, *, whole: bool = False, says: 
             raise typer.BadParameter(f"{text!r} is no whole number")
         value = int(text) if whole else _number(text)
         if not least <= value <= most:
-            bounds = f"{least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
             raise typer.BadParameter(f"{text!r} must be {bounds}")
         return value
 
-    return typer.Option(parser=number, metavar="<int>" if whole else "<float>", help=says)
+    return typer.Option(parser=number, metavar="<int>" if whole else "<float>", help=f"{says} {bounds.capitalize()}.")
 
 
 Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of images of good parts.")]

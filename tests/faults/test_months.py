@@ -16,7 +16,7 @@ from backend.assurance.watch import DriftWatch
 from backend.base.keys import ModelKey
 from backend.samples.store import TAKEN_BACK, SampleStore
 from backend.tools.cli import main
-from tests.api.routes.calls import IDS, fit, upload
+from tests.api.routes.calls import IDS, fit, fit_and_calibrate
 from tests.api.routes.test_teaching import infer, samples, stained
 from tests.api.routes.test_versions import model_files, serving
 from tests.faults.service import (
@@ -40,9 +40,7 @@ LANGUAGES = ("es", "en")
 def client(tmp_path: Path) -> Iterator[TestClient]:
     """A model of 12 parts with three known bad ones, calibrated; images are kept."""
     with serving(tmp_path, keep_images="all") as opened:
-        fit(opened, *range(12))
-        upload(opened, 50, 51, 52, label="ng")
-        assert opened.post("/calibrate_dataset", json=IDS).status_code == 200
+        fit_and_calibrate(opened)
         yield opened
 
 

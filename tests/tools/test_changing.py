@@ -18,7 +18,7 @@ from backend.base.errors import (
     VersionUnusable,
 )
 from backend.tools.cli import app
-from tests.api.routes.calls import IDS, fit, upload
+from tests.api.routes.calls import IDS, fit, fit_and_calibrate, upload
 from tests.api.routes.test_teaching import infer, review, samples, stained, teach
 from tests.api.routes.test_versions import model_files, serving
 from tests.parts import encoded, part, tree
@@ -48,9 +48,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def client(desk: Path) -> Iterator[TestClient]:
     """A running service with a calibrated model."""
     with serving(desk, keep_images="all") as opened:
-        fit(opened, *range(12))
-        upload(opened, 50, 51, 52, label="ng")
-        assert opened.post("/calibrate_dataset", json=IDS).status_code == 200
+        fit_and_calibrate(opened)
         yield opened
 
 

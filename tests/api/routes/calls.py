@@ -28,3 +28,10 @@ def fit(client: TestClient, *seeds: int, **fields: str) -> dict[str, Any]:
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
     return body
+
+
+def fit_and_calibrate(client: TestClient) -> None:
+    """A model of twelve good parts, calibrated with them and with three known bad ones."""
+    fit(client, *range(12))
+    upload(client, 50, 51, 52, label="ng")
+    assert client.post("/calibrate_dataset", json=IDS).status_code == 200

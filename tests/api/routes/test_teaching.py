@@ -8,7 +8,7 @@ import cv2
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.api.routes.calls import FIT, IDS, fit, upload
+from tests.api.routes.calls import FIT, IDS, fit, fit_and_calibrate, upload
 from tests.api.routes.test_versions import model_files, serving
 from tests.parts import encoded, part, tree
 
@@ -24,9 +24,7 @@ def stained(seed: int) -> bytes:
 def client(tmp_path: Path, url: str) -> Iterator[TestClient]:
     """A model of 12 parts, calibrated with what is stored; images of all verdicts are kept."""
     with serving(tmp_path, keep_images="all", results_db=url, images_dir=tmp_path / "images") as opened:
-        fit(opened, *range(12))
-        upload(opened, 50, 51, 52, label="ng")
-        assert opened.post("/calibrate_dataset", json=IDS).status_code == 200
+        fit_and_calibrate(opened)
         yield opened
 
 
