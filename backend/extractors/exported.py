@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,7 @@ class ExportedNetwork:
     shared: Rows | None
     position: Position | None
     network: Any = field(repr=False)
+    leaves_out: ClassVar[bool] = False
 
     @classmethod
     def read(cls, path: Path, options: ExtractorOptions) -> ExportedNetwork:

@@ -6,7 +6,9 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Rows
+import numpy as np
+
+from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Mask, Rows, on_grid
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,3 +97,14 @@ class NetworkFeatures(Extractor):
 
         with device_memory():
             return self.run(images)
+
+    def extract_part(self, images: Sequence[RGB], inside: Mask) -> Rows:
+        """See Extractor. Raises DeviceOutOfMemory."""
+        if not self.leaves_out:
+            return super().extract_part(images, inside)
+        import torch
+
+        from backend.extractors.torch_runtime import device_memory
+
+        with device_memory():
+            return on_grid(self.run(images, torch.from_numpy(np.flatnonzero(inside))), inside)

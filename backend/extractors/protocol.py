@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 
 from backend.base.config import Settings
 from backend.base.decoding import Needed
+from backend.base.errors import PartNotAlone
 from backend.base.images import resize, resize_means
 from backend.base.options import filled, option
 from backend.extractors.weights import WEIGHTS_DIR
 
 RGB = NDArray[np.uint8]
 Rows = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 Grid = tuple[int, int]
+PART_ALONE = "/part"
 Device = Literal["auto", "cpu", "cuda"]
 Edge = Literal["area", "smaller"]
 Aspect = Literal["keep", "square"]
@@ -90,6 +93,7 @@ class Extractor(Protocol):
         streams: images that are worth handing over at once on a CPU.
         reach: side, in cells of the token grid, of the neighbourhood that a token is averaged over. What covers less
             of the ROI is smeared over as much, and an anomaly map cannot show it smaller.
+        leaves_out: whether it has `extract_part`.
         fingerprint: changes whenever embeddings would: memories of different fingerprints do not compare.
     """
 
@@ -102,6 +106,7 @@ class Extractor(Protocol):
     runtime: str
     streams: int = 1
     reach: float = 1.0
+    leaves_out: bool = False
     fingerprint: str
 
     @property
@@ -118,6 +123,25 @@ class Extractor(Protocol):
     def extract(self, images: Sequence[RGB]) -> Rows:
         """Embeddings of equally large (H, W, 3) uint8 RGB images: (B, T, dim) float32 with unit rows, row-major."""
         ...
+
+    def extract_part(self, images: Sequence[RGB], inside: Mask) -> Rows:
+        """As `extract`, of the tokens alone that are `inside` (rows, columns) bool; the others' rows are zeros.
+
+        The others are left out before the network's first block, so that no embedding knows what lies there.
+
+        Raises:
+            PartNotAlone: the extractor does not leave tokens out.
+        """
+        raise PartNotAlone(model=self.name)
+
+    def fingerprint_of(self, *, part_alone: bool) -> str:
+        """The fingerprint of embeddings that `extract_part` gives, or `extract`."""
+        return self.fingerprint + PART_ALONE if part_alone else self.fingerprint
+
+    def made(self, fingerprint: str | None) -> bool:
+        """Whether embeddings of this fingerprint, if any, compare with those that the extractor gives."""
+        ways = {self.fingerprint_of(part_alone=part_alone) for part_alone in {False, self.leaves_out}}
+        return fingerprint is None or fingerprint in ways
 
 
 def token_grid(height: int, width: int, *, input_size: int, patch: int, edge: Edge = "area") -> Grid:
@@ -139,6 +163,13 @@ def token_grid(height: int, width: int, *, input_size: int, patch: int, edge: Ed
         else:
             rows -= 1
     return rows, cols
+
+
+def on_grid(chosen: Rows, inside: Mask) -> Rows:
+    """(B, T, D) of the rows (B, K, D) that belong `inside` (rows, columns) bool, K of them True; zeros elsewhere."""
+    rows = np.zeros((len(chosen), inside.size, chosen.shape[-1]), np.float32)
+    rows[:, inside.ravel()] = chosen
+    return rows
 
 
 def prepare(image: NDArray[np.uint8], grid: Grid, patch: int, size: tuple[int, int] | None = None) -> RGB:

@@ -27,26 +27,53 @@ class TokenNetwork(nn.Module):
         self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]).view(1, 3, 1, 1))
         self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1))
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, 3) uint8 -> (B, T, D) float32."""
+    def forward(self, pixels: torch.Tensor, *chosen: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, 3) uint8 -> (B, T, D) float32; `chosen`: the numbers of tokens, see ViTTokens."""
         batch = torch.addcmul(self.shift, pixels.permute(0, 3, 1, 2).float(), self.scale)
-        return functional.normalize(self.body(batch).float(), dim=-1)
+        return functional.normalize(self.body(batch, *chosen).float(), dim=-1)
 
 
 class ViTTokens(nn.Module):
-    """The patch tokens of some blocks of a timm ViT, each through the final norm, concatenated."""
+    """The patch tokens of some blocks of a timm ViT, each through the final norm, concatenated.
+
+    Args:
+        model: timm's ViT; a plain one can leave tokens out before its first block.
+    """
 
     def __init__(self, model: Any, blocks: Sequence[int]) -> None:
         super().__init__()
         self.model = model
         self.blocks = list(blocks)
+        self.chosen = _Chosen(int(model.num_prefix_tokens))
+        self.model.patch_drop = self.chosen
 
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) normalised -> (B, T, D)."""
+    def forward(self, batch: torch.Tensor, numbers: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, 3, H, W) normalised -> (B, T, D), or (B, K, D) of the K patches with these `numbers` alone."""
+        self.chosen.numbers = numbers
         taken = self.model.forward_intermediates(
             batch, indices=self.blocks, norm=True, stop_early=True, intermediates_only=True, output_fmt="NLC"
         )
         return torch.cat(taken, dim=-1)
+
+
+class _Chosen(nn.Module):
+    """Some patch tokens of a ViT, in the place where timm drops some at random when it trains.
+
+    Args:
+        prefix: tokens before those of the patches, such as the class token; they stay.
+    """
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.numbers: torch.Tensor | None = None
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, P + T, D) -> (B, P + K, D)."""
+        if self.numbers is None:
+            return tokens
+        patches = tokens[:, self.prefix :].index_select(1, self.numbers)
+        return torch.cat((tokens[:, : self.prefix], patches), dim=1)
 
 
 class ResNetTokens(nn.Module):

@@ -90,21 +90,21 @@ class TorchRunner:
         if precision == "auto" and self.device == "cuda":
             self.precision = self._halved(check_size)
 
-    def __call__(self, images: Sequence[RGB]) -> Rows:
-        """(B, T, D) float32 unit rows of equally large (H, W, 3) uint8 images."""
+    def __call__(self, images: Sequence[RGB], *chosen: torch.Tensor) -> Rows:
+        """(B, T, D) float32 unit rows of equally large (H, W, 3) uint8 images; `chosen`: see TokenNetwork."""
         try:
-            return self._rows(images)
+            return self._rows(images, *chosen)
         except torch.OutOfMemoryError:
             self._graph.cache_clear()
             torch.cuda.empty_cache()
         if len(images) > 1:
             half = len(images) // 2
             logger.warning("the GPU's memory is too small for %d images at once: trying %d", len(images), half)
-            return np.concatenate([self(images[:half]), self(images[half:])])
+            return np.concatenate([self(images[:half], *chosen), self(images[half:], *chosen)])
         logger.warning("the GPU's memory is too small for one image: from here on the CPU does the work")
         self.precision = "fp32"
         self._move("cpu")
-        return self._rows(images)
+        return self._rows(images, *chosen)
 
     def _move(self, device: str) -> None:
         self.device = device
@@ -122,26 +122,26 @@ class TorchRunner:
         logger.warning("fp16 and fp32 differ on this GPU (%s): running in fp32", agreement)
         return "fp32"
 
-    def _rows(self, images: Sequence[RGB]) -> Rows:
-        if self.device != "cuda":
-            return self._eager(images)
+    def _rows(self, images: Sequence[RGB], *chosen: torch.Tensor) -> Rows:
+        if self.device != "cuda" or chosen:  # a graph has one number of tokens, and each part another
+            return self._eager(images, *chosen)
         batch = 1 << (len(images) - 1).bit_length()
         rows: Rows = self._graph(batch, *images[0].shape[:2])(images)
         return rows
 
-    def _eager(self, images: Sequence[RGB]) -> Rows:
+    def _eager(self, images: Sequence[RGB], *chosen: torch.Tensor) -> Rows:
         pixels = torch.from_numpy(np.stack(images)).to(self.device)
-        rows: Rows = self.forward(pixels).cpu().numpy()
+        rows: Rows = self.forward(pixels, *(numbers.to(self.device) for numbers in chosen)).cpu().numpy()
         return rows
 
     @torch.inference_mode()
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, 3) uint8 on the device -> (B, T, D) float32 on the device."""
+    def forward(self, pixels: torch.Tensor, *chosen: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, 3) uint8 on the device -> (B, T, D) float32 on the device; `chosen`: see TokenNetwork."""
         network = self._network(*pixels.shape[1:3])
         low = self.precision != "fp32"
         in_low = torch.autocast(self.device, DTYPES[self.precision] if low else None, enabled=low, cache_enabled=False)
         with in_low, _whole_float32():
-            rows: torch.Tensor = network(pixels)
+            rows: torch.Tensor = network(pixels, *chosen)
             return rows
 
 

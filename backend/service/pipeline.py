@@ -7,18 +7,23 @@ bench.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.decoding import ImageOptions
+from backend.base.errors import ShapeNeeded
 from backend.base.messages import Notice
+from backend.extractors.protocol import RGB, Mask
 from backend.infer import Criteria, Inspection, Roi, inspect, working_mask
 from backend.service.images import ImageFile, PreparedImage, prepare_image
 from backend.service.jobs import Job
 from backend.service.models import FittedModel
 from backend.service.queue import InferenceQueue
+
+SAME_PART = 0.9  # of the tokens of two shapes, the share that both have, from which on they show one part
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Pipeline:
     """One model and the criteria that hold for it, behind the extractor's queue.
 
     `run` inspects one image. Who inspects many calls the steps, so that images are prepared and embedded while others
-    are judged: `prepare`, `queue.submit`, `judge`.
+    are judged: `prepare`, `submit`, `judge`.
     """
 
     queue: InferenceQueue
@@ -42,11 +47,11 @@ class Pipeline:
         `mark`: told when the stages `decode`, `forward`, `knn` and `post` are over.
 
         Raises:
-            BadImage, TokenGridMismatch, MaskEmpty, Cancelled, NotReady.
+            BadImage, TokenGridMismatch, MaskEmpty, ShapeNeeded, Cancelled, NotReady.
         """
         image, roi = self.prepare(file, mm_per_px)
         mark("decode")
-        tokens = job.wait(self.queue.submit(image.pixels))
+        tokens = job.wait(self.submit(image.pixels, roi))
         mark("forward")
         return image, self.judge(tokens, roi, mark=mark)
 
@@ -57,6 +62,7 @@ class Pipeline:
 
         Raises:
             BadImage, TokenGridMismatch, MaskEmpty.
+            ShapeNeeded: the model was fitted with the part alone, and neither has a shape.
         """
         image = prepare_image(
             file,
@@ -67,9 +73,20 @@ class Pipeline:
         )
         of_model = self.model.shape_in(image.size.height, image.size.width)
         shape = file.shape or of_model
+        roi = Roi(image.size, image.grid, working_mask(shape, image.size), mm_per_px, shape)
+        notices = list(image.notices)
         if of_model and not file.shape:
-            image = replace(image, notices=(*image.notices, Notice("shape_of_model")))
-        return image, Roi(image.size, image.grid, working_mask(shape, image.size), mm_per_px, shape)
+            notices.append(Notice("shape_of_model"))
+        if self.model.stored.part_alone:
+            if roi.inside is None:
+                raise ShapeNeeded(name=file.name)
+            if of_model and not _alike(roi.inside, replace(roi, mask=working_mask(of_model, image.size)).inside):
+                notices.append(Notice("part_differs"))
+        return replace(image, notices=tuple(notices)), roi
+
+    def submit(self, pixels: RGB, roi: Roi, *, bulk: bool = False) -> Future[NDArray[np.float32]]:
+        """Queue prepared pixels; the extractor sees of them what it saw in the model's fit. Raises NotReady."""
+        return self.queue.submit(pixels, inside=roi.inside if self.model.stored.part_alone else None, bulk=bulk)
 
     def judge(
         self,
@@ -84,3 +101,8 @@ class Pipeline:
         return inspect(
             tokens, self.model.memory, roi, self.criteria, part_only=part_only, leave_out=leave_out, mark=mark
         )
+
+
+def _alike(inside: Mask, other: Mask | None) -> bool:
+    assert other is not None
+    return bool(np.count_nonzero(inside & other) >= SAME_PART * np.count_nonzero(inside | other))

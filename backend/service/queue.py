@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.errors import DeviceOutOfMemory, ExtractorFault, NotReady, QueueFull
-from backend.extractors.protocol import RGB, Extractor
+from backend.extractors.protocol import RGB, Extractor, Mask
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +23,22 @@ logger = logging.getLogger(__name__)
 @dataclass
 class _Item:
     image: RGB
+    inside: Mask | None = None
     future: Future[NDArray[np.float32]] = field(default_factory=Future)
+
+    def joins(self, other: _Item) -> bool:
+        """Whether both may be in one batch."""
+        alike = self.inside is other.inside or (
+            self.inside is not None and other.inside is not None and np.array_equal(self.inside, other.inside)
+        )
+        return alike and self.image.shape == other.image.shape
 
 
 class InferenceQueue:
     """One worker feeds the extractor, batch by batch, from two queues: inspections, and the images of fits.
 
-    While both wait, their batches alternate, so neither starves. The images of a batch are equally large.
+    While both wait, their batches alternate, so neither starves. The images of a batch are equally large, and the
+    extractor sees the same tokens of each.
 
     Args:
         max_queue: requests that may be under way at once (see `slot`).
@@ -79,15 +88,18 @@ class InferenceQueue:
             with self._ready:
                 self._admitted -= 1
 
-    def submit(self, image: RGB, *, bulk: bool = False) -> Future[NDArray[np.float32]]:
+    def submit(self, image: RGB, *, inside: Mask | None = None, bulk: bool = False) -> Future[NDArray[np.float32]]:
         """Queue one prepared image; the future gives its (T, D) float32 embeddings.
 
         The future raises ExtractorFault where these are not finite.
 
+        Args:
+            inside: (rows, columns) bool, the tokens that the extractor sees, as in Extractor.extract_part; None: all.
+
         Raises:
             NotReady: the queue is closed.
         """
-        item = _Item(image)
+        item = _Item(image, inside)
         with self._ready:
             if self._closed:
                 raise NotReady(retry_after=5)
@@ -114,7 +126,7 @@ class InferenceQueue:
 
     def _extract(self, items: list[_Item]) -> None:
         try:
-            embeddings = self._embed([item.image for item in items])
+            embeddings = self._embed([item.image for item in items], items[0].inside)
             answers = list(zip(items, embeddings, strict=True))
         except BaseException as err:  # noqa: BLE001 - the worker must outlive any failure; each waiting request gets it
             for item in items:
@@ -126,27 +138,31 @@ class InferenceQueue:
             else:
                 item.future.set_exception(ExtractorFault(model=self.extractor.name))
 
-    def _embed(self, images: Sequence[RGB]) -> list[NDArray[np.float32]]:
-        tokens = self._within_memory(images)
+    def _embed(self, images: Sequence[RGB], inside: Mask | None) -> list[NDArray[np.float32]]:
+        tokens = self._within_memory(images, inside)
         if tokens is None and len(images) > 1:
             self.max_batch = max(1, min(self.max_batch, len(images)) // 2)
             logger.warning("out of device memory with %d images, now %d a batch", len(images), self.max_batch)
             parts = [images[at : at + self.max_batch] for at in range(0, len(images), self.max_batch)]
-            return [rows for part in parts for rows in self._embed(part)]
+            return [rows for part in parts for rows in self._embed(part, inside)]
         if tokens is None:
             if self._fallback is None:
                 raise DeviceOutOfMemory(retry_after=5)
             self.extractor, self._fallback = self._fallback(), None
-            return list(self.extractor.extract(images))
+            return self._extracted(images, inside)
         return tokens
 
-    def _within_memory(self, images: Sequence[RGB]) -> list[NDArray[np.float32]] | None:
+    def _extracted(self, images: Sequence[RGB], inside: Mask | None) -> list[NDArray[np.float32]]:
+        extractor = self.extractor
+        return list(extractor.extract(images) if inside is None else extractor.extract_part(images, inside))
+
+    def _within_memory(self, images: Sequence[RGB], inside: Mask | None) -> list[NDArray[np.float32]] | None:
         """Embeddings, or None when the device's memory does not hold the batch.
 
         The error keeps that memory from being freed, so it is dropped here, before anything else is tried.
         """
         try:
-            return list(self.extractor.extract(images))
+            return self._extracted(images, inside)
         except DeviceOutOfMemory:
             return None
 
@@ -164,7 +180,7 @@ class InferenceQueue:
         batch = [queue.popleft()]
         while queue and len(batch) < self.max_batch:
             if not queue[0].future.cancelled():
-                if queue[0].image.shape != batch[0].image.shape:
+                if not queue[0].joins(batch[0]):
                     break
                 batch.append(queue[0])
             queue.popleft()

@@ -45,7 +45,7 @@ def _known_grids(cache: ModelCache, extractor: Extractor) -> set[Grid]:
         except InspectionError as err:
             logger.warning("%s is not ready to be used: %s", key, err)
             continue
-        if stored.fingerprint in {None, extractor.fingerprint}:
+        if extractor.made(stored.fingerprint):
             grids.add(stored.grid)
     return grids
 
