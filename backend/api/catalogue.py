@@ -1316,6 +1316,10 @@ PHRASES: dict[str, Words] = {
         es="hace falta la instalación completa con {packages}", en="it takes the full installation with {packages}"
     ),
     "no_network": Words(es="no tiene ninguna red", en="there is no network in it"),
+    "leaves_nothing_out": Words(
+        es="exportado vería la imagen entera y el modelo solo conoce la pieza (PART_ALONE)",
+        en="exported it would see the whole image, and the model knows the part alone (PART_ALONE)",
+    ),
     "no_position_table": Words(
         es="su red no tiene una tabla de posiciones que se pueda ajustar a cualquier imagen",
         en="its network has no table of positions that could be fitted to any image",

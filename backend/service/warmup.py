@@ -11,6 +11,7 @@ from backend.base.images import encode_png
 from backend.extractors.protocol import Extractor, Grid
 from backend.infer import Criteria
 from backend.patchcore import PatchCoreMemory
+from backend.roi_mask import Shape
 from backend.service.images import ImageFile
 from backend.service.models import FittedModel, ModelCache
 from backend.service.pipeline import Pipeline
@@ -23,22 +24,22 @@ MOST_MODELS = 16
 
 
 def rehearse(queue: InferenceQueue, cache: ModelCache) -> None:
-    """Inspect a blank image with a memory of its own, on the default grid and on those of the models last used.
+    """Inspect a blank image with a memory of its own, on the default grid and as the models last used see theirs.
 
     Requests that come meanwhile are served in between.
     """
     extractor = queue.extractor
     side = extractor.input_size
-    grids = {extractor.grid(side, side), *_known_grids(cache, extractor)}
-    for grid in grids:
-        _inspect_blank(queue, grid)
+    seen = {(extractor.grid(side, side), False), *_known(cache, extractor)}
+    for grid, part_alone in seen:
+        _inspect_blank(queue, grid, part_alone=part_alone)
 
 
-def _known_grids(cache: ModelCache, extractor: Extractor) -> set[Grid]:
-    """Grids of the models that were written last, which are in the cache from here on."""
+def _known(cache: ModelCache, extractor: Extractor) -> set[tuple[Grid, bool]]:
+    """Grids of the models that were written last, which are in the cache from here on, and who see the part alone."""
     keys = cache.store.keys()
     stamps = {key: stamp[2] for key in keys if (stamp := cache.store.stamp(key))}
-    grids = set()
+    seen = set()
     for key in sorted(stamps, key=lambda key: stamps[key], reverse=True)[:MOST_MODELS]:
         try:
             stored = cache.model(key).stored
@@ -46,18 +47,21 @@ def _known_grids(cache: ModelCache, extractor: Extractor) -> set[Grid]:
             logger.warning("%s is not ready to be used: %s", key, err)
             continue
         if extractor.made(stored.fingerprint):
-            grids.add(stored.grid)
-    return grids
+            seen.add((stored.grid, stored.part_alone))
+    return seen
 
 
-def _inspect_blank(queue: InferenceQueue, grid: Grid) -> None:
+def _inspect_blank(queue: InferenceQueue, grid: Grid, *, part_alone: bool) -> None:
     """Take a blank PNG all the way that a request's image goes, and as many beside it as a batch holds."""
     extractor = queue.extractor
-    png = encode_png(np.zeros((grid[0] * extractor.patch, grid[1] * extractor.patch, 3), np.uint8))
+    height, width = grid[0] * extractor.patch, grid[1] * extractor.patch
+    png = encode_png(np.zeros((height, width, 3), np.uint8))
     rows = np.eye(4, extractor.dim, dtype=np.float32)
-    blank = FittedModel(PatchCoreMemory(rows), StoredMemory(rows, grid, np.zeros(4, np.int32), {}), None)
+    stored = StoredMemory(rows, grid, np.zeros(4, np.int32), {"part_alone": part_alone})
+    blank = FittedModel(PatchCoreMemory(rows), stored, None)
     pipeline = Pipeline(queue, blank, Criteria(threshold=blank.longest_row))
-    image, roi = pipeline.prepare(ImageFile("blank.png", lambda: png), mm_per_px=1.0)
-    several = [queue.submit(image.pixels, bulk=True) for _ in range(min(queue.max_batch, 4) + 1)]
+    shape = Shape("rect", {"x": 0, "y": 0, "w": width, "h": height}) if part_alone else None
+    image, roi = pipeline.prepare(ImageFile("blank.png", lambda: png, shape), mm_per_px=1.0)
+    several = [pipeline.submit(image.pixels, roi, bulk=True) for _ in range(min(queue.max_batch, 4) + 1)]
     tokens, *_ = [future.result() for future in several]
     pipeline.judge(tokens, roi)
