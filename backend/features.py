@@ -190,6 +190,7 @@ class DinoV2Features(NetworkFeatures):
         load_weights(model, source, options.model_name)
         depth = len(model.blocks)
         self.blocks = _blocks_of(options.blocks, depth) or (3 * depth // 4, depth - 1)
+        self.leaves_out = _is_plain(model)
         super().__init__(
             model,
             options,
@@ -198,8 +199,6 @@ class DinoV2Features(NetworkFeatures):
             dim=int(model.embed_dim) * len(self.blocks),
             fingerprint=fingerprint(model, f"{options.model_name}|{self.blocks}|norm|cat|l2"),
         )
-
-        self.leaves_out = _is_plain(model)
 
     @property
     def way(self) -> dict[str, Any]:
@@ -227,7 +226,8 @@ class DinoV2Features(NetworkFeatures):
         from backend.extractors.tokens import TokenNetwork, ViTTokens
 
         cfg = self.model.pretrained_cfg
-        return TokenNetwork(ViTTokens(self._resized(height, width), self.blocks), cfg["mean"], cfg["std"])
+        tokens = ViTTokens(self._resized(height, width), self.blocks, leaves_out=self.leaves_out)
+        return TokenNetwork(tokens, cfg["mean"], cfg["std"])
 
     def _resized(self, height: int, width: int) -> Any:
         """The model for images of (height, width) px, with the weights shared."""

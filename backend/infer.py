@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import cv2
@@ -169,7 +169,7 @@ class Roi:
     mm_per_px: float = 1.0
     shape: Shape | None = None
 
-    @cached_property
+    @property
     def inside(self) -> Mask | None:
         """(rows, columns) bool, the tokens that touch the part; None without a mask."""
         return None if self.mask is None else token_mask(self.mask, self.grid)
@@ -284,7 +284,7 @@ def inspect(
         mark: told when the stages `knn` and `post` are over.
     """
     scoring = criteria.scoring
-    inside = roi.inside if part_only else None
+    inside = token_mask(roi.mask, roi.grid) if part_only and roi.mask is not None else None
     distances = token_map(tokens, roi.grid, memory, scoring, inside=inside, leave_out=leave_out)
     mark("knn")
     weight = 1.0
@@ -324,7 +324,8 @@ def token_map(
 
 def farthest(token_map: Float, roi: Roi) -> int:
     """The number of the token that is farthest from the memory, of those that touch the part."""
-    return int((token_map if roi.inside is None else np.where(roi.inside, token_map, -1.0)).argmax())
+    inside = None if roi.mask is None else token_mask(roi.mask, roi.grid)
+    return int((token_map if inside is None else np.where(inside, token_map, -1.0)).argmax())
 
 
 def inspect_map(token_map: Float, roi: Roi, criteria: Criteria, weight: float = 1.0) -> Inspection:
@@ -395,7 +396,8 @@ def image_score(
     """The score of an anomaly map, given by rank with its statistics, or of the token map that it came from."""
     if scoring.where == "roi":
         return score_of(ranked, scoring, stats)
-    return score_of(Ranked(token_map, roi.inside), scoring)
+    inside = None if roi.mask is None else token_mask(roi.mask, roi.grid)
+    return score_of(Ranked(token_map, inside), scoring)
 
 
 def score_of(values: Ranked, scoring: Scoring, stats: dict[str, float] | None = None) -> float:

@@ -15,6 +15,7 @@ from backend.base.keys import ModelKey
 from backend.base.messages import Notice
 from backend.infer import Inspection, heatmap_png, heatmap_range, inspect_map
 from backend.memory.left_out import Alone, LeftOut, RowsByImage
+from backend.roi_mask import token_mask
 from backend.samples.collector import Collector, about_left_out
 from backend.samples.scoring import Read, Sample, SampleScorer, Scored
 from backend.service.jobs import Job
@@ -119,6 +120,6 @@ class Reviewer:
         model = self.scorer.model
         if model.memory.foreground is not None:
             return model.memory.foreground.of(tokens)
-        if model.knows_part_only and roi.inside is not None:
-            return roi.inside.ravel()
+        if model.knows_part_only and roi.mask is not None:
+            return token_mask(roi.mask, roi.grid).ravel()
         return np.ones(len(tokens), np.bool_)

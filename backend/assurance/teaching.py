@@ -35,7 +35,7 @@ from backend.infer import Criteria, Inspection, level_of
 from backend.memory.search import ExactSearch
 from backend.records.ledger import Ledger
 from backend.records.queries import MAX_LIMIT, Filters, Place, Whole, page
-from backend.roi_mask import parse_shape
+from backend.roi_mask import parse_shape, token_mask
 from backend.samples.collector import Collector, about_left_out, basis_of
 from backend.samples.scoring import Sample, SampleScorer, Scored, Tokens
 from backend.samples.store import LABELS, TAUGHT, Draft
@@ -531,8 +531,8 @@ class _StandingOut:
     def of(cls, tokens: Tokens, found: Inspection, criteria: Criteria) -> _StandingOut:
         """Of a picture's tokens (rows · columns, D) inside its mask, the farthest first."""
         distances = found.token_map.ravel()
-        if found.roi.inside is not None:
-            distances = np.where(found.roi.inside.ravel(), distances, 0.0)
+        if found.roi.mask is not None:
+            distances = np.where(token_mask(found.roi.mask, found.roi.grid).ravel(), distances, 0.0)
         level = level_of(criteria.threshold, found.weight)
         n = int(np.count_nonzero(distances >= level)) if level is not None else 0
         numbers = np.argsort(-distances, kind="stable")[:n]

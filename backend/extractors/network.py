@@ -102,9 +102,7 @@ class NetworkFeatures(Extractor):
         """See Extractor. Raises DeviceOutOfMemory."""
         if not self.leaves_out:
             return super().extract_part(images, inside)
-        import torch
-
         from backend.extractors.torch_runtime import device_memory
 
         with device_memory():
-            return on_grid(self.run(images, torch.from_numpy(np.flatnonzero(inside))), inside)
+            return on_grid(self.run.part(images, np.flatnonzero(inside)), inside)

@@ -37,15 +37,17 @@ class ViTTokens(nn.Module):
     """The patch tokens of some blocks of a timm ViT, each through the final norm, concatenated.
 
     Args:
-        model: timm's ViT; a plain one can leave tokens out before its first block.
+        model: timm's ViT.
+        leaves_out: it is a plain one, which can leave tokens out before its first block.
     """
 
-    def __init__(self, model: Any, blocks: Sequence[int]) -> None:
+    def __init__(self, model: Any, blocks: Sequence[int], *, leaves_out: bool = False) -> None:
         super().__init__()
         self.model = model
         self.blocks = list(blocks)
-        self.chosen = _Chosen(int(model.num_prefix_tokens))
-        self.model.patch_drop = self.chosen
+        self.chosen = _Chosen(model.num_prefix_tokens if leaves_out else 0)
+        if leaves_out:
+            self.model.patch_drop = self.chosen
 
     def forward(self, batch: torch.Tensor, numbers: torch.Tensor | None = None) -> torch.Tensor:
         """(B, 3, H, W) normalised -> (B, T, D), or (B, K, D) of the K patches with these `numbers` alone."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -90,21 +91,21 @@ class TorchRunner:
         if precision == "auto" and self.device == "cuda":
             self.precision = self._halved(check_size)
 
-    def __call__(self, images: Sequence[RGB], *chosen: torch.Tensor) -> Rows:
-        """(B, T, D) float32 unit rows of equally large (H, W, 3) uint8 images; `chosen`: see TokenNetwork."""
+    def __call__(self, images: Sequence[RGB]) -> Rows:
+        """(B, T, D) float32 unit rows of equally large (H, W, 3) uint8 images."""
         try:
-            return self._rows(images, *chosen)
+            return self._rows(images)
         except torch.OutOfMemoryError:
             self._graph.cache_clear()
             torch.cuda.empty_cache()
         if len(images) > 1:
             half = len(images) // 2
             logger.warning("the GPU's memory is too small for %d images at once: trying %d", len(images), half)
-            return np.concatenate([self(images[:half], *chosen), self(images[half:], *chosen)])
+            return np.concatenate([self(images[:half]), self(images[half:])])
         logger.warning("the GPU's memory is too small for one image: from here on the CPU does the work")
         self.precision = "fp32"
         self._move("cpu")
-        return self._rows(images, *chosen)
+        return self._rows(images)
 
     def _move(self, device: str) -> None:
         self.device = device
@@ -122,17 +123,30 @@ class TorchRunner:
         logger.warning("fp16 and fp32 differ on this GPU (%s): running in fp32", agreement)
         return "fp32"
 
-    def _rows(self, images: Sequence[RGB], *chosen: torch.Tensor) -> Rows:
-        if self.device != "cuda" or chosen:  # a graph has one number of tokens, and each part another
-            return self._eager(images, *chosen)
+    def _rows(self, images: Sequence[RGB]) -> Rows:
+        if self.device != "cuda":
+            return self._eager(images)
         batch = 1 << (len(images) - 1).bit_length()
         rows: Rows = self._graph(batch, *images[0].shape[:2])(images)
         return rows
 
-    def _eager(self, images: Sequence[RGB], *chosen: torch.Tensor) -> Rows:
-        pixels = torch.from_numpy(np.stack(images)).to(self.device)
-        rows: Rows = self.forward(pixels, *(numbers.to(self.device) for numbers in chosen)).cpu().numpy()
+    def _eager(self, images: Sequence[RGB], *chosen: NDArray[np.int64]) -> Rows:
+        given = [torch.from_numpy(array).to(self.device) for array in (np.stack(images), *chosen)]
+        rows: Rows = self.forward(*given).cpu().numpy()
         return rows
+
+    def part(self, images: Sequence[RGB], numbers: NDArray[np.int64]) -> Rows:
+        """(B, K, D) float32 unit rows of the K tokens with these numbers alone; no graph, as each part has its own K.
+
+        Raises:
+            torch.OutOfMemoryError: the GPU's memory does not hold it, though no graph takes any of it.
+        """
+        try:
+            return self._eager(images, numbers)
+        except torch.OutOfMemoryError:
+            self._graph.cache_clear()
+            torch.cuda.empty_cache()
+        return self._eager(images, numbers)
 
     @torch.inference_mode()
     def forward(self, pixels: torch.Tensor, *chosen: torch.Tensor) -> torch.Tensor:

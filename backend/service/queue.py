@@ -28,10 +28,9 @@ class _Item:
 
     def joins(self, other: _Item) -> bool:
         """Whether both may be in one batch."""
-        alike = self.inside is other.inside or (
-            self.inside is not None and other.inside is not None and np.array_equal(self.inside, other.inside)
-        )
-        return alike and self.image.shape == other.image.shape
+        if self.inside is None or other.inside is None:
+            return self.image.shape == other.image.shape and self.inside is other.inside
+        return self.image.shape == other.image.shape and np.array_equal(self.inside, other.inside)
 
 
 class InferenceQueue:
@@ -126,8 +125,7 @@ class InferenceQueue:
 
     def _extract(self, items: list[_Item]) -> None:
         try:
-            embeddings = self._embed([item.image for item in items], items[0].inside)
-            answers = list(zip(items, embeddings, strict=True))
+            answers = list(zip(items, self._embed(items), strict=True))
         except BaseException as err:  # noqa: BLE001 - the worker must outlive any failure; each waiting request gets it
             for item in items:
                 item.future.set_exception(err)
@@ -138,31 +136,31 @@ class InferenceQueue:
             else:
                 item.future.set_exception(ExtractorFault(model=self.extractor.name))
 
-    def _embed(self, images: Sequence[RGB], inside: Mask | None) -> list[NDArray[np.float32]]:
-        tokens = self._within_memory(images, inside)
-        if tokens is None and len(images) > 1:
-            self.max_batch = max(1, min(self.max_batch, len(images)) // 2)
-            logger.warning("out of device memory with %d images, now %d a batch", len(images), self.max_batch)
-            parts = [images[at : at + self.max_batch] for at in range(0, len(images), self.max_batch)]
-            return [rows for part in parts for rows in self._embed(part, inside)]
+    def _embed(self, items: Sequence[_Item]) -> list[NDArray[np.float32]]:
+        tokens = self._within_memory(items)
+        if tokens is None and len(items) > 1:
+            self.max_batch = max(1, min(self.max_batch, len(items)) // 2)
+            logger.warning("out of device memory with %d images, now %d a batch", len(items), self.max_batch)
+            parts = [items[at : at + self.max_batch] for at in range(0, len(items), self.max_batch)]
+            return [rows for part in parts for rows in self._embed(part)]
         if tokens is None:
             if self._fallback is None:
                 raise DeviceOutOfMemory(retry_after=5)
             self.extractor, self._fallback = self._fallback(), None
-            return self._extracted(images, inside)
+            return self._extracted(items)
         return tokens
 
-    def _extracted(self, images: Sequence[RGB], inside: Mask | None) -> list[NDArray[np.float32]]:
-        extractor = self.extractor
-        return list(extractor.extract(images) if inside is None else extractor.extract_part(images, inside))
+    def _extracted(self, items: Sequence[_Item]) -> list[NDArray[np.float32]]:
+        images, inside = [item.image for item in items], items[0].inside
+        return list(self.extractor.extract(images) if inside is None else self.extractor.extract_part(images, inside))
 
-    def _within_memory(self, images: Sequence[RGB], inside: Mask | None) -> list[NDArray[np.float32]] | None:
+    def _within_memory(self, items: Sequence[_Item]) -> list[NDArray[np.float32]] | None:
         """Embeddings, or None when the device's memory does not hold the batch.
 
         The error keeps that memory from being freed, so it is dropped here, before anything else is tried.
         """
         try:
-            return self._extracted(images, inside)
+            return self._extracted(items)
         except DeviceOutOfMemory:
             return None
 

@@ -163,12 +163,16 @@ def test_an_extractor_that_leaves_nothing_out_says_so(options: ExtractorOptions,
             other.extract_part(pictures(2, 2, patch=other.patch), np.eye(2, dtype=bool))
 
 
-def test_a_vit_with_another_way_of_telling_positions_leaves_nothing_out() -> None:
-    from backend.features import _is_plain
-
-    for name, plain in ((NAME, True), ("deit_tiny_distilled_patch16_224", False), ("eva02_tiny_patch14_224", False)):
-        with torch.device("meta"):
-            assert _is_plain(timm.create_model(name, pretrained=False, num_classes=0)) is plain
+def test_a_vit_that_tells_positions_otherwise_leaves_nothing_out_and_runs_as_before(tmp_path: Path) -> None:
+    name = "vit_small_patch16_dinov3.lvd1689m"  # it turns queries and keys by their positions
+    path = write_random_weights(name, tmp_path / "w.safetensors", np.random.default_rng(0))
+    own = DinoV2Features(model_name=name, weights=str(path), input_size=96, device="cpu", blocks=BLOCKS)
+    images = pictures(*GRID)
+    rows = own.extract(images)
+    assert rows.shape == (3, 30, own.dim) and np.allclose(np.linalg.norm(rows, axis=-1), 1, atol=1e-5)
+    assert not own.leaves_out
+    with pytest.raises(PartNotAlone, match=name):
+        own.extract_part(images, insides()[0])
 
 
 @pytest.mark.parametrize("stride", [1, 2])
