@@ -261,14 +261,12 @@ ERRORS: dict[str, Entry] = {
     "part_not_alone": Entry(
         400,
         es=(
-            "{model} no puede dejar fuera lo que rodea la pieza (PART_ALONE): lo hace un ViT con torch, "
-            "y no una ResNet, lite, texture ni un extractor exportado. Pon PART_ALONE=0 y aprende de nuevo, o elige un "
-            "ViT en MODEL_NAME."
+            "{model} no puede dejar fuera lo que rodea la pieza (PART_ALONE): lo hace un ViT, y no una ResNet, lite ni "
+            "texture. Pon PART_ALONE=0 y aprende de nuevo, o elige un ViT en MODEL_NAME."
         ),
         en=(
-            "{model} cannot leave out what is around the part (PART_ALONE): a ViT with torch does, "
-            "and no ResNet, lite, texture or exported extractor. Set PART_ALONE=0 and fit again, or name a ViT in "
-            "MODEL_NAME."
+            "{model} cannot leave out what is around the part (PART_ALONE): a ViT does, and no ResNet, lite or "
+            "texture. Set PART_ALONE=0 and fit again, or name a ViT in MODEL_NAME."
         ),
     ),
     "shape_needed": Entry(
@@ -1316,10 +1314,6 @@ PHRASES: dict[str, Words] = {
         es="hace falta la instalación completa con {packages}", en="it takes the full installation with {packages}"
     ),
     "no_network": Words(es="no tiene ninguna red", en="there is no network in it"),
-    "leaves_nothing_out": Words(
-        es="exportado vería la imagen entera y el modelo solo conoce la pieza (PART_ALONE)",
-        en="exported it would see the whole image, and the model knows the part alone (PART_ALONE)",
-    ),
     "no_position_table": Words(
         es="su red no tiene una tabla de posiciones que se pueda ajustar a cualquier imagen",
         en="its network has no table of positions that could be fitted to any image",

@@ -119,7 +119,7 @@ def model_of(reference: NetworkFeatures | ExportedNetwork, height: int, width: i
     `part`: its second input has the numbers of the tokens that it runs over, as many as there may be.
     """
     if isinstance(reference, ExportedNetwork):
-        return reference.model(height, width)
+        return reference.model(height, width, part=part)
     return _converted(reference, height, width, part=part)
 
 

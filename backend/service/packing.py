@@ -27,7 +27,7 @@ from typing import Any, Literal
 from backend.base.arrays import cpu_name
 from backend.base.bundle import Bundle, npy_bytes, read_bundle, write_bundle
 from backend.base.config import Settings
-from backend.base.errors import InspectionError, ModelExists, NotExported
+from backend.base.errors import InspectionError, ModelExists
 from backend.base.keys import ModelKey
 from backend.base.messages import Phrase
 from backend.base.options import settings_of
@@ -119,15 +119,12 @@ def pack(
 
     Raises:
         MemoryNotFound, DamagedFile.
-        NotExported: the model sees the part alone, which an exported extractor cannot.
     """
     seen: object = None
     while seen != (stamps := (store.stamp(key), store.calibration_stamp(key))):  # a fit may come in between
         seen, memory, certificate = stamps, store.load_memory(key), store.load_certificate(key)
         store.load_calibration(key)  # which says so if it is damaged
         calibration = store.calibration_text(key)
-    if extractor is not None and memory.part_alone:
-        raise NotExported(model=memory.metadata.get("extractor"), reason=Phrase("leaves_nothing_out"))
     parts = {f"{_MEMORY}{name}.npy": npy_bytes(array) for name, array in memory_arrays(memory).items()}
     if calibration is not None:
         parts["calibration.json"] = calibration.encode("utf-8", "surrogateescape")

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch", reason="needs torch, which a station's installation leaves out")
 
 from backend.api.catalogue import sentence
-from backend.base.errors import ExtractorMismatch, MemoryNotFound, NotExported, PartNotAlone, ShapeNeeded
+from backend.base.errors import ExtractorMismatch, MemoryNotFound, PartNotAlone, ShapeNeeded
 from backend.base.images import decode_image
 from backend.base.keys import ModelKey
 from backend.evaluation.runner import RememberingExtractor
@@ -59,7 +59,7 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> DinoV2Features:
 
 
 class Whole(Wrapped):
-    """A runtime of the same network that leaves nothing out, as an exported one is."""
+    """A runtime of the same network that leaves nothing out."""
 
     def __init__(self, inner: Extractor) -> None:
         super().__init__(inner, "")
@@ -286,14 +286,10 @@ def test_the_rehearsal_runs_what_models_of_the_part_alone_need(opened: Opened, v
     assert set(seen) == {36}
 
 
-def test_a_model_of_the_part_alone_is_packed_without_an_exported_extractor(opened: Opened) -> None:
+def test_a_packed_model_of_the_part_alone_says_so(opened: Opened) -> None:
     service = opened()
     fit(service, shaped(GOOD, CIRCLE))
-    store, settings = service.inspector.store, service.settings
-    with pytest.raises(NotExported) as refused:
-        pack(store, KEY, b"an extractor", settings=settings)
-    assert "PART_ALONE" in sentence(refused.value, "en") and "PART_ALONE" in sentence(refused.value, "es")
-    packed = read_packed(pack(store, KEY, settings=settings), "model.bdim")
+    packed = read_packed(pack(service.inspector.store, KEY, settings=service.settings), "model.bdim")
     assert packed.memory.part_alone and packed.memory.fingerprint == metadata(service)["fingerprint"]
 
 
