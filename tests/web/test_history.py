@@ -35,9 +35,11 @@ def test_from_a_complaint_to_since_when(console: Open, tmp_path: Path) -> None:
     expect(page.locator("#hi-picture[src^=blob]")).to_be_visible()
     expect(page.locator("#hi-reasons li").first).to_contain_text(re.compile(r"puntuó 0,\d{4}"))
     expect(page.locator("#hi-trend .chosen")).to_have_count(1)
-    expect(page.locator("#hi-picture")).not_to_have_js_property("naturalWidth", 160)
-    page.uncheck("#hi-heat")
-    expect(page.locator("#hi-picture")).to_have_js_property("naturalWidth", 160)  # as it was sent
+    drawn = page.get_attribute("#hi-picture", "src") or ""
+    with page.expect_response("**/inspections/*/image"):
+        page.uncheck("#hi-heat")
+    expect(page.locator("#hi-picture")).not_to_have_attribute("src", drawn)
+    expect(page.locator("#hi-picture")).to_have_js_property("naturalWidth", 160)
     assert not serious(page)
 
     page.fill("#hi-reviewer", "Marta")
