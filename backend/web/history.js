@@ -13,7 +13,7 @@ const PAGE = 50;
 const AROUND = 30;
 
 let turn = 0;
-let asked = "";
+let asked = null;
 let cursor = null;
 let shown = null;
 let seeking = false; // whoever presses Search goes on in what is found
@@ -22,7 +22,7 @@ export function startHistory() {
   $("hi-form").addEventListener("submit", (event) => {
     event.preventDefault();
     seeking = event.submitter !== null;
-    if (filtersOfForm().toString() === asked) asked = "";
+    asked = null; // what is looked for again is asked for again
     go("history", [], filtersOfForm());
   });
   $("hi-form").addEventListener("change", (event) => {
@@ -103,16 +103,18 @@ async function more() {
 function failed(error) {
   $("hi-more").disabled = false;
   trouble($("hi-trouble"), error, () => {
-    asked = "";
+    asked = null;
     open(place());
   });
 }
+
+const about = (item, review) => [modelOf(item), review ? `${t("hiReviews")}: ${t(`review_${review}`)}` : ""].filter(Boolean).join(" · ");
 
 function row(item) {
   const link = el("a", { href: addressOf("history", [item.inspection_id], place().filters), className: "record", data: { decision: decisionOf(item), id: item.inspection_id } },
     thumb(item),
     el("b", { textContent: verdictWord(item.decision) }),
-    el("span", { className: "name" }, el("strong", { textContent: partOf(item) }), el("small", { textContent: modelOf(item) })),
+    el("span", { className: "name" }, el("strong", { textContent: partOf(item) }), el("small", { textContent: about(item, item.review) })),
     el("span", { className: "score", textContent: `${number(item.score)}${item.threshold ? ` / ${number(item.threshold)}` : ""}` }),
     el("span", { className: "place", textContent: [item.station_id, item.batch_id].filter(Boolean).join(" · ") }),
     el("time", { dateTime: item.time, textContent: when(item.time) }));
@@ -231,6 +233,8 @@ async function judge(verdict) {
   reviewer.name = $("hi-reviewer").value;
   const found = await review(shown.inspection_id, verdict, { note: $("hi-note").value.trim(), defect: $("hi-defect").value.trim(), reviewer: reviewer.name });
   drawReviews(found.reviews);
+  const listed = $("hi-list").querySelector(`[data-id="${CSS.escape(shown.inspection_id)}"] small`);
+  if (listed) listed.textContent = about(shown, verdict);
   $("hi-judged").textContent = t(verdict === "good" && !$("hi-teach").hidden ? "hiJudgedGood" : "hiJudged");
   $("hi-note").value = "";
   $("hi-defect").value = "";
@@ -254,6 +258,6 @@ async function save() {
 }
 
 export function show() {
-  asked = "";
+  asked = null;
   if (!$("history").hidden) open(place());
 }

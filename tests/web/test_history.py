@@ -56,6 +56,9 @@ def test_from_a_complaint_to_since_when(console: Open, tmp_path: Path) -> None:
     expect(page.locator("#hi-list .record").first).to_contain_text("4700")
     page.go_back()
     expect(page.locator("#hi-title")).to_have_text("Pieza 4711")
+    page.click("#hi-back")
+    expect(page.locator("#hi-list .record")).to_contain_text("Revisión: Es mala")
+    page.go_back()
     page.reload()
     expect(page.locator("#hi-reviews li")).to_contain_text("Marta")
     assert page.url == address
