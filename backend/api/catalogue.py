@@ -933,12 +933,12 @@ NOTICES: dict[str, Words] = {
     ),
     "scores_overlap": Words(
         es=(
-            "Las puntuaciones OK y NG se solapan: las buenas llegan a {p_ok:.4f} y las malas empiezan en {p5_ng:.4f}. "
-            "Ningún umbral las separa."
+            "Las puntuaciones OK y NG se solapan: casi todas las buenas quedan por debajo de {p_ok:.4f} y las malas "
+            "empiezan cerca de {p5_ng:.4f}. Ningún umbral las separa."
         ),
         en=(
-            "The OK and NG scores overlap: good ones reach {p_ok:.4f}, bad ones begin at {p5_ng:.4f}. No threshold can "
-            "separate them."
+            "The OK and NG scores overlap: nearly all good ones lie below {p_ok:.4f}, and bad ones begin near "
+            "{p5_ng:.4f}. No threshold can separate them."
         ),
     ),
     "few_ok_scores": Words(
