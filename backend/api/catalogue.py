@@ -875,12 +875,12 @@ NOTICES: dict[str, Words] = {
     ),
     "promise_needs_more": Words(
         es=(
-            "Aún no se puede prometer que se rechaza como mucho el {rate} % de las piezas buenas, y el umbral se ha "
-            "puesto como si no hubiera objetivo. Piezas buenas por puntuar todavía: {n}."
+            "Para prometer que se rechaza como mucho el {rate} % de las piezas buenas hay que puntuar más; hasta "
+            "entonces el umbral se pone como si no hubiera objetivo. Piezas buenas que faltan: {n}."
         ),
         en=(
-            "That at most {rate} % of good parts are rejected cannot be promised yet, so the threshold is set as "
-            "without a target. Good parts still to be scored: {n}."
+            "To promise that at most {rate} % of good parts are rejected, more of them must be scored; until then the "
+            "threshold is set as without a target. Good parts still missing: {n}."
         ),
     ),
     "promise_impossible": Words(
