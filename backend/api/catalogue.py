@@ -1134,7 +1134,7 @@ NOTICES: dict[str, Words] = {
         en="Parts of the study: {n}. AIAG asks for {wanted} at least, and intervals are wide for that reason.",
     ),
     "drift": Words(
-        es="Las piezas ya no se ven como al principio desde {since}: {cause}.",
+        es="Las piezas ya no se ven como al principio desde el {since}: {cause}.",
         en="Parts have not looked as they did at first since {since}: {cause}.",
     ),
     "drift_unknown": Words(

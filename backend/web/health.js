@@ -116,7 +116,7 @@ function driftWords(drift) {
 
 function drawDrift(drift, days, limit) {
   const drifting = drift?.state === "drift";
-  const more = [drift?.where ? t("heWhere", { where: drift.where }) : "", drift?.advice ?? "", drift?.wanted ? t("heLearningHow", { all: drift.wanted }) : ""].filter(Boolean).join(" ");
+  const more = [drift?.where ? t("heWhere", { where: drift.where }) : "", drift?.advice ?? "", drift?.wanted && !drifting ? t("heLearningHow", { all: drift.wanted }) : ""].filter(Boolean).join(" ");
   $("he-drift").dataset.state = drifting ? "bad" : "wait";
   $("he-drift").textContent = more;
   $("he-drift").hidden = !more;
@@ -129,7 +129,7 @@ function drawDrift(drift, days, limit) {
   $("he-days-title").textContent = title;
   $("he-days-figure").hidden = !items.length;
   $("he-days").replaceChildren(spread(items, { limit, mark: drifting ? drift.since : null, label: title }));
-  const ends = items.length ? [items[0].start, items.at(-1).start].map((time) => when(time, days.bucket === "hour" ? DAY : { dateStyle: "medium" })) : [];
+  const ends = items.length ? [...new Set([items[0].start, items.at(-1).start])].map((time) => when(time, days.bucket === "hour" ? DAY : { dateStyle: "medium" })) : [];
   $("he-days-ends").replaceChildren(...ends.map((text) => el("span", { textContent: text })));
 }
 

@@ -3,7 +3,7 @@ import { trend } from "./charts.js";
 import { $, close, complain, el, facts, trouble } from "./dom.js";
 import { brief, number, t } from "./i18n.js";
 import { hideNearest, showNearest } from "./nearest.js";
-import { decisionOf, modelOf, partOf, pictureOf, release, review, reviewer, thumb, verdictWord, when } from "./records.js";
+import { decisionOf, localTimes, modelOf, partOf, pictureOf, release, review, reviewer, thumb, verdictWord, when } from "./records.js";
 import { addressOf, go, place } from "./router.js";
 import { showVerdict } from "./verdict.js";
 
@@ -138,7 +138,7 @@ function drawDetail(item) {
   showVerdict($("hi-verdict"), decisionOf(item), `${number(item.score)}${item.threshold ? ` / ${number(item.threshold)}` : ""}`);
   $("hi-title").textContent = t("hiPart", { part: partOf(item) });
   $("hi-picture").alt = t("stPicture", { part: partOf(item) });
-  $("hi-reasons").replaceChildren(...item.reasons.map((text) => el("li", { textContent: text })));
+  $("hi-reasons").replaceChildren(...item.reasons.map((text) => el("li", { textContent: localTimes(text) })));
   const known = [
     ["hiTime", when(item.time, { dateStyle: "full", timeStyle: "medium" })],
     ["hiModel", modelOf(item)],

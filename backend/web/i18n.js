@@ -371,7 +371,7 @@ const TEXTS = {
     "Este servicio no guarda las inspecciones, así que aquí no hay nada que ver.",
     "This service keeps no inspections, so there is nothing to see here.",
   ],
-  stEmpty: ["Aún no se ha inspeccionado nada. La próxima pieza aparecerá aquí.", "Nothing has been inspected yet. The next part will appear here."],
+  stEmpty: ["La línea aún no ha enviado piezas. La próxima aparecerá aquí; las de Inspeccionar, no.", "The line has sent no part yet. The next one will appear here; those of Inspect will not."],
   stNone: ["Esperando una pieza", "Waiting for a part"],
   stPicture: ["Pieza {part}, con su mapa de calor y sus regiones", "Part {part}, with its heatmap and its regions"],
   stUnkept: ["La imagen de esta pieza no se guarda: se ve solo su mapa de calor.", "The image of this part is not kept: only its heatmap is seen."],

@@ -95,7 +95,6 @@ export function sampleThumb(label, name) {
 
 function card(name, label) {
   const image = sampleThumb(label, name);
-  image.alt = name;
   const suspect = label === "ok" ? suspects.get(name) : null;
   const button = (key, work) => {
     const node = el("button", { type: "button", textContent: t(key), data: { changes: "" } });

@@ -53,7 +53,7 @@ def test_views_of_an_empty_service_say_where_to_begin(console: Open, tmp_path: P
     said = {
         "samples": ("#sa-none", "no stored images"),
         "health": ("#he-none", "There is no model yet"),
-        "station": ("#st-empty", "Nothing has been inspected yet"),
+        "station": ("#st-empty", "The line has sent no part yet"),
         "history": ("#hi-none", "No inspection matches"),
     }
     desk.open("fit", **MODEL)
