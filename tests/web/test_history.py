@@ -1,11 +1,8 @@
 """The history: a part is found, explained, reviewed and sent on as an address."""
 
 import re
-from datetime import datetime
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
-import numpy as np
 import pytest
 from playwright.sync_api import expect
 
@@ -89,26 +86,4 @@ def test_a_false_alarm_is_taught_after_what_it_changes_is_shown_and_taken_back(c
     page.locator("#hi-lesson").get_by_text("Take it back").click()
     expect(page.locator("#hi-lesson")).to_contain_text("as it was")
     assert inspected(desk.api, encoded(stained))["score"] == seen["score"]
-    assert not desk.errors
-
-
-def test_sentences_tell_times_as_the_page_does(console: Open, tmp_path: Path) -> None:
-    records = f"sqlite:///{tmp_path / 'r.db'}"
-    desk = console(results_db=records, locale="es-ES", timezone="Asia/Tokyo", drift_parts=10)
-    learned(desk.api)
-    for seed in range(100, 160):
-        dark = 0.6 if seed >= 115 else 1.0
-        image = (part(seed, height=120, width=160) * dark).astype(np.uint8)
-        seen = inspected(desk.api, encoded(image))
-        if any("como al principio" in text for text in seen["warnings"]):
-            break
-    since = datetime.fromisoformat(desk.api.get("/drift", params=MODEL).json()["since"].replace("Z", "+00:00"))
-    here = since.astimezone(ZoneInfo("Asia/Tokyo"))
-    told = f"desde el {here.day}/{here.month}/{here:%y}, {here.hour}:{here:%M:%S}: ha cambiado la luz."
-
-    desk.open(f"/history/{seen['inspection_id']}")
-    expect(desk.page.locator("#hi-reasons")).to_contain_text(told)
-    desk.open("inspect", **MODEL)
-    desk.page.set_input_files("#parts-files", {"name": "dark.png", "mimeType": "image/png", "buffer": encoded(image)})
-    expect(desk.page.locator("#warnings")).to_contain_text(told)
     assert not desk.errors
