@@ -183,8 +183,8 @@ async function beside(item, region) {
 function drawReviews(reviews) {
   $("hi-reviews").replaceChildren(...reviews.map((one) =>
     el("li", { data: { verdict: one.verdict } },
-      el("strong", { textContent: t(`review_${one.verdict}`) }), " ",
-      el("span", { textContent: [one.defect, one.note].filter(Boolean).join(" · ") }),
+      el("strong", { textContent: t(`review_${one.verdict}`) }),
+      el("span", { textContent: ["", one.defect, one.note].filter((text, n) => !n || text).join(" · ") }),
       el("small", { textContent: [one.reviewer, one.time ? when(one.time) : ""].filter(Boolean).join(" · ") }))));
 }
 
