@@ -91,6 +91,7 @@ async function more() {
   $("hi-list").append(...found.items.map(row));
   $("hi-more").hidden = !cursor;
   $("hi-more").disabled = false;
+  $("hi-none").textContent = t(asked ? "hiNone" : "hiEmpty");
   $("hi-none").hidden = $("hi-list").children.length > 0;
 }
 

@@ -191,7 +191,7 @@ const TEXTS = {
     "Calibrated with the threshold {value}. Good parts: {ok}. Bad ones: {ng}.",
   ],
   calTarget: ["Rechazar como mucho", "Reject at most"],
-  calNoTarget: ["Sin objetivo: regla habitual", "No target: the usual rule"],
+  calNoTarget: ["La regla habitual", "The usual rule"],
   calPromise: [
     "De las piezas buenas rechazará como mucho el {bound}, con una confianza del {confidence}.",
     "Of good parts it will reject at most {bound}, with a confidence of {confidence}.",
@@ -419,6 +419,7 @@ const TEXTS = {
   hiReset: ["Quitar filtros", "Clear filters"],
   hiExport: ["Exportar CSV", "Export CSV"],
   hiNone: ["Ninguna inspección cumple estos filtros.", "No inspection matches these filters."],
+  hiEmpty: ["Aún no se ha inspeccionado ninguna pieza.", "No part has been inspected yet."],
   hiMore: ["Mostrar más", "Show more"],
   hiBack: ["Volver a la búsqueda", "Back to the search"],
   hiPrevious: ["← Anterior", "← Previous"],
