@@ -154,6 +154,7 @@ def shown(desk: Console, view: str, given: Given) -> None:
     if view == "resnet" and not page.locator("#rn-list .part").count():
         cookies = SHARED_DATA / "cookies" / "test"
         page.set_input_files("#rn-files", [sorted((cookies / kind).iterdir())[0] for kind in ("crack", "good")])
+        expect(page.locator("#rn-list .part")).to_have_count(2)
         expect(page.locator("#rn-list .part[data-decision=busy]")).to_have_count(0)
 
 
