@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Rows
+from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Look, Rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,3 +95,10 @@ class NetworkFeatures(Extractor):
 
         with device_memory():
             return self.run(images)
+
+    def look(self, images: Sequence[RGB], looks: Sequence[Look | None]) -> list[Any]:
+        """See Extractor. Raises DeviceOutOfMemory: as `extract`."""
+        from backend.extractors.torch_runtime import device_memory
+
+        with device_memory():
+            return self.run.look(images, looks)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -20,6 +20,8 @@ from backend.extractors.weights import WEIGHTS_DIR
 RGB = NDArray[np.uint8]
 Rows = NDArray[np.float32]
 Grid = tuple[int, int]
+Look = Callable[[Any], Any]
+"""Told an image's rows (T, D) as a tensor on the device that made them: what it says of them, or None."""
 Device = Literal["auto", "cpu", "cuda"]
 Edge = Literal["area", "smaller"]
 Aspect = Literal["keep", "square"]
@@ -118,6 +120,15 @@ class Extractor(Protocol):
     def extract(self, images: Sequence[RGB]) -> Rows:
         """Embeddings of equally large (H, W, 3) uint8 RGB images: (B, T, dim) float32 with unit rows, row-major."""
         ...
+
+    def look(self, images: Sequence[RGB], looks: Sequence[Look | None]) -> list[Any]:
+        """As `extract`, where an image may have a look at its embeddings on the device that makes them.
+
+        Returns:
+            For each image what its look said, or the embeddings (T, dim) where that was nothing, or where no device
+            holds them.
+        """
+        return list(self.extract(images))
 
 
 def token_grid(height: int, width: int, *, input_size: int, patch: int, edge: Edge = "area") -> Grid:

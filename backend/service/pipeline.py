@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from backend.base.decoding import ImageOptions
 from backend.base.messages import Notice
-from backend.infer import Criteria, Inspection, Roi, inspect, working_mask
+from backend.infer import Criteria, HeatmapScale, Inspection, Roi, inspect, inspect_map, view_of, working_mask
+from backend.memory.on_device import Seen
 from backend.service.images import ImageFile, PreparedImage, prepare_image
 from backend.service.jobs import Job
 from backend.service.models import FittedModel
@@ -35,20 +36,38 @@ class Pipeline:
     images: ImageOptions = field(default_factory=ImageOptions)
 
     def run(
-        self, file: ImageFile, *, mm_per_px: float, job: Job, mark: Callable[[str], None] = lambda _: None
+        self,
+        file: ImageFile,
+        *,
+        mm_per_px: float,
+        job: Job,
+        heatmap: HeatmapScale = "none",
+        mark: Callable[[str], None] = lambda _: None,
     ) -> tuple[PreparedImage, Inspection]:
         """Inspect one image, of `mm_per_px` millimetres per pixel, inside its shape.
 
-        `mark`: told when the stages `decode`, `forward`, `knn` and `post` are over.
+        Where the extractor's device holds the memory's rows too, all that follows the forward pass is made there, and
+        counts for the stage `forward`.
+
+        Args:
+            heatmap: the one that will be drawn.
+            mark: told when the stages `decode`, `forward`, `knn` and `post` are over.
 
         Raises:
             BadImage, TokenGridMismatch, MaskEmpty, Cancelled, NotReady.
         """
         image, roi = self.prepare(file, mm_per_px)
         mark("decode")
-        tokens = job.wait(self.queue.submit(image.pixels))
+        view = view_of(roi, self.criteria, heatmap, part_only=self.model.knows_part_only)
+        look = None if view is None else self.model.memory.looking(view)
+        found = job.wait(self.queue.look(image.pixels, look))
         mark("forward")
-        return image, self.judge(tokens, roi, mark=mark)
+        if not isinstance(found, Seen):
+            return image, self.judge(found, roi, mark=mark)
+        mark("knn")
+        inspection = inspect_map(found.token_map, roi, self.criteria, seen=found)
+        mark("post")
+        return image, inspection
 
     def prepare(self, file: ImageFile, mm_per_px: float, *, digested: bool = False) -> tuple[PreparedImage, Roi]:
         """The pixels to submit on the model's own grid, and what `judge` needs to know of the image.

@@ -12,6 +12,7 @@ from backend.extractors.protocol import Extractor, Grid
 from backend.infer import Criteria
 from backend.patchcore import PatchCoreMemory
 from backend.service.images import ImageFile
+from backend.service.jobs import Job
 from backend.service.models import FittedModel, ModelCache
 from backend.service.pipeline import Pipeline
 from backend.service.queue import InferenceQueue
@@ -56,8 +57,10 @@ def _inspect_blank(queue: InferenceQueue, grid: Grid) -> None:
     png = encode_png(np.zeros((grid[0] * extractor.patch, grid[1] * extractor.patch, 3), np.uint8))
     rows = np.eye(4, extractor.dim, dtype=np.float32)
     blank = FittedModel(PatchCoreMemory(rows), StoredMemory(rows, grid, np.zeros(4, np.int32), {}), None)
-    pipeline = Pipeline(queue, blank, Criteria(threshold=blank.longest_row))
-    image, roi = pipeline.prepare(ImageFile("blank.png", lambda: png), mm_per_px=1.0)
+    blank.memory.attach_index()
+    pipeline, file = Pipeline(queue, blank, Criteria(threshold=blank.longest_row)), ImageFile("blank.png", lambda: png)
+    image, _ = pipeline.prepare(file, mm_per_px=1.0)
     several = [queue.submit(image.pixels, bulk=True) for _ in range(min(queue.max_batch, 4) + 1)]
-    tokens, *_ = [future.result() for future in several]
-    pipeline.judge(tokens, roi)
+    pipeline.run(file, mm_per_px=1.0, job=Job(), heatmap="relative")
+    for future in several:
+        future.result()
