@@ -319,7 +319,7 @@ class Inspection:
 
 
 def inspect(
-    tokens: Float,
+    tokens: Float | Seen,
     memory: Memory,
     roi: Roi,
     criteria: Criteria,
@@ -331,11 +331,17 @@ def inspect(
     """The inspection of one image: how far its tokens are from the memory, as a map, a score and regions.
 
     Args:
-        tokens: (rows · columns, D) float32 unit rows, the grid's rows one after the other.
+        tokens: (rows · columns, D) float32 unit rows, the grid's rows one after the other; or what a device that holds
+            the memory said of them, asked by `view_of` for the same ROI and criteria.
         part_only: the memory knows nothing but the part, so tokens beside it count as the nearest one that touches it.
         leave_out: rows of the memory that came from this image are no neighbours.
         mark: told when the stages `knn` and `post` are over.
     """
+    if isinstance(tokens, Seen):
+        mark("knn")
+        inspection = inspect_map(tokens.token_map, roi, criteria, seen=tokens)
+        mark("post")
+        return inspection
     scoring = criteria.scoring
     inside = token_mask(roi.mask, roi.grid) if part_only and roi.mask is not None else None
     distances = token_map(tokens, roi.grid, memory, scoring, inside=inside, leave_out=leave_out)

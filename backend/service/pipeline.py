@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from backend.base.decoding import ImageOptions
 from backend.base.messages import Notice
-from backend.infer import Criteria, HeatmapScale, Inspection, Roi, inspect, inspect_map, view_of, working_mask
+from backend.infer import Criteria, HeatmapScale, Inspection, Roi, inspect, view_of, working_mask
 from backend.memory.on_device import Seen
 from backend.service.images import ImageFile, PreparedImage, prepare_image
 from backend.service.jobs import Job
@@ -62,12 +62,7 @@ class Pipeline:
         look = None if view is None else self.model.memory.looking(view)
         found = job.wait(self.queue.look(image.pixels, look))
         mark("forward")
-        if not isinstance(found, Seen):
-            return image, self.judge(found, roi, mark=mark)
-        mark("knn")
-        inspection = inspect_map(found.token_map, roi, self.criteria, seen=found)
-        mark("post")
-        return image, inspection
+        return image, self.judge(found, roi, mark=mark)
 
     def prepare(self, file: ImageFile, mm_per_px: float, *, digested: bool = False) -> tuple[PreparedImage, Roi]:
         """The pixels to submit on the model's own grid, and what `judge` needs to know of the image.
@@ -92,13 +87,13 @@ class Pipeline:
 
     def judge(
         self,
-        tokens: NDArray[np.float32],
+        tokens: NDArray[np.float32] | Seen,
         roi: Roi,
         *,
         leave_out: int | None = None,
         mark: Callable[[str], None] = lambda _: None,
     ) -> Inspection:
-        """The inspection of an image's tokens (rows · columns, D); `leave_out` and `mark` as in infer.inspect."""
+        """The inspection of tokens (rows · columns, D) or of what a device said of them: see infer.inspect."""
         part_only = self.model.knows_part_only
         return inspect(
             tokens, self.model.memory, roi, self.criteria, part_only=part_only, leave_out=leave_out, mark=mark

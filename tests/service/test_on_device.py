@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from backend.base.errors import BadImage, ExtractorFault
 from backend.base.images import decode_image
@@ -64,10 +62,6 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extractor: NetworkFeat
         yield opened
 
 
-def picture(result: InferResult) -> NDArray[np.uint8]:
-    return np.asarray(cv2.imdecode(np.frombuffer(result.heatmap, np.uint8), cv2.IMREAD_GRAYSCALE))
-
-
 def compared(services: tuple[Inspector, Inspector], file: ImageFile, **given: Any) -> InferResult:
     """What both ways say, which is the same up to rounding."""
     ours, theirs = (one.infer(KEY, file, mm_per_px=0.1, **given) for one in services)
@@ -78,13 +72,17 @@ def compared(services: tuple[Inspector, Inspector], file: ImageFile, **given: An
     np.testing.assert_allclose(theirs.inspection.token_map, ours.inspection.token_map, rtol=1e-5, atol=1e-6)
     assert theirs.is_anomaly == ours.is_anomaly
     assert [region.bbox for region in theirs.inspection.regions] == [region.bbox for region in ours.inspection.regions]
-    if ours.heatmap:
-        assert np.abs(picture(theirs).astype(int) - picture(ours)).max() <= 1
+    drawn = [one.inspection.heat.picture(*one.heatmap_range).astype(int) for one in (ours, theirs)]
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1
+    sizes = [decode_image(one.heatmap).shape for one in (ours, theirs) if one.heatmap]
+    assert len(set(sizes)) == (given.get("heatmap") != "none")
     return theirs
 
 
-@pytest.mark.parametrize("size", [(160, 160), (301, 420), (1100, 1300)])
-@pytest.mark.parametrize("heatmap", ["relative", "absolute", "color", "none"])
+@pytest.mark.parametrize(
+    ("size", "heatmap"),
+    [((160, 160), "relative"), ((301, 420), "absolute"), ((1100, 1300), "color"), ((160, 160), "none")],
+)
 def test_they_say_the_same_of_parts_of_any_size(both: Both, size: tuple[int, int], heatmap: Any) -> None:
     height, width = size
     services = both([jpeg(seed, height=height, width=width) for seed in range(2)])
@@ -94,3 +92,124 @@ def test_they_say_the_same_of_parts_of_any_size(both: Both, size: tuple[int, int
     assert compared(services, good, heatmap=heatmap).is_anomaly is False
     found = compared(services, bad, heatmap=heatmap)
     assert found.is_anomaly and found.inspection.regions and found.inspection.heat.seen
+
+
+@pytest.mark.parametrize("shaped_fit", [False, True])
+@pytest.mark.parametrize("method", ["percentile", "max", "top_mean", "power_mean", "area"])
+def test_they_say_the_same_of_a_shape_however_it_is_scored(both: Both, shaped_fit: bool, method: str) -> None:
+    fitted = [jpeg(seed, shape=CIRCLE if shaped_fit else None) for seed in range(3)]
+    services = both(fitted, score_method=method, patchcore_knn_k=3, blur_sigma=2.0, coreset_rate=1.0)
+    for file in (jpeg(8, shape=CIRCLE), jpeg(9, shape=CIRCLE, defect=True)):
+        found = compared(services, file).inspection
+        assert found.heat.seen and not found.anomaly_map[0].any() and not found.heat.seen.picture[0].any()
+
+
+@pytest.mark.parametrize("map_", ["roi", "tokens"])
+def test_they_say_the_same_where_tokens_are_scored(both: Both, map_: str) -> None:
+    services = both(score_map=map_, score_method="top_mean", score_top_share=0.05)
+    assert compared(services, jpeg(9, defect=True, shape=CIRCLE)).inspection.heat.seen
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"patchcore_reweight": 5},
+        {"patchcore_density_k": 3},
+        {"token_blur": 0.7},
+        {"patchcore_distance": "cosine"},
+        {"patchcore_distance": "mahalanobis"},
+        {"foreground_mask": "pca"},
+        {"memory_dtype": "float16"},
+    ],
+)
+def test_what_is_more_than_a_plain_distance_goes_the_hosts_way(both: Both, given: dict[str, Any]) -> None:
+    services = both(**given)
+    assert compared(services, jpeg(9, defect=True)).inspection.heat.seen is None
+
+
+def test_parts_that_come_together_each_get_what_is_theirs(both: Both) -> None:
+    services = both(max_batch=8)
+    files = [jpeg(seed, defect=seed % 2 > 0) for seed in range(20, 36)]
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda file: services[1].infer(KEY, file, mm_per_px=0.1), files))
+    for file, found in zip(files, together, strict=True):
+        alone = services[0].infer(KEY, file, mm_per_px=0.1).inspection
+        assert found.inspection.heat.seen and found.inspection.score == pytest.approx(alone.score, rel=1e-5)
+    assert len({found.inspection.score for found in together}) == len(files)
+
+
+def test_a_map_that_the_devices_memory_does_not_hold_is_made_by_the_host(
+    both: Both, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    services = both()
+
+    def full(*given: Any, **options: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as filled:
+        filled.setattr(torch.Tensor, "sort", full)
+        assert compared(services, jpeg(9, defect=True)).inspection.heat.seen is None
+    assert "too small for an anomaly map" in caplog.text and "the CPU does the work" not in caplog.text
+    assert compared(services, jpeg(9, defect=True)).inspection.heat.seen
+
+
+def test_batches_that_the_devices_memory_does_not_hold_are_halved_and_looked_at(
+    both: Both, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, extractor: NetworkFeatures
+) -> None:
+    services, real = both(max_batch=8), extractor.run.forward
+
+    def small(pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(pixels)
+
+    monkeypatch.setattr(extractor.run, "forward", small)
+    files = [jpeg(seed) for seed in range(20, 30)]
+    with ThreadPoolExecutor(10) as pool:
+        together = list(pool.map(lambda file: services[1].infer(KEY, file, mm_per_px=0.1), files))
+    assert "images at once: trying" in caplog.text
+    for file, found in zip(files, together, strict=True):
+        alone = services[0].infer(KEY, file, mm_per_px=0.1).inspection
+        assert found.inspection.heat.seen and found.inspection.score == pytest.approx(alone.score, rel=1e-5)
+
+
+def test_rows_that_moved_away_from_the_tokens_are_searched_by_the_host(both: Both) -> None:
+    services = both()
+    rows = services[1].cache.model(KEY).memory._search.on_device
+    assert rows is not None
+    held = rows._held
+    rows._held = replace(held, rows=held.rows.to("meta"))
+    assert rows.distances(torch.zeros(4, held.rows.shape[1]), 1) is None
+
+
+def test_tokens_that_are_no_numbers_are_an_error_and_no_verdict(
+    both: Both, monkeypatch: pytest.MonkeyPatch, extractor: NetworkFeatures
+) -> None:
+    services, real = both(), extractor.run.forward
+
+    def broken(pixels: torch.Tensor) -> torch.Tensor:
+        rows = real(pixels).clone()
+        rows[:, 5, 7] = torch.nan
+        return rows
+
+    monkeypatch.setattr(extractor.run, "forward", broken)
+    for service in services:
+        with pytest.raises(ExtractorFault):
+            service.infer(KEY, jpeg(9), mm_per_px=0.1)
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:-300], lambda d: d[: len(d) // 2], lambda d: d[:700], lambda d: b""])
+def test_files_that_are_refused_stay_refused(both: Both, damage: Callable[[bytes], bytes]) -> None:
+    services, data = both(), damage(jpeg(9).read())
+    said = []
+    for service in services:
+        with pytest.raises(BadImage) as refused:
+            service.infer(KEY, ImageFile("9.jpg", lambda: data), mm_per_px=0.1)
+        said.append((type(refused.value), str(refused.value)))
+    assert said[0] == said[1]
+
+
+def test_a_service_on_a_cpu_goes_the_hosts_way(both: Both) -> None:
+    host, _ = both()
+    assert host.cache.model(KEY).memory._search.on_device is None
+    assert host.infer(KEY, jpeg(9, defect=True), mm_per_px=0.1).inspection.heat.seen is None
