@@ -117,6 +117,10 @@ class Extractor(Protocol):
             height = width = max(height, width)
         return token_grid(height, width, input_size=self.input_size, patch=self.patch, edge=self.input_edge)
 
+    def prepare(self, image: NDArray[np.uint8], grid: Grid, size: tuple[int, int] | None = None) -> RGB:
+        """What the extractor sees of an ROI: see the function `prepare`. It may be called beside `extract`."""
+        return prepare(image, grid, self.patch, size)
+
     def extract(self, images: Sequence[RGB]) -> Rows:
         """Embeddings of equally large (H, W, 3) uint8 RGB images: (B, T, dim) float32 with unit rows, row-major."""
         ...
