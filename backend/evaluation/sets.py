@@ -150,7 +150,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 class _Layout:
     """Where a set keeps what: folders of good parts to learn from (None: those are drawn), of classes, and of masks.
 
-    `parents`: the folders that these lie in, where nothing else is expected.
+    `parents`: the folders that these lie in, where nothing else is expected. `beside`: other folders next to them.
     """
 
     name: str
@@ -158,6 +158,7 @@ class _Layout:
     classes: list[Path]
     truth: Path | None
     parents: tuple[Path, ...] = ()
+    beside: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, folder: Path) -> _Layout:
@@ -166,7 +167,9 @@ class _Layout:
             truth = _child(folder, "ground_truth") or _child(test, "ground_truth")
             classes = [kind for kind in list_folders(test) if kind != truth] if test else []
             learn = [kind for kind in list_folders(train) if _is_good(kind)]
-            return cls(folder.name, learn, classes, truth, (train, test) if test else (train,))
+            parents = (train, test) if test else (train,)
+            beside = tuple(other for other in list_folders(folder) if other not in {*parents, truth})
+            return cls(folder.name, learn, classes, truth, parents, beside)
         data = _child(folder, "data")
         pictures = _child(data, "images")
         name = folder.name if pictures else f"{folder.parent.name}/{folder.name}"
@@ -254,7 +257,9 @@ def _by_class_and_stem(truth: Path | None) -> defaultdict[tuple[str, str], list[
 
 
 def _about_passed_over(layout: _Layout, root: Path) -> Iterator[str]:
-    """What lies in the folder of good parts or in that of the classes and is read as neither."""
+    """What lies in the folder of good parts or in that of the classes and is read as neither, or beside these."""
+    beside = [kind for other in layout.beside for kind in (other, *list_folders(other)) if list_images(kind)]
+    yield from _about(beside, root, "Folders that were passed over, since parts are read from train and test alone")
     known = {*(layout.learn or ()), *layout.classes, layout.truth}
     for parent in layout.parents:
         others = [kind for kind in list_folders(parent) if kind not in known]

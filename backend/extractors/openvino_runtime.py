@@ -141,7 +141,7 @@ def with_openvino(reference: NetworkFeatures, options: ExtractorOptions) -> Extr
     side = round(reference.input_size / reference.patch) * reference.patch
     image = check_image(side, side)
     wanted = reference.extract([image])
-    candidates = _candidates(reference.precision)
+    candidates = _candidates(reference.precision, reference)
     return _first_agreeing(reference, candidates, image, wanted, options.threads) or reference
 
 
@@ -181,14 +181,19 @@ def run_exported(network: ExportedNetwork, options: ExtractorOptions) -> Extract
     gap = largest_gap(exact.extract([network.picture]), network.tokens)
     if not gap <= EXPORT_GAP:
         raise ExportDisagrees(name=network.name, gap=gap)
-    candidates = _candidates(options.precision)[:-1]
+    candidates = _candidates(options.precision, network)[:-1]
     return _first_agreeing(network, candidates, network.picture, network.tokens, options.threads) or exact
 
 
-def _candidates(precision: Precision) -> list[str]:
-    """Precisions to try, in order: the one asked for, or bf16 where the processor computes in it; fp32 last."""
+def _candidates(precision: Precision, network: NetworkFeatures | ExportedNetwork) -> list[str]:
+    """Precisions to try, in order: the one asked for, or bf16 where the processor computes in it; fp32 last.
+
+    Where tokens share a direction, distances are so small beside it that bf16's rounding reorders parts, even where the
+    tokens agree. There `auto` is fp32.
+    """
     import openvino
 
     able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    first = "bf16" if precision == "auto" else precision
+    careful = "fp32" if network.shared is not None else "bf16"
+    first = careful if precision == "auto" else precision
     return ["fp32"] if CAPABILITIES.get(first) not in able else [first, "fp32"]

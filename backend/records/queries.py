@@ -10,6 +10,7 @@ import base64
 import binascii
 import heapq
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -56,6 +57,21 @@ class Filters:
     until_us: int | None = None
     min_score: float | None = None
     max_score: float | None = None
+
+    def admits(self, item: Mapping[str, Any]) -> bool:
+        """Whether an inspection, as lists show it, is meant."""
+        named = ("role_id", "roi_id", "recipe_id", "station_id", "decision", "part_id", "batch_id")
+        asked = {name: value for name in named if (value := getattr(self, name)) is not None}
+        low, high = self.min_score, self.max_score
+        time_us = parse_time(item["time"], "time") or 0
+        return (
+            all(item.get(name) == value for name, value in asked.items())
+            and self.reviewed in {None, "review" in item}
+            and (low is None or item["score"] >= low)
+            and (high is None or item["score"] <= high)
+            and (self.since_us is None or time_us >= self.since_us)
+            and (self.until_us is None or time_us < self.until_us)
+        )
 
     def facet_conditions(self) -> list[ColumnElement[bool]]:
         """What is asked of the facet."""
@@ -124,11 +140,15 @@ def parse_order(text: str) -> Order:
 
 
 def parse_time(text: str | None, field: str) -> int | None:
-    """Microseconds since 1970 of an ISO 8601 date or time, UTC unless it says otherwise. Raises InvalidValue."""
+    """Microseconds since 1970 of an ISO 8601 date or time, UTC unless it says otherwise. Raises InvalidValue.
+
+    A plus that was sent as it is in an address arrives as a space, and is meant.
+    """
     if text is None or not text.strip():
         return None
     try:
-        moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00").replace("z", "+00:00"))
+        text = _PLUS_AS_SPACE.sub(r"\1+\2", text.strip())
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00").replace("z", "+00:00"))
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=timezone.utc)
         return (moment.astimezone(timezone.utc) - _EPOCH) // _MICROSECOND
@@ -136,6 +156,7 @@ def parse_time(text: str | None, field: str) -> int | None:
         raise InvalidValue(field=field, value=repr(text[:40]), expected=Phrase("date_or_time")) from err
 
 
+_PLUS_AS_SPACE = re.compile(r"(:\d\d(?:\.\d+)?) (\d\d:\d\d)$")
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 

@@ -6,7 +6,7 @@ import { learn, model, named, onModel, refreshState, requireModel } from "./mode
 import { posted, tracked } from "./progress.js";
 import { addParts, again, onParts, parts, view } from "./parts.js";
 import { select, setThreshold } from "./inspect.js";
-import { partButton } from "./verdict.js";
+import { listParts } from "./verdict.js";
 
 const MOST = 60;
 let look = () => {};
@@ -103,13 +103,8 @@ function wrong() {
   const known = line === null ? [] : judged().filter(({ truth, result }) => (truth === "ok") === result.score > line);
   const away = ({ result }) => Math.abs(result.score - line);
   $("cal-wrong-title").textContent = known.length ? t("calWrong", { n: known.length }) : "";
-  $("cal-wrong").replaceChildren(...known.toSorted((one, other) => away(other) - away(one)).slice(0, MOST).map((part) => {
-    const button = partButton(part, false, part.truth === "ok" ? "ng" : "ok");
-    button.title = t(part.truth === "ok" ? "calWrongOk" : "calWrongNg", { name: part.name, score: number(part.result.score) });
-    button.append(el("small", { textContent: button.title }));
-    button.addEventListener("click", () => look(part));
-    return el("li", {}, button);
-  }));
+  const of = ({ truth, name, result }) => ({ decision: truth === "ok" ? "ng" : "ok", said: t(truth === "ok" ? "calWrongOk" : "calWrongNg", { name, score: number(result.score) }) });
+  listParts($("cal-wrong"), known.toSorted((one, other) => away(other) - away(one)).slice(0, MOST), of, look);
 }
 
 async function calibrate(goTo) {

@@ -179,6 +179,23 @@ export function differs(node, what) {
   return true;
 }
 
+const filled = new WeakMap();
+
+/* The children of a list: `make(item)` for each new `key(item)`, then `dress(node, item)`. The nodes of known keys stay. */
+export function fill(list, items, key, make, dress = () => {}) {
+  const before = filled.get(list) ?? new Map();
+  const now = new Map(items.map((item) => [key(item), item]));
+  for (const [name, node] of before) if (!now.has(name)) node.remove();
+  const nodes = new Map([...now].map(([name, item]) => [name, before.get(name) ?? make(item)]));
+  let at = list.firstElementChild;
+  for (const [name, node] of nodes) {
+    if (node === at) at = at.nextElementSibling;
+    else list.insertBefore(node, at);
+    dress(node, now.get(name));
+  }
+  filled.set(list, nodes);
+}
+
 export function close(box) {
   box.hidden = true;
   box.replaceChildren();

@@ -1,11 +1,11 @@
-import { $, acceptFiles, bitmapOf, calm, choose, el } from "./dom.js";
+import { $, acceptFiles, bitmapOf, calm, choose, el, fill } from "./dom.js";
 import { contourPath, decodeHeat, paintHeat, paintLegend, regionsOf } from "./heat.js";
-import { brief, counted, number, t } from "./i18n.js";
+import { brief, counted, language, number, t } from "./i18n.js";
 import { keep, model, named, onModel, recall } from "./model.js";
 import { hideNearest, showNearest } from "./nearest.js";
 import { addParts, again, clearParts, decisionOf, onParts, parts, retry, tell, view } from "./parts.js";
 import { FIELDS, Stage } from "./stage.js";
-import { partButton, showGauge, showVerdict } from "./verdict.js";
+import { listParts, showGauge, showVerdict } from "./verdict.js";
 
 let stage = null;
 let current = null;
@@ -111,11 +111,7 @@ function listed() {
 function list() {
   const focused = $("parts").contains(document.activeElement);
   $("parts-sort").hidden = parts.length < 2;
-  $("parts").replaceChildren(...listed().map((part) => {
-    const button = partButton(part, part === current, decisionOf(part));
-    button.addEventListener("click", () => select(part));
-    return el("li", {}, button);
-  }));
+  listParts($("parts"), listed(), (part) => ({ decision: decisionOf(part), selected: part === current }), select);
   if (focused) $("parts").querySelector("[aria-pressed=true]")?.focus();
   const failed = parts.filter((other) => other.error).length;
   $("retry").hidden = !failed;
@@ -223,14 +219,15 @@ function panel(part) {
   const whole = found.reduce((sum, region) => sum + region.area_mm2, 0);
   const some = part?.result && view.threshold !== null;
   $("regions-title").textContent = some ? counted("regions", found.length) + (found.length ? ` · ${t("total", { area: brief(whole) })}` : "") : "";
-  $("regions").replaceChildren(...found.slice(0, 50).map((region) => {
+  const place = ({ x, y, w, h, area_mm2: area }) => [language, part.id, part.turn, x, y, w, h, area].join();
+  fill($("regions"), found.slice(0, 50), place, (region) => {
     const button = el("button", { type: "button", className: "quiet" }, el("strong", { textContent: `${brief(region.area_mm2)} mm²` }), " ", t("regionAt", { x: region.x, y: region.y }));
     button.addEventListener("click", () => {
       stage.goTo(region);
       showNearest($("nearest"), part.file, region, named({ mm_per_px: model.mm, ...(view.shape ? { shape: JSON.stringify(view.shape) } : {}) }));
     });
     return el("li", { data: { area: region.area_mm2 } }, button);
-  }));
+  });
   const unseen = part?.result && !part.image ? t("unseen") : "";
   const said = [...$("alerts").children].some((box) => box.dataset.text === part?.error?.message);
   const notes = [said ? "" : part?.error?.message, unseen, ...(part?.result?.warnings ?? [])].filter(Boolean);

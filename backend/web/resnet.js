@@ -3,7 +3,7 @@ import { $, acceptFiles, bitmapOf, calm, chosen, complain, el, facts, thumbnail 
 import { contourPath } from "./heat.js";
 import { brief, counted, number, t } from "./i18n.js";
 import { Stage } from "./stage.js";
-import { partButton, showGauge, showVerdict } from "./verdict.js";
+import { listParts, showGauge, showVerdict } from "./verdict.js";
 
 const parts = [];
 let stage = null;
@@ -94,14 +94,10 @@ function decisionOf(part) {
 }
 
 export function show() {
-  $("rn-list").replaceChildren(...parts.map((part) => {
-    const button = partButton(part, part === current, decisionOf(part));
-    button.addEventListener("click", () => {
-      current = part;
-      show();
-    });
-    return el("li", {}, button);
-  }));
+  listParts($("rn-list"), parts, (part) => ({ decision: decisionOf(part), selected: part === current }), (part) => {
+    current = part;
+    show();
+  });
   const part = current;
   const decision = part ? decisionOf(part) : "none";
   const answer = part?.answer;

@@ -1,4 +1,4 @@
-import { el, write } from "./dom.js";
+import { drawInto, el, fill, smallCanvas, write } from "./dom.js";
 import { brief, number, t } from "./i18n.js";
 
 const MARKS = { ok: "✓", look: "✓", ng: "✕", none: "?", busy: "…", failed: "!" };
@@ -42,11 +42,22 @@ export function showGauge(box, score, threshold, end = 0) {
   box.replaceChildren(el("dl", {}, line("score", score, "score"), line("threshold", threshold, "limit")), track, words);
 }
 
-/* One button of a list of parts. */
-export function partButton(part, selected, decision) {
-  const button = el("button", { type: "button", className: "part", data: { decision, id: part.id } });
-  button.setAttribute("aria-pressed", selected);
-  const mark = el("b", { textContent: decision === "look" ? t("lookMark") : WORDS[decision] });
-  button.append(part.thumb, el("span", { className: "name", textContent: part.name }), mark);
-  return button;
+/* A list of parts, a button for each; `of(part)`: its decision, whether it is selected, and what is to be said of it. */
+export function listParts(list, parts, of, choose) {
+  fill(list, parts, ({ id }) => id, (part) => item(part, choose), ({ firstElementChild: button }, part) => {
+    const { decision, selected = false, said = "" } = of(part);
+    button.dataset.decision = decision;
+    button.setAttribute("aria-pressed", selected);
+    button.title = said;
+    write(button.querySelector("b"), decision === "look" ? t("lookMark") : WORDS[decision]);
+    write(button.querySelector("small"), said);
+  });
+}
+
+function item(part, choose) {
+  const thumb = smallCanvas();
+  drawInto(thumb, part.thumb);
+  const button = el("button", { type: "button", className: "part", data: { id: part.id } }, thumb, el("span", { className: "name", textContent: part.name }), el("b"), el("small"));
+  button.addEventListener("click", () => choose(part));
+  return el("li", {}, button);
 }

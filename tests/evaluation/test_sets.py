@@ -395,7 +395,9 @@ def test_copies_among_the_good_parts_of_a_station_are_named_when_one_is_tested(s
     assert "learnt from" in warning and warning.count("ok/ok") == 3
 
 
-@pytest.mark.parametrize("path", ["train/bad/x.png", "train/x.png", "test/x.png"])
+@pytest.mark.parametrize(
+    "path", ["train/bad/x.png", "train/x.png", "test/x.png", "validation/good/x.png", "extra/x.png"]
+)
 def test_what_is_passed_over_is_named(mvtec: Path, path: str) -> None:
     touch(mvtec / path)
     found = read_set(mvtec)

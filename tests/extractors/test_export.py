@@ -14,7 +14,9 @@ import pytest
 from backend.api.catalogue import sentence
 from backend.base.bundle import npy_bytes, read_bundle, write_bundle
 from backend.base.errors import ExportDisagrees, InspectionError, NotExported, WeightsUnavailable
+from backend.extractors import openvino_runtime
 from backend.extractors.export import export_bytes, onnx_bytes
+from backend.extractors.exported import ExportedNetwork
 from backend.extractors.network import NetworkFeatures
 from backend.extractors.protocol import Extractor, ExtractorOptions, prepare
 from backend.extractors.weights import write_random_weights
@@ -81,6 +83,22 @@ def test_an_exported_extractor_gives_torchs_tokens_on_any_grid(name: str, reques
     for rows, cols in ((7, 7), (5, 17)):
         images = [prepare(part(seed), (rows, cols), own.patch) for seed in range(2)]
         assert np.abs(own.extract(images) - reference.extract(images)).max() < 1e-4
+
+
+def test_networks_whose_tokens_share_a_direction_compute_in_fp32_unless_told_otherwise(
+    resnet: NetworkFeatures,
+    resnet_file: Path,
+    vit: NetworkFeatures,
+    vit_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(openvino_runtime.CAPABILITIES, "bf16", "FP32")  # as on a processor that computes in bf16
+    exported = {path: ExportedNetwork.read(path, ExtractorOptions(input_size=112)) for path in (resnet_file, vit_file)}
+    for careful in (resnet, exported[resnet_file]):
+        assert openvino_runtime._candidates("auto", careful) == ["fp32"]
+        assert openvino_runtime._candidates("bf16", careful) == ["bf16", "fp32"]
+    for quick in (vit, exported[vit_file]):
+        assert openvino_runtime._candidates("auto", quick) == ["bf16", "fp32"]
 
 
 WITHOUT_TORCH = """

@@ -126,6 +126,14 @@ def test_pages_hold_each_admitted_inspection_once_in_order(ledger: Ledger, store
             assert all(a <= b if order == "oldest" else a >= b for a, b in pairwise(values)), (asked, order)
 
 
+def test_an_item_is_admitted_where_a_page_lists_it(ledger: Ledger, stored: list[Plain]) -> None:
+    items = read(ledger, Filters(), "newest")
+    for asked in ASKED:
+        filters = Filters(**asked)
+        names = [item["inspection_id"] for item in items if filters.admits(item)]
+        assert sorted(names) == sorted(admitted(stored, filters)), asked
+
+
 @pytest.mark.parametrize("order", ["newest", "oldest", "score"])
 def test_models_with_many_matches_and_models_with_few_share_pages(
     ledger: Ledger, order: Order, monkeypatch: pytest.MonkeyPatch
@@ -224,6 +232,9 @@ def test_an_order_that_there_is_not_is_refused() -> None:
     [
         ("2026-09-21T12:00:00Z", NOON_US),
         ("2026-09-21T14:00:00+02:00", NOON_US),
+        ("2026-09-21T14:00:00 02:00", NOON_US),
+        ("2026-09-21T14:00:00.000001 02:00", NOON_US + 1),
+        ("2026-09-21 12:00", NOON_US),
         ("2026-09-21T12:00:00.000001", NOON_US + 1),
         ("2026-09-21", NOON_US - 12 * HOUR_US),
         ("", None),

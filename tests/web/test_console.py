@@ -333,6 +333,46 @@ def test_a_part_is_looked_at_closely_and_beside_a_good_one(console: Open, pieces
     assert not desk.errors
 
 
+def test_a_press_on_what_is_listed_is_a_click_though_the_list_changes_meanwhile(console: Open, pieces: Pieces) -> None:
+    desk = console(locale="en-GB")
+    desk.open("fit", **MODEL)
+    page = desk.page
+    fit(desk, pieces["learn"])
+    calibrate(desk, pieces["good"], pieces["bad"])
+    desk.tab("inspect")
+    press(page, "#parts li:has-text('bad_40') button")
+    desk.set_range("#threshold", desk.value("#gauge .limit") * 3)
+    expect(page.locator("#parts .part[data-decision=ng]")).to_have_count(0)
+    page.mouse.up()
+    expect(page.locator("#parts [aria-pressed=true] .name")).to_have_text("bad_40.png")
+
+    page.click("#mode label:has([value='0'])")
+    press(page, "#regions button >> nth=0")
+    desk.set_range("#opacity", 20)
+    expect(page.locator("#opacity-out")).to_have_text("20 %")
+    page.mouse.up()
+    expect(page.locator("#nearest figure")).to_have_count(2)
+
+    desk.tab("calibrate")
+    desk.set_range("#cal-line", desk.value("#gauge .limit") * 3)
+    press(page, "#cal-wrong button >> nth=1")
+    name = page.locator("#cal-wrong .name").nth(1).inner_text()
+    page.set_input_files("#cal-ok", pieces["learn"][2:3])
+    expect(page.locator("#cal-ok-n")).to_contain_text(str(len(pieces["good"]) + 1))
+    page.mouse.up()
+    expect(page.locator("#parts [aria-pressed=true] .name")).to_have_text(name)
+    assert not desk.errors
+
+
+def press(page: Page, what: str) -> None:
+    """Put the pointer's button down on what is shown, and leave it there."""
+    page.locator(what).scroll_into_view_if_needed()
+    box = page.locator(what).bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+
+
 def test_the_scale_stands_still_while_the_line_is_pulled_over_its_end(console: Open, pieces: Pieces) -> None:
     desk = console()
     desk.open("fit", **MODEL)

@@ -279,7 +279,7 @@ async def _events(ledger: Ledger, feed: Feed, filters: Filters, items: list[dict
     yield "retry: 500\n\n"
     while True:
         for item in items:
-            if _admits(filters, item):
+            if filters.admits(item):
                 spoke = monotonic()
                 yield f"data: {json.dumps(item, ensure_ascii=False)}\n\n"
         if items:  # a client that loses its connection before this line is told them again
@@ -297,17 +297,6 @@ async def _events(ledger: Ledger, feed: Feed, filters: Filters, items: list[dict
 def _look(ledger: Ledger, feed: Feed) -> list[dict[str, Any]]:
     with ledger.asked():
         return feed.look()
-
-
-def _admits(filters: Filters, item: dict[str, Any]) -> bool:
-    names = ("role_id", "roi_id", "recipe_id", "station_id", "decision", "part_id", "batch_id")
-    asked = {name: value for name in names if (value := getattr(filters, name)) is not None}
-    low, high = filters.min_score, filters.max_score
-    return (
-        all(item.get(name) == value for name, value in asked.items())
-        and (low is None or item["score"] >= low)
-        and (high is None or item["score"] <= high)
-    )
 
 
 def _one_of(field: str, text: str | None, choices: dict[str, Any]) -> Any:
