@@ -52,9 +52,13 @@ def _known_grids(cache: ModelCache, extractor: Extractor) -> set[Grid]:
 
 
 def _inspect_blank(queue: InferenceQueue, grid: Grid) -> None:
-    """Take a blank PNG all the way that a request's image goes, and as many beside it as a batch holds."""
+    """Take a blank PNG all the way that a request's image goes, and as many beside it as a batch holds.
+
+    It is larger than the extractor needs, so that it is resized.
+    """
     extractor = queue.extractor
-    png = encode_png(np.zeros((grid[0] * extractor.patch, grid[1] * extractor.patch, 3), np.uint8))
+    height, width = (3 * n * extractor.patch // 2 for n in grid)
+    png = encode_png(np.zeros((height, width, 3), np.uint8))
     rows = np.eye(4, extractor.dim, dtype=np.float32)
     blank = FittedModel(PatchCoreMemory(rows), StoredMemory(rows, grid, np.zeros(4, np.int32), {}), None)
     blank.memory.attach_index()

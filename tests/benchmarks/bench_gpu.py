@@ -58,6 +58,7 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=32)
     options.add_argument("--repeats", type=int, default=30)
     add_options(options)
+    options.set_defaults(workers=[1, 2, 4, 8])
     given = options.parse_args()
     given.sides = SIDES
     figures: dict[str, Any] = {}

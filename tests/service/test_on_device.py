@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from backend.base.errors import BadImage, ExtractorFault
-from backend.base.images import decode_image
+from backend.base.images import decode_image, is_image_name
 from backend.base.keys import ModelKey
 from backend.extractors.network import NetworkFeatures
-from backend.extractors.protocol import ExtractorOptions
+from backend.extractors.protocol import Device, ExtractorOptions
+from backend.extractors.resizing import DeviceResizer
 from backend.features import build_extractor
 from backend.memory import products
 from backend.roi_mask import Shape
@@ -30,11 +31,28 @@ CIRCLE = Shape("circle", {"cx": 80, "cy": 80, "r": 62})
 Both = Callable[..., tuple[Inspector, Inspector]]
 
 
-@pytest.fixture(scope="module")
-def extractor() -> NetworkFeatures:
-    found = build_extractor(ExtractorOptions(model_name="lite", input_size=160, runtime="torch", device="cpu"))
+def network(device: Device, **given: Any) -> NetworkFeatures:
+    options = ExtractorOptions(**{"model_name": "lite", "input_size": 160, **given}, runtime="torch", device=device)
+    found = build_extractor(options)
     assert isinstance(found, NetworkFeatures)
     return found
+
+
+def on_device(**given: Any) -> NetworkFeatures:
+    """One that does on the CPU what it does on a GPU."""
+    found = network("cpu", **given)
+    found.resizer = DeviceResizer("cpu")
+    return found
+
+
+@pytest.fixture(scope="module")
+def extractor() -> NetworkFeatures:
+    return on_device()
+
+
+@pytest.fixture(scope="module")
+def host_extractor() -> NetworkFeatures:
+    return network("cpu")
 
 
 def jpeg(seed: int, *, height: int = 160, width: int = 160, shape: Shape | None = None, **kind: Any) -> ImageFile:
@@ -43,19 +61,25 @@ def jpeg(seed: int, *, height: int = 160, width: int = 160, shape: Shape | None 
 
 
 @pytest.fixture
-def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extractor: NetworkFeatures) -> Iterator[Both]:
+def both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extractor: NetworkFeatures, host_extractor: NetworkFeatures
+) -> Iterator[Both]:
     """Gives two services of one model: the first goes the host's way, the second has its rows where torch computes."""
     with ExitStack() as stack:
 
-        def opened(files: list[ImageFile] | None = None, **given: Any) -> tuple[Inspector, Inspector]:
+        def opened(
+            files: list[ImageFile] | None = None,
+            extractors: tuple[NetworkFeatures, NetworkFeatures] = (host_extractor, extractor),
+            **given: Any,
+        ) -> tuple[Inspector, Inspector]:
             settings = quick_settings(tmp_path, **{"coreset_rate": 0.5, "store_samples": False, **given})
-            host, device = Inspector(settings, extractor), Inspector(settings, extractor)
+            host, device = (Inspector(settings, one) for one in extractors)
             for one in (host, device):
                 stack.callback(one.close)
                 one.start()
             Fitter(host).fit(KEY, files or [jpeg(seed) for seed in range(3)], mm_per_px=0.1)
             with monkeypatch.context() as there:
-                there.setattr(products, "device", lambda: "cpu")
+                there.setattr(products, "device", lambda: extractors[1].device)
                 device.cache.model(KEY)
             return host, device
 
@@ -63,9 +87,10 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extractor: NetworkFeat
 
 
 def compared(services: tuple[Inspector, Inspector], file: ImageFile, **given: Any) -> InferResult:
-    """What both ways say, which is the same up to rounding."""
+    """What the device's way says, which is what the host's says up to rounding."""
     ours, theirs = (one.infer(KEY, file, mm_per_px=0.1, **given) for one in services)
     assert ours.inspection.heat.seen is None
+    np.testing.assert_array_equal(theirs.appearance.colour, ours.appearance.colour)
     assert theirs.inspection.score == pytest.approx(ours.inspection.score, rel=1e-5)
     assert theirs.inspection.stats == pytest.approx(ours.inspection.stats, rel=1e-5)
     assert theirs.heatmap_range == pytest.approx(ours.heatmap_range, rel=1e-5)
@@ -92,6 +117,42 @@ def test_they_say_the_same_of_parts_of_any_size(both: Both, size: tuple[int, int
     assert compared(services, good, heatmap=heatmap).is_anomaly is False
     found = compared(services, bad, heatmap=heatmap)
     assert found.is_anomaly and found.inspection.regions and found.inspection.heat.seen
+
+
+@pytest.mark.parametrize("name", ["cookies", "pills", "coffee"])
+def test_they_say_the_same_of_real_parts(both: Both, shared_data: Path, name: str) -> None:
+    weights = shared_data / "weights/resnet18_layers1-3.safetensors"
+    trained = {"model_name": "resnet18", "weights": str(weights), "input_size": 224}
+    train, test = ([file_of(path) for path in chosen(shared_data / name / kind, 6)] for kind in ("train", "test"))
+    services = both(train, (network("cpu", **trained), on_device(**trained)), coreset_rate=0.02)
+    scores = [compared(services, file).inspection.score for file in test]
+    services[0].calibrate(KEY, ok_scores=sorted(scores)[:3], mm_per_px=0.1)
+    found = [compared(services, file) for file in (*train, *test)]
+    assert all(one.inspection.heat.seen for one in found) and any(one.inspection.regions for one in found)
+
+
+def chosen(folder: Path, n: int) -> list[Path]:
+    """`n` images of a folder and those in it, evenly spaced."""
+    found = sorted(path for path in folder.rglob("*") if is_image_name(path.name) and path.is_file())
+    return found[:: max(1, len(found) // n)][:n]
+
+
+def file_of(path: Path) -> ImageFile:
+    return ImageFile(path.name, path.read_bytes)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("size", [(160, 160), (1100, 1300)])
+def test_a_gpu_says_what_the_cpu_says(both: Both, host_extractor: NetworkFeatures, size: tuple[int, int]) -> None:
+    height, width = size
+    files = [jpeg(seed, height=height, width=width) for seed in range(3)]
+    host, device = both(files, (host_extractor, network("cuda", precision="fp32")))
+    for file in (files[0], jpeg(9, height=height, width=width, defect=True), replace(files[1], shape=CIRCLE)):
+        ours, theirs = (one.infer(KEY, file, mm_per_px=0.1) for one in (host, device))
+        assert theirs.inspection.heat.seen
+        assert theirs.inspection.score == pytest.approx(ours.inspection.score, rel=1e-3, abs=1e-5)
+        np.testing.assert_array_equal(theirs.appearance.colour, ours.appearance.colour)
 
 
 @pytest.mark.parametrize("shaped_fit", [False, True])
@@ -183,7 +244,7 @@ def test_rows_that_moved_away_from_the_tokens_are_searched_by_the_host(both: Bot
 
 
 def test_tokens_that_are_no_numbers_are_an_error_and_no_verdict(
-    both: Both, monkeypatch: pytest.MonkeyPatch, extractor: NetworkFeatures
+    both: Both, monkeypatch: pytest.MonkeyPatch, extractor: NetworkFeatures, host_extractor: NetworkFeatures
 ) -> None:
     services, real = both(), extractor.run.forward
 
@@ -192,7 +253,8 @@ def test_tokens_that_are_no_numbers_are_an_error_and_no_verdict(
         rows[:, 5, 7] = torch.nan
         return rows
 
-    monkeypatch.setattr(extractor.run, "forward", broken)
+    for one in (extractor, host_extractor):
+        monkeypatch.setattr(one.run, "forward", broken)
     for service in services:
         with pytest.raises(ExtractorFault):
             service.infer(KEY, jpeg(9), mm_per_px=0.1)
