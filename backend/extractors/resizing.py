@@ -60,7 +60,7 @@ class DeviceResizer:
         there = torch.cuda.stream(self._stream) if self._stream else nullcontext()
         try:
             with self._lock, there, torch.inference_mode():
-                pixels = torch.from_numpy(image).to(self.device)
+                pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
                 if size != own:
                     pixels = _corrected(pixels, mean_correction(n))
                 seen = _sums(pixels, times) if whole else self._averaged(pixels, factors, fitted=size == own)
