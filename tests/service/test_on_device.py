@@ -117,6 +117,8 @@ def test_they_say_the_same_of_parts_of_any_size(both: Both, size: tuple[int, int
     assert compared(services, good, heatmap=heatmap).is_anomaly is False
     found = compared(services, bad, heatmap=heatmap)
     assert found.is_anomaly and found.inspection.regions and found.inspection.heat.seen
+    assert found.inspection.heat.seen.limits == found.heatmap_range
+    assert bool(found.inspection.heat.seen.picture.size) == (heatmap != "none")
 
 
 @pytest.mark.parametrize("name", ["cookies", "pills", "coffee"])
