@@ -541,7 +541,7 @@ class ModelStore:
         """
         folder, text = self.folder(key), version.calibration_text()
         source = version.folder / "memory.npz"
-        self._keep(key, change)
+        self._keep(key, change, spare=version)
         with disk_errors(folder):
             if self._same_memory(key, version):
                 self._put_calibration(key, text)
@@ -623,8 +623,10 @@ class ModelStore:
             return False
         return ours is not None and ours[1:] == (status.st_size, status.st_mtime_ns)
 
-    def _keep(self, key: ModelKey, change: Change) -> None:
+    def _keep(self, key: ModelKey, change: Change, *, spare: Version | None = None) -> None:
         """Keep the model as it is now as a version, unless it is one already. The caller holds `writing(key)`.
+
+        `spare`: the version that is about to be restored, which makes room for none.
 
         Raises:
             DiskFull, ReadOnlyStore.
@@ -652,7 +654,7 @@ class ModelStore:
             taken = [int(path.suffix[1:]) for path in kept.glob(f"{generation}.*") if path.suffix[1:].isdecimal()]
             files = {name: folder / name for name in _KEPT if (folder / name).exists()}
             write_folder(kept / f"{generation}.{max(taken, default=0) + 1}", files, {"version.json": about})
-        self._drop_versions(key)
+        self._drop_versions(key, spare)
 
     def _about(self, key: ModelKey) -> dict[str, Any]:
         """What the list of versions says of the model as it is now. Raises DamagedFile, MemoryNotFound."""
@@ -679,9 +681,10 @@ class ModelStore:
         except MemoryNotFound:
             return None
 
-    def _drop_versions(self, key: ModelKey) -> None:
-        """Remove versions beyond their number, and the oldest of all models beyond their size."""
-        own = [one for one in self.versions(key) if not self.is_current(key, one)]
+    def _drop_versions(self, key: ModelKey, spare: Version | None) -> None:
+        """Remove versions beyond their number, and the oldest of all models beyond their size, but not `spare`."""
+        spared = None if spare is None else spare.folder
+        own = [one for one in self.versions(key) if one.folder != spared and not self.is_current(key, one)]
         gone = {one.folder for one in own[self.n_versions :]}
         everyone = [(str(v.about.get("replaced_utc")), v) for k in self.keys() for v in self.versions(k)]
         left = [one for _, one in sorted(everyone, key=lambda pair: pair[0], reverse=True) if one.folder not in gone]
@@ -691,7 +694,7 @@ class ModelStore:
                 status = path.stat()
                 used += status.st_size * ((status.st_dev, status.st_ino) not in seen)
                 seen.add((status.st_dev, status.st_ino))
-            if used > self.versions_max_gb * 2**30:
+            if used > self.versions_max_gb * 2**30 and one.folder != spared:
                 gone.add(one.folder)
         for folder in gone:
             logger.info("the version %s is dropped (MODEL_VERSIONS, VERSIONS_MAX_GB)", self._relative(folder))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from backend.base.errors import WeightsUnavailable
 from backend.extractors.network import NetworkFeatures
-from backend.extractors.protocol import ExtractorOptions
+from backend.extractors.protocol import ExtractorOptions, Precision
 from backend.extractors.weights import find_weights, fingerprint, misfit, read_state
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ PATCH = 16
 class LiteFeatures(NetworkFeatures):
     """Stages of a frozen EfficientNet-Lite0 (Tan and Le 2019, arXiv:1905.11946), as LiteTokens joins them.
 
-    A token covers 16×16 pixels. With `precision` auto it computes in fp32 everywhere, so that the same image gets the
-    same score on every machine.
+    A token covers 16×16 pixels. See lite_precision.
 
     Raises:
         WeightsUnavailable: the weights cannot be found, read or fitted to the model.
@@ -39,7 +38,7 @@ class LiteFeatures(NetworkFeatures):
         joined = "|".join(map(str, (LiteTokens.stages, LiteTokens.windows, LiteTokens.weights, LiteTokens.constant)))
         super().__init__(
             model,
-            replace(options, precision="fp32") if options.precision == "auto" else options,
+            replace(options, precision=lite_precision(options.precision)),
             name=NAME,
             patch=PATCH,
             dim=self.tokens.dim,
@@ -53,6 +52,11 @@ class LiteFeatures(NetworkFeatures):
 
         cfg = self.model.pretrained_cfg
         return TokenNetwork(self.tokens, cfg["mean"], cfg["std"])
+
+
+def lite_precision(asked: Precision) -> Precision:
+    """What `lite` computes in: with `auto` fp32 everywhere, so that the same image gets the same score."""
+    return "fp32" if asked == "auto" else asked
 
 
 def _trunk(path: Path) -> Any:

@@ -16,6 +16,8 @@ from backend.base.arrays import available_cores
 from backend.base.errors import BackendUnavailable, ExportDisagrees
 from backend.extractors.agreement import Agreement
 from backend.extractors.exported import EXPORT_GAP, ExportedNetwork, largest_gap
+from backend.extractors.lite import NAME as LITE
+from backend.extractors.lite import lite_precision
 from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Precision, Rows
 
 if TYPE_CHECKING:
@@ -141,7 +143,7 @@ def with_openvino(reference: NetworkFeatures, options: ExtractorOptions) -> Extr
     side = round(reference.input_size / reference.patch) * reference.patch
     image = check_image(side, side)
     wanted = reference.extract([image])
-    candidates = _candidates(reference.precision, reference)
+    candidates = _candidates(reference.precision)
     return _first_agreeing(reference, candidates, image, wanted, options.threads) or reference
 
 
@@ -181,19 +183,14 @@ def run_exported(network: ExportedNetwork, options: ExtractorOptions) -> Extract
     gap = largest_gap(exact.extract([network.picture]), network.tokens)
     if not gap <= EXPORT_GAP:
         raise ExportDisagrees(name=network.name, gap=gap)
-    candidates = _candidates(options.precision, network)[:-1]
+    candidates = _candidates(lite_precision(options.precision) if network.name == LITE else options.precision)[:-1]
     return _first_agreeing(network, candidates, network.picture, network.tokens, options.threads) or exact
 
 
-def _candidates(precision: Precision, network: NetworkFeatures | ExportedNetwork) -> list[str]:
-    """Precisions to try, in order: the one asked for, or bf16 where the processor computes in it; fp32 last.
-
-    Where tokens share a direction, distances are so small beside it that bf16's rounding reorders parts, even where the
-    tokens agree. There `auto` is fp32.
-    """
+def _candidates(precision: Precision) -> list[str]:
+    """Precisions to try, in order: the one asked for, or bf16 where the processor computes in it; fp32 last."""
     import openvino
 
     able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    careful = "fp32" if network.shared is not None else "bf16"
-    first = careful if precision == "auto" else precision
+    first = "bf16" if precision == "auto" else precision
     return ["fp32"] if CAPABILITIES.get(first) not in able else [first, "fp32"]

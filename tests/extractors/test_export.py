@@ -14,11 +14,10 @@ import pytest
 from backend.api.catalogue import sentence
 from backend.base.bundle import npy_bytes, read_bundle, write_bundle
 from backend.base.errors import ExportDisagrees, InspectionError, NotExported, WeightsUnavailable
-from backend.extractors import openvino_runtime
+from backend.extractors import agreement, openvino_runtime
 from backend.extractors.export import export_bytes, onnx_bytes
-from backend.extractors.exported import ExportedNetwork
 from backend.extractors.network import NetworkFeatures
-from backend.extractors.protocol import Extractor, ExtractorOptions, prepare
+from backend.extractors.protocol import Extractor, ExtractorOptions, Precision, prepare
 from backend.extractors.weights import write_random_weights
 from backend.features import build_extractor, export_extractor, torch_network
 from tests.extractors.station import scored
@@ -85,20 +84,18 @@ def test_an_exported_extractor_gives_torchs_tokens_on_any_grid(name: str, reques
         assert np.abs(own.extract(images) - reference.extract(images)).max() < 1e-4
 
 
-def test_networks_whose_tokens_share_a_direction_compute_in_fp32_unless_told_otherwise(
-    resnet: NetworkFeatures,
-    resnet_file: Path,
-    vit: NetworkFeatures,
-    vit_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_an_exported_lite_computes_in_fp32_too_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(openvino_runtime.CAPABILITIES, "bf16", "FP32")  # as on a processor that computes in bf16
-    exported = {path: ExportedNetwork.read(path, ExtractorOptions(input_size=112)) for path in (resnet_file, vit_file)}
-    for careful in (resnet, exported[resnet_file]):
-        assert openvino_runtime._candidates("auto", careful) == ["fp32"]
-        assert openvino_runtime._candidates("bf16", careful) == ["bf16", "fp32"]
-    for quick in (vit, exported[vit_file]):
-        assert openvino_runtime._candidates("auto", quick) == ["bf16", "fp32"]
+    for cosine in ("MEAN_COSINE", "LEAST_COSINE"):
+        monkeypatch.setattr(agreement, cosine, 0.9)
+    path = tmp_path / "lite.bdix"
+    path.write_bytes(export_extractor(ExtractorOptions(model_name="lite", input_size=112)))
+    ways: list[tuple[Precision, Precision]] = [("auto", "fp32"), ("bf16", "bf16")]
+    for asked, taken in ways:
+        found = build_extractor(ExtractorOptions(weights=str(path), input_size=112, precision=asked))
+        assert isinstance(found, openvino_runtime.OpenVinoFeatures) and found.precision == taken
 
 
 WITHOUT_TORCH = """

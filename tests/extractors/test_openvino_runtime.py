@@ -64,7 +64,7 @@ def test_openvino_gives_torchs_tokens_on_any_grid(reference: DinoV2Features) -> 
 
 @openvino
 def test_openvino_in_bf16_agrees_within_what_is_asked(reference: DinoV2Features) -> None:
-    if "bf16" not in openvino_runtime._candidates("auto", reference):
+    if "bf16" not in openvino_runtime._candidates("auto"):
         pytest.skip("this processor does not compute in bf16")
     rows = OpenVinoFeatures(reference, "bf16").extract(pictures(8, 8))
     assert np.allclose(np.linalg.norm(rows, axis=2), 1, atol=1e-5)
@@ -100,7 +100,7 @@ def test_a_precision_that_disagrees_is_not_used(
     reference: DinoV2Features, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(agreement, "MEAN_COSINE", 1.1)
-    monkeypatch.setattr(openvino_runtime, "_candidates", lambda *_: ["bf16", "fp32"])
+    monkeypatch.setattr(openvino_runtime, "_candidates", lambda _: ["bf16", "fp32"])
     assert with_openvino(reference, ExtractorOptions()) is reference
     assert "bf16 does not agree" in caplog.text and "fp32 does not agree" in caplog.text
 
@@ -109,7 +109,7 @@ def test_a_precision_that_disagrees_is_not_used(
 def test_a_precision_that_openvino_cannot_compute_in_is_passed_over(
     reference: DinoV2Features, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(openvino_runtime, "_candidates", lambda *_: ["bf16", "fp32"])
+    monkeypatch.setattr(openvino_runtime, "_candidates", lambda _: ["bf16", "fp32"])
     made = openvino_runtime.OpenVinoFeatures
 
     def without_bf16(network: DinoV2Features, precision: str, **more: Any) -> OpenVinoFeatures:

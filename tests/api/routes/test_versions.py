@@ -59,6 +59,20 @@ def model_files(root: Path) -> dict[str, bytes]:
     return {name: data for name, data in tree(root / "models").items() if "versions" not in name}
 
 
+@pytest.mark.parametrize("bound", [{"model_versions": 1}, {"versions_max_gb": 1e-6}])
+def test_the_oldest_version_comes_back_where_there_is_room_for_no_other(tmp_path: Path, bound: dict[str, Any]) -> None:
+    with serving(tmp_path) as client:
+        first = fit(client, 0, 1, 2)["generation"]
+        before, score = model_files(tmp_path), infer(client).json()["score"]
+        for seeds in ((3, 4), (5, 6)):
+            fit(client, *seeds)
+    with serving(tmp_path, **bound) as client:
+        oldest = client.get("/versions", params=IDS).json()["versions"][-1]["version"]
+        answer = client.post(f"/versions/{oldest}/restore", json=IDS)
+        assert answer.status_code == 200 and answer.json()["generation"] == first, answer.text
+        assert model_files(tmp_path) == before and infer(client).json()["score"] == score
+
+
 def test_a_fit_of_three_images_over_twenty_is_taken_back_with_one_call(client: TestClient, tmp_path: Path) -> None:
     before, scores = model_files(tmp_path), golden_scores(client)
     generation = client.get("/versions", params=IDS).json()["current"]["generation"]
