@@ -7,13 +7,16 @@ bench.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.decoding import ImageOptions
 from backend.base.messages import Notice
+from backend.extractors.protocol import RGB
 from backend.infer import Criteria, HeatmapScale, Inspection, Roi, inspect, view_of, working_mask
 from backend.memory.on_device import Seen
 from backend.service.images import ImageFile, PreparedImage, prepare_image
@@ -58,9 +61,7 @@ class Pipeline:
         """
         image, roi = self.prepare(file, mm_per_px)
         mark("decode")
-        view = view_of(roi, self.criteria, heatmap, part_only=self.model.knows_part_only)
-        look = None if view is None else self.model.memory.looking(view)
-        found = job.wait(self.queue.look(image.pixels, look))
+        found = job.wait(self._asked(image.pixels, roi, heatmap))
         mark("forward")
         return image, self.judge(found, roi, mark=mark)
 
@@ -84,6 +85,11 @@ class Pipeline:
         if of_model and not file.shape:
             image = replace(image, notices=(*image.notices, Notice("shape_of_model")))
         return image, Roi(image.size, image.grid, working_mask(shape, image.size), mm_per_px, shape)
+
+    def _asked(self, pixels: RGB, roi: Roi, heatmap: HeatmapScale) -> Future[Any]:
+        """Queue prepared pixels for what the memory's device says of their tokens, or for these."""
+        view = view_of(roi, self.criteria, heatmap, part_only=self.model.knows_part_only)
+        return self.queue.look(pixels, None if view is None else self.model.memory.looking(view))
 
     def judge(
         self,
