@@ -45,6 +45,7 @@ from tests.benchmarks.bench_workers import Note, add_options, over_http
 SENT = ((448, "png"), (448, "jpg"), (1448, "png"), (1448, "jpg"), (2000, "jpg"))
 SIDES = [448, 1448, 2000]
 IN_ONE_GO, OVER_HTTP, PER_SECOND = {448: 6.0}, {448: 9.0, 1448: 20.0, 2000: 30.0}, 500.0
+FIT_TIMES = 1.5
 KEY = ModelKey.of("Bench", "Disc")
 
 
@@ -72,9 +73,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch:
         rng, settings = np.random.default_rng(0), load_settings()
         weights = write_random_weights(settings.model_name, Path(scratch) / "weights.safetensors", rng)
-        extractor_figures(weights, settings, given, note)
+        without = extractor_figures(weights, settings, given, note)
         alone = in_one_go(Path(scratch) / "alone", weights, given.repeats, note)
-        waited, most = over_http(Path(scratch), weights, given, note)
+        waited, most, fits = over_http(Path(scratch), weights, given, note)
     note("neighbours of 1024 patches, ms", {rows: neighbours_ms(rows, given.repeats) for rows in given.neighbours})
     for n_rows in given.greedy_rows:
         note(f"greedy of {n_rows:,} x 768 -> {n_rows // 100:,}, s", greedy_seconds(n_rows, rng))
@@ -83,10 +84,15 @@ def main() -> None:
     for side, limit in OVER_HTTP.items():
         note(f"asked: {side}² JPEG over HTTP, ms", {"at most": limit, "measured": waited[side]})
     note("asked: answers per second at 448²", {"at least": PER_SECOND, "measured": most})
+    if given.fit_images in fits:
+        times = round(fits[given.fit_images] / without, 2)
+        note(
+            f"asked: fit of {given.fit_images} over HTTP, times that without", {"at most": FIT_TIMES, "measured": times}
+        )
 
 
-def extractor_figures(weights: Path, settings: Settings, given: argparse.Namespace, note: Note) -> None:
-    """Note the forward pass in each precision; of the last one inspections by stage, and a fit."""
+def extractor_figures(weights: Path, settings: Settings, given: argparse.Namespace, note: Note) -> float:
+    """Note the forward pass in each precision; of the last one inspections by stage, and a fit, whose seconds it gives."""
     reference, rng = None, np.random.default_rng(0)
     own = replace(ExtractorOptions.of(settings), weights=str(weights), runtime="torch")
     for precision in given.precisions:
@@ -103,7 +109,9 @@ def extractor_figures(weights: Path, settings: Settings, given: argparse.Namespa
     for side, form in SENT:
         stages = bench.stages(side, given.repeats, form)
         note(f"{precision} {side}² {form} by stage, ms", {name: spread.p50 for name, spread in stages.items()})
-    note(f"fit of {given.fit_images} images without HTTP, s", fit_seconds(extractor, given.fit_images, rng))
+    spent = fit_seconds(extractor, given.fit_images, rng)
+    note(f"fit of {given.fit_images} images without HTTP, s", spent)
+    return sum(spent.values())
 
 
 def in_one_go(folder: Path, weights: Path, repeats: int, note: Note) -> dict[int, float]:

@@ -35,6 +35,7 @@ START_S = 300
 
 
 Note = Callable[[str, Any], None]
+Waited = tuple[dict[int, float], float, dict[int, float]]
 
 
 def main() -> None:
@@ -67,13 +68,16 @@ def add_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--fits", type=int, nargs="*", default=[200])
 
 
-def over_http(scratch: Path, weights: Path, given: argparse.Namespace, note: Note) -> tuple[dict[int, float], float]:
+def over_http(scratch: Path, weights: Path, given: argparse.Namespace, note: Note) -> Waited:
     """Note answers per second by the number of processes, what one client waits by size, and what fits take.
 
     Returns:
-        Milliseconds that one client waits, by side of a JPEG, and the most answers per second.
+        Milliseconds that one client waits, by side of a JPEG, the most answers per second, and the seconds of fits by
+        their number of images.
     """
-    rng, waited, most = np.random.default_rng(0), {}, 0.0
+    rng, most = np.random.default_rng(0), 0.0
+    waited: dict[int, float] = {}
+    fits: dict[int, float] = {}
     for n_workers in given.workers:
         with serving(scratch / str(n_workers), weights, n_workers) as url:
             fitted(url, 34, "jpg", rng)
@@ -88,8 +92,9 @@ def over_http(scratch: Path, weights: Path, given: argparse.Namespace, note: Not
                     note(f"1 client, {side}² JPEG, ms", found)
                     waited[side] = found["p50"]
                 for n_images in given.fits:
-                    note(f"fit of {n_images} images, s", round(fitted(url, n_images, "jpg", rng)[1] / 1000, 2))
-    return waited, most
+                    fits[n_images] = round(fitted(url, n_images, "jpg", rng)[1] / 1000, 2)
+                    note(f"fit of {n_images} images, s", fits[n_images])
+    return waited, most, fits
 
 
 @contextmanager
