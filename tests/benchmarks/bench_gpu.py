@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def extractor_figures(weights: Path, settings: Settings, given: argparse.Namespace, note: Note) -> float:
-    """Note the forward pass in each precision; of the last one inspections by stage, and a fit, whose seconds it gives."""
+    """Note the forward pass in each precision; of the last one inspections by stage, and a fit. Gives its seconds."""
     reference, rng = None, np.random.default_rng(0)
     own = replace(ExtractorOptions.of(settings), weights=str(weights), runtime="torch")
     for precision in given.precisions:
