@@ -894,12 +894,12 @@ NOTICES: dict[str, Words] = {
     ),
     "promise_needs_more": Words(
         es=(
-            "Para prometer que se rechaza como mucho el {rate} % de las piezas buenas faltan puntuaciones de piezas "
-            "buenas, y hasta entonces el umbral es el del percentil. Faltan: {n}."
+            "Para prometer que se rechaza como mucho el {rate} % de las piezas buenas hay que puntuar más; hasta "
+            "entonces el umbral se pone como si no hubiera objetivo. Piezas buenas que faltan: {n}."
         ),
         en=(
-            "To promise that at most {rate} % of good parts are rejected, scores of more good parts are needed; until "
-            "then the threshold is the percentile's. Needed: {n}."
+            "To promise that at most {rate} % of good parts are rejected, more of them must be scored; until then the "
+            "threshold is set as without a target. Good parts still missing: {n}."
         ),
     ),
     "promise_impossible": Words(
@@ -951,8 +951,14 @@ NOTICES: dict[str, Words] = {
         en="These stand out from the others: {names}. Look at them, and leave out those that are not of good parts.",
     ),
     "scores_overlap": Words(
-        es="Las puntuaciones OK y NG se solapan (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): el umbral no puede separarlas.",
-        en="The OK and NG scores overlap (p_ok={p_ok:.4f}, p5_ng={p5_ng:.4f}): no threshold can separate them.",
+        es=(
+            "Las puntuaciones OK y NG se solapan: casi todas las buenas quedan por debajo de {p_ok:.4f} y las malas "
+            "empiezan cerca de {p5_ng:.4f}. Ningún umbral las separa."
+        ),
+        en=(
+            "The OK and NG scores overlap: nearly all good ones lie below {p_ok:.4f}, and bad ones begin near "
+            "{p5_ng:.4f}. No threshold can separate them."
+        ),
     ),
     "few_ok_scores": Words(
         es="Puntuaciones OK: {n}. Con menos de 20 el umbral es poco fiable.",
@@ -1060,14 +1066,13 @@ NOTICES: dict[str, Words] = {
     ),
     "few_known_bad": Words(
         es=(
-            "Piezas malas conocidas que se rechazan: {n}. La prueba solo dice algo de defectos como los suyos, y con "
-            "menos de {wanted} deja pasar más de los otros: guarda más piezas malas como NG, o mira cada pieza antes "
-            "de enseñarla."
+            "Piezas malas conocidas que se rechazan: {n}. Esta prueba solo vale para defectos como los suyos, y con "
+            "menos de {wanted} vale para pocos: guarda más piezas malas como NG, o mira bien cada pieza antes de "
+            "enseñarla."
         ),
         en=(
-            "Known bad parts that are rejected: {n}. The proof only speaks of defects like theirs, and with fewer than "
-            "{wanted} it overlooks more of the others: store more bad parts as NG, or look at each part before you "
-            "teach it."
+            "Known bad parts that are rejected: {n}. This proof only speaks of defects like theirs, and fewer than "
+            "{wanted} speak of few: store more bad parts as NG, or look at each part well before you teach it."
         ),
     ),
     "taught_taken_back": Words(
@@ -1551,15 +1556,12 @@ PHRASES: dict[str, Words] = {
         en="A good part scores at least as much with a probability of {share:.3g} %.",
     ),
     "suspect_alone": Words(
-        es="Sus zonas más raras están {times:.1f} veces más lejos de las demás imágenes de lo habitual.",
+        es="Sus zonas más raras están {times:.1f} veces más lejos de lo habitual de las demás imágenes.",
         en="Its strangest places are {times:.1f} times as far from the other images as is usual.",
     ),
     "suspect_in_a_group": Words(
-        es=(
-            "Ella y unas pocas parecidas ({n} o menos) están {times:.1f} veces más lejos de todas las demás de lo "
-            "habitual."
-        ),
-        en="It and a few like it ({n} or fewer) are {times:.1f} times as far from all other images as is usual.",
+        es="Ella y alguna parecida ({n} como mucho) están {times:.1f} veces más lejos de lo habitual de las demás.",
+        en="With those most like it ({n} at most) it is {times:.1f} times as far from all other images as is usual.",
     ),
     "why_as_high": Words(
         es="Piezas buenas de la calibración que puntúan al menos tanto: {as_high} de {n}.",

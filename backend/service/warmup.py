@@ -13,6 +13,7 @@ from backend.infer import Criteria
 from backend.patchcore import PatchCoreMemory
 from backend.roi_mask import Shape
 from backend.service.images import ImageFile
+from backend.service.jobs import Job
 from backend.service.models import FittedModel, ModelCache
 from backend.service.pipeline import Pipeline
 from backend.service.queue import InferenceQueue
@@ -52,16 +53,22 @@ def _known(cache: ModelCache, extractor: Extractor) -> set[tuple[Grid, bool]]:
 
 
 def _inspect_blank(queue: InferenceQueue, grid: Grid, *, part_alone: bool) -> None:
-    """Take a blank PNG all the way that a request's image goes, and as many beside it as a batch holds."""
+    """Take a blank PNG all the way that a request's image goes, and as many beside it as a batch holds.
+
+    It is larger than the extractor needs, so that it is resized.
+    """
     extractor = queue.extractor
-    height, width = grid[0] * extractor.patch, grid[1] * extractor.patch
+    height, width = (3 * n * extractor.patch // 2 for n in grid)
     png = encode_png(np.zeros((height, width, 3), np.uint8))
     rows = np.eye(4, extractor.dim, dtype=np.float32)
     stored = StoredMemory(rows, grid, np.zeros(4, np.int32), {"part_alone": part_alone})
     blank = FittedModel(PatchCoreMemory(rows), stored, None)
+    blank.memory.attach_index()
     pipeline = Pipeline(queue, blank, Criteria(threshold=blank.longest_row))
     shape = Shape("rect", {"x": 0, "y": 0, "w": width, "h": height}) if part_alone else None
-    image, roi = pipeline.prepare(ImageFile("blank.png", lambda: png, shape), mm_per_px=1.0)
+    file = ImageFile("blank.png", lambda: png, shape)
+    image, roi = pipeline.prepare(file, mm_per_px=1.0)
     several = [pipeline.submit(image.pixels, roi, bulk=True) for _ in range(min(queue.max_batch, 4) + 1)]
-    tokens, *_ = [future.result() for future in several]
-    pipeline.judge(tokens, roi)
+    pipeline.run(file, mm_per_px=1.0, job=Job(), heatmap="relative")
+    for future in several:
+        future.result()

@@ -87,6 +87,21 @@ export async function json(path, options) {
   return (await send(path, options)).json();
 }
 
+const modules = new Map();
+let missed = 0;
+
+/* A module that few need, once it is needed. A browser remembers what it failed to load, so that has another address then. */
+export async function later(path) {
+  try {
+    if (!modules.has(path)) modules.set(path, await import(missed ? `${path}?${missed}` : path));
+  } catch {
+    missed += 1;
+    onTrouble();
+    throw new ApiError(t("offline"), { code: "offline" });
+  }
+  return modules.get(path);
+}
+
 export async function patiently(work, tries = 6) {
   for (let n = 1; ; n += 1) {
     try {

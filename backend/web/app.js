@@ -1,8 +1,7 @@
-import { json, key, onKeyNeeded, whenInTrouble } from "./api.js";
+import { json, key, later, onKeyNeeded, whenInTrouble } from "./api.js";
 import * as calibrate from "./calibrate.js";
-import { $, calm, complain, images } from "./dom.js";
+import { $, calm, complain, images, trouble } from "./dom.js";
 import * as fit from "./fit.js";
-import * as health from "./health.js";
 import { applyLanguage, language, t } from "./i18n.js";
 import * as past from "./history.js";
 import * as inspect from "./inspect.js";
@@ -16,7 +15,7 @@ import * as station from "./station.js";
 
 const TABS = ["fit", "calibrate", "inspect", "samples", "health", "station", "history", "resnet"];
 const WITH_MODEL = new Set(["fit", "calibrate", "inspect", "samples", "health"]);
-const PAGES = [fit, inspect, calibrate, samples, health, station, past, resnet];
+const PAGES = [fit, inspect, calibrate, samples, { show: () => open === "health" && openHealth() }, station, past, resnet];
 const THEMES = ["auto", "light", "dark"];
 const PASTE = {
   fit: (files) => fit.addFiles(files),
@@ -52,10 +51,18 @@ function showPlace(where) {
   if (open === "resnet") resnet.config();
   if (open === "samples") samples.open();
   else samples.leave();
-  if (open === "health") health.open();
+  if (open === "health") openHealth();
   if (open === "history") past.open(where);
   if (open === "station") station.enter();
   else station.leave();
+}
+
+async function openHealth() {
+  try {
+    (await later("./health.js")).open();
+  } catch (err) {
+    trouble($("he-trouble"), err, openHealth);
+  }
 }
 
 function startTabs() {
@@ -79,7 +86,16 @@ function showHealth() {
   $("reader").hidden = !reads;
   $("key-change").hidden = !key.value && service.status !== "key";
   if (reads && open === "fit") goTo("inspect");
+  $("service-reason").textContent = service.reason ?? "";
+  $("service-why").hidden = !service.reason;
+  explain(Boolean(service.reason) && !$("service-reason").hidden);
   $("service").title = service.reason ?? [service.model, service.device, service.version].filter(Boolean).join(" · ");
+}
+
+/* Why the service is not as it should be, when asked for: a title is for a mouse alone. */
+function explain(told) {
+  $("service-reason").hidden = !told;
+  $("service-why").setAttribute("aria-expanded", told);
 }
 
 let watching = 0;
@@ -142,6 +158,7 @@ function speak(next) {
 }
 
 function startPrefs() {
+  $("service-why").addEventListener("click", () => explain($("service-reason").hidden));
   $("language").addEventListener("click", () => {
     speak(language === "es" ? "en" : "es");
     inspect.renumber();
@@ -206,7 +223,6 @@ inspect.startInspect();
 calibrate.startCalibrate(goTo);
 resnet.startResnet();
 samples.startSamples();
-health.startHealth();
 station.startStation();
 past.startHistory();
 const wanted = place().view;

@@ -2,7 +2,7 @@ import { json } from "./api.js";
 import { histogram } from "./charts.js";
 import { $, acceptFiles, calm, complain, differs, el } from "./dom.js";
 import { language, number, percent, t } from "./i18n.js";
-import { learn, model, named, onModel, refreshState, requireModel } from "./model.js";
+import { learn, model, named, newsOf, onModel, onState, refreshState, requireModel } from "./model.js";
 import { posted, tracked } from "./progress.js";
 import { addParts, again, onParts, parts, view } from "./parts.js";
 import { select, setThreshold } from "./inspect.js";
@@ -38,6 +38,7 @@ export function startCalibrate(goTo) {
     $("cal-result").replaceChildren();
     show();
   });
+  onState(() => outcome(scored("ok"), scored("ng")));
   show();
 }
 
@@ -75,7 +76,8 @@ export function show() {
 function outcome(ok, ng) {
   const known = line !== null && ok.length + ng.length > 0;
   const part = (n, all) => (known && all ? `${t("outOf", { n, all })} (${number((100 * n) / all, 0)} %)` : "–");
-  $("cal-value").textContent = known ? number(line) : "–";
+  const set = known ? line : model.threshold;
+  $("cal-value").textContent = set === null ? "–" : number(set);
   $("cal-go").textContent = t(dragged && known ? "calGoLine" : "calGo", { value: known ? number(line) : "" });
   $("cal-reject").textContent = part(ok.filter((score) => score > line).length, ok.length);
   $("cal-miss").textContent = part(ng.filter((score) => score <= line).length, ng.length);
@@ -87,7 +89,7 @@ function draw(ok, ng) {
   const high = Math.max(...all, view.calibrated ?? 0);
   const edge = (high - low || high || 1) * 0.08;
   const [from, to] = [Math.max(0, low - edge), high + edge];
-  line ??= Math.max(...(ok.length ? ok : all));
+  if (line === null || (!dragged && view.threshold === null)) line = Math.max(...(ok.length ? ok : all)); // until one is set it stands where good ends
   Object.assign($("cal-line"), { min: from, max: to, step: (to - from) / 1000 });
   $("cal-line").value = line;
   if (!differs($("histogram"), [language, from, to, judged().map((part) => [part.id, part.truth, part.result.score])])) return;
@@ -125,7 +127,7 @@ async function calibrate(goTo) {
       ...(model.recipe ? { recipe_id: model.recipe } : {}),
     };
     const result = await json("/calibrate_ng", { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
-    done(result, ok.length, ng.length, goTo);
+    done(result, ok.length, ng.length, dragged ? 0 : target(), goTo);
   } catch (err) {
     complain(err);
   } finally {
@@ -136,12 +138,13 @@ async function calibrate(goTo) {
 /* With the samples that are stored, each scored as if it had not been learned from. */
 async function calibrateStored(goTo) {
   calm();
+  $("cal-result").replaceChildren();
   $("cal-stored").disabled = true;
   try {
     requireModel();
     const asked = named({ area_mm2_thr: Number($("cal-area").value), score_percentile: Number($("cal-percentile").value), ...(target() ? { max_false_reject: target() } : {}) });
     const result = await tracked($("cal-progress"), "/calibrate_dataset", posted(asked));
-    done(result, result.n_ok, result.n_ng, goTo);
+    done(result, result.n_ok, result.n_ng, target(), goTo);
   } catch (err) {
     complain(err);
   } finally {
@@ -150,15 +153,16 @@ async function calibrateStored(goTo) {
   }
 }
 
-function done(result, ok, ng, goTo) {
+function done(result, ok, ng, asked, goTo) {
   const next = el("button", { type: "button", className: "primary", textContent: t("goInspect") });
   next.addEventListener("click", () => goTo("inspect"));
-  const warnings = (result.warnings ?? []).map((text) => el("p", { className: "warn", textContent: text }));
-  const promise = result.false_reject ? el("p", { className: "promise", textContent: promised(result.false_reject, target()) }) : null;
+  const warnings = newsOf(result).map((text) => el("p", { className: "warn", textContent: text }));
+  const promise = result.false_reject ? el("p", { className: "promise", textContent: promised(result.false_reject, asked) }) : null;
   const misses = result.misses ? el("p", { textContent: missed(result.misses) }) : null;
   const words = t("calDone", { value: number(result.threshold), ok, ng });
   $("cal-result").replaceChildren(el("div", { className: "notice", data: { state: "ok", threshold: result.threshold } }, ...[el("p", {}, words), promise, misses].filter(Boolean), ...warnings, next));
-  learn({ calibrated: true, stale: "" });
+  $("cal-result").firstChild.scrollIntoView({ block: "nearest" });
+  learn({ calibrated: true, stale: "", threshold: result.threshold });
   dragged = false;
   line = view.calibrated = view.threshold = result.threshold;
   again();

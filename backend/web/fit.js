@@ -32,6 +32,9 @@ export function startFit(goTo) {
 /* Whether the images join what is remembered. A memory of another extractor can only be replaced. */
 const adds = () => Boolean(model.fitted && model.usable) && picked("fit-how") !== "replace";
 
+/* The images that are sent: those that the model has learned from are not added to it again. */
+const sent = () => (adds() ? chosen.filter((entry) => entry.learned !== model.key) : chosen);
+
 export async function addFiles(files) {
   for (const file of files) {
     const entry = { file };
@@ -54,10 +57,11 @@ export function show() {
   $("fit-count").textContent = n;
   $("fit-unit").textContent = counted("images", n);
   $("fit-how").hidden = !(model.fitted && model.usable);
-  const hints = n === 0 ? [t("fitHintNone")] : n < 10 ? [t("fitHintFew")] : [];
-  if (n && model.fitted) hints.push(t(adds() ? "fitHintAdds" : "fitHintReplaces", { model: model.name }));
+  const left = sent().length;
+  const hints = n === 0 ? [t("fitHintNone")] : !left ? [t("fitHintKnown", { model: model.name })] : n < 10 ? [t("fitHintFew")] : [];
+  if (left && model.fitted) hints.push(t(adds() ? "fitHintAdds" : "fitHintReplaces", { model: model.name, n: left }));
   $("fit-hint").textContent = hints.join(" ");
-  $("fit-go").disabled = !n || stop !== null;
+  $("fit-go").disabled = !left || stop !== null;
   $("fit-clear").hidden = !n || stop !== null;
   $("fit-cancel").hidden = stop === null;
 }
@@ -76,9 +80,10 @@ async function fit(goTo) {
   $("fit-result").replaceChildren();
   show();
   const form = formOf(add ? { memory_fit: "true" } : {});
-  for (const { file } of chosen) form.append("images", file, file.name);
+  const taught = [...sent()];
+  for (const { file } of taught) form.append("images", file, file.name);
   try {
-    done(await tracked($("fit-progress"), "/fit_ok", { method: "POST", body: form, signal: stop.signal }), goTo);
+    done(taught, await tracked($("fit-progress"), "/fit_ok", { method: "POST", body: form, signal: stop.signal }), goTo);
   } catch (err) {
     if (err.name === "AbortError") say(t("fitCancelled"), "wait");
     else complain(err);
@@ -90,20 +95,22 @@ async function fit(goTo) {
 
 function say(text, state, ...more) {
   $("fit-result").replaceChildren(el("div", { className: "notice", data: { state } }, el("p", {}, text), ...more));
+  $("fit-result").firstChild.scrollIntoView({ block: "nearest" });
 }
 
-function done(result, goTo) {
+function done(taught, result, goTo) {
   const next = el("button", { type: "button", className: "primary", textContent: t("goCalibrate") });
   next.addEventListener("click", () => goTo("calibrate"));
   const words = t("fitDone", {
-    n: result.n_images ?? chosen.length,
+    n: result.n_images ?? taught.length,
     rows: number(result.coreset_size, 0),
     all: number(result.n_embeddings, 0),
     version: result.model_version ?? "",
     s: number((result.timings_ms?.total ?? 0) / 1000, 1),
   });
   const warnings = (result.warnings ?? []).map((text) => el("p", { className: "warn", textContent: text }));
-  say(words, "ok", ...warnings, ...suspects(result.suspects ?? [], goTo), el("p", { textContent: t("fitNext") }), next);
+  say(words, "ok", el("p", { textContent: t("fitNext") }), next, ...warnings, ...suspects(result.suspects ?? [], goTo));
+  for (const entry of taught) entry.learned = model.key;
   learn({ fitted: true, usable: true });
   remember();
   offerModels();
@@ -117,7 +124,9 @@ function suspects(found, goTo) {
   const mine = (name) => chosen.find((entry) => entry.file.name === name);
   const list = el("ul", { className: "reasons", id: "fit-suspects" }, ...found.map((one) => {
     const tick = el("input", { type: "checkbox", checked: true, value: one.filename, disabled: !mine(one.filename) });
-    return el("li", {}, el("label", { className: "check" }, tick, el("span", {}, el("strong", { textContent: one.filename }), el("small", { textContent: one.why }))));
+    const item = el("li", {}, el("label", { className: "check" }, tick, el("span", {}, el("strong", { textContent: one.filename }), el("small", { textContent: one.why }))));
+    if (mine(one.filename)) thumbnail(mine(one.filename).file).then((picture) => tick.after(picture));
+    return item;
   }));
   const again = el("button", { type: "button", id: "fit-without", textContent: t("fitWithout") });
   again.disabled = !found.some((one) => mine(one.filename));
@@ -133,5 +142,5 @@ function suspects(found, goTo) {
     show();
     fit(goTo);
   });
-  return [el("p", { className: "warn", textContent: t("fitSuspects") }), list, again];
+  return [list, again];
 }

@@ -2,7 +2,7 @@ import { json, key, send } from "./api.js";
 import { spread } from "./charts.js";
 import { $, askNote, complain, el, facts, trouble } from "./dom.js";
 import { brief, number, percent, t, whole } from "./i18n.js";
-import { model, named, onModel, queryOf, refreshState } from "./model.js";
+import { model, named, newsOf, onModel, queryOf, refreshState } from "./model.js";
 import { posted, tracked } from "./progress.js";
 import { author, release, verdictWord, when } from "./records.js";
 import { sampleThumb } from "./samples.js";
@@ -12,8 +12,10 @@ const DAY = { dateStyle: "medium", timeStyle: "short" };
 
 let turn = 0;
 let working = false;
+let started = false;
 
-export function startHealth() {
+function start() {
+  started = true;
   $("he-print").addEventListener("click", () => print());
   $("he-run").addEventListener("click", () => work($("he-golden-progress"), runGolden));
   $("he-certify").addEventListener("click", () => work($("he-certificate-progress"), certify));
@@ -36,6 +38,7 @@ async function ifThere(path, quiet = true) {
 
 /* Everything that is known of the model, each in its own panel; what cannot be had says so in its place. */
 export async function open() {
+  if (!started) start();
   const mine = (turn += 1);
   $("he-trouble").hidden = true;
   const ready = Boolean(model.role && model.roi);
@@ -123,14 +126,14 @@ function drawDrift(drift, days, limit) {
   const { charts, parts, ...measured } = drift?.evidence ?? {};
   const unit = (name) => (name.endsWith("_deg") ? "°" : " %");
   const rows = Object.entries(measured).map(([name, value]) => [t(`heEv_${name}`), `${value > 0 ? "+" : ""}${brief(value)}${unit(name)}`]);
-  facts($("he-evidence"), parts ? [[t("heCompared"), whole(parts)], ...rows, [t("heReach"), `${brief(100 * charts)} %`]] : []);
+  facts($("he-evidence"), parts && !drift.wanted ? [[t("heCompared"), whole(parts)], ...rows, [t("heReach"), `${brief(100 * charts)} %`]] : []);
   const items = days?.items ?? [];
   const title = t(days?.bucket === "hour" ? "heHour" : "heDay");
   $("he-days-title").textContent = title;
   $("he-days-figure").hidden = !items.length;
   $("he-days").replaceChildren(spread(items, { limit, mark: drifting ? drift.since : null, label: title }));
   const ends = items.length ? [items[0].start, items.at(-1).start].map((time) => when(time, days.bucket === "hour" ? DAY : { dateStyle: "medium" })) : [];
-  $("he-days-ends").replaceChildren(...ends.map((text) => el("span", { textContent: text })));
+  $("he-days-ends").replaceChildren(...[...new Set(ends)].map((text) => el("span", { textContent: text })));
 }
 
 function drawGolden(golden) {
@@ -166,7 +169,8 @@ function drawCertificate(made) {
     [t("heBound"), `${percent(parts.upper_bound)} (${percent(parts.confidence)})`],
     ...(calibration.misses ? [[t("heMisses"), percent(calibration.misses.upper_bound)]] : []),
   ] : []);
-  $("he-certificate-said").textContent = made ? warnings.join(" ") : t("heNoCertificate");
+  $("he-certificate-said").textContent = made ? newsOf({ warnings }).join(" ") : t("heNoCertificate");
+  $("he-certify").textContent = t(made ? "heCertifyAgain" : "heCertify");
 }
 
 function drawVersions(found) {
@@ -174,14 +178,17 @@ function drawVersions(found) {
   $("he-versions").replaceChildren(...(current ? [version(current, true)] : []), ...(found?.versions ?? []).map((one) => version(one, false)));
 }
 
+/* Who changed a model: a name, or the key that was used. */
+const who = (author) => author?.replace(/^key (?=[0-9a-f]{8}$)/, `${t("key")} `);
+
 function version(one, current) {
   const event = one.replaced_by?.event;
   const rows = [
     [t("heWhen"), when(one.created_utc, DAY)],
     [t("heImages"), one.n_images],
     [t("threshold"), one.calibration?.threshold === undefined ? t("notCalibratedShort") : number(one.calibration.threshold)],
-    [t("heAuthor"), one.author], [t("hiNote"), one.note],
-    [t("heReplaced"), one.replaced_utc ? [when(one.replaced_utc, DAY), event ? t(`heBy_${event}`) : "", one.replaced_by?.author, one.replaced_by?.note].filter(Boolean).join(" · ") : ""],
+    [t("heAuthor"), who(one.author)], [t("hiNote"), one.note],
+    [t("heReplaced"), one.replaced_utc ? [when(one.replaced_utc, DAY), event ? t(`heBy_${event}`) : "", who(one.replaced_by?.author), one.replaced_by?.note].filter(Boolean).join(" · ") : ""],
   ].filter(([, value]) => value);
   const dl = el("dl", { className: "config" });
   facts(dl, rows);
@@ -214,17 +221,17 @@ async function work(box, task) {
 
 const runGolden = async (box) => {
   const run = await tracked(box, "/golden/run", posted(named()));
-  $("he-said").textContent = run.warnings.join(" ");
+  $("he-said").textContent = newsOf(run).join(" ");
 };
 
 const certify = async (box) => {
   const made = await tracked(box, "/certify", posted(named()));
-  $("he-said").textContent = made.warnings.join(" ");
+  $("he-said").textContent = newsOf(made).join(" ");
 };
 
 async function unmark(filename) {
   const said = await json("/datasets/golden", posted(named({ filename, golden: false, ...author() })));
-  $("he-said").textContent = said.warnings.join(" ");
+  $("he-said").textContent = newsOf(said).join(" ");
   await open();
 }
 
@@ -246,7 +253,8 @@ async function bringBack(one) {
   clear();
   await refreshState();
   await open();
-  $("he-said").textContent = [t("heRestored", { version: done.model_version ?? done.restored }), ...done.warnings].join(" ");
+  $("he-said").textContent = [t("heRestored", { version: done.model_version ?? done.restored }), ...newsOf(done)].join(" ");
+  $("he-said").scrollIntoView({ block: "center" });
 }
 
 /* A link sends no key: with one, the page is fetched and saved as a file. */
@@ -256,13 +264,11 @@ async function openPaper(event) {
   try {
     const response = await send($("he-paper").getAttribute("href"));
     const address = URL.createObjectURL(await response.blob());
-    el("a", { href: address, download: `${model.role}_${model.roi}.html` }).click();
+    const name = `${model.role}_${model.roi}.html`;
+    el("a", { href: address, download: name }).click();
+    $("he-certificate-said").textContent = t("heSaved", { name });
     setTimeout(() => URL.revokeObjectURL(address), 60000);
   } catch (err) {
     complain(err);
   }
-}
-
-export function show() {
-  if (!$("health").hidden) open();
 }

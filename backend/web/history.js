@@ -1,4 +1,4 @@
-import { json, send } from "./api.js";
+import { json, later, send } from "./api.js";
 import { trend } from "./charts.js";
 import { $, close, complain, el, facts, trouble } from "./dom.js";
 import { brief, number, t } from "./i18n.js";
@@ -13,13 +13,16 @@ const PAGE = 50;
 const AROUND = 30;
 
 let turn = 0;
-let asked = "";
+let asked = null;
 let cursor = null;
 let shown = null;
+let seeking = false; // whoever presses Search goes on in what is found
 
 export function startHistory() {
   $("hi-form").addEventListener("submit", (event) => {
     event.preventDefault();
+    seeking = event.submitter !== null;
+    asked = null; // what is looked for again is asked for again
     go("history", [], filtersOfForm());
   });
   $("hi-form").addEventListener("change", (event) => {
@@ -28,6 +31,7 @@ export function startHistory() {
   $("hi-reset").addEventListener("click", () => go("history"));
   $("hi-more").addEventListener("click", () => more().catch(failed));
   $("hi-export").addEventListener("click", () => save().catch(complain));
+  $("hi-heat").addEventListener("change", () => picture().catch(complain));
   $("hi-back").addEventListener("click", () => go("history", [], place().filters));
   $("hi-review").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -92,21 +96,25 @@ async function more() {
   $("hi-more").hidden = !cursor;
   $("hi-more").disabled = false;
   $("hi-none").hidden = $("hi-list").children.length > 0;
+  if (seeking) $("hi-list").querySelector("a")?.focus();
+  seeking = false;
 }
 
 function failed(error) {
   $("hi-more").disabled = false;
   trouble($("hi-trouble"), error, () => {
-    asked = "";
+    asked = null;
     open(place());
   });
 }
+
+const about = (item, review) => [modelOf(item), review ? `${t("hiReviews")}: ${t(`review_${review}`)}` : ""].filter(Boolean).join(" · ");
 
 function row(item) {
   const link = el("a", { href: addressOf("history", [item.inspection_id], place().filters), className: "record", data: { decision: decisionOf(item), id: item.inspection_id } },
     thumb(item),
     el("b", { textContent: verdictWord(item.decision) }),
-    el("span", { className: "name" }, el("strong", { textContent: partOf(item) }), el("small", { textContent: modelOf(item) })),
+    el("span", { className: "name" }, el("strong", { textContent: partOf(item) }), el("small", { textContent: about(item, item.review) })),
     el("span", { className: "score", textContent: `${number(item.score)}${item.threshold ? ` / ${number(item.threshold)}` : ""}` }),
     el("span", { className: "place", textContent: [item.station_id, item.batch_id].filter(Boolean).join(" · ") }),
     el("time", { dateTime: item.time, textContent: when(item.time) }));
@@ -125,14 +133,26 @@ async function detail(id) {
   shown = found;
   $("hi-about").inert = false;
   drawDetail(found);
-  const width = Math.min(1600, Math.ceil($("hi-picture").parentElement.clientWidth * devicePixelRatio) || 800);
-  pictureOf(id, width).then((src) => {
-    if (mine !== turn) return URL.revokeObjectURL(src);
-    $("hi-picture").src = src;
-    return null;
-  }).catch(complain);
+  if ($("hi-list").children.length && document.activeElement === document.body) $("hi-title").focus({ preventScroll: true });
+  picture().catch(complain);
   await neighbours(found, mine);
 }
+
+/* The part with its heatmap, or as it came. */
+async function picture() {
+  if (!shown) return null;
+  const mine = turn;
+  const { inspection_id: id } = shown;
+  const width = Math.min(1600, Math.ceil($("hi-picture").parentElement.clientWidth * devicePixelRatio) || 800);
+  const plain = shown.image.kept && !$("hi-heat").checked;
+  const src = plain ? URL.createObjectURL(await imageOf(id)) : await pictureOf(id, width);
+  if (mine !== turn) return URL.revokeObjectURL(src);
+  URL.revokeObjectURL($("hi-picture").src);
+  $("hi-picture").src = src;
+  return null;
+}
+
+const imageOf = async (id) => (await send(`/inspections/${encodeURIComponent(id)}/image`)).blob();
 
 function drawDetail(item) {
   showVerdict($("hi-verdict"), decisionOf(item), `${number(item.score)}${item.threshold ? ` / ${number(item.threshold)}` : ""}`);
@@ -167,15 +187,16 @@ function drawDetail(item) {
   for (const label of ["ok", "ng"]) $(`hi-sample-${label}`).onclick = () => sample(label).catch(complain);
   $("hi-sample").hidden = !item.image.kept;
   $("hi-unkept").hidden = item.image.kept;
+  $("hi-heat").disabled = !item.image.kept;
   $("hi-teach").hidden = !item.image.kept || item.decision !== "ng";
-  $("hi-teach").onclick = () => import("./teach.js").then(({ rehearse }) => rehearse($("hi-lesson"), item)).catch(complain);
+  $("hi-teach").onclick = () => later("./teach.js").then(({ rehearse }) => rehearse($("hi-lesson"), item)).catch(complain);
   close($("hi-lesson"));
-  $("hi-sampled").textContent = "";
+  $("hi-judged").textContent = $("hi-sampled").textContent = "";
 }
 
 /* What good parts look like where this one differs. */
 async function beside(item, region) {
-  const image = await (await send(`/inspections/${encodeURIComponent(item.inspection_id)}/image`)).blob();
+  const image = await imageOf(item.inspection_id);
   const { role_id, roi_id, recipe_id, mm_per_px = 1, shape } = item;
   await showNearest($("hi-nearest"), image, region, { role_id, roi_id, recipe_id, mm_per_px, ...(shape ? { shape: JSON.stringify(shape) } : {}) });
 }
@@ -212,6 +233,9 @@ async function judge(verdict) {
   reviewer.name = $("hi-reviewer").value;
   const found = await review(shown.inspection_id, verdict, { note: $("hi-note").value.trim(), defect: $("hi-defect").value.trim(), reviewer: reviewer.name });
   drawReviews(found.reviews);
+  const listed = $("hi-list").querySelector(`[data-id="${CSS.escape(shown.inspection_id)}"] small`);
+  if (listed) listed.textContent = about(shown, verdict);
+  $("hi-judged").textContent = t(verdict === "good" && !$("hi-teach").hidden ? "hiJudgedGood" : "hiJudged");
   $("hi-note").value = "";
   $("hi-defect").value = "";
 }
@@ -234,6 +258,6 @@ async function save() {
 }
 
 export function show() {
-  asked = "";
+  asked = null;
   if (!$("history").hidden) open(place());
 }

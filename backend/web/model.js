@@ -25,12 +25,16 @@ export const model = {
   reached: true,
   okMean: null,
   okTop: null,
+  threshold: null,
 };
 
 export function requireModel() {
   if (!model.role || !model.roi) throw new Error(t("noModel"));
   if (!(model.mm > 0)) throw new Error(t("badMm"));
 }
+
+/* The warnings of an answer, without the one that the top of the page gives for as long as it holds. */
+export const newsOf = (answer) => (answer.warnings ?? []).filter((text) => text !== model.degraded);
 
 /* Which model a request is about, and whatever else it says. */
 export const named = (more = {}) => ({ role_id: model.role, roi_id: model.roi, ...(model.recipe ? { recipe_id: model.recipe } : {}), ...more });
@@ -77,7 +81,8 @@ export async function refreshState() {
   const manifest = await optional("/manifest", named());
   if (turn !== asked || !manifest) return;
   if (manifest.memory?.mm_per_px > 0 && !edited.has(model.key)) $("mm").value = manifest.memory.mm_per_px;
-  learn({ okMean: manifest.calibration?.ok_mean ?? null, okTop: manifest.calibration?.p99_ok ?? null });
+  const { ok_mean: okMean = null, p99_ok: okTop = null, threshold = null } = manifest.calibration ?? {};
+  learn({ okMean, okTop, threshold });
   if (manifest.stale?.calibration) learn({ stale: manifest.stale.reasons.join(" ") || t("stale") });
 }
 
@@ -212,7 +217,7 @@ export async function startModel() {
 
 /* `listed`: the fitted models, where they are known already. */
 function changed(listed = null) {
-  Object.assign(model, { fitted: null, usable: true, calibrated: null, stale: "", working: false, okMean: null, okTop: null });
+  Object.assign(model, { fitted: null, usable: true, calibrated: null, stale: "", working: false, okMean: null, okTop: null, threshold: null });
   if (!edited.has(model.key)) $("mm").value = recall("mm", $("mm").value || 0.2);
   if (model.role && model.roi) remember();
   keepInAddress();

@@ -1,9 +1,10 @@
 import { json } from "./api.js";
 import { close, complain, el } from "./dom.js";
 import { number, percent, t } from "./i18n.js";
-import { refreshState } from "./model.js";
+import { newsOf, refreshState } from "./model.js";
 import { posted, tracked } from "./progress.js";
 import { author, verdictWord } from "./records.js";
+import { addressOf } from "./router.js";
 
 /* Teach a false alarm: first what would come of it is shown, and only then it is done. It can be taken back. */
 export async function rehearse(box, item) {
@@ -20,7 +21,8 @@ export async function rehearse(box, item) {
     });
     const no = button("cancel", "", () => close(box));
     box.replaceChildren(...told(found), el("div", { className: "row" }, go, no), progress);
-    go.focus();
+    go.focus({ preventScroll: true });
+    box.scrollIntoView({ block: "nearest" });
   } catch (err) {
     close(box);
     complain(err);
@@ -61,7 +63,7 @@ function told(found) {
     el("h2", { textContent: t(found.allowed ? "teachTitle" : "teachBad") }),
     el("ul", { className: "checks" }, ...taught, ...(found.objections ?? []).map((text) => line(text, "bad")), line(t("teachKnown", { n: found.n_known, changed: found.changes.length }), found.changes.some((one) => one.lost) ? "bad" : "ok"), ...changes),
     el("dl", { className: "config" }, ...[["teachBefore", found.before], ["teachAfter", found.after]].map(([name, side]) => el("div", {}, el("dt", { textContent: t(name) }), el("dd", { textContent: promise(side) })))),
-    ...found.warnings.map((text) => el("p", { className: "hint", textContent: text })),
+    ...newsOf(found).map((text) => el("p", { className: "hint", textContent: text })),
   ];
 }
 
@@ -79,6 +81,12 @@ function done(box, key, result) {
       complain(err);
     }
   });
-  box.replaceChildren(el("div", { className: "notice", data: { state: "ok" } }, el("p", { textContent: [t("teachDone", { version: result.model_version ?? "" }), ...result.warnings].join(" ") }), back));
+  const { recipe_id: recipe, ...named } = key;
+  const where = `?${new URLSearchParams(recipe && recipe !== "default" ? key : named)}${addressOf("health")}`;
+  box.replaceChildren(el("div", { className: "notice", data: { state: "ok" } },
+    el("p", { textContent: t("teachDone", { version: result.model_version ?? "" }) }),
+    ...newsOf(result).map((text) => el("p", { textContent: text })),
+    el("p", {}, el("a", { href: where, textContent: t("teachLater") })), back));
+  box.scrollIntoView({ block: "nearest" });
   refreshState();
 }

@@ -461,17 +461,25 @@ def test_more_images_are_added_and_what_is_learned_is_replaced_only_when_asked(c
     expect(page.locator("#fit-result [data-state=ok]")).to_be_visible()
     assert n_images(desk) == 11
 
+    expect(page.locator("#fit-go")).to_be_disabled()
+    expect(page.locator("#fit-hint")).to_contain_text("ya ha aprendido estas imágenes")
+    page.set_input_files("#fit-files", pieces["good"][3:5])
+    expect(page.locator("#fit-hint")).to_contain_text("Nuevas: 2.")
+    page.click("#fit-go")
+    expect(page.locator("#fit-result")).to_contain_text("Imágenes: 13.")
+    assert n_images(desk) == 13
+
     page.check("input[name=fit-how][value=replace]", force=True)
     expect(page.locator("#fit-hint")).to_contain_text("Sustituirán")
     page.click("#fit-go")
     expect(page.locator("#ask")).to_contain_text("Belt/Cookie")
     page.click("#ask-no")
     expect(page.locator("#ask")).to_be_hidden()
-    assert n_images(desk) == 11
+    assert n_images(desk) == 13
     page.click("#fit-go")
     page.click("#ask-yes")
-    expect(page.locator("#fit-result")).to_contain_text("Imágenes: 3.")
-    assert n_images(desk) == 3
+    expect(page.locator("#fit-result")).to_contain_text("Imágenes: 5.")
+    assert n_images(desk) == 5
 
 
 def test_a_good_part_with_a_region_is_amber(console: Open, pieces: Pieces) -> None:
@@ -515,6 +523,22 @@ def test_the_list_says_what_the_verdict_says_wherever_the_line_is(console: Open,
     desk.set_range("#threshold", min(scores) * 0.9)
     expect(page.locator("#parts .part[data-decision=ng]")).to_have_count(3)
     assert not desk.errors
+
+
+def test_until_one_is_set_the_line_stands_where_good_ends(console: Open, pieces: Pieces) -> None:
+    desk = console()
+    page = desk.page
+    desk.open("fit", **MODEL)
+    fit(desk, pieces["learn"])
+    desk.tab("calibrate")
+    page.set_input_files("#cal-ok", pieces["good"])
+    desk.settled(6)
+    expect(page.locator("#cal-reject")).to_contain_text("0 de 6")
+    page.click("#cal-go")
+    expect(page.locator("#cal-result .notice")).to_be_in_viewport()
+    said = page.locator("#cal-value").inner_text()
+    page.reload()
+    expect(page.locator("#cal-value")).to_have_text(said)
 
 
 def test_the_steps_follow_the_good_scores_of_the_calibration(console: Open, pieces: Pieces) -> None:
@@ -694,6 +718,9 @@ def test_long_words_of_a_degraded_service_stay_inside_the_window(console: Open, 
     expect(page.locator("#state")).to_contain_text("Degradado")
     fit(desk, pieces["learn"])
     calibrate(desk, pieces["good"], pieces["bad"])
+    page.focus("#service-why")
+    page.keyboard.press("Enter")
+    expect(page.locator("#service-reason")).to_contain_text("WEIGHTS")
     for tab in ("fit", "calibrate", "inspect"):
         desk.tab(tab)
         sizes = page.evaluate("() => [document.documentElement.scrollWidth, innerWidth]")
@@ -857,6 +884,7 @@ def test_who_may_only_read_is_offered_nothing_else(console: Open, pieces: Pieces
         desk.tab(tab)
         expect(page.locator(f"#{tab}")).to_be_visible()
         expect(page.locator(f"#{tab} [data-changes]:visible")).to_have_count(0)
+    expect(page.locator("#cal-target")).to_be_hidden()
     desk.tab("samples")
     expect(page.locator("#sa-ok li")).to_have_count(8)
     desk.tab("calibrate")

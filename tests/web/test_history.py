@@ -35,6 +35,11 @@ def test_from_a_complaint_to_since_when(console: Open, tmp_path: Path) -> None:
     expect(page.locator("#hi-picture[src^=blob]")).to_be_visible()
     expect(page.locator("#hi-reasons li").first).to_contain_text(re.compile(r"puntuó 0,\d{4}"))
     expect(page.locator("#hi-trend .chosen")).to_have_count(1)
+    drawn = page.get_attribute("#hi-picture", "src") or ""
+    with page.expect_response("**/inspections/*/image"):
+        page.uncheck("#hi-heat")
+    expect(page.locator("#hi-picture")).not_to_have_attribute("src", drawn)
+    expect(page.locator("#hi-picture")).to_have_js_property("naturalWidth", 160)
     assert not serious(page)
 
     page.fill("#hi-reviewer", "Marta")
@@ -51,6 +56,9 @@ def test_from_a_complaint_to_since_when(console: Open, tmp_path: Path) -> None:
     expect(page.locator("#hi-list .record").first).to_contain_text("4700")
     page.go_back()
     expect(page.locator("#hi-title")).to_have_text("Pieza 4711")
+    page.click("#hi-back")
+    expect(page.locator("#hi-list .record")).to_contain_text("Revisión: Es mala")
+    page.go_back()
     page.reload()
     expect(page.locator("#hi-reviews li")).to_contain_text("Marta")
     assert page.url == address

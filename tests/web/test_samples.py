@@ -63,6 +63,7 @@ def test_a_fit_names_what_stands_out_and_learns_again_without_it(console: Open, 
     expect(page.locator("#fit-count")).to_have_text("13")
     page.click("#fit-go")
     expect(page.locator("#fit-suspects li").first).to_contain_text("bad_12.png")
+    expect(page.locator("#fit-suspects li canvas").first).to_be_visible()
     page.click("#fit-without")
     page.click("#ask-yes")
     expect(page.locator("#fit-count")).to_have_text("12")
