@@ -226,8 +226,7 @@ class DinoV2Features(NetworkFeatures):
         from backend.extractors.tokens import TokenNetwork, ViTTokens
 
         cfg = self.model.pretrained_cfg
-        tokens = ViTTokens(self._resized(height, width), self.blocks, leaves_out=self.leaves_out)
-        return TokenNetwork(tokens, cfg["mean"], cfg["std"])
+        return TokenNetwork(ViTTokens(self._resized(height, width), self.blocks), cfg["mean"], cfg["std"])
 
     def _resized(self, height: int, width: int) -> Any:
         """The model for images of (height, width) px, with the weights shared."""

@@ -34,48 +34,36 @@ class TokenNetwork(nn.Module):
 
 
 class ViTTokens(nn.Module):
-    """The patch tokens of some blocks of a timm ViT, each through the final norm, concatenated.
+    """The patch tokens of some blocks of a timm ViT, each through the final norm, concatenated."""
 
-    Args:
-        model: timm's ViT.
-        leaves_out: it is a plain one, which can leave tokens out before its first block.
-    """
-
-    def __init__(self, model: Any, blocks: Sequence[int], *, leaves_out: bool = False) -> None:
+    def __init__(self, model: Any, blocks: Sequence[int]) -> None:
         super().__init__()
         self.model = model
         self.blocks = list(blocks)
-        self.chosen = _Chosen(model.num_prefix_tokens if leaves_out else 0)
-        if leaves_out:
-            self.model.patch_drop = self.chosen
 
     def forward(self, batch: torch.Tensor, numbers: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, 3, H, W) normalised -> (B, T, D), or (B, K, D) of the K patches with these `numbers` alone."""
-        self.chosen.numbers = numbers
-        taken = self.model.forward_intermediates(
-            batch, indices=self.blocks, norm=True, stop_early=True, intermediates_only=True, output_fmt="NLC"
-        )
+        """(B, 3, H, W) normalised -> (B, T, D), or (B, K, D) where a plain ViT sees the K patches `numbers` alone."""
+        taken = self._taken(batch) if numbers is None else self._taken_of(batch, numbers)
         return torch.cat(taken, dim=-1)
 
+    def _taken(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = self.model.forward_intermediates(
+            batch, indices=self.blocks, norm=True, stop_early=True, intermediates_only=True, output_fmt="NLC"
+        )
+        return found
 
-class _Chosen(nn.Module):
-    """Some patch tokens of a ViT, in the place where timm drops some at random when it trains.
-
-    Args:
-        prefix: tokens before those of the patches, such as the class token; they stay.
-    """
-
-    def __init__(self, prefix: int) -> None:
-        super().__init__()
-        self.prefix = prefix
-        self.numbers: torch.Tensor | None = None
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, P + T, D) -> (B, P + K, D)."""
-        if self.numbers is None:
-            return tokens
-        patches = tokens[:, self.prefix :].index_select(1, self.numbers)
-        return torch.cat((tokens[:, : self.prefix], patches), dim=1)
+    def _taken_of(self, batch: torch.Tensor, numbers: torch.Tensor) -> list[torch.Tensor]:
+        """As `_taken`, with the other patches left out once positions are added."""
+        model, prefix = self.model, self.model.num_prefix_tokens
+        tokens = model._pos_embed(model.patch_embed(batch))
+        tokens = torch.cat((tokens[:, :prefix], tokens[:, prefix:].index_select(1, numbers)), dim=1)
+        tokens = model.norm_pre(tokens)
+        found = []
+        for number, block in enumerate(model.blocks[: max(self.blocks) + 1]):
+            tokens = block(tokens)
+            if number in self.blocks:
+                found.append(model.norm(tokens)[:, prefix:])
+        return found
 
 
 class ResNetTokens(nn.Module):
