@@ -65,6 +65,7 @@ class NetworkFeatures(Extractor):
             shared=shared,
         )
         self.resizer = DeviceResizer(self.device) if self.device == "cuda" else None
+        self.looks = True
 
     @property
     def device(self) -> str:
@@ -122,4 +123,8 @@ class NetworkFeatures(Extractor):
         from backend.extractors.torch_runtime import device_memory
 
         with device_memory():
-            return self.run.look(images, looks)
+            return self.run.look(images, looks if self.looks else [None] * len(images))
+
+    def leave_to_host(self) -> None:
+        """See Extractor."""
+        self.resizer, self.looks = None, False

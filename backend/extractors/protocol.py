@@ -158,6 +158,10 @@ class Extractor(Protocol):
         """
         return list(self.extract(images))
 
+    def leave_to_host(self) -> None:
+        """From here on `look` has nothing to say, and ROIs are resized by the host."""
+        return
+
 
 def token_grid(height: int, width: int, *, input_size: int, patch: int, edge: Edge = "area") -> Grid:
     """Token rows and columns of an ROI of (height, width) px, which keep its aspect.

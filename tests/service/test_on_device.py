@@ -26,6 +26,7 @@ from backend.service.fitting import Fitter
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
 from backend.service.results import InferResult
+from backend.service.warmup import rehearse
 from tests.parts import encoded, part, quick_settings
 
 KEY = ModelKey.of("Master1", "Pattern")
@@ -281,3 +282,58 @@ def test_files_that_are_refused_stay_refused(both: Both, damage: Callable[[bytes
 def test_a_service_on_a_cpu_goes_the_hosts_way(both: Both) -> None:
     host, _ = both()
     assert host.infer(KEY, jpeg(9, defect=True), mm_per_px=0.1).inspection.heat.seen is None
+
+
+def rehearsed(root: Path, monkeypatch: pytest.MonkeyPatch) -> NetworkFeatures:
+    """An extractor after the rehearsal of a service whose memories are where torch computes."""
+    extractor = on_device()
+    monkeypatch.setattr(products, "device", lambda: extractor.device)
+    with ExitStack() as stack:
+        inspector = Inspector(quick_settings(root), extractor)
+        stack.callback(inspector.close)
+        inspector.start()
+        rehearse(inspector.host.queue(), inspector.cache)
+    return extractor
+
+
+def test_a_device_that_agrees_with_the_host_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = rehearsed(tmp_path, monkeypatch)
+    assert found.looks and found.resizer is not None
+
+
+def farther(distances: torch.Tensor) -> torch.Tensor:
+    return distances * 1.01
+
+
+def broken(distances: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("no kernel image is available for execution on the device")
+
+
+@pytest.mark.parametrize("fault", [farther, broken])
+def test_a_device_that_says_otherwise_or_cannot_say_is_not_asked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    own = products.DeviceRows.distances
+
+    def distances(rows: products.DeviceRows, q: torch.Tensor, k: int) -> Any:
+        found = own(rows, q, k)
+        return None if found is None else (fault(found[0]), found[1])
+
+    monkeypatch.setattr(products.DeviceRows, "distances", distances)
+    found = rehearsed(tmp_path, monkeypatch)
+    assert not found.looks and found.resizer is None
+    assert "the CPU makes all of them" in caplog.text
+
+
+def test_a_device_that_resizes_otherwise_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = DeviceResizer.__call__
+
+    def brighter(resizer: DeviceResizer, *given: Any) -> Any:
+        found = own(resizer, *given)
+        return None if found is None else found | 1
+
+    monkeypatch.setattr(DeviceResizer, "__call__", brighter)
+    assert rehearsed(tmp_path, monkeypatch).resizer is None
