@@ -155,6 +155,13 @@ def _undrawn(model_name: str) -> dict[str, Any]:
     return {"weight_init": "skip"} if plain_vit else {}
 
 
+def _is_plain(model: nn.Module) -> bool:
+    """Whether a token's position is in its embedding alone, so that a ViT runs over any choice of its tokens."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    return type(model) is VisionTransformer
+
+
 class DinoV2Features(NetworkFeatures):
     """Patch tokens of a frozen ViT (Oquab et al. 2023, DINOv2), of two blocks, each through the final norm.
 
@@ -183,6 +190,7 @@ class DinoV2Features(NetworkFeatures):
         load_weights(model, source, options.model_name)
         depth = len(model.blocks)
         self.blocks = _blocks_of(options.blocks, depth) or (3 * depth // 4, depth - 1)
+        self.leaves_out = _is_plain(model)
         super().__init__(
             model,
             options,

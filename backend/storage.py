@@ -156,6 +156,11 @@ class StoredMemory:
         """Whether JPEGs are decoded no larger than the extractor needs; those of earlier releases' memories are not."""
         return self.metadata.get("jpeg_scaled") is True
 
+    @property
+    def part_alone(self) -> bool:
+        """Whether the extractor saw the part of each image alone, and so must in inspections."""
+        return self.metadata.get("part_alone") is True
+
 
 Stamp = tuple[int, int, int]
 

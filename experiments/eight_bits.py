@@ -37,7 +37,7 @@ from backend.evaluation.sets import InspectionSet, LabelledImage, read_set
 from backend.extractors.agreement import Agreement
 from backend.extractors.network import NetworkFeatures
 from backend.extractors.openvino_runtime import OpenVinoFeatures, model_of, with_openvino
-from backend.extractors.protocol import RGB, ExtractorOptions, Rows
+from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Rows
 from backend.extractors.weights import write_random_weights
 from backend.features import DinoV2Features, torch_network
 from backend.infer import Criteria, inspect
@@ -161,7 +161,7 @@ def times(
         return forwards, in_turn(works, ROUNDS)
 
 
-def prepared(images: Sequence[LabelledImage], network: NetworkFeatures) -> list[RGB]:
+def prepared(images: Sequence[LabelledImage], network: Extractor) -> list[RGB]:
     """The pixels that the extractor sees of labelled images, all on the grid of the first."""
     found: list[RGB] = []
     grid = None

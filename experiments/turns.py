@@ -8,7 +8,7 @@ from time import perf_counter, process_time
 
 import numpy as np
 
-from backend.extractors.protocol import RGB, Extractor
+from backend.extractors.protocol import RGB, Extractor, Mask
 
 Work = Callable[[int], object]
 
@@ -33,6 +33,11 @@ def in_turn(works: Mapping[str, Work], rounds: int) -> dict[str, Took]:
     return {name: Took(ms, cpu_ms) for name, (ms, cpu_ms) in medians.items()}
 
 
-def forward(extractor: Extractor, pictures: Sequence[RGB]) -> Work:
-    """The bare pass of a network over one of the pictures."""
-    return lambda number: extractor.extract([pictures[number % len(pictures)]])
+def forward(extractor: Extractor, pictures: Sequence[RGB], inside: Mask | None = None) -> Work:
+    """The bare pass of a network over one of the pictures, or over its tokens `inside` (rows, columns) bool alone."""
+
+    def passed(number: int) -> object:
+        one = [pictures[number % len(pictures)]]
+        return extractor.extract(one) if inside is None else extractor.extract_part(one, inside)
+
+    return passed

@@ -16,8 +16,7 @@ from backend.evaluation.figures import ImageFigures, Interval
 from backend.evaluation.results import Cost, Figures, ScoredImage, SetResult
 from backend.evaluation.sets import InspectionSet, LabelledImage
 from backend.extractors.protocol import ExtractorOptions
-from backend.extractors.weights import write_random_weights
-from backend.features import DinoV2Features, build_extractor
+from backend.features import build_extractor
 from backend.infer import Roi, RoiSize
 from experiments import accuracy, detection, eight_bits, families, giant, growing, light, masked_tokens, sizes, turns
 
@@ -180,36 +179,6 @@ def test_works_are_timed_in_turn_and_the_first_round_is_not_counted() -> None:
     took = turns.in_turn({"slow at first": slow_at_first, "quick": lambda n: called.append(("quick", n))}, 3)
     assert called == [(name, n) for n in range(4) for name in ("slow at first", "quick")]
     assert all(one.ms < 100 for one in took.values())
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> ExtractorOptions:
-    """A ViT-Tiny of random weights at 96 px, run by torch."""
-    name = "vit_tiny_patch16_224"
-    path = write_random_weights(name, tmp_path_factory.mktemp("tiny") / "w.safetensors", np.random.default_rng(0))
-    return ExtractorOptions(model_name=name, weights=str(path), input_size=96, device="cpu", precision="fp32")
-
-
-def test_a_network_that_leaves_no_token_out_is_the_whole_one(tiny: ExtractorOptions, rng: np.random.Generator) -> None:
-    picture = rng.integers(0, 256, (96, 96, 3)).astype(np.uint8)
-    part = masked_tokens.PartFeatures(tiny, np.ones((96, 96), bool)).extract([picture])
-    assert np.allclose(part, DinoV2Features(tiny).extract([picture]), atol=1e-6)
-
-
-def test_tokens_outside_a_part_are_left_out_and_touch_nothing(tiny: ExtractorOptions, rng: np.random.Generator) -> None:
-    mask = np.zeros((96, 96), bool)
-    mask[20:50, 40:60] = True  # cells 1 to 3 down, 2 and 3 across
-    inside = np.zeros((6, 6), bool)
-    inside[1:4, 2:4] = True
-    picture = rng.integers(0, 256, (96, 96, 3)).astype(np.uint8)
-    other = np.where(np.kron(inside, np.ones((16, 16), bool))[..., None], picture, 255 - picture)
-    network = masked_tokens.PartFeatures(tiny, mask)
-    found, of_other = (network.extract([one])[0].reshape(6, 6, -1) for one in (picture, other))
-    assert not found[~inside].any()
-    assert np.allclose(np.linalg.norm(found[inside], axis=-1), 1, atol=1e-5)
-    assert np.array_equal(found, of_other)
-    whole = DinoV2Features(tiny).extract([picture])[0].reshape(6, 6, -1)
-    assert not np.allclose(found[inside], whole[inside], atol=1e-3)
 
 
 def test_a_circle_is_read_as_it_is_written() -> None:

@@ -187,9 +187,8 @@ def version_fields(store: ModelStore, extractor: Extractor, key: ModelKey) -> di
     """The model in use and what was replaced before it, the newest first. Raises DamagedFile."""
     kept = [one for one in store.versions(key) if not store.is_current(key, one)]
     current = store.about(key)
-    ours = extractor.fingerprint
     versions = [
-        {"version": one.name, **one.about, "restorable": one.about.get("fingerprint", ours) == ours} for one in kept
+        {"version": one.name, **one.about, "restorable": extractor.made(one.about.get("fingerprint"))} for one in kept
     ]
     return {**({"current": current} if current else {}), "versions": versions}
 

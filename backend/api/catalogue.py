@@ -287,6 +287,25 @@ ERRORS: dict[str, Entry] = {
             "again, or go back to the former extractor."
         ),
     ),
+    "part_not_alone": Entry(
+        400,
+        es=(
+            "{model} no puede dejar fuera lo que rodea la pieza (PART_ALONE): lo hace un ViT, y no una ResNet, lite ni "
+            "texture. Pon PART_ALONE=0 y aprende de nuevo, o elige un ViT en MODEL_NAME."
+        ),
+        en=(
+            "{model} cannot leave out what is around the part (PART_ALONE): a ViT does, and no ResNet, lite or "
+            "texture. Set PART_ALONE=0 and fit again, or name a ViT in MODEL_NAME."
+        ),
+    ),
+    "shape_needed": Entry(
+        400,
+        es="{name} llegó sin shape, y la red de este modelo solo ve la pieza: envía cada imagen con su shape.",
+        en=(
+            "{name} came without a shape, and the network of this model sees the part alone: send a shape with every "
+            "image."
+        ),
+    ),
     "set_not_understood": Entry(
         400,
         es=(
@@ -1036,6 +1055,16 @@ NOTICES: dict[str, Words] = {
         en=(
             "The memory knows only the part inside its shape; this image came without one, and what is around it "
             "counts."
+        ),
+    ),
+    "part_differs": Words(
+        es=(
+            "El shape de esta imagen abarca otra zona que el del modelo, y la red solo ha visto esa: la puntuación "
+            "puede no ser comparable. Envía el shape del modelo o aprende de nuevo con este."
+        ),
+        en=(
+            "This image's shape covers another area than the model's, and the network saw that area alone: the score "
+            "may not compare. Send the model's shape, or fit again with this one."
         ),
     ),
     "shapes_differ": Words(

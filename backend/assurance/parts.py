@@ -170,7 +170,8 @@ class PartScorer:
 
         def submitted() -> Iterator[Future[NDArray[np.float32]]]:
             for picture in pictures:
-                yield queue.submit(prepare(picture, seen.roi.grid, queue.extractor.patch), bulk=True)
+                pixels = prepare(picture, seen.roi.grid, queue.extractor.patch)
+                yield self.pipeline.submit(pixels, seen.roi, bulk=True)
 
         for tokens in ahead(submitted(), queue.max_batch + 1, job):
             yield self.pipeline.judge(tokens, seen.roi, leave_out=number).score

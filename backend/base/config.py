@@ -173,6 +173,13 @@ class Settings(BaseSettings):
     foreground_mask: Literal["none", "pca"] = Field(
         "none", description="Leave out background tokens, told by the good tokens' first principal component."
     )
+    part_alone: bool = Field(
+        False,
+        description=(
+            "1: where all images of a fit have a shape, a ViT runs over the tokens that touch it and leaves the others "
+            "out, and so it does in inspections with that model; 0: over the whole ROI."
+        ),
+    )
     memory_dtype: Literal["float32", "float16", "int8"] = Field(
         "float32", description="How memories are kept, on disk and in RAM; int8: each column in 256 steps."
     )

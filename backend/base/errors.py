@@ -31,6 +31,8 @@ InspectionError
 │   ├── MemoryNotFound: key
 │   ├── TokenGridMismatch: got, expected, name
 │   ├── ExtractorMismatch: key, theirs, ours
+│   ├── PartNotAlone: model
+│   ├── ShapeNeeded: name
 │   ├── SetNotUnderstood: path
 │   ├── InvalidLabel: value
 │   ├── InvalidFilename: value
@@ -250,6 +252,14 @@ class TokenGridMismatch(BadRequest):
 
 class ExtractorMismatch(BadRequest):
     code = "extractor_mismatch"
+
+
+class PartNotAlone(BadRequest):
+    code = "part_not_alone"
+
+
+class ShapeNeeded(BadRequest):
+    code = "shape_needed"
 
 
 class SetNotUnderstood(BadRequest):

@@ -35,7 +35,7 @@ from backend.evaluation.report import side_by_side, worth_showing
 from backend.evaluation.results import Cost, FewShot, Figures, ScoredImage, SetResult, Shown, UnderChange
 from backend.evaluation.sets import GOOD, InspectionSet, LabelledImage
 from backend.extractors.neighbourhood import Wrapped
-from backend.extractors.protocol import RGB, Extractor, ExtractorOptions
+from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Mask
 from backend.infer import Scoring
 from backend.service.fitting import FitOptions, Fitter
 from backend.service.host import extractor_for
@@ -78,11 +78,17 @@ class RememberingExtractor(Wrapped):
         """See Extractor."""
         return np.stack([self._tokens(image) for image in images])
 
-    def _tokens(self, image: RGB) -> NDArray[np.float32]:
-        seal = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+    def extract_part(self, images: Sequence[RGB], inside: Mask) -> NDArray[np.float32]:
+        """See Extractor."""
+        return np.stack([self._tokens(image, inside) for image in images])
+
+    def _tokens(self, image: RGB, inside: Mask | None = None) -> NDArray[np.float32]:
+        seen = b"" if inside is None else inside.tobytes()
+        seal = hashlib.sha256(repr(image.shape).encode() + image.tobytes() + seen).hexdigest()
         path = self.folder / f"{seal}.npy"
         if not path.exists():
-            np.save(path, self.inner.extract([image])[0])
+            found = self.inner.extract([image]) if inside is None else self.inner.extract_part([image], inside)
+            np.save(path, found[0])
         with reading_arrays():
             tokens: NDArray[np.float32] = np.load(path)
         return tokens

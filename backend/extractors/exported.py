@@ -145,18 +145,50 @@ class ExportedNetwork:
         _check_options(bundle, found, options)
         return found
 
-    def model(self, height: int, width: int) -> Any:
-        """OpenVINO's model for one (height, width) px image."""
-        from openvino import op
+    @property
+    def leaves_out(self) -> bool:
+        """Whether it is a ViT whose positions are added to its tokens, of which some can be left out from there on."""
+        return self.position is not None and _added(self.network.inputs[1]) is not None
+
+    def model(self, height: int, width: int, *, part: bool = False) -> Any:
+        """OpenVINO's model for one (height, width) px image; `part`: see openvino_runtime.model_of."""
+        from openvino import PartialShape, op
 
         model = self.network.clone()
+        chosen = _choosing(model, self.position.prefix) if part and self.position else []
         if self.position is not None:
             table = self.position.resampled(height // self.patch, width // self.patch)
             given = model.inputs[1].get_node()
             given.output(0).replace(op.Constant(table).output(0))
             model.remove_parameter(given)
-        model.reshape([1, height, width, 3])
+        model.add_parameters(chosen)
+        shapes = [PartialShape([1, height, width, 3]), PartialShape([-1])]
+        model.reshape(dict(zip(model.inputs, shapes, strict=False)))
         return model
+
+
+def _added(position: Any) -> Any:
+    """The sum of tokens and the positions that an input of a network gives; None where they are not just added."""
+    (user, *others) = position.get_target_inputs() or [None]
+    plain = user is not None and not others and user.get_node().get_type_name() == "Add"
+    return user.get_node().output(0) if plain else None
+
+
+def _choosing(model: Any, prefix: int) -> list[Any]:
+    """Let a ViT run over some patches, once positions are added; the parameter for their numbers, not yet in `model`.
+
+    `prefix`: tokens before those of the patches there, which stay.
+    """
+    from openvino import opset13 as ops
+
+    tokens = _added(model.inputs[1])
+    users = tokens.get_target_inputs()
+    numbers = ops.parameter([-1], np.int64)
+    rows = ops.concat([ops.constant(np.arange(prefix)), ops.add(numbers, ops.constant(np.int64(prefix)))], 0)
+    chosen = ops.gather(tokens, rows, ops.constant(np.int64(1)))
+    for user in users:
+        user.replace_source_output(chosen.output(0))
+    return [numbers]
 
 
 def _check_fields(bundle: Bundle) -> None:

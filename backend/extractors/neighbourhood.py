@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.extractors.protocol import RGB, Extractor, Rows
+from backend.extractors.protocol import RGB, Extractor, Mask, Rows
 
 
 class Wrapped(Extractor):
-    """An extractor that changes what another one gives; a subclass has its own `extract`.
+    """An extractor that changes what another one gives; a subclass has its own `extract` and `extract_part`.
 
     Args:
         inner: the other one.
@@ -26,7 +26,7 @@ class Wrapped(Extractor):
     def __init__(self, inner: Extractor, change: str) -> None:
         self.inner = inner
         self.name, self.runtime, self.streams = inner.name, inner.runtime, inner.streams
-        self.reach = inner.reach
+        self.reach, self.leaves_out = inner.reach, inner.leaves_out
         self.dim, self.patch = inner.dim, inner.patch
         self.input_size, self.input_edge = inner.input_size, inner.input_edge
         self.input_aspect = inner.input_aspect
@@ -43,7 +43,8 @@ class Neighbourhood(Wrapped):
     """Replaces each token by the mean of the tokens around it, of unit length (Roth et al. 2022, section 3.1, eq. 2).
 
     Args:
-        size: side of the neighbourhood in tokens; odd. Only tokens inside the image count.
+        size: side of the neighbourhood in tokens; odd. Only tokens inside the image count, and inside the part where
+            it is seen alone.
         stride: every stride-th token of every stride-th row is kept, so a token's cell grows by it.
     """
 
@@ -55,8 +56,18 @@ class Neighbourhood(Wrapped):
 
     def extract(self, images: Sequence[RGB]) -> Rows:
         """See Extractor."""
+        return self._averaged(self.inner.extract(images), images)
+
+    def extract_part(self, images: Sequence[RGB], inside: Mask) -> Rows:
+        """See Extractor."""
+        finer = np.repeat(np.repeat(inside, self.stride, axis=0), self.stride, axis=1)
+        averaged = self._averaged(self.inner.extract_part(images, finer), images)
+        averaged[:, ~inside.ravel()] = 0.0
+        return averaged
+
+    def _averaged(self, tokens: Rows, images: Sequence[RGB]) -> Rows:
         rows, cols = (side // self.inner.patch for side in images[0].shape[:2])
-        maps = self.inner.extract(images).reshape(len(images), rows, cols, self.dim)
+        maps = tokens.reshape(len(images), rows, cols, self.dim)
         summed = windows_summed(windows_summed(maps, self.size, axis=1), self.size, axis=2)
         start = self.stride // 2
         kept = summed[:, start :: self.stride, start :: self.stride].reshape(len(images), -1, self.dim)
@@ -83,19 +94,26 @@ class Tiled(Wrapped):
         """See Extractor."""
         return np.stack([self._extract(image) for image in images])
 
-    def _extract(self, image: RGB) -> Rows:
+    def extract_part(self, images: Sequence[RGB], inside: Mask) -> Rows:
+        """See Extractor. A tile beside the part is not looked at."""
+        return np.stack([self._extract(image, inside) for image in images])
+
+    def _extract(self, image: RGB, inside: Mask | None = None) -> Rows:
         rows, cols = (side // self.patch for side in image.shape[:2])
         total = np.zeros((rows, cols, self.dim), np.float32)
         for down in spans(rows, self.tiles, self.overlap):
             for across in spans(cols, self.tiles, self.overlap):
-                total[down, across] += self._tile(image, down, across)
+                if inside is None or inside[down, across].any():
+                    total[down, across] += self._tile(image, down, across, inside)
         return unit_rows(total.reshape(rows * cols, self.dim))
 
-    def _tile(self, image: RGB, down: slice, across: slice) -> Rows:
+    def _tile(self, image: RGB, down: slice, across: slice, inside: Mask | None) -> Rows:
         side = self.patch
         pixels = image[down.start * side : down.stop * side, across.start * side : across.stop * side]
         height, width = down.stop - down.start, across.stop - across.start
-        tokens = self.inner.extract([np.ascontiguousarray(pixels)])[0].reshape(height, width, self.dim)
+        tile = [np.ascontiguousarray(pixels)]
+        found = self.inner.extract(tile) if inside is None else self.inner.extract_part(tile, inside[down, across])
+        tokens = found[0].reshape(height, width, self.dim)
         weight: Rows = np.outer(_tent(height), _tent(width)).astype(np.float32)
         weighted: Rows = tokens * weight[:, :, None]
         return weighted

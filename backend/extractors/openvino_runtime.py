@@ -18,7 +18,7 @@ from backend.extractors.agreement import Agreement
 from backend.extractors.exported import EXPORT_GAP, ExportedNetwork, largest_gap
 from backend.extractors.lite import NAME as LITE
 from backend.extractors.lite import lite_precision
-from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Precision, Rows
+from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Mask, Precision, Rows, on_grid
 
 if TYPE_CHECKING:
     from backend.extractors.network import NetworkFeatures
@@ -65,33 +65,47 @@ class OpenVinoFeatures(Extractor):
         self.dim, self.patch = reference.dim, reference.patch
         self.input_size, self.input_edge = reference.input_size, reference.input_edge
         self.input_aspect = reference.input_aspect
+        self.leaves_out = reference.leaves_out
         cores = threads or available_cores()
         self.streams = min(cores, MOST_STREAMS)
         self._core = openvino.Core()
         self._config = {"INFERENCE_PRECISION_HINT": HINTS[precision], "INFERENCE_NUM_THREADS": cores}
-        self._models = lru_cache(_SIZES)(lambda height, width: model_of(reference, height, width))
+        self._models = lru_cache(_SIZES)(lambda *size, **how: model_of(reference, *size, **how))
         self._alone = lru_cache(_SIZES)(self._requests)
         self._together = lru_cache(_SIZES)(self._requests)
 
     def extract(self, images: Sequence[RGB]) -> Rows:
         """See Extractor. One image has all cores; of several, each has a stream of its own."""
         height, width = images[0].shape[:2]
+        return self._rows(images, height // self.patch * (width // self.patch))
+
+    def extract_part(self, images: Sequence[RGB], inside: Mask) -> Rows:
+        """See Extractor. One model serves every choice of tokens of a grid."""
+        if not self.leaves_out:
+            return super().extract_part(images, inside)
+        numbers = np.flatnonzero(inside)
+        return on_grid(self._rows(images, len(numbers), numbers), inside)
+
+    def _rows(self, images: Sequence[RGB], n_tokens: int, *chosen: NDArray[np.int64]) -> Rows:
+        size, part = images[0].shape[:2], bool(chosen)
         alone = len(images) == 1 or self.streams == 1
-        requests = self._alone(height, width, 1) if alone else self._together(height, width, self.streams)
-        rows = np.empty((len(images), height // self.patch * (width // self.patch), self.dim), np.float32)
+        requests = self._alone(*size, 1, part=part) if alone else self._together(*size, self.streams, part=part)
+        rows = np.empty((len(images), n_tokens, self.dim), np.float32)
         for number, image in enumerate(images):
             request = requests[number % len(requests)]
             request.wait()
-            request.set_input_tensor(self._tensor(np.ascontiguousarray(image)[None]))
+            request.set_input_tensor(0, self._tensor(np.ascontiguousarray(image)[None]))
+            for numbers in chosen:
+                request.set_input_tensor(1, self._tensor(numbers))
             request.set_output_tensor(self._tensor(rows[number : number + 1]))
             request.start_async()
         for request in requests:
             request.wait()
         return rows
 
-    def _requests(self, height: int, width: int, streams: int) -> list[Any]:
+    def _requests(self, height: int, width: int, streams: int, *, part: bool) -> list[Any]:
         hint = {"PERFORMANCE_HINT": "LATENCY"} if streams == 1 else {"NUM_STREAMS": streams}
-        compiled = self._core.compile_model(self._models(height, width), "CPU", {**self._config, **hint})
+        compiled = self._core.compile_model(self._models(height, width, part=part), "CPU", {**self._config, **hint})
         return [compiled.create_infer_request() for _ in range(streams)]
 
     @staticmethod
@@ -101,24 +115,28 @@ class OpenVinoFeatures(Extractor):
         return openvino.Tensor(array, shared_memory=True)
 
 
-def model_of(reference: NetworkFeatures | ExportedNetwork, height: int, width: int) -> Any:
-    """The network as an OpenVINO model for one (height, width) px image: uint8 in, unit rows out."""
+def model_of(reference: NetworkFeatures | ExportedNetwork, height: int, width: int, *, part: bool = False) -> Any:
+    """The network as an OpenVINO model for one (height, width) px image: uint8 in, unit rows out.
+
+    `part`: its second input has the numbers of the tokens that it runs over, as many as there may be.
+    """
     if isinstance(reference, ExportedNetwork):
-        return reference.model(height, width)
-    return _converted(reference, height, width)
+        return reference.model(height, width, part=part)
+    return _converted(reference, height, width, part=part)
 
 
-def _converted(reference: NetworkFeatures, height: int, width: int) -> Any:
-    """The reference's network as an OpenVINO model for one (height, width) px image: uint8 in, unit rows out."""
+def _converted(reference: NetworkFeatures, height: int, width: int, *, part: bool) -> Any:
     import openvino
     import torch
 
     pixels = torch.zeros((1, height, width, 3), dtype=torch.uint8)
+    example = (pixels, torch.arange(2)) if part else (pixels,)
+    shapes = [tuple(pixels.shape), (-1,)][: len(example)]
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing fixes the image's size, which is what is wanted here
         network = reference.network(height, width).eval()
-        traced = torch.jit.trace(network, pixels, check_trace=False)  # type: ignore[no-untyped-call]
-        return openvino.convert_model(traced, example_input=pixels, input=[tuple(pixels.shape)])
+        traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
+        return openvino.convert_model(traced, example_input=example, input=shapes)
 
 
 def with_openvino(reference: NetworkFeatures, options: ExtractorOptions) -> Extractor:

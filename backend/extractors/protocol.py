@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 
 from backend.base.config import Settings
 from backend.base.decoding import Needed
+from backend.base.errors import PartNotAlone
 from backend.base.images import resize, resize_means
 from backend.base.options import filled, option
 from backend.extractors.weights import WEIGHTS_DIR
 
 RGB = NDArray[np.uint8]
 Rows = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 Grid = tuple[int, int]
+PART_ALONE = "/part"
+Look = Callable[[Any], Any]
+"""Told an image's rows (T, D) as a tensor on the device that made them: what it says of them, or None."""
 Device = Literal["auto", "cpu", "cuda"]
 Edge = Literal["area", "smaller"]
 Aspect = Literal["keep", "square"]
@@ -90,6 +95,7 @@ class Extractor(Protocol):
         streams: images that are worth handing over at once on a CPU.
         reach: side, in cells of the token grid, of the neighbourhood that a token is averaged over. What covers less
             of the ROI is smeared over as much, and an anomaly map cannot show it smaller.
+        leaves_out: whether it has `extract_part`.
         fingerprint: changes whenever embeddings would: memories of different fingerprints do not compare.
     """
 
@@ -102,6 +108,7 @@ class Extractor(Protocol):
     runtime: str
     streams: int = 1
     reach: float = 1.0
+    leaves_out: bool = False
     fingerprint: str
 
     @property
@@ -115,9 +122,45 @@ class Extractor(Protocol):
             height = width = max(height, width)
         return token_grid(height, width, input_size=self.input_size, patch=self.patch, edge=self.input_edge)
 
+    def prepare(self, image: NDArray[np.uint8], grid: Grid, size: tuple[int, int] | None = None) -> RGB:
+        """What the extractor sees of an ROI: see the function `prepare`. It may be called beside `extract`."""
+        return prepare(image, grid, self.patch, size)
+
     def extract(self, images: Sequence[RGB]) -> Rows:
         """Embeddings of equally large (H, W, 3) uint8 RGB images: (B, T, dim) float32 with unit rows, row-major."""
         ...
+
+    def extract_part(self, images: Sequence[RGB], inside: Mask) -> Rows:
+        """As `extract`, of the tokens alone that are `inside` (rows, columns) bool; the others' rows are zeros.
+
+        The others are left out before the network's first block, so that no embedding knows what lies there.
+
+        Raises:
+            PartNotAlone: the extractor does not leave tokens out.
+        """
+        raise PartNotAlone(model=self.name)
+
+    def fingerprint_of(self, *, part_alone: bool) -> str:
+        """The fingerprint of embeddings that `extract_part` gives, or `extract`."""
+        return self.fingerprint + PART_ALONE if part_alone else self.fingerprint
+
+    def made(self, fingerprint: str | None) -> bool:
+        """Whether embeddings of this fingerprint, if any, compare with those that the extractor gives."""
+        ways = {self.fingerprint_of(part_alone=part_alone) for part_alone in {False, self.leaves_out}}
+        return fingerprint is None or fingerprint in ways
+
+    def look(self, images: Sequence[RGB], looks: Sequence[Look | None]) -> list[Any]:
+        """As `extract`, where an image may have a look at its embeddings on the device that makes them.
+
+        Returns:
+            For each image what its look said, or the embeddings (T, dim) where that was nothing, or where no device
+            holds them.
+        """
+        return list(self.extract(images))
+
+    def leave_to_host(self) -> None:
+        """From here on `look` has nothing to say, and ROIs are resized by the host."""
+        return
 
 
 def token_grid(height: int, width: int, *, input_size: int, patch: int, edge: Edge = "area") -> Grid:
@@ -139,6 +182,13 @@ def token_grid(height: int, width: int, *, input_size: int, patch: int, edge: Ed
         else:
             rows -= 1
     return rows, cols
+
+
+def on_grid(chosen: Rows, inside: Mask) -> Rows:
+    """(B, T, D) of the rows (B, K, D) that belong `inside` (rows, columns) bool, K of them True; zeros elsewhere."""
+    rows = np.zeros((len(chosen), inside.size, chosen.shape[-1]), np.float32)
+    rows[:, inside.ravel()] = chosen
+    return rows
 
 
 def prepare(image: NDArray[np.uint8], grid: Grid, patch: int, size: tuple[int, int] | None = None) -> RGB:

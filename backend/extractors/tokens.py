@@ -27,10 +27,10 @@ class TokenNetwork(nn.Module):
         self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]).view(1, 3, 1, 1))
         self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1))
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, 3) uint8 -> (B, T, D) float32."""
+    def forward(self, pixels: torch.Tensor, *chosen: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, 3) uint8 -> (B, T, D) float32; `chosen`: the numbers of tokens, see ViTTokens."""
         batch = torch.addcmul(self.shift, pixels.permute(0, 3, 1, 2).float(), self.scale)
-        return functional.normalize(self.body(batch).float(), dim=-1)
+        return functional.normalize(self.body(batch, *chosen).float(), dim=-1)
 
 
 class ViTTokens(nn.Module):
@@ -41,12 +41,29 @@ class ViTTokens(nn.Module):
         self.model = model
         self.blocks = list(blocks)
 
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) normalised -> (B, T, D)."""
-        taken = self.model.forward_intermediates(
+    def forward(self, batch: torch.Tensor, numbers: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, 3, H, W) normalised -> (B, T, D), or (B, K, D) where a plain ViT sees the K patches `numbers` alone."""
+        taken = self._taken(batch) if numbers is None else self._taken_of(batch, numbers)
+        return torch.cat(taken, dim=-1)
+
+    def _taken(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = self.model.forward_intermediates(
             batch, indices=self.blocks, norm=True, stop_early=True, intermediates_only=True, output_fmt="NLC"
         )
-        return torch.cat(taken, dim=-1)
+        return found
+
+    def _taken_of(self, batch: torch.Tensor, numbers: torch.Tensor) -> list[torch.Tensor]:
+        """As `_taken`, with the other patches left out once positions are added."""
+        model, prefix = self.model, self.model.num_prefix_tokens
+        tokens = model._pos_embed(model.patch_embed(batch))
+        tokens = torch.cat((tokens[:, :prefix], tokens[:, prefix:].index_select(1, numbers)), dim=1)
+        tokens = model.norm_pre(tokens)
+        found = []
+        for number, block in enumerate(model.blocks[: max(self.blocks) + 1]):
+            tokens = block(tokens)
+            if number in self.blocks:
+                found.append(model.norm(tokens)[:, prefix:])
+        return found
 
 
 class ResNetTokens(nn.Module):

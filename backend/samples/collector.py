@@ -231,13 +231,12 @@ class Collector:
         """Whether there is a memory and a calibration, how many samples, and a rebuild under way; reads no memory."""
         store, extractor = self.inspector.store, self.inspector.host.extractor
         fitted = store.stamp(key) is not None
-        ours = extractor.fingerprint if extractor else None
-        theirs = store.manifest(key).get("fingerprint", ours)
+        usable = extractor is None or extractor.made(store.manifest(key).get("fingerprint"))
         rebuild = self.rebuilder.status(key)
         return {
             "status": self.inspector.host.status,
             "memory_fitted": fitted,
-            "memory_usable": fitted and (ours is None or theirs == ours),
+            "memory_usable": fitted and usable,
             "calib_present": store.calibration_stamp(key) is not None,
             "n_ok": len(self.samples.names(key, "ok")),
             "n_ng": len(self.samples.names(key, "ng")),

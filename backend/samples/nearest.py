@@ -53,7 +53,7 @@ def nearest_good(
     pipeline, memory = scorer.pipeline, scorer.model.memory
     with pipeline.queue.slot():
         image, roi = pipeline.prepare(file, mm_per_px)
-        tokens = job.wait(pipeline.queue.submit(image.pixels))
+        tokens = job.wait(pipeline.submit(image.pixels, roi))
     at = _standing_out(pipeline.judge(tokens, roi).token_map, roi, box)
     patch = tokens.reshape(*roi.grid, -1)[at]
     stored = scorer.model.stored

@@ -91,9 +91,9 @@ class Rebuilder:
 
     def foreign(self) -> list[ModelKey]:
         """Models whose memory another extractor made."""
-        ours = self.inspector.host.queue().extractor.fingerprint
+        extractor = self.inspector.host.queue().extractor
         manifests = {key: self.inspector.store.manifest(key) for key in self.samples.all_keys()}
-        return [key for key, manifest in manifests.items() if manifest.get("fingerprint", ours) != ours]
+        return [key for key, manifest in manifests.items() if not extractor.made(manifest.get("fingerprint"))]
 
     def rebuild(self, key: ModelKey, job: Job | None = None, *, replace: bool = False) -> Rebuilt | None:
         """Make the memory of `key` again from its samples, in the steps of its history and with their options.

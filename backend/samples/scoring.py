@@ -134,7 +134,6 @@ class SampleScorer:
 
     def embedded(self, chosen: Sequence[Sample], job: Job) -> Iterator[tuple[Read, Tokens | None]]:
         """Each sample with its tokens, in order, while later ones are read and wait in the queue. Raises Cancelled."""
-        queue = self.pipeline.queue
         waiting: deque[tuple[Read, Future[Tokens] | None]] = deque()
 
         def oldest() -> tuple[Read, Tokens | None]:
@@ -144,8 +143,8 @@ class SampleScorer:
         with ThreadPoolExecutor(DECODERS, thread_name_prefix="read-samples") as pool:
             try:
                 for read in ahead((pool.submit(self._read, sample) for sample in chosen), 2 * DECODERS):
-                    waiting.append((read, queue.submit(read.ready[0].pixels, bulk=True) if read.ready else None))
-                    if len(waiting) > queue.max_batch:
+                    waiting.append((read, self._submit(*read.ready) if read.ready else None))
+                    if len(waiting) > self.pipeline.queue.max_batch:
                         yield oldest()
                 while waiting:
                     yield oldest()
@@ -153,6 +152,9 @@ class SampleScorer:
                 for _, future in waiting:
                     if future:
                         future.cancel()
+
+    def _submit(self, image: PreparedImage, roi: Roi) -> Future[Tokens]:
+        return self.pipeline.submit(image.pixels, roi, bulk=True)
 
     def _read(self, sample: Sample) -> Read:
         mm_per_px = self.mm_per_px

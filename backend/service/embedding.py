@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.decoding import ImageOptions
-from backend.base.errors import InvalidValue
+from backend.base.errors import InvalidValue, PartNotAlone
 from backend.base.messages import Notice
-from backend.extractors.protocol import RGB, Extractor, Grid, needed_by, prepare
+from backend.extractors.protocol import RGB, Extractor, Grid, needed_by
+from backend.infer import RoiSize, working_mask
 from backend.memory.chunked import Budget, BudgetTooSmall, ChunkedCoreset
-from backend.roi_mask import build_mask, token_mask
+from backend.roi_mask import token_mask
 from backend.service.appearance import Appearance, appearance_of
 from backend.service.images import DECODERS, ImageFile, about_pixels, decoded, fitted_grid
 from backend.service.jobs import Job, ahead
@@ -73,6 +74,7 @@ class Embeddings:
         digests: SHA-256 of each image's file.
         counts: rows of each image and its view: all tokens, or those that touch the part where a shape says what it is.
         shaped: whether each image came with a shape.
+        part_alone: whether the extractor saw nothing of each image but the tokens that touch the part.
         passes: the choice of `emb` in passes, where there are more embeddings than memory was given for.
         notices: what is to be said of how the images were read, each code once, of the first image that it concerns.
         roi_px: height and width of the first image, in pixels.
@@ -85,6 +87,7 @@ class Embeddings:
     digests: list[str]
     counts: list[int]
     shaped: list[bool] = field(default_factory=list)
+    part_alone: bool = False
     passes: ChunkedCoreset | None = None
     notices: tuple[Notice, ...] = ()
     roi_px: tuple[int, int] = (0, 0)
@@ -123,7 +126,7 @@ class Embeddings:
         )
 
 
-def embed_images(
+def embed_images(  # noqa: PLR0913 - the options of one step, by name
     files: Sequence[ImageFile],
     queue: InferenceQueue,
     job: Job,
@@ -133,11 +136,13 @@ def embed_images(
     expected: Grid | None = None,
     images: ImageOptions | None = None,
     budget: Budget | None = None,
+    part_alone: bool = False,
 ) -> Embeddings:
     """Embeddings of `files` on the grid of the first one (or `expected`), never held twice.
 
     With `augmentation` one more view of each image is embedded, which `seed` and the file's content decide. Of a file
-    with a shape only the tokens that touch the part are kept, and beyond the `budget` only a coreset.
+    with a shape only the tokens that touch the part are kept, and beyond the `budget` only a coreset. With
+    `part_alone` the extractor sees no others, where all files have a shape.
 
     A file that is there twice has the number of the first in `image_ids`, and a row that several files share, bit for
     bit, has −1. So leaving one image out leaves out what that image alone brought.
@@ -145,8 +150,12 @@ def embed_images(
     Raises:
         BadImage, TokenGridMismatch, MaskEmpty: for the first file that cannot be used.
         InvalidValue: the `budget` does not hold what a coreset in passes needs.
+        PartNotAlone: the extractor does not leave tokens out.
         Cancelled: the job was cancelled.
     """
+    part_alone = part_alone and all(file.shape for file in files)
+    if part_alone and not queue.extractor.leaves_out:
+        raise PartNotAlone(model=queue.extractor.name)
     views_of = partial(_views, extractor=queue.extractor, augmentation=augmentation, seed=seed, options=images)
     read = _read(files, views_of, expected)
     first = next(read)
@@ -168,12 +177,12 @@ def embed_images(
             for notice in (*views.notices, *about_pixels(views.roi_px, first.roi_px, aspect)):
                 said.setdefault(notice.code, notice)
             while views.pixels:
-                yield queue.submit(views.pixels.pop(0), bulk=True)
+                yield queue.submit(views.pixels.pop(0), inside=views.inside if part_alone else None, bulk=True)
 
     def embedded() -> Iterator[NDArray[np.float32]]:
         for number, rows in enumerate(ahead(submitted(), queue.max_batch + 1, job)):
             inside = insides[number // per_file]
-            kept = rows if inside is None else rows[inside]
+            kept = rows if inside is None else rows[inside.ravel()]
             counts[number // per_file] += len(kept)
             yield kept
             job.report("extract", number + 1, len(files) * per_file)
@@ -194,6 +203,7 @@ def embed_images(
         digests,
         counts,
         shaped,
+        part_alone,
         passes,
         tuple(said.values()),
         first.roi_px,
@@ -213,7 +223,7 @@ def _in_passes(budget: Budget, chunks: Iterator[NDArray[np.float32]], n_rows: in
 class _Views:
     """A file's image and, with augmentation, one view of it, ready for the extractor.
 
-    `inside`: (tokens,) bool, whether a token's cell touches the part; None without a shape.
+    `inside`: (rows, columns) bool, whether a token's cell touches the part; None without a shape.
     `notices`: what is to be said of how the image was read.
     """
 
@@ -238,12 +248,12 @@ def _views(
     with decoded(file, options, needed_by(extractor, expected)) as (data, found):
         image, digest = found.pixels, hashlib.sha256(data)
         grid, notices = fitted_grid(file.name, found.size, extractor, expected)
-        pixels = [prepare(image, grid, extractor.patch, found.size)]
+        pixels = [extractor.prepare(image, grid, found.size)]
         if augmentation:
             rng = np.random.default_rng([seed, *np.frombuffer(digest.digest(), np.uint32).tolist()])
-            pixels.append(prepare(augmentation.view(image, rng), grid, extractor.patch, found.size))
-        mask = build_mask(file.shape, *found.size)
-    inside = None if mask is None else token_mask(mask, grid).ravel()
+            pixels.append(extractor.prepare(augmentation.view(image, rng), grid, found.size))
+        mask = working_mask(file.shape, RoiSize(*found.size))
+    inside = None if mask is None else token_mask(mask, grid)
     notices = (*found.notices, *notices)
     return _Views(pixels, grid, digest.hexdigest(), inside, notices, found.size, appearance_of(pixels[0]))
 

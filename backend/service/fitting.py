@@ -21,6 +21,7 @@ from backend.base.errors import (
     MemoryMismatch,
     MemoryNotFound,
     NoImages,
+    ShapeNeeded,
     TokenGridMismatch,
 )
 from backend.base.keys import ModelKey
@@ -59,6 +60,7 @@ class FitOptions:
     foreground: Literal["none", "pca"] = option("none", "foreground_mask", recorded=True)
     rotation_deg: float = option(0.0, "augment_rotation_deg")
     jitter: float = option(0.0, "augment_jitter")
+    part_alone: bool = option(False, "part_alone", recorded=True)
     dtype: RowsDtype = option("float32", "memory_dtype", recorded=True)
     backend: Backend = option("auto", "knn_backend")
     memory_mb: float = option(4096, "fit_memory_mb")
@@ -73,10 +75,11 @@ class FitOptions:
     def of_step(cls, recorded: Mapping[str, Any], settings: Settings) -> FitOptions:
         """As `recorded`, the metadata of an earlier fit or growth, has it; what that does not say, as `settings` do.
 
-        Where nothing is said of JPEGs, the release of then decoded them at their full size.
+        Where nothing is said of JPEGs, the release of then decoded them at their full size, and where nothing is said
+        of the part alone, the extractor saw all of each image.
         """
         known = {own: recorded[name] for own, name in cls._recorded().items() if name in recorded}
-        own = cls.of(settings)
+        own = replace(cls.of(settings), part_alone=False)
         bits, scaled = recorded.get("pixel_bits", own.images.pixel_bits), recorded.get("jpeg_scaled") is True
         images = replace(own.images, pixel_bits=bits, scaled=scaled)
         return replace(own, **known, **recorded.get("augment", {}), images=images)
@@ -88,8 +91,8 @@ class FitOptions:
         return {**recorded, **images, "augment": asdict(self.augmentation)}
 
     def growing(self, old: StoredMemory) -> FitOptions:
-        """These for images that join `old`: JPEGs are decoded as those of its fit were."""
-        return replace(self, images=replace(self.images, scaled=old.jpeg_scaled))
+        """These for images that join `old`: they are decoded, and seen by the extractor, as those of its fit were."""
+        return replace(self, images=replace(self.images, scaled=old.jpeg_scaled), part_alone=old.part_alone)
 
     @classmethod
     def _recorded(cls) -> dict[str, str]:
@@ -122,9 +125,12 @@ def embed(
     """Embeddings of images that become a memory or join `old`, on its grid; in passes if need be.
 
     Raises:
-        BadImage, TokenGridMismatch, MaskEmpty, Cancelled.
+        BadImage, TokenGridMismatch, MaskEmpty, PartNotAlone, Cancelled.
+        ShapeNeeded: `old` was fitted with the part alone, and an image has no shape.
     """
     options = options.growing(old) if old else options
+    if old and old.part_alone and (whole := next((file.name for file in files if not file.shape), None)):
+        raise ShapeNeeded(name=whole)
     return embed_images(
         files,
         queue,
@@ -134,6 +140,7 @@ def embed(
         expected=old.grid if old else None,
         images=options.images,
         budget=replace(options.budget, centres=old.emb) if old else options.budget,
+        part_alone=options.part_alone,
     )
 
 
@@ -173,12 +180,13 @@ class NewMemory:
             memory.n_embeddings, memory.radius = passes.n_seen, passes.radius + (memory.radius or 0.0)
         metadata = {
             "extractor": extractor.name,
-            "fingerprint": extractor.fingerprint,
+            "fingerprint": extractor.fingerprint_of(part_alone=embeddings.part_alone),
             "input_size": extractor.input_size,
             "patch_size": extractor.patch,
             "n_images": len(files),
             "n_embeddings": embeddings.n_embeddings,
             **options.metadata(),
+            "part_alone": embeddings.part_alone,
             "coreset_rate_applied": len(memory) / embeddings.n_embeddings,
             "radius": memory.radius or 0.0,
             **({"in_passes": True} if passes else {}),

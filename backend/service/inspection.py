@@ -199,10 +199,14 @@ class Inspector:
             Scoring.of(self.settings, model.memory.kind),
             area_mm2_thr=self.settings.area_mm2_thr,
             generation=model.stored.generation,
-            fingerprint=self.host.queue().extractor.fingerprint,
+            fingerprint=self._fingerprint(model),
             most=Scoring.of(self.settings, model.memory.kind).most(model.longest_row),
             most_mm2=model.area_mm2,
         )
+
+    def _fingerprint(self, model: FittedModel) -> str:
+        """The fingerprint of the embeddings that `model` is asked about."""
+        return self.host.queue().extractor.fingerprint_of(part_alone=model.stored.part_alone)
 
     def provenance(self, key: ModelKey, model: FittedModel, criteria: Criteria) -> Provenance:
         """What `model` inspects with under `criteria`. Raises DamagedFile."""
@@ -212,7 +216,7 @@ class Inspector:
         return Provenance(
             generation=model.stored.generation,
             model_version=str(model.stored.metadata.get("model_version", "")),
-            fingerprint=self.host.queue().extractor.fingerprint,
+            fingerprint=self._fingerprint(model),
             criteria=criteria,
             calibration=known if applied else None,
         )
@@ -298,7 +302,7 @@ class Inspector:
             "n_ok": len(ok_scores),
             "n_ng": len(ng_scores),
             "generation": model.stored.generation,
-            "fingerprint": self.host.queue().extractor.fingerprint,
+            "fingerprint": self._fingerprint(model),
             "scoring": scoring.remembered(),
             **promised_values(decision, terms),
             "good_scores": GoodScores.of(ok_scores).as_dict(),
@@ -399,8 +403,10 @@ class Inspector:
             judge = self.judge(key)
             model, criteria = judge.model, judge.criteria
             pipeline = Pipeline(queue, model, criteria, ImageOptions.of(self.settings))
-            image, inspection = pipeline.run(file, mm_per_px=mm_per_px, job=job or Job(), mark=clock.mark)
             scale = heatmap or self.settings.heatmap_scale
+            image, inspection = pipeline.run(
+                file, mm_per_px=mm_per_px, job=job or Job(), heatmap=scale, mark=clock.mark
+            )
             low, high = heatmap_range(inspection, scale, criteria.threshold)
             appearance = appearance_of(image.pixels)
             png = b"" if scale == "none" else heatmap_png(inspection, scale, low, high)

@@ -18,6 +18,7 @@ from backend.base.errors import (
     FitInProgress,
     InvalidShape,
     MemoryNotFound,
+    PartNotAlone,
     ReadOnlyReplica,
     StorageFailed,
 )
@@ -195,9 +196,12 @@ def check_extractor(key: ModelKey, model: FittedModel, extractor: Extractor) -> 
 
     Raises:
         ExtractorMismatch: another extractor made it.
+        PartNotAlone: the extractor cannot see the part alone, as that one did.
     """
     theirs = model.stored.fingerprint
-    if theirs == extractor.fingerprint:
+    if theirs == extractor.fingerprint_of(part_alone=model.stored.part_alone):
+        if model.stored.part_alone and not extractor.leaves_out:
+            raise PartNotAlone(model=extractor.name)
         return []
     name = model.stored.metadata.get("extractor")
     dim = model.memory.dim

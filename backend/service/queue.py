@@ -10,12 +10,13 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.errors import DeviceOutOfMemory, ExtractorFault, NotReady, QueueFull
-from backend.extractors.protocol import RGB, Extractor
+from backend.extractors.protocol import RGB, Extractor, Look, Mask
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +24,22 @@ logger = logging.getLogger(__name__)
 @dataclass
 class _Item:
     image: RGB
-    future: Future[NDArray[np.float32]] = field(default_factory=Future)
+    inside: Mask | None = None
+    look: Look | None = None
+    future: Future[Any] = field(default_factory=Future)
+
+    def joins(self, other: _Item) -> bool:
+        """Whether both may be in one batch."""
+        if self.inside is None or other.inside is None:
+            return self.image.shape == other.image.shape and self.inside is other.inside
+        return self.image.shape == other.image.shape and np.array_equal(self.inside, other.inside)
 
 
 class InferenceQueue:
     """One worker feeds the extractor, batch by batch, from two queues: inspections, and the images of fits.
 
-    While both wait, their batches alternate, so neither starves. The images of a batch are equally large.
+    While both wait, their batches alternate, so neither starves. The images of a batch are equally large, and the
+    extractor sees the same tokens of each.
 
     Args:
         max_queue: requests that may be under way at once (see `slot`).
@@ -79,19 +89,28 @@ class InferenceQueue:
             with self._ready:
                 self._admitted -= 1
 
-    def submit(self, image: RGB, *, bulk: bool = False) -> Future[NDArray[np.float32]]:
+    def submit(self, image: RGB, *, inside: Mask | None = None, bulk: bool = False) -> Future[NDArray[np.float32]]:
         """Queue one prepared image; the future gives its (T, D) float32 embeddings.
 
         The future raises ExtractorFault where these are not finite.
 
+        Args:
+            inside: (rows, columns) bool, the tokens that the extractor sees, as in Extractor.extract_part; None: all.
+
         Raises:
             NotReady: the queue is closed.
         """
-        item = _Item(image)
+        return self._submit(_Item(image, inside), self._bulk if bulk else self._urgent)
+
+    def look(self, image: RGB, look: Look | None) -> Future[Any]:
+        """As `submit`: the future gives what `look` says of the embeddings, or these (see Extractor.look)."""
+        return self._submit(_Item(image, look=look), self._urgent)
+
+    def _submit(self, item: _Item, queue: deque[_Item]) -> Future[Any]:
         with self._ready:
             if self._closed:
                 raise NotReady(retry_after=5)
-            (self._bulk if bulk else self._urgent).append(item)
+            queue.append(item)
             self._ready.notify()
         return item.future
 
@@ -114,39 +133,47 @@ class InferenceQueue:
 
     def _extract(self, items: list[_Item]) -> None:
         try:
-            embeddings = self._embed([item.image for item in items])
-            answers = list(zip(items, embeddings, strict=True))
+            answers = list(zip(items, self._embed(items), strict=True))
         except BaseException as err:  # noqa: BLE001 - the worker must outlive any failure; each waiting request gets it
             for item in items:
                 item.future.set_exception(err)
             return
-        for item, tokens in answers:
-            if np.isfinite(tokens).all():
-                item.future.set_result(tokens)
+        for item, found in answers:
+            if not isinstance(found, np.ndarray) or np.isfinite(found).all():
+                item.future.set_result(found)
             else:
                 item.future.set_exception(ExtractorFault(model=self.extractor.name))
 
-    def _embed(self, images: Sequence[RGB]) -> list[NDArray[np.float32]]:
-        tokens = self._within_memory(images)
-        if tokens is None and len(images) > 1:
-            self.max_batch = max(1, min(self.max_batch, len(images)) // 2)
-            logger.warning("out of device memory with %d images, now %d a batch", len(images), self.max_batch)
-            parts = [images[at : at + self.max_batch] for at in range(0, len(images), self.max_batch)]
-            return [rows for part in parts for rows in self._embed(part)]
-        if tokens is None:
+    def _embed(self, items: Sequence[_Item]) -> list[Any]:
+        """The embeddings of each, or what its look says of them."""
+        found = self._within_memory(items)
+        if found is None and len(items) > 1:
+            self.max_batch = max(1, min(self.max_batch, len(items)) // 2)
+            logger.warning("out of device memory with %d images, now %d a batch", len(items), self.max_batch)
+            parts = [items[at : at + self.max_batch] for at in range(0, len(items), self.max_batch)]
+            return [one for part in parts for one in self._embed(part)]
+        if found is None:
             if self._fallback is None:
                 raise DeviceOutOfMemory(retry_after=5)
             self.extractor, self._fallback = self._fallback(), None
-            return list(self.extractor.extract(images))
-        return tokens
+            return self._extracted(items)
+        return found
 
-    def _within_memory(self, images: Sequence[RGB]) -> list[NDArray[np.float32]] | None:
-        """Embeddings, or None when the device's memory does not hold the batch.
+    def _extracted(self, items: Sequence[_Item]) -> list[Any]:
+        images, inside = [item.image for item in items], items[0].inside
+        if inside is not None:
+            return list(self.extractor.extract_part(images, inside))
+        if any(item.look for item in items):
+            return self.extractor.look(images, [item.look for item in items])
+        return list(self.extractor.extract(images))
+
+    def _within_memory(self, items: Sequence[_Item]) -> list[Any] | None:
+        """What `_embed` gives, or None when the device's memory does not hold the batch.
 
         The error keeps that memory from being freed, so it is dropped here, before anything else is tried.
         """
         try:
-            return list(self.extractor.extract(images))
+            return self._extracted(items)
         except DeviceOutOfMemory:
             return None
 
@@ -164,7 +191,7 @@ class InferenceQueue:
         batch = [queue.popleft()]
         while queue and len(batch) < self.max_batch:
             if not queue[0].future.cancelled():
-                if queue[0].image.shape != batch[0].image.shape:
+                if not queue[0].joins(batch[0]):
                     break
                 batch.append(queue[0])
             queue.popleft()

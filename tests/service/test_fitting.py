@@ -607,15 +607,18 @@ def test_what_a_fit_records_of_its_options_makes_them_again() -> None:
         "seed",
         "patchcore_distance",
         "foreground_mask",
+        "part_alone",
         "memory_dtype",
         "pixel_bits",
         "jpeg_scaled",
         "augment",
     ]
-    settings = Settings(fit_memory_mb=77, coreset_rate=0.1, patchcore_distance="mahalanobis", max_coreset=9)
+    settings = Settings(
+        fit_memory_mb=77, coreset_rate=0.1, patchcore_distance="mahalanobis", max_coreset=9, part_alone=True
+    )
     assert FitOptions.of_step(recorded, settings) == replace(then, memory_mb=77)
     assert FitOptions.of_step({"seed": 3}, settings) == replace(
-        FitOptions.of(settings), seed=3, images=ImageOptions(scaled=False)
+        FitOptions.of(settings), seed=3, part_alone=False, images=ImageOptions(scaled=False)
     )
     assert FitOptions.of(Settings()) == FitOptions()
 
