@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from backend.base.images import decode_image
 from backend.base.keys import ModelKey
 from backend.evaluation.runner import RememberingExtractor
 from backend.extractors.neighbourhood import Wrapped
-from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Rows
+from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Rows, Runtime
 from backend.extractors.texture import TextureFeatures
 from backend.extractors.weights import write_random_weights
 from backend.features import DinoV2Features
@@ -35,6 +36,9 @@ from backend.service.queue import InferenceQueue
 from backend.service.warmup import rehearse
 from tests.parts import good_files, image_file, part, part_file, quick_settings
 
+openvino = pytest.mark.skipif(
+    find_spec("openvino") is None, reason="OpenVINO is not installed (pip install .[openvino])"
+)
 KEY, OTHER = ModelKey.of("Master1", "Pattern"), ModelKey.of("Master1", "Other")
 CIRCLE = Shape("circle", {"cx": 48, "cy": 48, "r": 22})
 NEAR = Shape("circle", {"cx": 49, "cy": 48, "r": 22})
@@ -327,3 +331,33 @@ def test_fits_of_images_with_shapes_of_their_own_are_those_of_each_alone(opened:
     fit(together, shaped(GOOD, CIRCLE, RING))
     bad = replace(BAD, shape=CIRCLE)
     assert score(together, bad) == pytest.approx(score(one_by_one, bad, OTHER), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["torch", pytest.param("openvino", marks=openvino)])
+def test_real_pills_are_told_apart_whatever_lies_beside_them(
+    tmp_path: Path, shared_data: Path, runtime: Runtime
+) -> None:
+    pills, weights = shared_data / "pills", shared_data / "weights" / "vit_tiny_patch16_224.safetensors"
+    given = {"model_name": "vit_tiny_patch16_224", "weights": str(weights), "runtime": runtime, "precision": "fp32"}
+    circle = Shape("circle", {"cx": 112, "cy": 112, "r": 88})
+
+    def files(kind: str, n: int) -> list[ImageFile]:
+        paths = sorted((pills / kind).iterdir())[:n]
+        return [ImageFile.named(path.name, path.read_bytes, circle) for path in paths]
+
+    def elsewhere(file: ImageFile) -> ImageFile:
+        image = decode_image(file.read())
+        y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+        image[np.hypot(y - 112, x - 112) > 88 + 17 * 2**0.5] = 0  # a cell has 16 pixels a side
+        return replace(image_file(image, file.name), shape=circle)
+
+    service = Collector(quick_settings(tmp_path, input_size=224, part_alone=True, coreset_rate=0.05, **given))
+    service.start()
+    fit(service, files("train/good", 20))
+    good, bad = files("test/good", 5), files("test/chip", 5)
+    scores = [[score(service, file) for file in of_kind] for of_kind in (good, bad)]
+    assert np.mean(scores[0]) < np.mean(scores[1])
+    assert [score(service, elsewhere(file)) for file in (*good, *bad)] == [*scores[0], *scores[1]]
+    assert service.inspector.health()["runtime"] == runtime
+    service.close()
