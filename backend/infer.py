@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import cv2
@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.arrays import Ranked
+from backend.base.enlarging import enlarging
 from backend.base.errors import MaskEmpty
 from backend.base.images import encode_grey, encode_png, working_scale
 from backend.base.levels import connected_level, largest_region
 from backend.base.options import filled, option
 from backend.calib import GoodScores
+from backend.memory.on_device import Seen, View
 from backend.roi_mask import Shape, build_mask, nearest_inside, token_mask
 
 if TYPE_CHECKING:
@@ -241,32 +243,88 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Heat:
+    """The anomaly map of a token map. Its values are made when they are first asked for.
+
+    Attributes:
+        token_map: (rows, columns) float32 distances.
+        roi: what they are of.
+        blur_sigma: in working pixels.
+        seen: what a device said of this very map.
+    """
+
+    token_map: Float
+    roi: Roi
+    blur_sigma: float
+    seen: Seen | None = None
+
+    @cached_property
+    def values(self) -> Float:
+        """See anomaly_map."""
+        return anomaly_map(self.token_map, self.roi, self.blur_sigma)
+
+    @cached_property
+    def ranked(self) -> Ranked:
+        """The values inside the mask, by rank."""
+        return Ranked(self.values, self.roi.mask)
+
+    @cached_property
+    def stats(self) -> dict[str, float]:
+        """See Inspection."""
+        if self.seen is None:
+            return statistics(self.ranked)
+        known = self.seen
+        return {"max": known.max, "mean": known.mean, "median": known.percentiles[50.0], "top1_mean": known.top_mean}
+
+    def percentile(self, q: float) -> float:
+        """The q-th percentile (0–100) of the values inside the mask."""
+        known = self.seen.percentiles if self.seen else {}
+        return known[q] if q in known else self.ranked.percentile(q)
+
+    def picture(self, low: float, high: float) -> NDArray[np.uint8]:
+        """(h, w) uint8: 0 at `low` and below, 255 at `high` and above; 0 outside the mask."""
+        if self.seen and self.seen.picture.size and self.seen.limits == (low, high):
+            return self.seen.picture
+        gain = 255.0 / (high - low)
+        return cv2.addWeighted(self.values, gain, self.values, 0.0, -low * gain, dtype=cv2.CV_8U)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
 class Inspection:
     """What there is to say of one image.
 
     Attributes:
         score: one number, from 0; under most methods a distance, so at most 2.
         stats: max, mean, median and top1_mean (the largest 1 %) of the anomaly map inside the mask.
-        token_map: (rows, columns) float32 distances on the token grid, from which `inspect_map` makes all else again.
-        anomaly_map: (h, w) float32 distances at working resolution, 0 outside the mask.
-        ranked: the values of the anomaly map inside the mask, by rank.
+        heat: the anomaly map.
         regions: what is at or above the threshold, largest first; empty without a threshold.
-        roi: what was inspected.
         weight: what the score was multiplied by, where scores are re-weighted (PatchCore, eq. 7).
     """
 
     score: float
     stats: dict[str, float]
-    token_map: Float
-    anomaly_map: Float
-    ranked: Ranked
+    heat: Heat
     regions: list[Region]
-    roi: Roi
     weight: float = 1.0
+
+    @property
+    def roi(self) -> Roi:
+        """What was inspected."""
+        return self.heat.roi
+
+    @property
+    def token_map(self) -> Float:
+        """(rows, columns) float32 distances on the token grid, from which `inspect_map` makes all else again."""
+        return self.heat.token_map
+
+    @property
+    def anomaly_map(self) -> Float:
+        """(h, w) float32 distances at working resolution, 0 outside the mask."""
+        return self.heat.values
 
 
 def inspect(
-    tokens: Float,
+    tokens: Float | Seen,
     memory: Memory,
     roi: Roi,
     criteria: Criteria,
@@ -278,11 +336,17 @@ def inspect(
     """The inspection of one image: how far its tokens are from the memory, as a map, a score and regions.
 
     Args:
-        tokens: (rows · columns, D) float32 unit rows, the grid's rows one after the other.
+        tokens: (rows · columns, D) float32 unit rows, the grid's rows one after the other; or what a device that holds
+            the memory said of them, asked by `view_of` for the same ROI and criteria.
         part_only: the memory knows nothing but the part, so tokens beside it count as the nearest one that touches it.
         leave_out: rows of the memory that came from this image are no neighbours.
         mark: told when the stages `knn` and `post` are over.
     """
+    if isinstance(tokens, Seen):
+        mark("knn")
+        inspection = inspect_map(tokens.token_map, roi, criteria, seen=tokens)
+        mark("post")
+        return inspection
     scoring = criteria.scoring
     inside = token_mask(roi.mask, roi.grid) if part_only and roi.mask is not None else None
     distances = token_map(tokens, roi.grid, memory, scoring, inside=inside, leave_out=leave_out)
@@ -328,22 +392,49 @@ def farthest(token_map: Float, roi: Roi) -> int:
     return int((token_map if inside is None else np.where(inside, token_map, -1.0)).argmax())
 
 
-def inspect_map(token_map: Float, roi: Roi, criteria: Criteria, weight: float = 1.0) -> Inspection:
+def inspect_map(
+    token_map: Float, roi: Roi, criteria: Criteria, weight: float = 1.0, seen: Seen | None = None
+) -> Inspection:
     """What a token map (rows, columns) says of `roi`.
 
     `weight`: what the score is multiplied by, where scores are re-weighted. The threshold is one of such scores, so the
-    map, which is not, is compared with the threshold divided by it.
+    map, which is not, is compared with the threshold divided by it. `seen`: what a device said of the same map.
     """
-    distances = anomaly_map(token_map, roi, criteria.scoring.blur_sigma)
-    ranked = Ranked(distances, roi.mask)
-    stats = statistics(ranked)
-    smallest = roi.pixels(criteria.smallest_mm2)
+    heat = Heat(token_map, roi, criteria.scoring.blur_sigma, seen)
+    smallest, level = roi.pixels(criteria.smallest_mm2), level_of(criteria.threshold, weight)
     if criteria.scoring.method == "area":
-        score, smallest = area_score(distances, roi.mask, smallest)
+        score, smallest = area_score(heat.values, roi.mask, smallest)
     else:
-        score = weight * image_score(token_map, ranked, stats, roi, criteria.scoring)
-    found = regions(distances, roi, level_of(criteria.threshold, weight), smallest)
-    return Inspection(score, stats, token_map, distances, ranked, found, roi, weight)
+        score = weight * image_score(heat, criteria.scoring)
+    lit = level is not None and heat.stats["max"] >= level
+    found = regions(heat.values, roi, level, smallest) if lit else []
+    return Inspection(score, heat.stats, heat, found, weight)
+
+
+def view_of(roi: Roi, criteria: Criteria, heatmap: HeatmapScale = "none", *, part_only: bool = False) -> View | None:
+    """What to ask a device that holds an image's tokens, so that `inspect_map` needs nothing else of them.
+
+    None where the scoring asks for more than a token map of plain distances. `part_only`: see `inspect`.
+    """
+    scoring = criteria.scoring
+    if scoring.reweight or scoring.density or scoring.token_blur > 0:
+        return None
+    stand_ins = None
+    if part_only and roi.mask is not None:
+        numbers = np.arange(math.prod(roi.grid), dtype=np.float32).reshape(roi.grid)
+        stand_ins = nearest_inside(numbers, token_mask(roi.mask, roi.grid)).astype(np.int64)
+    return View(
+        grid=roi.grid,
+        k=scoring.k,
+        size=roi.size.working,
+        sigma=scoring.blur_sigma,
+        mask=roi.mask,
+        stand_ins=stand_ins,
+        percentile=scoring.percentile,
+        top_share=TOP_SHARE,
+        drawn=heatmap != "none",
+        ceiling=2.0 * (criteria.threshold or 0.0) if heatmap == "absolute" else None,
+    )
 
 
 def level_of(threshold: float | None, weight: float) -> float | None:
@@ -358,22 +449,6 @@ def anomaly_map(token_map: Float, roi: Roi, blur_sigma: float) -> Float:
     return distances if roi.mask is None else cv2.copyTo(distances, roi.mask.view(np.uint8))  # type: ignore[return-value]
 
 
-@lru_cache(64)
-def enlarging(n: int, size: int, sigma: float) -> Float:
-    """(size, n) float32: a product with it brings a line of n tokens to `size` pixels, bilinearly, and blurs it.
-
-    `sigma` is in pixels. Enlarging and blurring are linear and act on rows and columns apart, so two small products do
-    both for a whole map.
-    """
-    line = cv2.resize(np.eye(n, dtype=np.float32), (n, size), interpolation=cv2.INTER_LINEAR)
-    if sigma > 0:
-        # The kernel of OpenCV's own blur of float images, which reaches four deviations to each side.
-        kernel = cv2.getGaussianKernel(round(8 * sigma + 1) | 1, sigma, cv2.CV_32F)
-        line = cv2.sepFilter2D(line, -1, np.ones(1, np.float32), kernel)
-    line.flags.writeable = False  # all callers share it
-    return line  # type: ignore[return-value]
-
-
 def area_score(anomaly_map: Float, mask: Mask | None, pixels: int) -> tuple[float, int]:
     """The highest level at which a region of so many pixels inside the mask is at or above it, and the pixels it took.
 
@@ -386,22 +461,23 @@ def area_score(anomaly_map: Float, mask: Mask | None, pixels: int) -> tuple[floa
     return level, pixels
 
 
-def image_score(
-    token_map: Float,
-    ranked: Ranked,
-    stats: dict[str, float],
-    roi: Roi,
-    scoring: Scoring,
-) -> float:
-    """The score of an anomaly map, given by rank with its statistics, or of the token map that it came from."""
-    if scoring.where == "roi":
-        return score_of(ranked, scoring, stats)
-    inside = None if roi.mask is None else token_mask(roi.mask, roi.grid)
-    return score_of(Ranked(token_map, inside), scoring)
+def image_score(heat: Heat, scoring: Scoring) -> float:
+    """The score of an anomaly map, or of the token map that it came from."""
+    if scoring.where == "tokens":
+        inside = None if heat.roi.mask is None else token_mask(heat.roi.mask, heat.roi.grid)
+        return score_of(Ranked(heat.token_map, inside), scoring)
+    match scoring.method:
+        case "percentile":
+            return heat.percentile(scoring.percentile)
+        case "max":
+            return heat.stats["max"]
+        case "top_mean" if scoring.top_share == TOP_SHARE:
+            return heat.stats["top1_mean"]
+    return score_of(heat.ranked, scoring)
 
 
-def score_of(values: Ranked, scoring: Scoring, stats: dict[str, float] | None = None) -> float:
-    """The score of values by rank under `scoring`; `stats` are their statistics, where they are known already.
+def score_of(values: Ranked, scoring: Scoring) -> float:
+    """The score of values by rank under `scoring`.
 
     The method area is a level of the anomaly map, which ranks do not tell: `area_score` finds it.
     """
@@ -413,8 +489,6 @@ def score_of(values: Ranked, scoring: Scoring, stats: dict[str, float] | None = 
         case "power_mean":
             return values.power_mean(scoring.power)
         case "top_mean":
-            if stats and scoring.top_share == TOP_SHARE:
-                return stats["top1_mean"]
             return values.top_mean(max(1, round(values.n * scoring.top_share)))
         case "area":
             raise ValueError("a score by area is a level of the anomaly map")
@@ -524,7 +598,7 @@ def heatmap_range(inspection: Inspection, scale: HeatmapScale, threshold: float 
     if scale == "absolute":
         top = max(2.0 * (level_of(threshold, inspection.weight) or 0.0), inspection.stats["max"])
         return 0.0, float(top) or 1.0
-    low, high = inspection.ranked.percentile(1.0), inspection.ranked.percentile(99.0)
+    low, high = inspection.heat.percentile(1.0), inspection.heat.percentile(99.0)
     return (low, high) if high > low else (low, low + 1e-6)
 
 
@@ -533,12 +607,11 @@ def heatmap_png(inspection: Inspection, scale: HeatmapScale, low: float, high: f
 
     `low` and `high` are the distances that 0 and 255 stand for.
     """
-    gain = 255.0 / (high - low)
-    grey = cv2.addWeighted(inspection.anomaly_map, gain, inspection.anomaly_map, 0.0, -low * gain, dtype=cv2.CV_8U)
+    grey = inspection.heat.picture(low, high)
     size = inspection.roi.size
     if grey.shape != (size.height, size.width):
-        grey = cv2.resize(grey, (size.width, size.height), interpolation=cv2.INTER_LINEAR)
-    return encode_png(cv2.applyColorMap(grey, cv2.COLORMAP_JET)) if scale == "color" else encode_grey(grey)  # type: ignore[arg-type]
+        grey = np.asarray(cv2.resize(grey, (size.width, size.height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return encode_png(cv2.applyColorMap(grey, cv2.COLORMAP_JET)) if scale == "color" else encode_grey(grey)
 
 
 class InferenceEngine:

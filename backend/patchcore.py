@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from backend.memory.compact import CompactRows, Rows, RowsDtype, in_float32
 from backend.memory.coreset import BLOCK, Coreset, Progress, coreset_of, coreset_size, kcenter_greedy
 from backend.memory.density import Spacing
 from backend.memory.foreground import Foreground
+from backend.memory.on_device import Seen, View, look
 from backend.memory.search import Backend, CandidateIndex, ExactSearch, candidate_index, serialised_index
 from backend.memory.whitening import whitening
 
@@ -283,6 +285,14 @@ class PatchCoreMemory:
         if self.foreground is not None:
             mean[~self.foreground.of(q)] = 0.0
         return mean
+
+    def looking(self, view: View) -> Callable[[Any], Seen | None] | None:
+        """What looks at tokens on the device that holds the memory's rows, as `on_device.look` does.
+
+        None where no device holds them, or where a distance is more than the plain one of two rows.
+        """
+        rows = self._search.on_device
+        return None if rows is None or self.kind else partial(look, rows, view)
 
     def nearest(self, q: Array, k: int = 1) -> NDArray[np.int64]:
         """(T, k) which rows lie nearest to each patch of `q` (T, D), the nearest first; fewer where there are fewer."""

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from backend.base.arrays import Ranked
 from backend.base.config import Settings
+from backend.base.enlarging import enlarging
 from backend.base.errors import MaskEmpty
 from backend.infer import (
     Criteria,
@@ -26,7 +27,6 @@ from backend.infer import (
     RoiSize,
     Scoring,
     anomaly_map,
-    enlarging,
     heatmap_png,
     heatmap_range,
     inspect,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 from backend.base.errors import InspectionError
@@ -55,13 +56,41 @@ def sentence(said: Said, language: Language, **more: Any) -> str:
 
 def _filled(text: Words | Entry, language: Language, values: Mapping[str, Any]) -> str:
     if language == "en":
-        return text.en.format_map(_Values(values))
-    return text.es.format_map(_Values({name: _Comma(v) if isinstance(v, float) else v for name, v in values.items()}))
+        return text.en.format_map(_Values({name: _english(value) for name, value in values.items()}))
+    return text.es.format_map(_Values({name: _spanish(value) for name, value in values.items()}))
+
+
+def _english(value: Any) -> Any:
+    return value if isinstance(value, Real) else _Text(value)
+
+
+def _spanish(value: Any) -> Any:
+    if isinstance(value, float):
+        return _Comma(value)
+    return value if isinstance(value, Real) else _CommaText(value)
+
+
+class _Text(str):
+    """What a layer below wrote as text. Where a template asks for it as numbers, `{area:n}`, it is read as such."""
+
+    __slots__ = ()
+
+    def __format__(self, form: str) -> str:
+        return str(self)
+
+
+class _CommaText(_Text):
+    """Its numbers are written with a comma where they are asked for as numbers."""
+
+    __slots__ = ()
+
+    def __format__(self, form: str) -> str:
+        return re.sub(r"(?<=\d)\.(?=\d)", ",", self) if form == "n" else str(self)
 
 
 class _Values(dict[str, Any]):
-    def __missing__(self, name: str) -> str:
-        return "?"
+    def __missing__(self, name: str) -> _Text:
+        return _Text("?")
 
 
 class _Comma(float):
@@ -169,8 +198,8 @@ ERRORS: dict[str, Entry] = {
     ),
     "image_too_large": Entry(
         400,
-        es="{name}: la imagen mide {width}×{height} px; el límite es de {limit} megapíxeles (MAX_IMAGE_MP).",
-        en="{name}: the image is {width}×{height} px; the limit is {limit} megapixels (MAX_IMAGE_MP).",
+        es="{name}: la imagen mide {width}×{height} px; el límite es de {limit:n} megapíxeles (MAX_IMAGE_MP).",
+        en="{name}: the image is {width}×{height} px; the limit is {limit:n} megapixels (MAX_IMAGE_MP).",
     ),
     "too_many_tokens": Entry(
         400,
@@ -446,13 +475,13 @@ ERRORS: dict[str, Entry] = {
     "pack_disagrees": Entry(
         409,
         es=(
-            "El modelo {key} no se admite: su muestra de referencia {name} tenía una puntuación de {theirs} donde se "
-            "empaquetó y aquí tiene {ours} ({settings}). Usa el mismo extractor y los mismos ajustes. No se ha "
+            "El modelo {key} no se admite: su muestra de referencia {name} tenía una puntuación de {theirs:n} donde se "
+            "empaquetó y aquí tiene {ours:n} ({settings}). Usa el mismo extractor y los mismos ajustes. No se ha "
             "cambiado nada."
         ),
         en=(
-            "The model {key} is not taken: its golden sample {name} had a score of {theirs} where it was packed and "
-            "has {ours} here ({settings}). Use the same extractor and settings. Nothing was changed."
+            "The model {key} is not taken: its golden sample {name} had a score of {theirs:n} where it was packed and "
+            "has {ours:n} here ({settings}). Use the same extractor and settings. Nothing was changed."
         ),
     ),
     "golden_flipped": Entry(
@@ -568,18 +597,18 @@ ERRORS: dict[str, Entry] = {
     ),
     "body_timeout": Entry(
         408,
-        es="El cuerpo de la petición se detuvo más de {seconds} s (BODY_TIMEOUT_S): vuelve a enviarla.",
-        en="The request's body stalled for more than {seconds} s (BODY_TIMEOUT_S): send it again.",
+        es="El cuerpo de la petición se detuvo más de {seconds:n} s (BODY_TIMEOUT_S): vuelve a enviarla.",
+        en="The request's body stalled for more than {seconds:n} s (BODY_TIMEOUT_S): send it again.",
     ),
     "file_too_large": Entry(
         413,
-        es="{name} supera el límite de {limit} MB por fichero (MAX_UPLOAD_MB).",
-        en="{name} is over the limit of {limit} MB a file (MAX_UPLOAD_MB).",
+        es="{name} supera el límite de {limit:n} MB por fichero (MAX_UPLOAD_MB).",
+        en="{name} is over the limit of {limit:n} MB a file (MAX_UPLOAD_MB).",
     ),
     "request_too_large": Entry(
         413,
-        es="La petición supera el límite de {limit} MB ({setting}): divídela en varias.",
-        en="The request is over the limit of {limit} MB ({setting}): split it into several.",
+        es="La petición supera el límite de {limit:n} MB ({setting}): divídela en varias.",
+        en="The request is over the limit of {limit:n} MB ({setting}): split it into several.",
     ),
     "too_many_requests": Entry(
         429,
@@ -591,8 +620,8 @@ ERRORS: dict[str, Entry] = {
     ),
     "timed_out": Entry(
         503,
-        es="La petición no terminó en {seconds} s (REQUEST_TIMEOUT_S): reintenta en {retry_after} s.",
-        en="The request did not end within {seconds} s (REQUEST_TIMEOUT_S): try again in {retry_after} s.",
+        es="La petición no terminó en {seconds:n} s (REQUEST_TIMEOUT_S): reintenta en {retry_after} s.",
+        en="The request did not end within {seconds:n} s (REQUEST_TIMEOUT_S): try again in {retry_after} s.",
     ),
     "queue_full": Entry(
         503,
@@ -759,9 +788,9 @@ NOTICES: dict[str, Words] = {
         en="The memory was made from a single image and does not know how good parts vary: add more.",
     ),
     "roi_size_differs": Words(
-        es="El ROI mide {got} mm y la memoria se hizo con {expected} mm: comprueba mm_per_px o la resolución de la "
+        es="El ROI mide {got:n} mm y la memoria se hizo con {expected:n} mm: comprueba mm_per_px o la resolución de la "
         "cámara.",
-        en="The ROI measures {got} mm and the memory was made with {expected} mm: check mm_per_px or the camera's "
+        en="The ROI measures {got:n} mm and the memory was made with {expected:n} mm: check mm_per_px or the camera's "
         "resolution.",
     ),
     "roi_px_differs": Words(
@@ -887,45 +916,49 @@ NOTICES: dict[str, Words] = {
     ),
     "area_changed": Words(
         es=(
-            "Las puntuaciones se hicieron con regiones de {former} mm² y ahora se usan de {new} mm²: inspecciona y "
+            "Las puntuaciones se hicieron con regiones de {former:n} mm² y ahora se usan de {new:n} mm²: inspecciona y "
             "calibra de nuevo."
         ),
-        en="The scores were made with regions of {former} mm²; {new} mm² are used now: inspect and calibrate again.",
+        en=(
+            "The scores were made with regions of {former:n} mm²; {new:n} mm² are used now: inspect and calibrate "
+            "again."
+        ),
     ),
     "promise_needs_more": Words(
         es=(
-            "Para prometer que se rechaza como mucho el {rate} % de las piezas buenas hay que puntuar más; hasta "
+            "Para prometer que se rechaza como mucho el {rate:n} % de las piezas buenas hay que puntuar más; hasta "
             "entonces el umbral se pone como si no hubiera objetivo. Piezas buenas que faltan: {n}."
         ),
         en=(
-            "To promise that at most {rate} % of good parts are rejected, more of them must be scored; until then the "
-            "threshold is set as without a target. Good parts still missing: {n}."
+            "To promise that at most {rate:n} % of good parts are rejected, more of them must be scored; until then "
+            "the threshold is set as without a target. Good parts still missing: {n}."
         ),
     ),
     "promise_impossible": Words(
         es=(
-            "Ninguna cantidad de piezas buenas permite prometer un {rate} % de rechazos: el umbral es el del percentil."
+            "Ninguna cantidad de piezas buenas permite prometer un {rate:n} % de rechazos: el umbral es el del "
+            "percentil."
         ),
-        en="No number of good parts lets anyone promise {rate} % of rejects: the threshold is the percentile's.",
+        en="No number of good parts lets anyone promise {rate:n} % of rejects: the threshold is the percentile's.",
     ),
     "ng_without_region": Words(
         es=(
-            "La puntuación supera el umbral y ninguna región de {area} mm² lo alcanza: míralo en el mapa de calor, o "
+            "La puntuación supera el umbral y ninguna región de {area:n} mm² lo alcanza: míralo en el mapa de calor, o "
             "puntúa con SCORE_METHOD=area."
         ),
         en=(
-            "The score is above the threshold and no region of {area} mm² reaches it: look at the heatmap, or score "
+            "The score is above the threshold and no region of {area:n} mm² reaches it: look at the heatmap, or score "
             "with SCORE_METHOD=area."
         ),
     ),
     "ok_with_region": Words(
         es=(
-            "La puntuación no supera el umbral y una región de {area} mm² sí lo alcanza: míralo en el mapa de calor, o "
-            "puntúa con SCORE_METHOD=area."
+            "La puntuación no supera el umbral y una región de {area:n} mm² sí lo alcanza: míralo en el mapa de calor, "
+            "o puntúa con SCORE_METHOD=area."
         ),
         en=(
-            "The score is not above the threshold and a region of {area} mm² reaches it: look at the heatmap, or score "
-            "with SCORE_METHOD=area."
+            "The score is not above the threshold and a region of {area:n} mm² reaches it: look at the heatmap, or "
+            "score with SCORE_METHOD=area."
         ),
     ),
     "images_of_rows_unknown": Words(
@@ -969,8 +1002,11 @@ NOTICES: dict[str, Words] = {
         en="The memory was limited to {limit} rows (MAX_CORESET) instead of {wanted}.",
     ),
     "fitted_in_passes": Words(
-        es="Los vectores de estas imágenes no caben en {limit} MB (FIT_MEMORY_MB): la memoria se eligió por partes.",
-        en="The embeddings of these images do not fit in {limit} MB (FIT_MEMORY_MB): the memory was chosen in passes.",
+        es="Los vectores de estas imágenes no caben en {limit:n} MB (FIT_MEMORY_MB): la memoria se eligió por partes.",
+        en=(
+            "The embeddings of these images do not fit in {limit:n} MB (FIT_MEMORY_MB): the memory was chosen in "
+            "passes."
+        ),
     ),
     "roi_resized": Words(
         es="El ROI daba una rejilla de {got} tokens y se ajustó a la de la memoria, {expected}.",
@@ -1042,9 +1078,9 @@ NOTICES: dict[str, Words] = {
         ),
     ),
     "foreground_not_learnt": Words(
-        es="FOREGROUND_MASK=pca no se aplicó: necesita imágenes enteras y no caben en {limit} MB (FIT_MEMORY_MB).",
+        es="FOREGROUND_MASK=pca no se aplicó: necesita imágenes enteras y no caben en {limit:n} MB (FIT_MEMORY_MB).",
         en=(
-            "FOREGROUND_MASK=pca was not applied: it needs whole images, which do not fit in {limit} MB "
+            "FOREGROUND_MASK=pca was not applied: it needs whole images, which do not fit in {limit:n} MB "
             "(FIT_MEMORY_MB)."
         ),
     ),
@@ -1132,7 +1168,7 @@ NOTICES: dict[str, Words] = {
         en="Parts of the study: {n}. AIAG asks for {wanted} at least, and intervals are wide for that reason.",
     ),
     "drift": Words(
-        es="Las piezas ya no se ven como al principio desde {since}: {cause}.",
+        es="Las piezas ya no se ven como al principio desde el {since}: {cause}.",
         en="Parts have not looked as they did at first since {since}: {cause}.",
     ),
     "drift_unknown": Words(
@@ -1153,12 +1189,12 @@ NOTICES: dict[str, Words] = {
 
 PHRASES: dict[str, Words] = {
     "golden_scores": Words(
-        es="{name} tenía una puntuación de {former} y ahora tiene {score}.",
-        en="{name} had a score of {former} and now has {score}.",
+        es="{name} tenía una puntuación de {former:n} y ahora tiene {score:n}.",
+        en="{name} had a score of {former:n} and now has {score:n}.",
     ),
     "taught_scores": Words(
-        es="{name} tiene una puntuación de {former} y tendría {score}.",
-        en="{name} has a score of {former} and would have {score}.",
+        es="{name} tiene una puntuación de {former:n} y tendría {score:n}.",
+        en="{name} has a score of {former:n} and would have {score:n}.",
     ),
     "taught_like_bad": Words(
         es="De lo que llama la atención en {name}, el {percent} % está más cerca de piezas malas (sobre todo {bad}) "
@@ -1187,10 +1223,10 @@ PHRASES: dict[str, Words] = {
     ),
     "golden_within": Words(
         es=(
-            "Las puntuaciones de las muestras de referencia se apartan como mucho {gap} de las de donde se empaquetó "
+            "Las puntuaciones de las muestras de referencia se apartan como mucho {gap:n} de las de donde se empaquetó "
             "({extractor}, {processor})."
         ),
-        en="The golden samples score within {gap} of where it was packed ({extractor}, {processor}).",
+        en="The golden samples score within {gap:n} of where it was packed ({extractor}, {processor}).",
     ),
     "the_same_extractor": Words(es="el mismo fichero de extractor", en="the same extractor file"),
     "another_extractor": Words(es="otro fichero o modo de extractor", en="another extractor file or way to run it"),

@@ -162,12 +162,18 @@ def resize_means(means: Pixels, size: tuple[int, int], height: int, width: int) 
         size: height and width in px.
     """
     n = round(size[0] / means.shape[0])
-    part = (1 - n**-2) / 12
-    kernel = np.array([-part, 1 + 2 * part, -part], np.float32)
+    beside, own = mean_correction(n)
+    kernel = np.array([beside, own, beside], np.float32)
     corrected = cv2.sepFilter2D(means, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
     # OpenCV takes these factors as they are and rounds the size: what is left over at the edges is not stretched.
     factors = {"fx": n * width / size[1], "fy": n * height / size[0]}
     return np.asarray(cv2.resize(corrected, None, **factors, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def mean_correction(n: int) -> tuple[float, float]:
+    """What `resize_means` takes of the means beside one of n × n pixels, and of that itself, along a line; float32."""
+    part = (1 - n**-2) / 12
+    return float(np.float32(-part)), float(np.float32(1 + 2 * part))
 
 
 def working_scale(height: int, width: int) -> float:

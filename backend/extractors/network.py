@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Mask, Rows, on_grid
+from backend.extractors.protocol import RGB, Extractor, ExtractorOptions, Grid, Look, Mask, Rows, on_grid
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,6 +43,7 @@ class NetworkFeatures(Extractor):
         fingerprint: str,
         shared: Rows | None = None,
     ) -> None:
+        from backend.extractors.resizing import DeviceResizer
         from backend.extractors.torch_runtime import TorchRunner, pick_device
 
         self.model = model.eval().requires_grad_(False)
@@ -62,6 +64,8 @@ class NetworkFeatures(Extractor):
             check_size=(rows * patch, cols * patch),
             shared=shared,
         )
+        self.resizer = DeviceResizer(self.device) if self.device == "cuda" else None
+        self.looks = True
 
     @property
     def device(self) -> str:
@@ -87,6 +91,13 @@ class NetworkFeatures(Extractor):
         """
         return self.network(height, width), None
 
+    def prepare(self, image: NDArray[np.uint8], grid: Grid, size: tuple[int, int] | None = None) -> RGB:
+        """See Extractor."""
+        height, width = grid[0] * self.patch, grid[1] * self.patch
+        on_device = self.resizer is not None and self.resizer.device == self.device
+        seen = self.resizer(image, size or image.shape[:2], height, width) if self.resizer and on_device else None
+        return super().prepare(image, grid, size) if seen is None else seen
+
     def extract(self, images: Sequence[RGB]) -> Rows:
         """See Extractor.
 
@@ -106,3 +117,14 @@ class NetworkFeatures(Extractor):
 
         with device_memory():
             return on_grid(self.run.part(images, np.flatnonzero(inside)), inside)
+
+    def look(self, images: Sequence[RGB], looks: Sequence[Look | None]) -> list[Any]:
+        """See Extractor. Raises DeviceOutOfMemory: as `extract`."""
+        from backend.extractors.torch_runtime import device_memory
+
+        with device_memory():
+            return self.run.look(images, looks if self.looks else [None] * len(images))
+
+    def leave_to_host(self) -> None:
+        """See Extractor."""
+        self.resizer, self.looks = None, False

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -23,6 +23,8 @@ Rows = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Grid = tuple[int, int]
 PART_ALONE = "/part"
+Look = Callable[[Any], Any]
+"""Told an image's rows (T, D) as a tensor on the device that made them: what it says of them, or None."""
 Device = Literal["auto", "cpu", "cuda"]
 Edge = Literal["area", "smaller"]
 Aspect = Literal["keep", "square"]
@@ -120,6 +122,10 @@ class Extractor(Protocol):
             height = width = max(height, width)
         return token_grid(height, width, input_size=self.input_size, patch=self.patch, edge=self.input_edge)
 
+    def prepare(self, image: NDArray[np.uint8], grid: Grid, size: tuple[int, int] | None = None) -> RGB:
+        """What the extractor sees of an ROI: see the function `prepare`. It may be called beside `extract`."""
+        return prepare(image, grid, self.patch, size)
+
     def extract(self, images: Sequence[RGB]) -> Rows:
         """Embeddings of equally large (H, W, 3) uint8 RGB images: (B, T, dim) float32 with unit rows, row-major."""
         ...
@@ -142,6 +148,19 @@ class Extractor(Protocol):
         """Whether embeddings of this fingerprint, if any, compare with those that the extractor gives."""
         ways = {self.fingerprint_of(part_alone=part_alone) for part_alone in {False, self.leaves_out}}
         return fingerprint is None or fingerprint in ways
+
+    def look(self, images: Sequence[RGB], looks: Sequence[Look | None]) -> list[Any]:
+        """As `extract`, where an image may have a look at its embeddings on the device that makes them.
+
+        Returns:
+            For each image what its look said, or the embeddings (T, dim) where that was nothing, or where no device
+            holds them.
+        """
+        return list(self.extract(images))
+
+    def leave_to_host(self) -> None:
+        """From here on `look` has nothing to say, and ROIs are resized by the host."""
+        return
 
 
 def token_grid(height: int, width: int, *, input_size: int, patch: int, edge: Edge = "area") -> Grid:

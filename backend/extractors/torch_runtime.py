@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from backend.base.errors import DeviceOutOfMemory
 from backend.extractors.agreement import Agreement
-from backend.extractors.protocol import RGB, Precision, Rows
+from backend.extractors.protocol import RGB, Look, Precision, Rows
 
 logger = logging.getLogger(__name__)
 
@@ -93,19 +93,43 @@ class TorchRunner:
 
     def __call__(self, images: Sequence[RGB]) -> Rows:
         """(B, T, D) float32 unit rows of equally large (H, W, 3) uint8 images."""
+        parts = [_home(rows) for rows in self._parts(images)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def look(self, images: Sequence[RGB], looks: Sequence[Look | None]) -> list[Any]:
+        """What each look says of its image's rows (T, D) on the device, or the rows where it has nothing to say.
+
+        When the GPU's memory does not hold what a look takes, it has nothing to say, and a warning tells of it.
+        """
+        found: list[Any] = []
+        for rows in self._parts(images):
+            found += [_said(own, look) for own, look in zip(rows, looks[len(found) :], strict=False)]
+        return found
+
+    def _parts(self, images: Sequence[RGB]) -> Iterator[torch.Tensor]:
+        """(n, T, D) rows on the device, of as many of the images at once as it can; the next ones overwrite them."""
+        rows = self._within_memory(images)
+        if rows is not None:
+            yield rows
+        elif len(images) > 1:
+            half = len(images) // 2
+            logger.warning("the GPU's memory is too small for %d images at once: trying %d", len(images), half)
+            yield from self._parts(images[:half])
+            yield from self._parts(images[half:])
+        else:
+            logger.warning("the GPU's memory is too small for one image: from here on the CPU does the work")
+            self.precision = "fp32"
+            self._move("cpu")
+            yield self._rows(images)
+
+    def _within_memory(self, images: Sequence[RGB]) -> torch.Tensor | None:
+        """Rows on the device; None, with what can be freed freed, where its memory does not hold the batch."""
         try:
             return self._rows(images)
         except torch.OutOfMemoryError:
             self._graph.cache_clear()
             torch.cuda.empty_cache()
-        if len(images) > 1:
-            half = len(images) // 2
-            logger.warning("the GPU's memory is too small for %d images at once: trying %d", len(images), half)
-            return np.concatenate([self(images[:half]), self(images[half:])])
-        logger.warning("the GPU's memory is too small for one image: from here on the CPU does the work")
-        self.precision = "fp32"
-        self._move("cpu")
-        return self._rows(images)
+            return None
 
     def _move(self, device: str) -> None:
         self.device = device
@@ -115,25 +139,23 @@ class TorchRunner:
 
     def _halved(self, size: tuple[int, int]) -> str:
         images = [check_image(*size)]
-        reference = self._eager(images)
+        reference = _home(self._eager(images))
         self.precision = "fp16"
-        agreement = Agreement.of(self._eager(images), reference, self.shared)
+        agreement = Agreement.of(_home(self._eager(images)), reference, self.shared)
         if agreement:
             return "fp16"
         logger.warning("fp16 and fp32 differ on this GPU (%s): running in fp32", agreement)
         return "fp32"
 
-    def _rows(self, images: Sequence[RGB]) -> Rows:
+    def _rows(self, images: Sequence[RGB]) -> torch.Tensor:
         if self.device != "cuda":
             return self._eager(images)
         batch = 1 << (len(images) - 1).bit_length()
-        rows: Rows = self._graph(batch, *images[0].shape[:2])(images)
+        rows: torch.Tensor = self._graph(batch, *images[0].shape[:2])(images)
         return rows
 
-    def _eager(self, images: Sequence[RGB], *chosen: NDArray[np.int64]) -> Rows:
-        given = [torch.from_numpy(array).to(self.device) for array in (np.stack(images), *chosen)]
-        rows: Rows = self.forward(*given).cpu().numpy()
-        return rows
+    def _eager(self, images: Sequence[RGB], *chosen: NDArray[np.int64]) -> torch.Tensor:
+        return self.forward(*(torch.from_numpy(array).to(self.device) for array in (np.stack(images), *chosen)))
 
     def part(self, images: Sequence[RGB], numbers: NDArray[np.int64]) -> Rows:
         """(B, K, D) float32 unit rows of the K tokens with these numbers alone; no graph, as each part has its own K.
@@ -142,11 +164,11 @@ class TorchRunner:
             torch.OutOfMemoryError: the GPU's memory does not hold it, though no graph takes any of it.
         """
         try:
-            return self._eager(images, numbers)
+            return _home(self._eager(images, numbers))
         except torch.OutOfMemoryError:
             self._graph.cache_clear()
             torch.cuda.empty_cache()
-        return self._eager(images, numbers)
+        return _home(self._eager(images, numbers))
 
     @torch.inference_mode()
     def forward(self, pixels: torch.Tensor, *chosen: torch.Tensor) -> torch.Tensor:
@@ -182,13 +204,39 @@ class _Graph:
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._rows = runner.forward(self._pixels)
 
-    def __call__(self, images: Sequence[RGB]) -> Rows:
+    def __call__(self, images: Sequence[RGB]) -> torch.Tensor:
+        """(n, T, D) rows on the device, which the next call overwrites.
+
+        Whoever calls again has waited for the device, as whoever brings the rows home does: the pinned pixels of the
+        call before are on it then.
+        """
         n = len(images)
         np.stack(images, out=self._pinned.numpy()[:n])
         self._pixels.copy_(self._pinned, non_blocking=True)
         self._graph.replay()
-        rows: Any = torch.empty((n, *self._rows.shape[1:]), dtype=torch.float32, pin_memory=True)
-        rows.copy_(self._rows[:n], non_blocking=True)
+        return self._rows[:n]
+
+
+def _home(rows: torch.Tensor) -> Rows:
+    """Rows in the host's memory, by way of pinned memory."""
+    if rows.device.type == "cuda":
+        there, rows = rows, torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+        rows.copy_(there, non_blocking=True)
         torch.cuda.current_stream().synchronize()
-        array: Rows = rows.numpy()
-        return array
+    array: Rows = rows.numpy()
+    return array
+
+
+def _said(rows: torch.Tensor, look: Look | None) -> Any:
+    """What `look` says of one image's rows on the device, or the rows at home where it says nothing."""
+    found = None if look is None else _within_memory(rows, look)
+    return _home(rows) if found is None else found
+
+
+def _within_memory(rows: torch.Tensor, look: Look) -> Any:
+    try:
+        return look(rows)
+    except torch.OutOfMemoryError:
+        logger.warning("the GPU's memory is too small for an anomaly map: the CPU makes it")
+        torch.cuda.empty_cache()
+        return None

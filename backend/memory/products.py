@@ -40,6 +40,7 @@ _HALVES = 3  # bfloat16 numbers that add up to one float32 number
 _FURTHER = 32  # columns added to the rows: the last three hold |m|²/2, and 32 keep the rows aligned
 
 _GPU_PRODUCTS = 1 << 26  # products held at a time
+_SPARE = 31  # rows measured beyond those that are wanted: the last must be certainly too far
 _GPU_RESERVE = 1 << 30  # bytes of the GPU's memory that are left to the extractor and to the products
 
 
@@ -148,6 +149,35 @@ class DeviceRows:
         """
         return self._tried(lambda held: self._nearest(held, q, m))
 
+    def distances(self, q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Mean distance of queries (T, D) to their `k` nearest rows, all rows where there are fewer.
+
+        Distances come from plain differences, as those of `search.ExactSearch`.
+
+        Returns:
+            (T,) float32, and () bool, whether one of them is not finite or a nearer row may have been missed. None
+            where the rows are not on the queries' device.
+
+        Raises:
+            torch.OutOfMemoryError: the device's memory does not hold what this takes.
+        """
+        import torch
+
+        held = self._held
+        if q.device != held.rows.device:
+            return None
+        n_rows, dim = held.rows.shape
+        k, m = min(k, n_rows), min(k + _SPARE, n_rows)
+        means, doubts = [], []
+        for part in blocks(len(q), max(1, _GPU_PRODUCTS // max(n_rows, m * dim))):
+            bounds, rows = self._bounds(held, q[part], m)
+            lengths = torch.linalg.vector_norm(held.rows[rows].sub_(q[part, None]), dim=2)
+            near = lengths.topk(k, dim=1, largest=False).values
+            means.append(near.mean(dim=1))
+            doubts.append((bounds[:, -1] < near[:, -1].square()).any() & (m < n_rows))
+        found = torch.cat(means)
+        return found, torch.stack(doubts).any() | ~found.isfinite().all()
+
     def nearness(self, rows: NDArray[np.int64], centres: Float, halves: Float) -> Float:
         """The largest c·x − |c|²/2 over the centres c, of each of the rows x numbered `rows`: (R,) float32.
 
@@ -163,13 +193,19 @@ class DeviceRows:
 
         bounds, found = np.empty((len(q), m), np.float32), np.empty((len(q), m), np.int64)
         for part in blocks(len(q), max(1, _GPU_PRODUCTS // len(held.rows))):
-            queries = torch.from_numpy(q[part]).to(held.rows.device)
-            squares = queries.square().sum(dim=1)
-            gaps, rows = torch.topk((queries @ held.rows.T).mul_(-2).add_(held.squares), m, dim=1, largest=False)
-            slack = 2 * _EPS * (q.shape[1] + 4) * torch.clamp(squares.max(), min=self._longest)
-            bounds[part] = (gaps + squares[:, None] - slack).cpu().numpy()
+            lowest, rows = self._bounds(held, torch.from_numpy(q[part]).to(held.rows.device), m)
+            bounds[part] = lowest.cpu().numpy()
             found[part] = rows.cpu().numpy()
         return bounds, found
+
+    def _bounds(self, held: _Held, queries: torch.Tensor, m: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `nearest`, of queries that are where the rows are."""
+        import torch
+
+        squares = queries.square().sum(dim=1)
+        gaps, rows = torch.topk((queries @ held.rows.T).mul_(-2).add_(held.squares), m, dim=1, largest=False)
+        slack = 2 * _EPS * (queries.shape[1] + 4) * torch.clamp(squares.max(), min=self._longest)
+        return gaps + squares[:, None] - slack, rows
 
     def _tried(self, work: Callable[[_Held], T]) -> T:
         """The result of `work` on the rows where they are. When the device's memory runs out they move to the CPU.

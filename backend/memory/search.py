@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_info
 from backend.base.arrays import Float, available_cores, blocks, checked_rows, square_norms
 from backend.base.errors import BackendUnavailable
 from backend.memory.compact import CompactRows, Rows, in_float32
-from backend.memory.products import bf16_rows, device_rows
+from backend.memory.products import DeviceRows, bf16_rows, device_rows
 
 Backend = Literal["auto", "faiss", "sklearn"]
 Neighbours = tuple[Float, NDArray[np.int64]]
@@ -94,6 +94,11 @@ class ExactSearch:
     def nbytes(self) -> int:
         """Bytes of the rows and of what proposes them."""
         return self.rows.nbytes + (self._index.nbytes if self._index else 0)
+
+    @property
+    def on_device(self) -> DeviceRows | None:
+        """The rows on the extractor's device, if they are there."""
+        return self._index if isinstance(self._index, DeviceRows) else None
 
     def attach_index(self, make: Callable[[Float], CandidateIndex | None] = candidate_index) -> None:
         """Let the index that `make` gives for the rows, if any, propose neighbours; distances stay what they are.

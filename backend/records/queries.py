@@ -49,6 +49,7 @@ class Filters:
     roi_id: str | None = None
     recipe_id: str | None = None
     station_id: str | None = None
+    except_station_id: str | None = None
     decision: str | None = None
     reviewed: bool | None = None
     part_id: str | None = None
@@ -66,6 +67,7 @@ class Filters:
         time_us = parse_time(item["time"], "time") or 0
         return (
             all(item.get(name) == value for name, value in asked.items())
+            and (self.except_station_id is None or item.get("station_id") != self.except_station_id)
             and self.reviewed in {None, "review" in item}
             and (low is None or item["score"] >= low)
             and (high is None or item["score"] <= high)
@@ -77,6 +79,8 @@ class Filters:
         """What is asked of the facet."""
         names = ("role_id", "roi_id", "recipe_id", "station_id", "decision")
         asked = [facets.c[name] == value for name in names if (value := getattr(self, name)) is not None]
+        if self.except_station_id is not None:
+            asked.append(facets.c.station_id.is_distinct_from(self.except_station_id))
         if self.reviewed is not None:
             asked.append(facets.c.review.is_not(None) if self.reviewed else facets.c.review.is_(None))
         return asked

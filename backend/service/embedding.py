@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from backend.base.decoding import ImageOptions
 from backend.base.errors import InvalidValue, PartNotAlone
 from backend.base.messages import Notice
-from backend.extractors.protocol import RGB, Extractor, Grid, needed_by, prepare
+from backend.extractors.protocol import RGB, Extractor, Grid, needed_by
 from backend.infer import RoiSize, working_mask
 from backend.memory.chunked import Budget, BudgetTooSmall, ChunkedCoreset
 from backend.roi_mask import token_mask
@@ -248,10 +248,10 @@ def _views(
     with decoded(file, options, needed_by(extractor, expected)) as (data, found):
         image, digest = found.pixels, hashlib.sha256(data)
         grid, notices = fitted_grid(file.name, found.size, extractor, expected)
-        pixels = [prepare(image, grid, extractor.patch, found.size)]
+        pixels = [extractor.prepare(image, grid, found.size)]
         if augmentation:
             rng = np.random.default_rng([seed, *np.frombuffer(digest.digest(), np.uint32).tolist()])
-            pixels.append(prepare(augmentation.view(image, rng), grid, extractor.patch, found.size))
+            pixels.append(extractor.prepare(augmentation.view(image, rng), grid, found.size))
         mask = working_mask(file.shape, RoiSize(*found.size))
     inside = None if mask is None else token_mask(mask, grid)
     notices = (*found.notices, *notices)

@@ -15,7 +15,7 @@ from backend.base.decoding import Decoded, ImageOptions, Needed, decode
 from backend.base.errors import TokenGridMismatch, TooManyTokens
 from backend.base.images import is_large
 from backend.base.messages import Notice
-from backend.extractors.protocol import RGB, Aspect, Extractor, Grid, needed_by, prepare
+from backend.extractors.protocol import RGB, Aspect, Extractor, Grid, needed_by
 from backend.infer import RoiSize
 from backend.roi_mask import Shape
 
@@ -82,7 +82,7 @@ def prepare_image(
     with decoded(file, options, needed_by(extractor, expected)) as (data, found):
         grid, notices = fitted_grid(file.name, found.size, extractor, expected)
         return PreparedImage(
-            prepare(found.pixels, grid, extractor.patch, found.size),
+            extractor.prepare(found.pixels, grid, found.size),
             grid,
             RoiSize(*found.size),
             hashlib.sha256(data).hexdigest() if digested else "",

@@ -403,8 +403,10 @@ class Inspector:
             judge = self.judge(key)
             model, criteria = judge.model, judge.criteria
             pipeline = Pipeline(queue, model, criteria, ImageOptions.of(self.settings))
-            image, inspection = pipeline.run(file, mm_per_px=mm_per_px, job=job or Job(), mark=clock.mark)
             scale = heatmap or self.settings.heatmap_scale
+            image, inspection = pipeline.run(
+                file, mm_per_px=mm_per_px, job=job or Job(), heatmap=scale, mark=clock.mark
+            )
             low, high = heatmap_range(inspection, scale, criteria.threshold)
             appearance = appearance_of(image.pixels)
             png = b"" if scale == "none" else heatmap_png(inspection, scale, low, high)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ from backend.base.decoding import ImageOptions
 from backend.base.errors import ShapeNeeded
 from backend.base.messages import Notice
 from backend.extractors.protocol import RGB, Mask
-from backend.infer import Criteria, Inspection, Roi, inspect, working_mask
+from backend.infer import Criteria, HeatmapScale, Inspection, Roi, inspect, view_of, working_mask
+from backend.memory.on_device import Seen
 from backend.service.images import ImageFile, PreparedImage, prepare_image
 from backend.service.jobs import Job
 from backend.service.models import FittedModel
@@ -40,20 +42,31 @@ class Pipeline:
     images: ImageOptions = field(default_factory=ImageOptions)
 
     def run(
-        self, file: ImageFile, *, mm_per_px: float, job: Job, mark: Callable[[str], None] = lambda _: None
+        self,
+        file: ImageFile,
+        *,
+        mm_per_px: float,
+        job: Job,
+        heatmap: HeatmapScale = "none",
+        mark: Callable[[str], None] = lambda _: None,
     ) -> tuple[PreparedImage, Inspection]:
         """Inspect one image, of `mm_per_px` millimetres per pixel, inside its shape.
 
-        `mark`: told when the stages `decode`, `forward`, `knn` and `post` are over.
+        Where the extractor's device holds the memory's rows too, all that follows the forward pass is made there, and
+        counts for the stage `forward`.
+
+        Args:
+            heatmap: the one that will be drawn.
+            mark: told when the stages `decode`, `forward`, `knn` and `post` are over.
 
         Raises:
             BadImage, TokenGridMismatch, MaskEmpty, ShapeNeeded, Cancelled, NotReady.
         """
         image, roi = self.prepare(file, mm_per_px)
         mark("decode")
-        tokens = job.wait(self.submit(image.pixels, roi))
+        found = job.wait(self._asked(image.pixels, roi, heatmap))
         mark("forward")
-        return image, self.judge(tokens, roi, mark=mark)
+        return image, self.judge(found, roi, mark=mark)
 
     def prepare(self, file: ImageFile, mm_per_px: float, *, digested: bool = False) -> tuple[PreparedImage, Roi]:
         """The pixels to submit on the model's own grid, and what `judge` needs to know of the image.
@@ -88,15 +101,22 @@ class Pipeline:
         """Queue prepared pixels; the extractor sees of them what it saw in the model's fit. Raises NotReady."""
         return self.queue.submit(pixels, inside=roi.inside if self.model.stored.part_alone else None, bulk=bulk)
 
+    def _asked(self, pixels: RGB, roi: Roi, heatmap: HeatmapScale) -> Future[Any]:
+        """Queue prepared pixels for what the memory's device says of their tokens, or for these."""
+        if self.model.stored.part_alone:  # the tokens that were left out have no place on the device
+            return self.submit(pixels, roi)
+        view = view_of(roi, self.criteria, heatmap, part_only=self.model.knows_part_only)
+        return self.queue.look(pixels, None if view is None else self.model.memory.looking(view))
+
     def judge(
         self,
-        tokens: NDArray[np.float32],
+        tokens: NDArray[np.float32] | Seen,
         roi: Roi,
         *,
         leave_out: int | None = None,
         mark: Callable[[str], None] = lambda _: None,
     ) -> Inspection:
-        """The inspection of an image's tokens (rows · columns, D); `leave_out` and `mark` as in infer.inspect."""
+        """The inspection of tokens (rows · columns, D) or of what a device said of them: see infer.inspect."""
         part_only = self.model.knows_part_only
         return inspect(
             tokens, self.model.memory, roi, self.criteria, part_only=part_only, leave_out=leave_out, mark=mark

@@ -10,12 +10,13 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.errors import DeviceOutOfMemory, ExtractorFault, NotReady, QueueFull
-from backend.extractors.protocol import RGB, Extractor, Mask
+from backend.extractors.protocol import RGB, Extractor, Look, Mask
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,8 @@ logger = logging.getLogger(__name__)
 class _Item:
     image: RGB
     inside: Mask | None = None
-    future: Future[NDArray[np.float32]] = field(default_factory=Future)
+    look: Look | None = None
+    future: Future[Any] = field(default_factory=Future)
 
     def joins(self, other: _Item) -> bool:
         """Whether both may be in one batch."""
@@ -98,11 +100,17 @@ class InferenceQueue:
         Raises:
             NotReady: the queue is closed.
         """
-        item = _Item(image, inside)
+        return self._submit(_Item(image, inside), self._bulk if bulk else self._urgent)
+
+    def look(self, image: RGB, look: Look | None) -> Future[Any]:
+        """As `submit`: the future gives what `look` says of the embeddings, or these (see Extractor.look)."""
+        return self._submit(_Item(image, look=look), self._urgent)
+
+    def _submit(self, item: _Item, queue: deque[_Item]) -> Future[Any]:
         with self._ready:
             if self._closed:
                 raise NotReady(retry_after=5)
-            (self._bulk if bulk else self._urgent).append(item)
+            queue.append(item)
             self._ready.notify()
         return item.future
 
@@ -130,32 +138,37 @@ class InferenceQueue:
             for item in items:
                 item.future.set_exception(err)
             return
-        for item, tokens in answers:
-            if np.isfinite(tokens).all():
-                item.future.set_result(tokens)
+        for item, found in answers:
+            if not isinstance(found, np.ndarray) or np.isfinite(found).all():
+                item.future.set_result(found)
             else:
                 item.future.set_exception(ExtractorFault(model=self.extractor.name))
 
-    def _embed(self, items: Sequence[_Item]) -> list[NDArray[np.float32]]:
-        tokens = self._within_memory(items)
-        if tokens is None and len(items) > 1:
+    def _embed(self, items: Sequence[_Item]) -> list[Any]:
+        """The embeddings of each, or what its look says of them."""
+        found = self._within_memory(items)
+        if found is None and len(items) > 1:
             self.max_batch = max(1, min(self.max_batch, len(items)) // 2)
             logger.warning("out of device memory with %d images, now %d a batch", len(items), self.max_batch)
             parts = [items[at : at + self.max_batch] for at in range(0, len(items), self.max_batch)]
-            return [rows for part in parts for rows in self._embed(part)]
-        if tokens is None:
+            return [one for part in parts for one in self._embed(part)]
+        if found is None:
             if self._fallback is None:
                 raise DeviceOutOfMemory(retry_after=5)
             self.extractor, self._fallback = self._fallback(), None
             return self._extracted(items)
-        return tokens
+        return found
 
-    def _extracted(self, items: Sequence[_Item]) -> list[NDArray[np.float32]]:
+    def _extracted(self, items: Sequence[_Item]) -> list[Any]:
         images, inside = [item.image for item in items], items[0].inside
-        return list(self.extractor.extract(images) if inside is None else self.extractor.extract_part(images, inside))
+        if inside is not None:
+            return list(self.extractor.extract_part(images, inside))
+        if any(item.look for item in items):
+            return self.extractor.look(images, [item.look for item in items])
+        return list(self.extractor.extract(images))
 
-    def _within_memory(self, items: Sequence[_Item]) -> list[NDArray[np.float32]] | None:
-        """Embeddings, or None when the device's memory does not hold the batch.
+    def _within_memory(self, items: Sequence[_Item]) -> list[Any] | None:
+        """What `_embed` gives, or None when the device's memory does not hold the batch.
 
         The error keeps that memory from being freed, so it is dropped here, before anything else is tried.
         """

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backend.base.errors import InspectionError
 from backend.base.images import encode_png
-from backend.extractors.protocol import Extractor, Grid
-from backend.infer import Criteria
+from backend.extractors.protocol import Extractor, Grid, prepare
+from backend.infer import Criteria, Inspection
+from backend.memory.on_device import View
 from backend.patchcore import PatchCoreMemory
 from backend.roi_mask import Shape
 from backend.service.images import ImageFile
+from backend.service.jobs import Job
 from backend.service.models import FittedModel, ModelCache
 from backend.service.pipeline import Pipeline
 from backend.service.queue import InferenceQueue
@@ -28,11 +31,54 @@ def rehearse(queue: InferenceQueue, cache: ModelCache) -> None:
 
     Requests that come meanwhile are served in between.
     """
+    _hold_against_host(queue)
     extractor = queue.extractor
     side = extractor.input_size
     seen = {(extractor.grid(side, side), False), *_known(cache, extractor)}
     for grid, part_alone in seen:
         _inspect_blank(queue, grid, part_alone=part_alone)
+
+
+def _hold_against_host(queue: InferenceQueue) -> None:
+    """Leave to the host whatever the extractor's device says otherwise of a picture, or cannot say."""
+    extractor = queue.extractor
+    grid = extractor.grid(extractor.input_size, extractor.input_size)
+    height, width = (3 * n * extractor.patch // 2 for n in grid)
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    png = encode_png(picture)
+    file = ImageFile("noise.png", lambda: png)
+    if (
+        _of(np.eye(4, extractor.dim, dtype=np.float32), grid).memory.looking(View(grid=grid, k=1, size=grid, sigma=0.0))
+        is None
+    ):
+        return
+    pixels = prepare(picture, grid, extractor.patch)
+    tokens = queue.submit(pixels).result()
+    pipeline = Pipeline(queue, _of(tokens[::8].copy(), grid), Criteria())
+    try:
+        image, theirs = pipeline.run(file, mm_per_px=1.0, job=Job(), heatmap="relative")
+        ours = pipeline.judge(tokens, pipeline.prepare(file, 1.0)[1])
+        same = np.array_equal(image.pixels, pixels) and _alike(theirs, ours)
+    except (InspectionError, RuntimeError) as err:
+        logger.warning("the GPU cannot make an anomaly map: %s", err)
+        same = False
+    if not same:
+        logger.warning("the GPU does not make the CPU's anomaly map of a picture: the CPU makes all of them")
+        extractor.leave_to_host()
+
+
+def _alike(one: Inspection, other: Inspection) -> bool:
+    """Whether they differ by rounding alone."""
+    maps = np.allclose(one.token_map, other.token_map, rtol=1e-3, atol=1e-4)
+    return maps and all(np.isclose(one.stats[name], value, rtol=1e-3, atol=1e-4) for name, value in other.stats.items())
+
+
+def _of(rows: NDArray[np.float32], grid: Grid, **known: object) -> FittedModel:
+    """A model whose memory has these rows."""
+    stored = StoredMemory(rows, grid, np.zeros(len(rows), np.int32), dict(known))
+    model = FittedModel(PatchCoreMemory(rows), stored, None)
+    model.memory.attach_index()
+    return model
 
 
 def _known(cache: ModelCache, extractor: Extractor) -> set[tuple[Grid, bool]]:
@@ -52,16 +98,19 @@ def _known(cache: ModelCache, extractor: Extractor) -> set[tuple[Grid, bool]]:
 
 
 def _inspect_blank(queue: InferenceQueue, grid: Grid, *, part_alone: bool) -> None:
-    """Take a blank PNG all the way that a request's image goes, and as many beside it as a batch holds."""
+    """Take a blank PNG all the way that a request's image goes, and as many beside it as a batch holds.
+
+    It is larger than the extractor needs, so that it is resized.
+    """
     extractor = queue.extractor
-    height, width = grid[0] * extractor.patch, grid[1] * extractor.patch
+    height, width = (3 * n * extractor.patch // 2 for n in grid)
     png = encode_png(np.zeros((height, width, 3), np.uint8))
-    rows = np.eye(4, extractor.dim, dtype=np.float32)
-    stored = StoredMemory(rows, grid, np.zeros(4, np.int32), {"part_alone": part_alone})
-    blank = FittedModel(PatchCoreMemory(rows), stored, None)
+    blank = _of(np.eye(4, extractor.dim, dtype=np.float32), grid, part_alone=part_alone)
     pipeline = Pipeline(queue, blank, Criteria(threshold=blank.longest_row))
     shape = Shape("rect", {"x": 0, "y": 0, "w": width, "h": height}) if part_alone else None
-    image, roi = pipeline.prepare(ImageFile("blank.png", lambda: png, shape), mm_per_px=1.0)
+    file = ImageFile("blank.png", lambda: png, shape)
+    image, roi = pipeline.prepare(file, mm_per_px=1.0)
     several = [pipeline.submit(image.pixels, roi, bulk=True) for _ in range(min(queue.max_batch, 4) + 1)]
-    tokens, *_ = [future.result() for future in several]
-    pipeline.judge(tokens, roi)
+    pipeline.run(file, mm_per_px=1.0, job=Job(), heatmap="relative")
+    for future in several:
+        future.result()

@@ -22,7 +22,7 @@ from backend.base.arrays import available_cores, cpu_name, few_threads_each, ins
 from backend.base.decoding import Decoded, decode
 from backend.base.images import encode_png, resize, to_base64
 from backend.extractors.protocol import Extractor, needed_by, prepare
-from backend.infer import Criteria, Inspection, Roi, RoiSize, heatmap_png, heatmap_range, inspect
+from backend.infer import Criteria, Inspection, Roi, RoiSize, heatmap_png, heatmap_range, inspect, view_of
 from backend.patchcore import PatchCoreMemory
 from backend.tools.scenes import brake_disc
 
@@ -183,8 +183,10 @@ class Bench:
 
     def _inspect(self, data: bytes, criteria: Criteria) -> str:
         read, grid = self._decode(data)
-        tokens = self.extractor.extract([prepare(read.pixels, grid, self.extractor.patch, read.size)])[0]
-        found = inspect(tokens, self.memory, Roi(RoiSize(*read.size), grid), criteria)
+        pixels, roi = prepare(read.pixels, grid, self.extractor.patch, read.size), Roi(RoiSize(*read.size), grid)
+        view = view_of(roi, criteria, "relative")
+        (tokens,) = self.extractor.look([pixels], [None if view is None else self.memory.looking(view)])
+        found = inspect(tokens, self.memory, roi, criteria)
         return self._json(found, self._png(found))
 
     def _png(self, found: Inspection) -> bytes:

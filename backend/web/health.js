@@ -119,7 +119,7 @@ function driftWords(drift) {
 
 function drawDrift(drift, days, limit) {
   const drifting = drift?.state === "drift";
-  const more = [drift?.where ? t("heWhere", { where: drift.where }) : "", drift?.advice ?? "", drift?.wanted ? t("heLearningHow", { all: drift.wanted }) : ""].filter(Boolean).join(" ");
+  const more = [drift?.where ? t("heWhere", { where: drift.where }) : "", drift?.advice ?? "", drift?.wanted && !drifting ? t("heLearningHow", { all: drift.wanted }) : ""].filter(Boolean).join(" ");
   $("he-drift").dataset.state = drifting ? "bad" : "wait";
   $("he-drift").textContent = more;
   $("he-drift").hidden = !more;

@@ -3,7 +3,7 @@ import { trend } from "./charts.js";
 import { $, close, complain, el, facts, trouble } from "./dom.js";
 import { brief, number, t } from "./i18n.js";
 import { hideNearest, showNearest } from "./nearest.js";
-import { decisionOf, modelOf, partOf, pictureOf, release, review, reviewer, thumb, verdictWord, when } from "./records.js";
+import { decisionOf, localTimes, modelOf, partOf, pictureOf, release, review, reviewer, thumb, verdictWord, when } from "./records.js";
 import { addressOf, go, place } from "./router.js";
 import { showVerdict } from "./verdict.js";
 
@@ -95,6 +95,7 @@ async function more() {
   $("hi-list").append(...found.items.map(row));
   $("hi-more").hidden = !cursor;
   $("hi-more").disabled = false;
+  $("hi-none").textContent = t(asked ? "hiNone" : "hiEmpty");
   $("hi-none").hidden = $("hi-list").children.length > 0;
   if (seeking) $("hi-list").querySelector("a")?.focus();
   seeking = false;
@@ -158,7 +159,7 @@ function drawDetail(item) {
   showVerdict($("hi-verdict"), decisionOf(item), `${number(item.score)}${item.threshold ? ` / ${number(item.threshold)}` : ""}`);
   $("hi-title").textContent = t("hiPart", { part: partOf(item) });
   $("hi-picture").alt = t("stPicture", { part: partOf(item) });
-  $("hi-reasons").replaceChildren(...item.reasons.map((text) => el("li", { textContent: text })));
+  $("hi-reasons").replaceChildren(...item.reasons.map((text) => el("li", { textContent: localTimes(text) })));
   const known = [
     ["hiTime", when(item.time, { dateStyle: "full", timeStyle: "medium" })],
     ["hiModel", modelOf(item)],
@@ -204,8 +205,8 @@ async function beside(item, region) {
 function drawReviews(reviews) {
   $("hi-reviews").replaceChildren(...reviews.map((one) =>
     el("li", { data: { verdict: one.verdict } },
-      el("strong", { textContent: t(`review_${one.verdict}`) }), " ",
-      el("span", { textContent: [one.defect, one.note].filter(Boolean).join(" · ") }),
+      el("strong", { textContent: t(`review_${one.verdict}`) }),
+      el("span", { textContent: ["", one.defect, one.note].filter((text, n) => !n || text).join(" · ") }),
       el("small", { textContent: [one.reviewer, one.time ? when(one.time) : ""].filter(Boolean).join(" · ") }))));
 }
 

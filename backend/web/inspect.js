@@ -4,6 +4,7 @@ import { brief, counted, language, number, t } from "./i18n.js";
 import { keep, model, named, onModel, recall } from "./model.js";
 import { hideNearest, showNearest } from "./nearest.js";
 import { addParts, again, clearParts, decisionOf, onParts, parts, retry, tell, view } from "./parts.js";
+import { localTimes } from "./records.js";
 import { FIELDS, Stage } from "./stage.js";
 import { listParts, showGauge, showVerdict } from "./verdict.js";
 
@@ -231,7 +232,7 @@ function panel(part) {
   const unseen = part?.result && !part.image ? t("unseen") : "";
   const said = [...$("alerts").children].some((box) => box.dataset.text === part?.error?.message);
   const notes = [said ? "" : part?.error?.message, unseen, ...(part?.result?.warnings ?? [])].filter(Boolean);
-  $("warnings").replaceChildren(...notes.map((text) => el("li", { textContent: text })));
+  $("warnings").replaceChildren(...notes.map((text) => el("li", { textContent: localTimes(text) })));
 }
 
 function pickKind(kind) {

@@ -2,6 +2,7 @@
 import { json, patiently } from "./api.js";
 import { calm, complain, thumbnail } from "./dom.js";
 import { formOf, learn, model, requireModel } from "./model.js";
+import { CONSOLE } from "./records.js";
 
 export const parts = [];
 export const view = { threshold: null, calibrated: null, shape: null };
@@ -98,7 +99,7 @@ async function work() {
 async function inspect(part) {
   const turn = part.turn;
   const key = model.key;
-  const form = formOf({ heatmap: "absolute", ...(view.shape ? { shape: JSON.stringify(view.shape) } : {}) });
+  const form = formOf({ heatmap: "absolute", station_id: CONSOLE, ...(view.shape ? { shape: JSON.stringify(view.shape) } : {}) });
   form.append("image", part.file, part.name);
   try {
     const result = await patiently(() => json("/infer", { method: "POST", body: form }));

@@ -2,6 +2,7 @@ import { json, newId, patiently, send } from "./api.js";
 import { $, acceptFiles, bitmapOf, calm, chosen, complain, el, facts, thumbnail } from "./dom.js";
 import { contourPath } from "./heat.js";
 import { brief, counted, number, t } from "./i18n.js";
+import { CONSOLE } from "./records.js";
 import { Stage } from "./stage.js";
 import { listParts, showGauge, showVerdict } from "./verdict.js";
 
@@ -43,6 +44,7 @@ async function predict(part) {
   if ($("rn-thr").value !== "") query.set("thr", $("rn-thr").value);
   const form = new FormData();
   form.append("file", part.file, part.name);
+  form.append("station_id", CONSOLE);
   try {
     const answer = await patiently(() => json(`/predict?${query}`, { method: "POST", body: form }));
     if (part.turn !== turn) return;

@@ -32,6 +32,7 @@ export async function open() {
   const ready = Boolean(model.role && model.roi);
   for (const id of ["sa-suspects", "sa-again"]) $(id).disabled = true;
   $("sa-known").textContent = "";
+  $("sa-none").textContent = t(ready ? "saNone" : "heNone");
   if (!ready) return draw({});
   try {
     const [{ classes }, marked] = await Promise.all([json(`/datasets/list?${queryOf()}`), json(`/golden?${queryOf()}`, { quiet: true }).catch(() => ({ samples: [] }))]);
@@ -95,7 +96,6 @@ export function sampleThumb(label, name) {
 
 function card(name, label) {
   const image = sampleThumb(label, name);
-  image.alt = name;
   const suspect = label === "ok" ? suspects.get(name) : null;
   const button = (key, work) => {
     const node = el("button", { type: "button", textContent: t(key), data: { changes: "" } });

@@ -111,11 +111,12 @@ export class Stage {
       context.drawImage(image, 0, 0, scene.width, scene.height);
     }
     context.globalAlpha = 1;
-    this.#shape(context, scale, ratio);
-    this.#outlines(context, scale, ratio);
+    const pen = ratio * Math.max(1, parseFloat(getComputedStyle(document.documentElement).fontSize) / 18); // as large as the page's letters
+    this.#shape(context, scale, pen);
+    this.#outlines(context, scale, pen);
   }
 
-  #outlines(context, scale, ratio) {
+  #outlines(context, scale, pen) {
     const { outlines } = this.scene;
     context.lineJoin = "round";
     for (const [colour, thickness] of [["#000", 5], ["#fff", 2.5]]) {
@@ -123,12 +124,12 @@ export class Stage {
       for (const { path, zoom = 1 } of outlines) {
         context.save();
         context.scale(zoom, zoom);
-        context.lineWidth = (thickness * ratio) / scale / zoom;
+        context.lineWidth = (thickness * pen) / scale / zoom;
         context.stroke(path);
         context.restore();
       }
     }
-    const size = (15 * ratio) / scale;
+    const size = (15 * pen) / scale;
     context.font = `700 ${size}px system-ui, sans-serif`;
     context.textBaseline = "middle";
     const taken = outlines.map(({ x, y, w, h }) => [x, y, w, h]);
@@ -154,7 +155,7 @@ export class Stage {
     context.fillText(text, free[0] + size / 2, free[1] + size * 0.84);
   }
 
-  #shape(context, scale, ratio) {
+  #shape(context, scale, pen) {
     const { shape, width, height } = this.scene;
     if (!shape) return;
     const part = shapePath(shape);
@@ -165,15 +166,15 @@ export class Stage {
     context.fill(outside, "evenodd");
     for (const [colour, dash] of [["#000", []], ["#4dd8ff", [8, 6]]]) {
       context.strokeStyle = colour;
-      context.lineWidth = (3 * ratio) / scale;
-      context.setLineDash(dash.map((n) => (n * ratio) / scale));
+      context.lineWidth = (3 * pen) / scale;
+      context.setLineDash(dash.map((n) => (n * pen) / scale));
       context.stroke(part);
     }
     context.setLineDash([]);
     context.fillStyle = "#4dd8ff";
     for (const [x, y] of Object.values(grips(shape))) {
       context.beginPath();
-      context.arc(x, y, (6 * ratio) / scale, 0, 7);
+      context.arc(x, y, (6 * pen) / scale, 0, 7);
       context.fill();
     }
   }
@@ -208,7 +209,7 @@ export class Stage {
     if (this.pan) {
       const { at, look } = this.pan;
       const { scale, ratio } = this.view;
-      const moved = [event.offsetX - at[0], event.offsetY - at[1]].map((way) => (way * ratio) / scale);
+      const moved = [event.offsetX - at[0], event.offsetY - at[1]].map((way) => (way * pen) / scale);
       this.#see(look.zoom, look.x - moved[0] / this.scene.width, look.y - moved[1] / this.scene.height);
     }
     if (!this.grip) return;

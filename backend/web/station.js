@@ -2,9 +2,9 @@ import { json, listen } from "./api.js";
 import { trend } from "./charts.js";
 import { $, bitmapOf, complain, drawInto, el, smallCanvas, write } from "./dom.js";
 import { number, percent, t, whole } from "./i18n.js";
-import { decisionOf, modelOf, overlayOf, partOf, review, reviewer, verdictWord, when } from "./records.js";
+import { CONSOLE, decisionOf, modelOf, overlayOf, partOf, review, reviewer, when } from "./records.js";
 import { addressOf, go } from "./router.js";
-import { showVerdict } from "./verdict.js";
+import { WORDS, showVerdict } from "./verdict.js";
 
 const SHOWN = 20;
 const TREND = 120;
@@ -42,7 +42,7 @@ let recount = 0;
 let audio = null;
 
 const stationFilter = () => $("st-station").value.trim();
-const filter = (more = {}) => new URLSearchParams({ ...(stationFilter() ? { station_id: stationFilter() } : {}), ...more });
+const filter = (more = {}) => new URLSearchParams({ [stationFilter() ? "station_id" : "except_station_id"]: stationFilter() || CONSOLE, ...more });
 const quietMinutes = () => Number($("st-quiet").value) || 0;
 const rowOf = () => Number($("st-row").value) || Infinity; // NG in a row that are an alarm
 
@@ -262,7 +262,7 @@ function label(node, item) {
   button.dataset.decision = decisionOf(item);
   canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
   write(name, partOf(item));
-  write(word, verdictWord(item.decision));
+  write(word, WORDS[item.decision ?? "none"]);
   return node;
 }
 

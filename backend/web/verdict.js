@@ -2,7 +2,7 @@ import { drawInto, el, fill, smallCanvas, write } from "./dom.js";
 import { brief, number, t } from "./i18n.js";
 
 const MARKS = { ok: "✓", look: "✓", ng: "✕", none: "?", busy: "…", failed: "!" };
-const WORDS = { ok: "OK", look: "OK", ng: "NG", none: "?", busy: "…", failed: "!" };
+export const WORDS = { ok: "OK", look: "OK", ng: "NG", none: "?", busy: "…", failed: "!" };
 
 /* The big block: a colour, a sign and words. */
 export function showVerdict(box, decision, detail = "") {

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from backend.api.answers import infer_fields, inspection_fields, scored_fields
-from backend.base.arrays import Ranked
 from backend.base.errors import EmptyFile
 from backend.base.messages import Notice
 from backend.calib import GoodScores
-from backend.infer import Criteria, Inspection, Region, Roi, RoiSize
+from backend.infer import Criteria, Heat, Inspection, Region, Roi, RoiSize
 from backend.samples.scoring import Sample, Scored
 from backend.service.appearance import appearance_of
 from backend.service.results import InferResult, Provenance
@@ -19,11 +18,8 @@ MAP = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
 FOUND = Inspection(
     score=0.7,
     stats={"max": 1.0},
-    token_map=MAP,
-    anomaly_map=MAP,
-    ranked=Ranked(MAP),
+    heat=Heat(MAP, Roi(RoiSize(8, 8), (8, 8)), blur_sigma=0.0),
     regions=[Region((1, 2, 3, 4), 9.0, 0.36, 0.2, [[1, 2], [3, 5]])],
-    roi=Roi(RoiSize(8, 8), (8, 8)),
 )
 NOTICES = [Notice("not_calibrated")]
 

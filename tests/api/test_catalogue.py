@@ -168,6 +168,24 @@ def test_a_value_that_was_not_given_reads_as_a_question_mark() -> None:
     assert sentence(errors.EmptyFile(), "en") == "?: the file is empty."
 
 
+def test_spanish_writes_measured_numbers_with_a_comma_and_names_as_they_are() -> None:
+    said: list[tuple[Any, str, str]] = [
+        (Notice("ok_with_region", {"area": "0.625"}), "región de 0,625 mm²", "region of 0.625 mm²"),
+        (Notice("area_changed", {"former": "0.5", "new": "1.25"}), "de 0,5 mm² y ahora", "; 1.25 mm² are"),
+        (Notice("promise_impossible", {"rate": "0.5"}), "un 0,5 %", "0.5 %"),
+        (Notice("roi_size_differs", {"got": "8.5 × 6", "expected": "9 × 6.4"}), "8,5 × 6 mm", "9 × 6.4 mm"),
+        (
+            Phrase("golden_scores", {"name": "disc_0.5.png", "former": "0.41", "score": 0.39}),
+            "disc_0.5.png tenía una puntuación de 0,41 y ahora tiene 0,39",
+            "disc_0.5.png had a score of 0.41 and now has 0.39",
+        ),
+        (errors.FileTooLarge(name="a.b.png", limit="0.5"), "a.b.png supera el límite de 0,5 MB", "limit of 0.5 MB"),
+        (Notice("ok_with_region"), "región de ? mm²", "region of ? mm²"),
+    ]
+    for one, spanish, english in said:
+        assert spanish in sentence(one, "es") and english in sentence(one, "en")
+
+
 def test_what_only_the_edge_knows_can_be_added() -> None:
     assert sentence(errors.ServerFault(), "en", request_id="r-1").endswith("r-1 in the service's log.")
 

@@ -54,7 +54,7 @@ def test_a_drift_is_told_in_words_and_reaches_every_answer_and_the_record(fitted
     watch._known[KEY] = Finding("drift", "dirt", (0.2, 0.2), 1_790_000_000_000_000)
     answer = infer(fitted, GOOD).json()
     assert any(
-        text.startswith("Las piezas ya no se ven como al principio desde 2026-09-21T") for text in answer["warnings"]
+        text.startswith("Las piezas ya no se ven como al principio desde el 2026-09-21T") for text in answer["warnings"]
     )
     recorded = fitted.get(f"/inspections/{answer['inspection_id']}").json()
     assert "drift" in recorded["warnings"]

@@ -176,6 +176,9 @@ def test_lists_are_filtered_ordered_and_turned(recorded: TestClient) -> None:
     assert get(recorded, "/inspections", order="score")["items"][0]["decision"] == "ng"
     assert len(get(recorded, "/inspections", decision="ng", station_id="a")["items"]) == 1
     assert len(get(recorded, "/inspections", part_id="part a")["items"]) == 2
+    infer(recorded, GOOD)
+    others = get(recorded, "/inspections", except_station_id="a")["items"]
+    assert [item.get("station_id") for item in others] == [None, "b"]
     assert get(recorded, "/inspections", until="2020-01-01")["items"] == []
     assert get(recorded, "/inspections", role_id="nobody")["items"] == []
 
@@ -198,6 +201,7 @@ def test_lists_are_filtered_ordered_and_turned(recorded: TestClient) -> None:
         ("/inspections", {"min_score": "high"}, "min_score"),
         ("/inspections", {"part_id": "nul\0"}, "part_id"),
         ("/inspections", {"station_id": "x" * 129}, "station_id"),
+        ("/inspections", {"except_station_id": "x" * 129}, "except_station_id"),
         ("/inspections", {"max_score": "nan"}, "max_score"),
         ("/inspections/summary", {"bucket": "week"}, "bucket"),
         ("/inspections/summary", {"tz": "Europe/Atlantis"}, "tz"),
@@ -346,7 +350,8 @@ def test_the_stream_carries_the_verdicts_of_other_workers_within_a_second(tmp_pa
         ready, last = threading.Event(), []
 
         def watch() -> None:
-            with httpx.stream("GET", f"http://127.0.0.1:{here}/inspections/stream?station_id=a", timeout=30) as events:
+            others = f"http://127.0.0.1:{here}/inspections/stream?except_station_id=b"
+            with httpx.stream("GET", others, timeout=30) as events:
                 ready.set()
                 for line in events.iter_lines():
                     if line.startswith("data: "):

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
@@ -34,17 +34,17 @@ ROOT = Path(__file__).resolve().parents[2]
 START_S = 300
 
 
+Note = Callable[[str, Any], None]
+Waited = tuple[dict[int, float], float, dict[int, float]]
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
-    options.add_argument("--clients", type=int, default=32)
-    options.add_argument("--seconds", type=float, default=10)
+    add_options(options)
     options.add_argument("--sides", type=int, nargs="*", default=[448, 1448, 2000])
-    options.add_argument("--fits", type=int, nargs="*", default=[200])
     options.add_argument("--repeats", type=int, default=40)
     options.add_argument("--json", type=Path)
     given = options.parse_args()
-    rng = np.random.default_rng(0)
     report: dict[str, Any] = {"cores": os.cpu_count()}
 
     def note(name: str, value: Any) -> None:
@@ -56,20 +56,45 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch:
         weights, model = Path(scratch) / "weights.safetensors", load_settings().model_name
         if model != "texture":
-            write_random_weights(model, weights, rng)
-        for n_workers in given.workers:
-            with serving(Path(scratch) / str(n_workers), weights, n_workers) as url:
-                fitted(url, 34, "jpg", rng)
-                calibrate(url)
-                for heatmap in ("relative", "none"):
-                    body = request_of(448, rng, heatmap)
-                    pace = paced(url, body, given.clients, given.seconds)
-                    note(f"{n_workers} workers, {given.clients} clients, 448² JPEG, heatmap {heatmap}", pace)
-                if n_workers == given.workers[0]:
-                    for side in given.sides:
-                        note(f"1 client, {side}² JPEG, ms", latency(url, request_of(side, rng), given.repeats))
-                    for n_images in given.fits:
-                        note(f"fit of {n_images} images, s", round(fitted(url, n_images, "jpg", rng)[1] / 1000, 2))
+            write_random_weights(model, weights, np.random.default_rng(0))
+        over_http(Path(scratch), weights, given, note)
+
+
+def add_options(options: argparse.ArgumentParser) -> None:
+    """What `over_http` is asked with, beside `sides` and `repeats`."""
+    options.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    options.add_argument("--clients", type=int, default=32)
+    options.add_argument("--seconds", type=float, default=10)
+    options.add_argument("--fits", type=int, nargs="*", default=[200])
+
+
+def over_http(scratch: Path, weights: Path, given: argparse.Namespace, note: Note) -> Waited:
+    """Note answers per second by the number of processes, what one client waits by size, and what fits take.
+
+    Returns:
+        Milliseconds that one client waits, by side of a JPEG, the most answers per second, and the seconds of fits by
+        their number of images.
+    """
+    rng, most = np.random.default_rng(0), 0.0
+    waited: dict[int, float] = {}
+    fits: dict[int, float] = {}
+    for n_workers in given.workers:
+        with serving(scratch / str(n_workers), weights, n_workers) as url:
+            fitted(url, 34, "jpg", rng)
+            calibrate(url)
+            for heatmap in ("relative", "none"):
+                pace = paced(url, request_of(448, rng, heatmap), given.clients, given.seconds)
+                note(f"{n_workers} workers, {given.clients} clients, 448² JPEG, heatmap {heatmap}", pace)
+                most = max(most, pace["per s"])
+            if n_workers == given.workers[0]:
+                for side in given.sides:
+                    found = latency(url, request_of(side, rng), given.repeats)
+                    note(f"1 client, {side}² JPEG, ms", found)
+                    waited[side] = found["p50"]
+                for n_images in given.fits:
+                    fits[n_images] = round(fitted(url, n_images, "jpg", rng)[1] / 1000, 2)
+                    note(f"fit of {n_images} images, s", fits[n_images])
+    return waited, most, fits
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 
 from backend.memory import products
 from backend.memory.coreset import kcenter_greedy
+from backend.memory.on_device import View, look
 from backend.memory.products import Bf16Rows, DeviceRows, bf16_rows, device_rows
 from backend.memory.search import ExactSearch
 from backend.patchcore import Array, l2_normalize
@@ -60,6 +61,48 @@ def test_distances_stay_what_they_are(rng: np.random.Generator, way: Any, spread
     np.testing.assert_allclose(found, nearest_by_hand(q, rows, k), atol=2e-6)
     np.testing.assert_array_equal(found, plain.neighbours(q, k)[0])
     assert quick.nbytes > plain.nbytes
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, without_gpu])]
+
+
+@pytest.mark.parametrize("where", DEVICES)
+@pytest.mark.parametrize("k", [1, 3, 900])
+@pytest.mark.parametrize("spread", [0.05, 1.0])
+def test_distances_on_a_device_are_those_of_the_exact_search(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, where: str, k: int, spread: float
+) -> None:
+    x = clustered(rng, 900, 64, spread)
+    q, rows = x[:200], x[200:]
+    monkeypatch.setattr(products, "_GPU_PRODUCTS", 1 << 16)  # so that queries come in several parts
+    found = DeviceRows(rows, where).distances(torch.from_numpy(q).to(where), k)
+    assert found is not None and not found[1]
+    expected = ExactSearch(rows).neighbours(q, k)[0].mean(axis=1)
+    np.testing.assert_allclose(found[0].cpu().numpy(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("where", DEVICES)
+def test_distances_on_a_device_are_in_doubt_where_bounds_do_not_rule_out_a_nearer_row(
+    rng: np.random.Generator, where: str
+) -> None:
+    x = clustered(rng, 400, 64, 0.5)
+    near = l2_normalize((x[:1] + 1e-5 * rng.standard_normal((40, 64))).astype(np.float32))
+    q = torch.from_numpy(x[:50].copy()).to(where)
+    for rows, doubtful in ((x[50:], False), (np.concatenate([x[50:], near]), True), (near[:20], False)):
+        found = DeviceRows(rows, where).distances(q, 1)
+        assert found is not None and bool(found[1]) is doubtful
+    q[3, 7] = torch.inf
+    found = DeviceRows(x[50:], where).distances(q, 1)
+    assert found is not None and found[1]
+
+
+def test_what_is_in_doubt_is_not_said(rng: np.random.Generator) -> None:
+    x = clustered(rng, 464, 64, 0.5)
+    tokens, view = torch.from_numpy(x[:64].copy()), View(grid=(8, 8), k=1, size=(40, 40), sigma=1.0)
+    assert look(on_the_cpu(x[64:]), view, tokens) is not None
+    assert look(on_the_cpu(np.repeat(x[:1], 40, axis=0)), view, tokens) is None
+    tokens[3, 7] = torch.nan
+    assert look(on_the_cpu(x[64:]), view, tokens) is None
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0, 10.0])
@@ -146,7 +189,7 @@ def test_a_gpu_that_fills_up_later_hands_its_rows_to_the_cpu(
     assert np.isfinite(bounds).all()
 
 
-@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, without_gpu])])
+@pytest.mark.parametrize("where", DEVICES)
 @pytest.mark.parametrize("spread", [0.0, 0.02, 0.5])
 def test_a_coreset_made_on_a_device_is_the_same_index_for_index(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, where: str, spread: float

@@ -46,7 +46,7 @@ def test_a_warning_of_then_is_told_with_the_phrases_in_it(ledger: Ledger) -> Non
     lost = Phrase("weights_absent", {"reason": [Phrase("drift_light"), "x"]})
     drift = Notice("drift", {"cause": Phrase("drift_position"), "since": "2026-11-27T09:56:44Z"})
     whole = found(ledger, warnings=[as_json(drift)])
-    assert "desde 2026-11-27T09:56:44Z: la pieza está en otro sitio o se ve de otro tamaño." in told(whole, "es")
+    assert "desde el 2026-11-27T09:56:44Z: la pieza está en otro sitio o se ve de otro tamaño." in told(whole, "es")
     whole = found(ledger, warnings=[as_json(Notice("drift", {"cause": lost, "since": "x"}))])
     assert reasons(whole)[-1].values["cause"] == lost
 

@@ -81,6 +81,8 @@ def admitted(stored: list[Plain], filters: Filters) -> Iterator[str]:
         named = ("role_id", "roi_id", "recipe_id", "station_id", "decision", "part_id", "batch_id")
         if not all(one_of(name, own[name]) for name in named):
             continue
+        if filters.except_station_id is not None and own["station_id"] == filters.except_station_id:
+            continue
         if filters.reviewed is not None and filters.reviewed != (own["review"] is not None):
             continue
         low, high = filters.min_score, filters.max_score
@@ -96,6 +98,8 @@ ASKED: list[dict[str, Any]] = [
     {"role_id": "Master1"},
     {"role_id": "Master1", "roi_id": "Edge", "recipe_id": "night"},
     {"station_id": "A", "decision": "ng"},
+    {"except_station_id": "A"},
+    {"except_station_id": "A", "batch_id": "L2"},
     {"reviewed": True},
     {"reviewed": False, "decision": "ok"},
     {"part_id": "P33"},

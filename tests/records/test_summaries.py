@@ -101,6 +101,8 @@ def test_filters_apply(ledger: Ledger) -> None:
     for n in range(10):
         ledger.record(record(n, station_id="AB"[n % 2], roi_id="Edge" if n < 3 else "Pattern", time_us=NOON_US))
     assert summed(ledger, station_id="A")["total"]["n"] == 5
+    assert summed(ledger, except_station_id="A", roi_id="Edge")["total"]["n"] == 1
+    assert summed(ledger, except_station_id="C")["total"]["n"] == 10
     assert summed(ledger, station_id="A", roi_id="Edge")["total"]["n"] == 2
     assert summed(ledger, roi_id="nothing")["items"] == []
     assert summed(ledger, until_us=NOON_US)["total"]["n"] == 0

@@ -49,6 +49,7 @@ def console(browser: Browser, tmp_path: Path) -> Iterator[Open]:
             locale: str = "es-ES",
             scheme: str = "light",
             width: int = 1280,
+            timezone: str | None = None,
             extractor: Extractor | None = None,
             **given: Any,
         ) -> Console:
@@ -65,6 +66,7 @@ def console(browser: Browser, tmp_path: Path) -> Iterator[Open]:
                 locale=locale,
                 color_scheme=scheme,  # type: ignore[arg-type]
                 viewport={"width": width, "height": 900},
+                timezone_id=timezone,
             )
             stack.callback(context.close)
             opened = Console(context.new_page(), api)

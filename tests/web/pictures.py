@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ KEY = {"role_id": "Master1", "roi_id": "Disc"}
 MODEL = {**KEY, "mm_per_px": "0.2"}
 WEIGHTS = SHARED_DATA / "weights" / "resnet18_layers1-3.safetensors"
 VIEWS = ("fit", "calibrate", "inspect", "samples", "health", "station", "history", "record", "resnet", "key")
-HEIGHT = 900
+LEAST_HEIGHT = 900
 
 
 class Parts:
@@ -153,13 +154,19 @@ def shown(desk: Console, view: str, given: Given) -> None:
     if view == "resnet" and not page.locator("#rn-list .part").count():
         cookies = SHARED_DATA / "cookies" / "test"
         page.set_input_files("#rn-files", [sorted((cookies / kind).iterdir())[0] for kind in ("crack", "good")])
+        expect(page.locator("#rn-list .part")).to_have_count(2)
         expect(page.locator("#rn-list .part[data-decision=busy]")).to_have_count(0)
 
 
 def photographed(desk: Console, given: Given, name: str) -> None:
     for view, width in itertools.product(["calibrate", *given.views], given.widths):
-        desk.page.set_viewport_size({"width": width, "height": HEIGHT})
+        desk.page.set_viewport_size({"width": width, "height": max(LEAST_HEIGHT, width * 9 // 16)})
         shown(desk, view, given)
+        if view in {"samples", "health"}:  # their pictures are loaded when they come in sight
+            for image in desk.page.locator(f"#{view} img").all():
+                image.scroll_into_view_if_needed()
+                expect(image).to_have_attribute("src", re.compile("^blob:"))
+            desk.page.evaluate("() => scrollTo(0, 0)")
         desk.page.wait_for_timeout(1500 if view == "station" else 500)
         if view in given.views:
             desk.page.screenshot(path=given.folder / f"{view}-{width}-{name}.png", full_page=view != "key")

@@ -53,8 +53,8 @@ def test_views_of_an_empty_service_say_where_to_begin(console: Open, tmp_path: P
     said = {
         "samples": ("#sa-none", "no stored images"),
         "health": ("#he-none", "There is no model yet"),
-        "station": ("#st-empty", "Nothing has been inspected yet"),
-        "history": ("#hi-none", "No inspection matches"),
+        "station": ("#st-empty", "The line has sent no part yet"),
+        "history": ("#hi-none", "No part has been inspected yet"),
     }
     desk.open("fit", **MODEL)
     for view, (box, words) in said.items():
@@ -63,6 +63,18 @@ def test_views_of_an_empty_service_say_where_to_begin(console: Open, tmp_path: P
         assert not serious(page), view
     assert not desk.errors
     assert not page.locator("#alerts .notice").count()
+
+
+def test_no_view_is_wider_than_a_phone(console: Open, tmp_path: Path) -> None:
+    desk = console(results_db=f"sqlite:///{tmp_path / 'r.db'}", locale="es-ES", width=390)
+    for known in ({}, MODEL):
+        if known:
+            learned(desk.api)
+        for view in VIEWS:
+            desk.open(f"/{view}", **known)
+            expect(desk.page.locator("#service")).to_have_attribute("data-state", "ok")
+            expect(desk.page.locator(f"#{view}")).to_be_visible()
+            assert desk.page.evaluate("() => document.documentElement.scrollWidth") <= 390, (view, known)
 
 
 def test_a_wrong_key_is_asked_for_again_and_the_view_goes_on(console: Open, tmp_path: Path) -> None:

@@ -99,3 +99,53 @@ def test_a_service_that_keeps_no_inspections_says_so(console: Open) -> None:
     )
     desk.tab("history")
     expect(desk.page.locator("#hi-trouble")).to_be_visible()
+
+
+def test_what_is_inspected_in_the_console_is_no_part_of_the_line(console: Open, tmp_path: Path) -> None:
+    desk = console(results_db=f"sqlite:///{tmp_path / 'r.db'}", locale="es-ES")
+    learned(desk.api)
+    page = desk.page
+    desk.open("station")
+    expect(page.locator("#st-counts dd").first).to_have_text("2")
+    desk.open("inspect", **MODEL)
+    page.set_input_files("#parts-files", {"name": "by-hand.png", "mimeType": "image/png", "buffer": BAD})
+    desk.settled(1)
+    inspected(desk.api, GOOD, part_id="4711", station_id="A")
+    desk.tab("station")
+    expect(page.locator("#st-part")).to_contain_text("4711")
+    expect(page.locator("#st-counts dd").first).to_have_text("3")
+    desk.tab("inspect")
+    page.set_input_files("#parts-files", {"name": "again.png", "mimeType": "image/png", "buffer": BAD})
+    desk.settled(2)
+    desk.tab("station")
+    inspected(desk.api, GOOD, part_id="4712")
+    expect(page.locator("#st-recent .name")).to_have_text(["4712", "4711", "part.png", "part.png"])
+    expect(page.locator("#st-counts dd").first).to_have_text("4")
+
+    page.click("details:has(#st-station) > summary")
+    page.fill("#st-station", "console")
+    page.press("#st-station", "Tab")
+    expect(page.locator("#st-recent .name")).to_have_text(["again.png", "by-hand.png"])
+    desk.tab("history")
+    expect(page.locator("#hi-list .record")).to_have_count(6)
+    expect(page.locator("#hi-list .record:has-text('console') strong")).to_have_text(["again.png", "by-hand.png"])
+    assert not desk.errors
+
+
+@pytest.mark.parametrize("width", [390, 800, 1280, 1920])
+def test_the_last_twenty_are_seen_at_once(console: Open, tmp_path: Path, width: int) -> None:
+    desk = console(results_db=f"sqlite:///{tmp_path / 'r.db'}", locale="es-ES", width=width)
+    learned(desk.api)
+    for number in range(20):
+        inspected(desk.api, BAD if number % 7 == 3 else GOOD, part_id=str(4700 + number))
+    page = desk.page
+    desk.open("station")
+    thumbs = page.locator("#st-recent canvas:not([width='1'])")
+    expect(thumbs).to_have_count(20)
+    boxes = [box for one in thumbs.all() if (box := one.bounding_box())]
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= width and box["width"] > 40 for box in boxes)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    names = page.locator("#st-recent .name").all()
+    assert all(one.evaluate("node => node.scrollWidth <= node.clientWidth") for one in names), "a number is cut"
+    if width >= 1280:
+        assert max(box["y"] + box["height"] for box in boxes) <= 900, "all of them without scrolling"

@@ -56,6 +56,7 @@ class FilterQuery(BaseModel):
     part_id: Text = Field(None, description="The part.")
     batch_id: Text = Field(None, description="The batch.")
     station_id: Text = Field(None, description="The station.")
+    except_station_id: Text = Field(None, description="A station to leave out, such as the console's: `console`.")
     since: Text = Field(None, description="From this date or time on (ISO 8601, UTC unless it says otherwise).")
     until: Text = Field(None, description="Before this date or time.")
     min_score: Text = Field(None, description="At least this score.")
@@ -68,6 +69,7 @@ class FilterQuery(BaseModel):
             roi_id=checked_text(self.roi_id, "roi_id"),
             recipe_id=checked_text((self.recipe_id or "").lower(), "recipe_id"),
             station_id=checked_text(self.station_id, "station_id"),
+            except_station_id=checked_text(self.except_station_id, "except_station_id"),
             part_id=checked_text(self.part_id, "part_id"),
             batch_id=checked_text(self.batch_id, "batch_id"),
             decision=_one_of("decision", self.decision, {"ok": "ok", "ng": "ng"}),

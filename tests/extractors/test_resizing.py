@@ -1,0 +1,108 @@
+"""ROIs that a torch device resizes, here the CPU: the pixels are those that OpenCV gives."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from backend.base.decoding import ImageOptions, decode
+from backend.extractors.network import NetworkFeatures
+from backend.extractors.protocol import RGB, ExtractorOptions, needed_by, prepare
+from backend.extractors.resizing import LONGEST, DeviceResizer
+from backend.features import build_extractor
+from backend.service.images import ImageFile, prepare_image
+from tests.parts import encoded, part
+
+PATCH = 14
+
+
+class Counting(DeviceResizer):
+    """Knows how many images it resized."""
+
+    resized = 0
+
+    def __call__(self, *given: Any) -> RGB | None:
+        seen = super().__call__(*given)
+        self.resized += seen is not None
+        return seen
+
+
+without_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, without_gpu])])
+def resizer(request: pytest.FixtureRequest) -> DeviceResizer:
+    return DeviceResizer(request.param)
+
+
+def noise(height: int, width: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def pictures(height: int, width: int) -> Iterator[NDArray[np.uint8]]:
+    yield noise(height, width)
+    yield part(1, height=height, width=width, defect=True)
+    yield np.full((height, width, 3), 255, np.uint8)
+
+
+@pytest.mark.parametrize("grid", [(32, 32), (16, 16), (28, 36), (8, 45)])
+@pytest.mark.parametrize(
+    "size", [(448, 448), (449, 630), (672, 896), (896, 896), (1448, 1448), (1344, 1344), (777, 1301), (1000, 2240)]
+)
+def test_an_roi_gets_the_pixels_of_opencv_to_the_last_bit(
+    resizer: DeviceResizer, size: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    height, width = PATCH * grid[0], PATCH * grid[1]
+    for image in pictures(*size):
+        seen = resizer(image, size, height, width)
+        assert (seen is None) == (size == (height, width) or size[0] < height or size[1] < width)
+        if seen is not None:
+            np.testing.assert_array_equal(seen, prepare(image, grid, PATCH))
+
+
+@pytest.mark.parametrize("size", [(1800, 1800), (1999, 1801), (1793, 1792)])
+@pytest.mark.parametrize("side", [448, 224])
+def test_a_jpeg_that_was_decoded_smaller_gets_them_too(
+    resizer: DeviceResizer, size: tuple[int, int], side: int
+) -> None:
+    grid = side // PATCH, side // PATCH
+    for image in (noise(*size), part(1, height=size[0], width=size[1], defect=True)):
+        data = encoded(image, "JPEG", quality=90)
+        found = decode(data, options=ImageOptions(), needed=lambda *_: (side, side))
+        assert found.pixels.shape[0] < size[0] / 1.9
+        seen = resizer(found.pixels, found.size, side, side)
+        np.testing.assert_array_equal(seen, prepare(found.pixels, grid, PATCH, found.size))
+
+
+def test_what_opencv_does_in_another_way_is_left_to_it(resizer: DeviceResizer) -> None:
+    assert resizer(noise(448, 448), (448, 448), 448, 448) is None
+    assert resizer(noise(300, 900), (300, 900), 448, 448) is None
+    assert resizer(noise(28, LONGEST + 1), (28, LONGEST + 1), 14, 448) is None
+
+
+def test_an_image_that_the_devices_memory_does_not_hold_is_left_to_it(
+    resizer: DeviceResizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*given: Any, **options: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "clamp", full)
+    assert resizer(noise(600, 600), (600, 600), 448, 448) is None and "too small to resize" in caplog.text
+
+
+def test_an_extractor_on_a_device_sees_the_pixels_that_one_on_the_cpu_sees(resizer: DeviceResizer) -> None:
+    options = ExtractorOptions(model_name="lite", input_size=160, runtime="torch", device=resizer.device)  # type: ignore[arg-type]
+    own = build_extractor(options)
+    assert isinstance(own, NetworkFeatures) and (own.resizer is None) == (own.device == "cpu")
+    own.resizer = Counting(resizer.device)
+    for size in ((301, 420), (1000, 1000)):
+        image = part(3, height=size[0], width=size[1])
+        data = encoded(image, "JPEG", quality=95)
+        file = ImageFile("a.jpg", lambda data=data: data)  # type: ignore[misc]
+        grid = own.grid(*size)
+        found = decode(data, options=ImageOptions(), needed=needed_by(own, None))
+        np.testing.assert_array_equal(prepare_image(file, own).pixels, prepare(found.pixels, grid, own.patch, size))
+    assert own.resizer.resized == 2
