@@ -113,11 +113,11 @@ def test_a_part_that_looks_like_bad_ones_is_an_objection_though_no_verdict_is_lo
 
 def test_with_few_known_bad_parts_the_dry_run_says_that_it_overlooks_more(client: TestClient) -> None:
     alarm = infer(client, stained(70))
-    (told,) = [one for one in teach(client, alarm, dry_run=True).json()["warnings"] if "overlooks" in one]
+    (told,) = [one for one in teach(client, alarm, dry_run=True).json()["warnings"] if "This proof" in one]
     assert told.startswith("Known bad parts that are rejected: 3.") and "fewer than 20" in told
     upload(client, *range(200, 217), label="ng")
     warnings = teach(client, alarm, dry_run=True).json()["warnings"]
-    assert not any("overlooks" in one for one in warnings)
+    assert not any("This proof" in one for one in warnings)
 
 
 def test_a_missed_defect_becomes_a_golden_ng_sample(client: TestClient) -> None:
