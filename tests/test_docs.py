@@ -55,6 +55,19 @@ def test_links_between_documents_lead_somewhere(name: str) -> None:
         assert (folder / target).exists(), f"{name} links to {target}"
 
 
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_links_to_a_heading_name_one_that_is_there(name: str) -> None:
+    for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", PUBLIC[name]):
+        text = PUBLIC[Path(path).name] if path else PUBLIC[name]
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        assert anchor in {anchor_of(heading) for heading in headings}, f"{name} links to {path}#{anchor}"
+
+
+def anchor_of(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w -]|²", "", heading.lower()).replace(" ", "-")
+
+
 def test_the_tour_by_curl_runs_against_the_service(tmp_path: Path) -> None:
     settings = Settings(models_dir=tmp_path / "models", model_name="texture")
     with served(settings) as client:
