@@ -93,6 +93,21 @@ def test_an_image_that_the_devices_memory_does_not_hold_is_left_to_it(
     assert resizer(noise(600, 600), (600, 600), 448, 448) is None and "too small to resize" in caplog.text
 
 
+def test_a_resizer_that_is_taken_away_meanwhile_still_ends_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = build_extractor(ExtractorOptions(model_name="lite", input_size=160, runtime="torch", device="cpu"))
+    assert isinstance(own, NetworkFeatures)
+    resizer, reads = Counting("cpu"), list[bool]()
+
+    def once(_: NetworkFeatures) -> DeviceResizer | None:
+        reads.append(True)
+        return resizer if len(reads) == 1 else None  # as if `leave_to_host` had come just after
+
+    monkeypatch.setattr(NetworkFeatures, "resizer", property(once), raising=False)
+    image, grid = noise(301, 420), own.grid(301, 420)
+    np.testing.assert_array_equal(own.prepare(image, grid), prepare(image, grid, own.patch))
+    assert resizer.resized == 1
+
+
 def test_an_extractor_on_a_device_sees_the_pixels_that_one_on_the_cpu_sees(resizer: DeviceResizer) -> None:
     options = ExtractorOptions(model_name="lite", input_size=160, runtime="torch", device=resizer.device)  # type: ignore[arg-type]
     own = build_extractor(options)
