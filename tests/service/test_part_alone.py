@@ -277,8 +277,9 @@ def test_a_model_that_is_made_again_is_the_same(opened: Opened) -> None:
 def test_images_that_joined_without_a_shape_are_made_again_with_that_of_the_model(opened: Opened) -> None:
     service = opened()
     fit(service, shaped(GOOD[:3], CIRCLE))
-    for file in GOOD[3:5]:
-        fit(service, [file], memory_fit=True)
+    for file in GOOD[3:]:
+        service.samples.add(KEY, "ok", [Draft(file.name, file.read, "upload", 1.0)])
+        fit(service, [], memory_fit=True, use_dataset=True)
     before = score(service)
     service.rebuilder.rebuild(KEY, replace=True)
     assert metadata(service)["shape"] == CIRCLE.as_dict() and metadata(service)["part_alone"] is True
