@@ -1107,8 +1107,8 @@ NOTICES: dict[str, Words] = {
             "enseñarla."
         ),
         en=(
-            "Known bad parts that are rejected: {n}. This proof only speaks of defects like theirs, and fewer than "
-            "{wanted} speak of few: store more bad parts as NG, or look at each part well before you teach it."
+            "Known bad parts that are rejected: {n}. This proof only covers defects like theirs, and with fewer "
+            "than {wanted} those are few: store more bad parts as NG, or look at each part well before you teach it."
         ),
     ),
     "taught_taken_back": Words(
@@ -1592,11 +1592,11 @@ PHRASES: dict[str, Words] = {
         en="A good part scores at least as much with a probability of {share:.3g} %.",
     ),
     "suspect_alone": Words(
-        es="Sus zonas más raras están {times:.1f} veces más lejos de lo habitual de las demás imágenes.",
+        es="Sus zonas más raras están {times:.1f} veces más lejos de las demás imágenes de lo habitual.",
         en="Its strangest places are {times:.1f} times as far from the other images as is usual.",
     ),
     "suspect_in_a_group": Words(
-        es="Ella y alguna parecida ({n} como mucho) están {times:.1f} veces más lejos de lo habitual de las demás.",
+        es="Ella y alguna parecida ({n} como mucho) están {times:.1f} veces más lejos de las demás de lo habitual.",
         en="With those most like it ({n} at most) it is {times:.1f} times as far from all other images as is usual.",
     ),
     "why_as_high": Words(

@@ -94,7 +94,8 @@ let missed = 0;
 export async function later(path) {
   try {
     if (!modules.has(path)) modules.set(path, await import(missed ? `${path}?${missed}` : path));
-  } catch {
+  } catch (err) {
+    if (err instanceof SyntaxError) throw new ApiError(t("outdated"), { code: "outdated" });
     missed += 1;
     onTrouble();
     throw new ApiError(t("offline"), { code: "offline" });

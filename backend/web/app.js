@@ -1,6 +1,6 @@
 import { json, key, later, onKeyNeeded, whenInTrouble } from "./api.js";
 import * as calibrate from "./calibrate.js";
-import { $, calm, complain, images, trouble } from "./dom.js";
+import { $, calm, complain, images, trouble, write } from "./dom.js";
 import * as fit from "./fit.js";
 import { applyLanguage, language, t } from "./i18n.js";
 import * as past from "./history.js";
@@ -86,7 +86,7 @@ function showHealth() {
   $("reader").hidden = !reads;
   $("key-change").hidden = !key.value && service.status !== "key";
   if (reads && open === "fit") goTo("inspect");
-  $("service-reason").textContent = service.reason ?? "";
+  write($("service-reason"), service.reason ?? "");
   $("service-why").hidden = !service.reason;
   explain(Boolean(service.reason) && !$("service-reason").hidden);
   $("service").title = service.reason ?? [service.model, service.device, service.version].filter(Boolean).join(" · ");
@@ -165,6 +165,7 @@ function startPrefs() {
     for (const page of PAGES) page.show();
     if (open === "resnet") resnet.config();
     offerModels();
+    watchHealth();
   });
   $("theme").addEventListener("click", () => setTheme(THEMES[(THEMES.indexOf(theme()) + 1) % THEMES.length]));
 }

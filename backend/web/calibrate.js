@@ -144,7 +144,7 @@ async function calibrateStored(goTo) {
     requireModel();
     const asked = named({ area_mm2_thr: Number($("cal-area").value), score_percentile: Number($("cal-percentile").value), ...(target() ? { max_false_reject: target() } : {}) });
     const result = await tracked($("cal-progress"), "/calibrate_dataset", posted(asked));
-    done(result, result.n_ok, result.n_ng, target(), goTo);
+    done(result, result.n_ok, result.n_ng, target(), goTo, "calNeededStored");
   } catch (err) {
     complain(err);
   } finally {
@@ -153,11 +153,11 @@ async function calibrateStored(goTo) {
   }
 }
 
-function done(result, ok, ng, asked, goTo) {
+function done(result, ok, ng, asked, goTo, needed = "calNeeded") {
   const next = el("button", { type: "button", className: "primary", textContent: t("goInspect") });
   next.addEventListener("click", () => goTo("inspect"));
   const warnings = newsOf(result).map((text) => el("p", { className: "warn", textContent: text }));
-  const promise = result.false_reject ? el("p", { className: "promise", textContent: promised(result.false_reject, asked) }) : null;
+  const promise = result.false_reject ? el("p", { className: "promise", textContent: promised(result.false_reject, asked, needed) }) : null;
   const misses = result.misses ? el("p", { textContent: missed(result.misses) }) : null;
   const words = t("calDone", { value: number(result.threshold), ok, ng });
   $("cal-result").replaceChildren(el("div", { className: "notice", data: { state: "ok", threshold: result.threshold } }, ...[el("p", {}, words), promise, misses].filter(Boolean), ...warnings, next));
@@ -170,9 +170,9 @@ function done(result, ok, ng, asked, goTo) {
 }
 
 /* What a threshold promises about good parts, in words. */
-function promised({ upper_bound: bound, confidence, n_ok: n, n_ok_needed: needed }, asked) {
+function promised({ upper_bound: bound, confidence, n_ok: n, n_ok_needed: wanted }, asked, needed) {
   const promise = t("calPromise", { bound: percent(bound), confidence: percent(confidence) });
-  return asked && needed > n ? `${promise} ${t("calNeeded", { n: needed - n })}` : promise;
+  return asked && wanted > n ? `${promise} ${t(needed, { n: wanted - n })}` : promise;
 }
 
 function missed({ estimate, lower_bound: low, upper_bound: high, n_ng: n }) {

@@ -189,6 +189,10 @@ export function fill(list, items, key, make, dress = () => {}) {
   const nodes = new Map([...now].map(([name, item]) => [name, before.get(name) ?? make(item)]));
   let at = list.firstElementChild;
   for (const [name, node] of nodes) {
+    if (at && at.nextElementSibling === node) { // what stands here goes down: the others stay where they are
+      list.append(at);
+      at = node;
+    }
     if (node === at) at = at.nextElementSibling;
     else list.insertBefore(node, at);
     dress(node, now.get(name));

@@ -33,7 +33,7 @@ export function startFit(goTo) {
 const adds = () => Boolean(model.fitted && model.usable) && picked("fit-how") !== "replace";
 
 /* The images that are sent: those that the model has learned from are not added to it again. */
-const sent = () => (adds() ? chosen.filter((entry) => entry.learned !== model.key) : chosen);
+const sent = () => (adds() ? chosen.filter(({ learned }) => learned?.key !== model.key || learned.generation !== model.generation) : chosen);
 
 export async function addFiles(files) {
   for (const file of files) {
@@ -81,9 +81,16 @@ async function fit(goTo) {
   show();
   const form = formOf(add ? { memory_fit: "true" } : {});
   const taught = [...sent()];
+  const { key, generation } = model;
   for (const { file } of taught) form.append("images", file, file.name);
   try {
-    done(taught, await tracked($("fit-progress"), "/fit_ok", { method: "POST", body: form, signal: stop.signal }), goTo);
+    const result = await tracked($("fit-progress"), "/fit_ok", { method: "POST", body: form, signal: stop.signal });
+    for (const entry of chosen) {
+      const before = add && entry.learned?.key === key && entry.learned.generation === generation;
+      if (before || taught.includes(entry)) entry.learned = { key, generation: result.generation };
+    }
+    if (model.key === key) learn({ generation: result.generation });
+    done(taught, result, goTo);
   } catch (err) {
     if (err.name === "AbortError") say(t("fitCancelled"), "wait");
     else complain(err);
@@ -110,7 +117,6 @@ function done(taught, result, goTo) {
   });
   const warnings = (result.warnings ?? []).map((text) => el("p", { className: "warn", textContent: text }));
   say(words, "ok", el("p", { textContent: t("fitNext") }), next, ...warnings, ...suspects(result.suspects ?? [], goTo));
-  for (const entry of taught) entry.learned = model.key;
   learn({ fitted: true, usable: true });
   remember();
   offerModels();

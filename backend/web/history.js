@@ -1,6 +1,6 @@
 import { json, later, send } from "./api.js";
 import { trend } from "./charts.js";
-import { $, close, complain, el, facts, trouble } from "./dom.js";
+import { $, bitmapOf, close, complain, el, facts, trouble } from "./dom.js";
 import { brief, number, t } from "./i18n.js";
 import { hideNearest, showNearest } from "./nearest.js";
 import { decisionOf, localTimes, modelOf, partOf, pictureOf, release, review, reviewer, thumb, verdictWord, when } from "./records.js";
@@ -13,6 +13,7 @@ const PAGE = 50;
 const AROUND = 30;
 
 let turn = 0;
+let painted = 0;
 let asked = null;
 let cursor = null;
 let shown = null;
@@ -141,16 +142,20 @@ async function detail(id) {
 
 /* The part with its heatmap, or as it came. */
 async function picture() {
-  if (!shown) return null;
-  const mine = turn;
+  if (!shown) return;
+  const mine = (painted += 1);
   const { inspection_id: id } = shown;
   const width = Math.min(1600, Math.ceil($("hi-picture").parentElement.clientWidth * devicePixelRatio) || 800);
   const plain = shown.image.kept && !$("hi-heat").checked;
-  const src = plain ? URL.createObjectURL(await imageOf(id)) : await pictureOf(id, width);
-  if (mine !== turn) return URL.revokeObjectURL(src);
+  const image = plain ? await imageOf(id) : null;
+  const known = image && (await bitmapOf(image));
+  known?.close();
+  const src = known ? URL.createObjectURL(image) : await pictureOf(id, width);
+  if (mine !== painted || shown?.inspection_id !== id) return void URL.revokeObjectURL(src);
   URL.revokeObjectURL($("hi-picture").src);
   $("hi-picture").src = src;
-  return null;
+  $("hi-picture").alt = known ? t("hiPart", { part: partOf(shown) }) : t("stPicture", { part: partOf(shown) });
+  $("hi-unseen").hidden = !image || Boolean(known);
 }
 
 const imageOf = async (id) => (await send(`/inspections/${encodeURIComponent(id)}/image`)).blob();
@@ -158,7 +163,6 @@ const imageOf = async (id) => (await send(`/inspections/${encodeURIComponent(id)
 function drawDetail(item) {
   showVerdict($("hi-verdict"), decisionOf(item), `${number(item.score)}${item.threshold ? ` / ${number(item.threshold)}` : ""}`);
   $("hi-title").textContent = t("hiPart", { part: partOf(item) });
-  $("hi-picture").alt = t("stPicture", { part: partOf(item) });
   $("hi-reasons").replaceChildren(...item.reasons.map((text) => el("li", { textContent: localTimes(text) })));
   const known = [
     ["hiTime", when(item.time, { dateStyle: "full", timeStyle: "medium" })],

@@ -193,10 +193,14 @@ const TEXTS = {
     "Calibrated with the threshold {value}. Good parts: {ok}. Bad ones: {ng}.",
   ],
   calTarget: ["Rechazar como mucho, de las buenas", "Reject at most, of good parts"],
-  calNoTarget: ["La regla habitual", "The usual rule"],
+  calNoTarget: ["Sin objetivo", "No target"],
   calPromise: [
     "De las piezas buenas rechazará como mucho el {bound}, con una confianza del {confidence}.",
     "Of good parts it will reject at most {bound}, with a confidence of {confidence}.",
+  ],
+  calNeededStored: [
+    "Piezas buenas que faltan para prometer lo pedido: {n}. Guárdalas como muestras buenas y calibra de nuevo con las guardadas.",
+    "Good parts still missing to promise what was asked: {n}. Store them as good samples and calibrate again with the stored ones.",
   ],
   calNeeded: [
     "Piezas buenas que faltan para prometer lo pedido: {n}. Suéltalas arriba y calibra de nuevo.",
@@ -264,6 +268,7 @@ const TEXTS = {
   pickOther: ["Otro o nuevo…", "Another or a new one…"],
   keyRefused: ["El servicio no acepta esa clave: escríbela otra vez.", "The service refuses that key: type it again."],
   keyGo: ["Entrar", "Continue"],
+  outdated: ["La consola se ha actualizado: recarga la página.", "The console has been updated: reload the page."],
   offline: [
     "No hay conexión con el servicio: comprueba que está en marcha y vuelve a intentarlo.",
     "There is no connection to the service: check that it is running and try again.",
@@ -338,7 +343,7 @@ const TEXTS = {
   heSaved: ["Guardado como {name}: ábrelo para imprimirlo.", "Saved as {name}: open it to print it."],
   hePaper: ["Abrir para imprimir", "Open to print"],
   heMade: ["Hecho", "Made"],
-  heOfThis: ["Es del modelo y el umbral en uso", "Is of the model and threshold in use"],
+  heOfThis: ["Es del modelo y el umbral en uso", "Made with the model and threshold in use"],
   heNotCurrent: ["No: hazlo de nuevo", "No: make it again"],
   heTried: ["Piezas buenas probadas", "Good parts tried"],
   heRejected: ["Rechazadas", "Rejected"],
@@ -376,6 +381,7 @@ const TEXTS = {
   ],
   stEmpty: ["La línea aún no ha enviado piezas. La próxima aparecerá aquí; las de Inspeccionar, no.", "The line has sent no part yet. The next one will appear here; those of Inspect will not."],
   stNone: ["Esperando una pieza", "Waiting for a part"],
+  hiUnseen: ["El navegador no sabe mostrar este formato sin el mapa de calor.", "The browser cannot show this format without the heatmap."],
   stPicture: ["Pieza {part}, con su mapa de calor y sus regiones", "Part {part}, with its heatmap and its regions"],
   stUnkept: ["La imagen de esta pieza no se guarda: se ve solo su mapa de calor.", "The image of this part is not kept: only its heatmap is seen."],
   stConfirm: ["Confirmar (C)", "Confirm (C)"],

@@ -110,10 +110,8 @@ function listed() {
 }
 
 function list() {
-  const focused = $("parts").contains(document.activeElement);
   $("parts-sort").hidden = parts.length < 2;
   listParts($("parts"), listed(), (part) => ({ decision: decisionOf(part), selected: part === current }), select);
-  if (focused) $("parts").querySelector("[aria-pressed=true]")?.focus();
   const failed = parts.filter((other) => other.error).length;
   $("retry").hidden = !failed;
   $("retry").textContent = failed === 1 && current?.error ? t("retry") : t("retryAll", { n: failed });
@@ -127,6 +125,7 @@ function moveInList(event) {
   if (!next) return;
   event.preventDefault();
   select(next);
+  $("parts").querySelector("[aria-pressed=true]").focus();
 }
 
 /* Where the gauge ends; the same for all parts, so that bars compare. */

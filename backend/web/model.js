@@ -26,6 +26,7 @@ export const model = {
   okMean: null,
   okTop: null,
   threshold: null,
+  generation: null,
 };
 
 export function requireModel() {
@@ -82,7 +83,7 @@ export async function refreshState() {
   if (turn !== asked || !manifest) return;
   if (manifest.memory?.mm_per_px > 0 && !edited.has(model.key)) $("mm").value = manifest.memory.mm_per_px;
   const { ok_mean: okMean = null, p99_ok: okTop = null, threshold = null } = manifest.calibration ?? {};
-  learn({ okMean, okTop, threshold });
+  learn({ okMean, okTop, threshold, generation: manifest.memory?.generation ?? null });
   if (manifest.stale?.calibration) learn({ stale: manifest.stale.reasons.join(" ") || t("stale") });
 }
 
@@ -217,7 +218,7 @@ export async function startModel() {
 
 /* `listed`: the fitted models, where they are known already. */
 function changed(listed = null) {
-  Object.assign(model, { fitted: null, usable: true, calibrated: null, stale: "", working: false, okMean: null, okTop: null, threshold: null });
+  Object.assign(model, { fitted: null, usable: true, calibrated: null, stale: "", working: false, okMean: null, okTop: null, threshold: null, generation: null });
   if (!edited.has(model.key)) $("mm").value = recall("mm", $("mm").value || 0.2);
   if (model.role && model.roi) remember();
   keepInAddress();

@@ -10,7 +10,7 @@ export const when = (time, options = { dateStyle: "short", timeStyle: "medium" }
 export const CONSOLE = "console"; // the station_id of what is inspected on these pages
 
 /* A sentence of the service, its times as the clock beside the person has them. */
-export const localTimes = (text) => text.replace(/\d{4}-\d\d-\d\dT[\d:.]+Z/g, (time) => when(time));
+export const localTimes = (text) => text.replace(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z(?!\.?\w)/g, (time) => when(time));
 
 /* "look": good, with a region that reaches the threshold all the same. */
 export const decisionOf = (item) => (item.decision === "ok" && item.n_regions ? "look" : item.decision ?? "none");

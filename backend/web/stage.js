@@ -209,7 +209,7 @@ export class Stage {
     if (this.pan) {
       const { at, look } = this.pan;
       const { scale, ratio } = this.view;
-      const moved = [event.offsetX - at[0], event.offsetY - at[1]].map((way) => (way * pen) / scale);
+      const moved = [event.offsetX - at[0], event.offsetY - at[1]].map((way) => (way * ratio) / scale);
       this.#see(look.zoom, look.x - moved[0] / this.scene.width, look.y - moved[1] / this.scene.height);
     }
     if (!this.grip) return;

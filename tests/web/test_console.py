@@ -317,6 +317,13 @@ def test_a_part_is_looked_at_closely_and_beside_a_good_one(console: Open, pieces
     for _ in range(3):
         page.keyboard.press("+")
     expect(stage).not_to_have_attribute("data-zoom", "1.00")
+    seen, box = stage.screenshot(), stage.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4, steps=4)
+    page.mouse.up()
+    assert stage.screenshot() != seen, "the zoomed picture is pulled"
     page.keyboard.press("0")
     expect(stage).to_have_attribute("data-zoom", "1.00")
     assert not serious(page)
@@ -362,6 +369,64 @@ def test_a_press_on_what_is_listed_is_a_click_though_the_list_changes_meanwhile(
     page.mouse.up()
     expect(page.locator("#parts [aria-pressed=true] .name")).to_have_text(name)
     assert not desk.errors
+
+
+def test_what_is_focused_keeps_the_focus_while_answers_come(console: Open, pieces: Pieces) -> None:
+    desk = console(locale="en-GB")
+    desk.open("fit", **MODEL)
+    page = desk.page
+    fit(desk, pieces["learn"])
+    calibrate(desk, pieces["good"], pieces["bad"])
+    desk.tab("inspect")
+    page.locator("#parts .part").nth(2).focus()
+    desk.set_range("#threshold", desk.value("#gauge .limit") * 3)
+    expect(page.locator("#parts .part[data-decision=ng]")).to_have_count(0)
+    expect(page.locator("#parts .part").nth(2)).to_be_focused()
+    page.locator("#parts .part").first.click()
+    page.keyboard.press("ArrowDown")
+    expect(page.locator("#parts .part").nth(1)).to_be_focused()
+
+
+def test_a_list_moves_what_changes_its_place_and_nothing_else(console: Open) -> None:
+    desk = console()
+    desk.open("inspect")
+    moved = desk.page.evaluate(
+        """async () => {
+          const { fill, el } = await import("/web/dom.js");
+          const list = document.body.appendChild(el("ol"));
+          const put = (names) => fill(list, [...names], (name) => name, (name) => el("li", { textContent: name }));
+          const told = [];
+          new MutationObserver((all) => told.push(...all)).observe(list, { childList: true });
+          const found = [];
+          for (const names of ["ABCDE", "BCDEA", "EBCDA", "BD", "DXB"]) {
+            put(names);
+            await null;
+            const moved = new Set(told.splice(0).flatMap((one) => [...one.addedNodes]).map((node) => node.textContent));
+            found.push([list.textContent, [...moved].sort().join("")]);
+          }
+          return found;
+        }"""
+    )
+    assert [names for names, _ in moved] == ["ABCDE", "BCDEA", "EBCDA", "BD", "DXB"]
+    assert moved[1][1] == "A", "one that sinks"
+    assert moved[2][1] == "E", "one that rises"
+
+
+def test_a_page_of_a_former_version_asks_to_be_loaded_again(console: Open) -> None:
+    desk = console()
+    newer = 'import { ofLater } from "./dom.js"; export const open = ofLater;'
+    desk.page.route("**/web/health.js*", lambda route: route.fulfill(body=newer, content_type="text/javascript"))
+    desk.open("health", **MODEL)
+    expect(desk.page.locator("#alerts, #he-trouble").get_by_text("recarga la página").first).to_be_visible()
+
+
+def test_what_only_looks_like_a_time_stays_as_it_is(console: Open) -> None:
+    desk = console()
+    desk.open("inspect")
+    times = "async (text) => (await import('/web/records.js')).localTimes(text)"
+    named = "2026-01-31T12.00.00Z 2026-01-31T12:00:00Z.png: ya"
+    assert desk.page.evaluate(times, named) == named
+    assert "T" not in desk.page.evaluate(times, "2026-01-31T12:00:00Z.")
 
 
 def press(page: Page, what: str) -> None:
@@ -469,13 +534,22 @@ def test_more_images_are_added_and_what_is_learned_is_replaced_only_when_asked(c
     expect(page.locator("#fit-result")).to_contain_text("Imágenes: 13.")
     assert n_images(desk) == 13
 
+    desk.tab("health")
+    page.locator("#he-versions li").nth(1).get_by_text("Recuperar").click()
+    page.click("#ask-yes")
+    expect(page.locator("#he-said")).to_contain_text("Recuperada")
+    assert n_images(desk) == 11
+    desk.tab("fit")
+    expect(page.locator("#fit-hint")).to_contain_text("Nuevas: 5.")
+    expect(page.locator("#fit-go")).to_be_enabled()
+
     page.check("input[name=fit-how][value=replace]", force=True)
     expect(page.locator("#fit-hint")).to_contain_text("Sustituirán")
     page.click("#fit-go")
     expect(page.locator("#ask")).to_contain_text("Belt/Cookie")
     page.click("#ask-no")
     expect(page.locator("#ask")).to_be_hidden()
-    assert n_images(desk) == 13
+    assert n_images(desk) == 11
     page.click("#fit-go")
     page.click("#ask-yes")
     expect(page.locator("#fit-result")).to_contain_text("Imágenes: 5.")
