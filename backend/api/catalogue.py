@@ -291,11 +291,11 @@ ERRORS: dict[str, Entry] = {
         400,
         es=(
             "{model} no puede dejar fuera lo que rodea la pieza (PART_ALONE): lo hace un ViT, y no una ResNet, lite ni "
-            "texture. Pon PART_ALONE=0 y aprende de nuevo, o elige un ViT en MODEL_NAME."
+            "texture. Aprende de nuevo con PART_ALONE=0 (reconstruir no lo cambia), o elige un ViT en MODEL_NAME."
         ),
         en=(
             "{model} cannot leave out what is around the part (PART_ALONE): a ViT does, and no ResNet, lite or "
-            "texture. Set PART_ALONE=0 and fit again, or name a ViT in MODEL_NAME."
+            "texture. Make a new fit with PART_ALONE=0 (a rebuild does not change it), or name a ViT in MODEL_NAME."
         ),
     ),
     "shape_needed": Entry(

@@ -19,6 +19,7 @@ from backend.base.errors import (
     NotEnoughSamples,
     OnlyImage,
     SampleNotFound,
+    ShapeNeeded,
 )
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
@@ -138,12 +139,14 @@ class PartScorer:
         self.pipeline = Pipeline(inspector.host.queue(), self.model, self.criteria, self.images)
 
     def see(self, part: GoodPart) -> Seen:
-        """Decode a part. Raises BadImage, TokenGridMismatch, MaskEmpty."""
+        """Decode a part. Raises BadImage, TokenGridMismatch, MaskEmpty, ShapeNeeded: as an inspection."""
         with decoded(part.file, self.images) as (_, found):
             picture = found.pixels
         grid, _ = fitted_grid(part.file.name, found.size, self.pipeline.queue.extractor, self.model.stored.grid)
         size = RoiSize(*picture.shape[:2])
         shape = part.file.shape or self.model.shape_in(size.height, size.width)
+        if self.model.stored.part_alone and shape is None:
+            raise ShapeNeeded(name=part.file.name)
         roi = Roi(size, grid, working_mask(shape, size), part.mm_per_px, shape)
         return Seen(part, picture, build_mask(shape, size.height, size.width), roi)
 

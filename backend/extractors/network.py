@@ -94,8 +94,9 @@ class NetworkFeatures(Extractor):
     def prepare(self, image: NDArray[np.uint8], grid: Grid, size: tuple[int, int] | None = None) -> RGB:
         """See Extractor."""
         height, width = grid[0] * self.patch, grid[1] * self.patch
-        on_device = self.resizer is not None and self.resizer.device == self.device
-        seen = self.resizer(image, size or image.shape[:2], height, width) if self.resizer and on_device else None
+        resizer = self.resizer  # another thread may take it away
+        on_device = resizer is not None and resizer.device == self.device
+        seen = resizer(image, size or image.shape[:2], height, width) if resizer and on_device else None
         return super().prepare(image, grid, size) if seen is None else seen
 
     def extract(self, images: Sequence[RGB]) -> Rows:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 LONGEST = 4096  # px of a side; the parts of a longer one are not tabulated
 _EXACT = float(np.finfo(np.float64).eps)
+_LEAST = 1e-3
 Taps = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -81,13 +81,31 @@ class DeviceResizer:
 
         `fitted`: the new line is as long as the old one, by that factor; else what is left over is no part of it.
         """
-        line = np.eye(n, dtype=np.float32)
-        size = (n, round(n * factor)) if fitted else None
-        parts = np.asarray(cv2.resize(line, size, fx=1, fy=0 if fitted else factor, interpolation=cv2.INTER_AREA))
-        order = np.argsort(parts == 0, axis=1, kind="stable")[:, : int((parts != 0).sum(axis=1).max())]
-        shares = np.take_along_axis(parts, order, axis=1)
-        at = np.where(shares > 0, order, 0)
-        return torch.from_numpy(at.T.copy()).to(self.device), torch.from_numpy(shares.T.copy()).to(self.device)
+        at, shares = area_taps(n, factor, fitted=fitted)
+        return torch.from_numpy(at).to(self.device), torch.from_numpy(shares).to(self.device)
+
+
+def area_taps(n: int, factor: float, *, fitted: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(K, size) which of a line of `n` pixels each new one covers, in order, and how much of it they are.
+
+    They are those of cv2.resize with INTER_AREA, to the last bit: it takes no part below a thousandth of a pixel. A tap
+    that is none is pixel 0 with the share 0. `factor` at most 1; `fitted`: see DeviceResizer._tabulated.
+    """
+    size = round(n * factor)
+    scale = 1.0 / (size / n if fitted else factor)
+    begin = np.arange(size) * scale
+    end = begin + scale
+    covered = np.minimum(scale, n - begin)
+    last = np.minimum(np.floor(end).astype(np.int64), n - 1)
+    whole = np.minimum(np.ceil(begin).astype(np.int64), last)  # the first pixel that is covered from its left edge on
+    before = whole - begin > _LEAST
+    at = whole - before + np.arange(int((last - whole).max()) + 2)[:, None]
+    shares = np.where((at >= whole) & (at < last), 1.0 / covered, 0.0)
+    shares = np.where(at < whole, (whole - begin) / covered, shares)
+    rest = np.minimum(np.minimum(end - last, 1.0), covered) / covered
+    shares = np.where((at == last) & (end - last > _LEAST), rest, shares).astype(np.float32)
+    k = int((shares > 0).sum(axis=0).max())
+    return np.where(shares > 0, at, 0)[:k], shares[:k]
 
 
 def _added(taps: Taps, part: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:

@@ -74,19 +74,24 @@ def nearest_good(
 
 
 def _standing_out(distances: NDArray[np.float32], roi: Roi, box: Box) -> tuple[int, int]:
-    """The token (row, column) whose distance is greatest among those of `box`, or the one in its middle."""
+    """The token (row, column) of the part whose distance is greatest among those of `box`, or the nearest to it."""
     (rows, columns), (x, y, w, h) = roi.grid, box
     down, right = rows / roi.size.height, columns / roi.size.width
     top, left = (int(np.clip(at, 0, most - 1)) for at, most in ((y * down, rows), (x * right, columns)))
-    below, beside = int(np.ceil((y + h) * down)), int(np.ceil((x + w) * right))
-    part = distances[top : max(below, top + 1), left : max(beside, left + 1)]
-    row, column = np.unravel_index(int(part.argmax()), part.shape)
-    return top + int(row), left + int(column)
+    bottom, end = max(top, int(np.ceil((y + h) * down)) - 1), max(left, int(np.ceil((x + w) * right)) - 1)
+    row, column = np.arange(rows)[:, None], np.arange(columns)
+    away = np.hypot(row - np.clip(row, top, bottom), column - np.clip(column, left, end))
+    if roi.inside is not None:
+        away[~roi.inside] = np.inf
+    at, beside = divmod(int(np.where(away == away.min(), distances, -1).argmax()), columns)
+    return at, beside
 
 
 def _most_alike(tokens: Tokens, patch: NDArray[np.float32], roi: Roi) -> tuple[tuple[int, int], float]:
-    """The token (row, column) of an image that is nearest to `patch` (D,), and how far it is from it."""
+    """The token (row, column) of an image's part that is nearest to `patch` (D,), and how far it is from it."""
     apart = np.linalg.norm(tokens - patch, axis=1)
+    if roi.inside is not None:
+        apart[~roi.inside.ravel()] = np.inf
     row, column = divmod(int(apart.argmin()), roi.grid[1])
     return (row, column), float(apart.min())
 

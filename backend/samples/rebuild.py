@@ -12,9 +12,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from backend.base.config import Settings
-from backend.base.errors import InspectionError, MemoryNotFound, NotEnoughSamples, WeightsUnavailable
+from backend.base.errors import InspectionError, MemoryNotFound, NotEnoughSamples, ShapeNeeded, WeightsUnavailable
 from backend.base.keys import ModelKey
 from backend.base.messages import Notice
+from backend.roi_mask import parse_shape
 from backend.samples.history import FitHistory, Plan
 from backend.samples.store import TAKEN_BACK, SampleStore
 from backend.service.fitting import FitOptions, Fitter, NewMemory, embed
@@ -104,6 +105,7 @@ class Rebuilder:
         Raises:
             WeightsUnavailable: the service is degraded, so it would make another memory than the one that was lost.
             NotEnoughSamples: none of the images is stored.
+            ShapeNeeded: it was fitted with the part alone, and an image has no shape any more.
             BadImage, TokenGridMismatch, Cancelled, FitInProgress, DiskFull, ReadOnlyStore.
         """
         self.inspector.host.queue()
@@ -206,8 +208,10 @@ class Rebuilder:
         names = self.samples.names(key, "ok")
         scales = [known_mm_per_px(self.samples.meta(key, "ok", name)) for name in names]
         mm_per_px = next((scale for scale in scales if scale), 1.0)
-        digests = self.samples.digests(key, "ok")
-        return {**self.fitter.options.metadata(), "mm_per_px": mm_per_px, "images": [digests[name] for name in names]}
+        digests, options = self.samples.digests(key, "ok"), self.fitter.options
+        alone = options.part_alone and all(self._file(key, name).shape for name in names)
+        images = [digests[name] for name in names]
+        return {**options.metadata(), "part_alone": alone, "mm_per_px": mm_per_px, "images": images}
 
     def _retrace(self, key: ModelKey, steps: Sequence[Mapping[str, Any]], job: Job) -> tuple[NewMemory, int]:
         """The memory after all `steps`, each with the options it was taken with, and how many images are gone."""
@@ -233,12 +237,20 @@ class Rebuilder:
         )
 
     def _step(self, step: Mapping[str, Any], files: list[ImageFile], before: NewMemory | None, job: Job) -> NewMemory:
-        """The fit or growth of `step`, once more."""
+        """The fit or growth of `step`, once more.
+
+        Raises:
+            ShapeNeeded: it was of the part alone, and an image has no shape any more.
+        """
         queue, progress = self.inspector.host.queue(), job.stage("coreset")
         options = FitOptions.of_step(step, self.settings)
         if before is None:
+            if options.part_alone and (whole := next((file.name for file in files if not file.shape), None)):
+                raise ShapeNeeded(name=whole)
             embeddings, mm_per_px = embed(files, queue, job, options), float(step["mm_per_px"])
             return NewMemory.fitted(files, embeddings, options, queue.extractor, mm_per_px, progress)
+        shape = parse_shape(before.metadata.get("shape"))  # as `Fitter.grow` does
+        files = [replace(file, shape=file.shape or shape) for file in files]
         # A growth that had no reserve to choose from has none again.
         old = before.stored if step.get("n_reserve") else replace(before.stored, reserve=None)
         return NewMemory.grown(old, files, embed(files, queue, job, options, old), options, progress)

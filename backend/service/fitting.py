@@ -440,6 +440,8 @@ class Fitter:
             with store.writing(key, self.inspector.settings.fit_wait_s):
                 model = self._growable(key, mm_per_px, embeddings.grid)
                 if model:
+                    if model.stored.part_alone != embeddings.part_alone:  # they do not compare
+                        raise FitInProgress(key=key, retry_after=1)
                     if embeddings.passes and model.stored.generation != begun:  # another process fitted meanwhile
                         raise FitInProgress(key=key, retry_after=1)
                     numbers = _unknown(embeddings.digests, model)

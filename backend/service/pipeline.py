@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.base.decoding import ImageOptions
-from backend.base.errors import ShapeNeeded
+from backend.base.errors import MaskEmpty, ShapeNeeded
 from backend.base.messages import Notice
-from backend.extractors.protocol import RGB, Mask
+from backend.extractors.protocol import RGB
 from backend.infer import Criteria, HeatmapScale, Inspection, Roi, inspect, view_of, working_mask
 from backend.memory.on_device import Seen
+from backend.roi_mask import Shape
 from backend.service.images import ImageFile, PreparedImage, prepare_image
 from backend.service.jobs import Job
 from backend.service.models import FittedModel
@@ -93,7 +94,7 @@ class Pipeline:
         if self.model.stored.part_alone:
             if roi.inside is None:
                 raise ShapeNeeded(name=file.name)
-            if of_model and not _alike(roi.inside, replace(roi, mask=working_mask(of_model, image.size)).inside):
+            if of_model and not _same_part(roi, of_model):
                 notices.append(Notice("part_differs"))
         return replace(image, notices=tuple(notices)), roi
 
@@ -123,6 +124,12 @@ class Pipeline:
         )
 
 
-def _alike(inside: Mask, other: Mask | None) -> bool:
-    assert other is not None
-    return bool(np.count_nonzero(inside & other) >= SAME_PART * np.count_nonzero(inside | other))
+def _same_part(roi: Roi, of_model: Shape) -> bool:
+    """Whether the tokens that touch the part are those of the model's shape; it may lie beside the image."""
+    try:
+        theirs = replace(roi, mask=working_mask(of_model, roi.size)).inside
+    except MaskEmpty:
+        return False
+    inside = roi.inside
+    assert inside is not None and theirs is not None
+    return bool(np.count_nonzero(inside & theirs) >= SAME_PART * np.count_nonzero(inside | theirs))

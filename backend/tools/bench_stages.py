@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from backend.base.arrays import available_cores, cpu_name, few_threads_each, instruction_set
 from backend.base.decoding import Decoded, decode
 from backend.base.images import encode_png, resize, to_base64
-from backend.extractors.protocol import Extractor, needed_by, prepare
+from backend.extractors.protocol import Extractor, needed_by
 from backend.infer import Criteria, Inspection, Roi, RoiSize, heatmap_png, heatmap_range, inspect, view_of
 from backend.patchcore import PatchCoreMemory
 from backend.tools.scenes import brake_disc
@@ -131,7 +131,7 @@ class Bench:
         few_threads_each()
         side = extractor.input_size
         grid = extractor.grid(side, side)
-        shown = [prepare(image, grid, extractor.patch) for image in pictures(images, side, rng)]
+        shown = [extractor.prepare(image, grid) for image in pictures(images, side, rng)]
         emb = np.concatenate([extractor.extract([image])[0] for image in shown])
         memory = PatchCoreMemory.build(emb, min(1.0, rows / len(emb)), limit=rows)
         memory.attach_index()
@@ -141,7 +141,7 @@ class Bench:
         """Durations by stage of an inspection of (side, side) px, of their sum in one go, and of the answer's JSON."""
         data = encoded(pictures(1, side, self.rng)[0], form)
         read, grid = self._decode(data)
-        pixels = prepare(read.pixels, grid, self.extractor.patch, read.size)
+        pixels = self.extractor.prepare(read.pixels, grid, read.size)
         tokens = self.extractor.extract([pixels])[0]
         roi, criteria = Roi(RoiSize(side, side), grid), Criteria(threshold=1.0)
         plain = inspect(tokens, self.memory, roi, criteria)
@@ -150,7 +150,7 @@ class Bench:
         png = self._png(found)
         work: dict[str, Callable[[], Any]] = {
             "decode": lambda: self._decode(data),
-            "resize": lambda: prepare(read.pixels, grid, self.extractor.patch, read.size),
+            "resize": lambda: self.extractor.prepare(read.pixels, grid, read.size),
             "forward": lambda: self.extractor.extract([pixels]),
             "png": lambda: self._png(found),
             "json": lambda: self._json(found, png),
@@ -163,7 +163,7 @@ class Bench:
     def forward(self, side: int, repeats: int, batch: int = 1) -> Spread:
         """Duration of a bare forward pass of `batch` prepared images of (side, side) px."""
         grid = self.extractor.grid(side, side)
-        images = [prepare(image, grid, self.extractor.patch) for image in pictures(batch, side, self.rng)]
+        images = [self.extractor.prepare(image, grid) for image in pictures(batch, side, self.rng)]
         return Spread.of(timed(lambda: self.extractor.extract(images), repeats))
 
     def forward_once(self) -> float:
@@ -171,7 +171,7 @@ class Bench:
         if self._pixels is None:
             side = self.extractor.input_size
             grid = self.extractor.grid(side, side)
-            self._pixels = prepare(pictures(1, side, self.rng)[0], grid, self.extractor.patch)
+            self._pixels = self.extractor.prepare(pictures(1, side, self.rng)[0], grid)
         started = perf_counter()
         self.extractor.extract([self._pixels])
         return 1000 * (perf_counter() - started)
@@ -183,7 +183,7 @@ class Bench:
 
     def _inspect(self, data: bytes, criteria: Criteria) -> str:
         read, grid = self._decode(data)
-        pixels, roi = prepare(read.pixels, grid, self.extractor.patch, read.size), Roi(RoiSize(*read.size), grid)
+        pixels, roi = self.extractor.prepare(read.pixels, grid, read.size), Roi(RoiSize(*read.size), grid)
         view = view_of(roi, criteria, "relative")
         (tokens,) = self.extractor.look([pixels], [None if view is None else self.memory.looking(view)])
         found = inspect(tokens, self.memory, roi, criteria)

@@ -1,8 +1,10 @@
 """ROIs that a torch device resizes, here the CPU: the pixels are those that OpenCV gives."""
 
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from backend.base.decoding import ImageOptions, decode
 from backend.extractors.network import NetworkFeatures
 from backend.extractors.protocol import RGB, ExtractorOptions, needed_by, prepare
-from backend.extractors.resizing import LONGEST, DeviceResizer
+from backend.extractors.resizing import LONGEST, DeviceResizer, area_taps
 from backend.features import build_extractor
 from backend.service.images import ImageFile, prepare_image
 from tests.parts import encoded, part
@@ -77,6 +79,35 @@ def test_a_jpeg_that_was_decoded_smaller_gets_them_too(
         np.testing.assert_array_equal(seen, prepare(found.pixels, grid, PATCH, found.size))
 
 
+def parts_of(n: int, factor: float, *, fitted: bool) -> NDArray[np.float32]:
+    """(size, n) how much of each new pixel OpenCV takes of each of a line of `n`."""
+    size = (n, round(n * factor)) if fitted else None
+    line = np.eye(n, dtype=np.float32)
+    return np.asarray(cv2.resize(line, size, fx=1, fy=0 if fitted else factor, interpolation=cv2.INTER_AREA))
+
+
+def test_the_parts_of_a_line_are_those_that_opencv_takes() -> None:
+    rng = np.random.default_rng(0)
+    lines = [(n, int(rng.integers(14, n)), bool(rng.integers(2))) for n in rng.integers(30, 900, 200).tolist()]
+    for n, size, fitted in [*lines, (448, 448, True), (449, 448, True), (2901, 448, True), (1001, 1000, False)]:
+        factor = size / n if fitted else size / (n - 0.37)
+        at, shares = area_taps(n, factor, fitted=fitted)
+        found = np.zeros((shares.shape[1], n), np.float32)
+        for pixels, parts in zip(at, shares, strict=True):
+            found[np.arange(len(parts))[parts > 0], pixels[parts > 0]] += parts[parts > 0]
+        np.testing.assert_array_equal(found, parts_of(n, factor, fitted=fitted))
+        assert all((np.diff(own[own_shares > 0]) > 0).all() for own, own_shares in zip(at.T, shares.T, strict=True))
+
+
+def test_a_new_size_costs_as_much_as_its_line_is_long() -> None:
+    resizer = DeviceResizer("cpu")
+    tracemalloc.start()
+    resizer._tabulated(LONGEST, 448 / LONGEST - 1e-5, True)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 400 * LONGEST, "bytes; a table of each pixel by each has 4 of them for every pair"
+
+
 def test_what_opencv_does_in_another_way_is_left_to_it(resizer: DeviceResizer) -> None:
     assert resizer(noise(448, 448), (448, 448), 448, 448) is None
     assert resizer(noise(300, 900), (300, 900), 448, 448) is None
@@ -91,6 +122,21 @@ def test_an_image_that_the_devices_memory_does_not_hold_is_left_to_it(
 
     monkeypatch.setattr(torch.Tensor, "clamp", full)
     assert resizer(noise(600, 600), (600, 600), 448, 448) is None and "too small to resize" in caplog.text
+
+
+def test_a_resizer_that_is_taken_away_meanwhile_still_ends_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = build_extractor(ExtractorOptions(model_name="lite", input_size=160, runtime="torch", device="cpu"))
+    assert isinstance(own, NetworkFeatures)
+    resizer, reads = Counting("cpu"), list[bool]()
+
+    def once(_: NetworkFeatures) -> DeviceResizer | None:
+        reads.append(True)
+        return resizer if len(reads) == 1 else None  # as if `leave_to_host` had come just after
+
+    monkeypatch.setattr(NetworkFeatures, "resizer", property(once), raising=False)
+    image, grid = noise(301, 420), own.grid(301, 420)
+    np.testing.assert_array_equal(own.prepare(image, grid), prepare(image, grid, own.patch))
+    assert resizer.resized == 1
 
 
 def test_an_extractor_on_a_device_sees_the_pixels_that_one_on_the_cpu_sees(resizer: DeviceResizer) -> None:

@@ -1,5 +1,6 @@
 """Where a part differs, the stored good part is found that comes nearest there."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,16 @@ def test_the_good_part_with_the_same_spot_is_shown_at_its_spot(client: TestClien
     assert abs(found["x"] + found["w"] / 2 - 28) <= 16 and abs(found["y"] + found["h"] / 2 - 88) <= 16
     assert (found["w"], found["h"]) == (20, 20) and found["distance"] < 1
     assert asked(client, png(94, (62, 42)), x="500", y="500")["nearest"], "a place beyond the edge is its nearest one"
+
+
+def test_only_the_part_is_looked_at_where_a_shape_says_where_it_is(client: TestClient) -> None:
+    shape = json.dumps({"kind": "circle", "cx": 56, "cy": 56, "r": 36})
+    images = [("images", ("spotted.png", png(92, (0, 0)), "image/png"))]
+    assert client.post("/fit_ok", data={**FORM, "shape": shape}, files=images).status_code == 200
+    for box in (BOX, {"x": "0", "y": "0", "w": "90", "h": "90"}):
+        found = asked(client, png(94, (62, 42)), shape=shape, **{**box, "w": "2", "h": "2"} if box is BOX else box)
+        x, y = found["nearest"]["x"] + found["nearest"]["w"] / 2, found["nearest"]["y"] + found["nearest"]["h"] / 2
+        assert np.hypot(x - 56, y - 56) < 36 + 10, "the spot beside the part is not shown"
 
 
 def test_a_part_whose_images_are_gone_says_so(client: TestClient) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from backend.base.errors import BadImage, ExtractorFault
+from backend.base.errors import BadImage, ExtractorFault, NotReady
 from backend.base.images import decode_image, is_image_name
 from backend.base.keys import ModelKey
 from backend.extractors.network import NetworkFeatures
@@ -25,8 +25,11 @@ from backend.roi_mask import Shape
 from backend.service.fitting import Fitter
 from backend.service.images import ImageFile
 from backend.service.inspection import Inspector
+from backend.service.models import ModelCache
+from backend.service.queue import InferenceQueue
 from backend.service.results import InferResult
 from backend.service.warmup import rehearse
+from backend.storage import ModelStore
 from tests.parts import encoded, part, quick_settings
 
 KEY = ModelKey.of("Master1", "Pattern")
@@ -326,6 +329,38 @@ def test_a_device_that_says_otherwise_or_cannot_say_is_not_asked(
     found = rehearsed(tmp_path, monkeypatch)
     assert not found.looks and found.resizer is None
     assert "the CPU makes all of them" in caplog.text
+
+
+def test_tokens_of_another_forward_pass_are_not_held_against_the_devices_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = NetworkFeatures.extract
+
+    def rounded_otherwise(extractor: NetworkFeatures, images: Any) -> Any:
+        rows = own(extractor, images)
+        return rows + np.random.default_rng(0).normal(0, 1e-3, rows.shape).astype(np.float32)
+
+    monkeypatch.setattr(NetworkFeatures, "extract", rounded_otherwise)
+    found = rehearsed(tmp_path, monkeypatch)
+    assert found.looks and found.resizer is not None
+
+
+def test_a_service_that_closes_during_the_rehearsal_says_nothing_of_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = on_device()
+    queue = InferenceQueue(found)
+    monkeypatch.setattr(products, "device", lambda: found.device)
+    own = DeviceResizer.__call__
+
+    def closing(resizer: DeviceResizer, *given: Any) -> Any:
+        queue.close()
+        return own(resizer, *given)
+
+    monkeypatch.setattr(DeviceResizer, "__call__", closing)
+    with pytest.raises(NotReady):
+        rehearse(queue, ModelCache(ModelStore(tmp_path), cache_mb=64, knn_backend="auto"))
+    assert found.looks and found.resizer is not None
 
 
 def test_a_device_that_resizes_otherwise_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """PART_ALONE: models whose extractor sees the part alone, in fits and in whatever compares with them."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,7 +15,8 @@ import pytest
 pytest.importorskip("torch", reason="needs torch, which a station's installation leaves out")
 
 from backend.api.catalogue import sentence
-from backend.base.errors import ExtractorMismatch, MemoryNotFound, PartNotAlone, ShapeNeeded
+from backend.assurance.parts import GoodPart, PartScorer
+from backend.base.errors import ExtractorMismatch, FitInProgress, MemoryNotFound, PartNotAlone, ShapeNeeded
 from backend.base.images import decode_image
 from backend.base.keys import ModelKey
 from backend.evaluation.runner import RememberingExtractor
@@ -26,7 +28,9 @@ from backend.features import DinoV2Features
 from backend.infer import Criteria
 from backend.roi_mask import Shape
 from backend.samples.collector import Collector
+from backend.samples.nearest import nearest_good
 from backend.samples.scoring import Sample, SampleScorer
+from backend.samples.store import Draft
 from backend.service.fitting import FitOptions, embed
 from backend.service.images import ImageFile
 from backend.service.jobs import Job
@@ -221,6 +225,7 @@ def test_an_extractor_that_cannot_refuses_the_fit_and_writes_nothing(opened: Ope
     with pytest.raises(MemoryNotFound):
         metadata(service)
     assert "PART_ALONE=0" in sentence(refused.value, "en") and "PART_ALONE=0" in sentence(refused.value, "es")
+    assert "a rebuild does not" in sentence(refused.value, "en") and "reconstruir no" in sentence(refused.value, "es")
     fit(service, GOOD)
     assert metadata(service)["part_alone"] is False
 
@@ -267,6 +272,98 @@ def test_a_model_that_is_made_again_is_the_same(opened: Opened) -> None:
     assert later.rebuilder.foreign() == []
     later.rebuilder.rebuild(KEY, replace=True)
     assert metadata(later)["part_alone"] is True and score(later) == pytest.approx(before, abs=1e-6)
+
+
+def test_images_that_joined_without_a_shape_are_made_again_with_that_of_the_model(opened: Opened) -> None:
+    service = opened()
+    fit(service, shaped(GOOD[:3], CIRCLE))
+    for file in GOOD[3:]:
+        service.samples.add(KEY, "ok", [Draft(file.name, file.read, "upload", 1.0)])
+        fit(service, [], memory_fit=True, use_dataset=True)
+    before = score(service)
+    service.rebuilder.rebuild(KEY, replace=True)
+    assert metadata(service)["shape"] == CIRCLE.as_dict() and metadata(service)["part_alone"] is True
+    assert score(service) == pytest.approx(before, abs=1e-6)
+
+
+def test_a_model_whose_images_lost_their_shape_is_not_made_again_in_another_way(opened: Opened) -> None:
+    service = opened()
+    fit(service, shaped(GOOD, CIRCLE))
+    for name in service.samples.names(KEY, "ok"):
+        path = (service.samples.folder(KEY, "ok") / name).with_suffix(".json")
+        path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "shape": None}), "utf-8")
+    generation = metadata(service)["generation"]
+    with pytest.raises(ShapeNeeded):
+        service.rebuilder.rebuild(KEY, replace=True)
+    assert metadata(service)["generation"] == generation
+
+
+@pytest.mark.parametrize("shape", [CIRCLE, None])
+def test_samples_that_were_never_fitted_become_the_model_that_a_fit_makes(opened: Opened, shape: Shape | None) -> None:
+    service = opened()
+    given = None if shape is None else shape.as_dict()
+    service.samples.add(KEY, "ok", [Draft(file.name, file.read, "upload", 1.0, given) for file in GOOD])
+    service.rebuilder.rebuild(KEY)
+    assert metadata(service)["part_alone"] is (shape is not None)
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_growth_gives_way_to_a_model_that_was_seen_otherwise_meanwhile(opened: Opened, before: int) -> None:
+    slow, other = opened(part_alone=False), opened()
+    if before:
+        fit(slow, shaped(GOOD[:before], CIRCLE))
+    reads: list[bool] = []
+
+    def meanwhile() -> bytes:
+        reads.append(True)
+        if len(reads) == 2:  # the first read compares it with what is known, the next one embeds it
+            fit(other, shaped(GOOD[2:4], CIRCLE))
+        return GOOD[5].read()
+
+    with pytest.raises(FitInProgress):
+        slow.fitter.grow(KEY, shaped([ImageFile("last.png", meanwhile)], CIRCLE), mm_per_px=1.0, keep=False)
+    assert metadata(slow)["part_alone"] is True and metadata(slow)["n_images"] == 2
+
+
+def test_a_box_that_reaches_beyond_the_part_is_compared_inside_it(opened: Opened) -> None:
+    service = opened(coreset_rate=1.0)
+    fit(service, shaped(GOOD, CIRCLE))
+    pipeline = Pipeline(service.inspector.host.queue(), service.inspector.cache.model(KEY), Criteria())
+    image, roi = pipeline.prepare(BAD, 1.0)
+    apart, inside = pipeline.judge(pipeline.submit(image.pixels, roi).result(), roi).token_map, roi.inside
+    assert inside is not None
+    for box, nearest in (((0, 0, 96, 96), inside), ((0, 0, 96, 40), inside[:3]), ((92, 40, 2, 2), inside[2:3, 4:5])):
+        found, _ = nearest_good(service, KEY, BAD, box, mm_per_px=1.0, job=Job())
+        rows, columns = nearest.shape
+        part = apart[:rows, :columns] if rows > 1 else apart[2:3, 4:5]
+        assert found and nearest.any() and found.distance == pytest.approx(part[nearest].max(), abs=1e-5)
+
+
+def test_good_parts_without_a_shape_are_not_scored_whole(opened: Opened) -> None:
+    service = opened()
+    fit(service, shaped(GOOD, CIRCLE, RING))
+    service.inspector.calibrate(KEY, ok_scores=[0.1, 0.2, 0.3], mm_per_px=1.0)
+    parts = [GoodPart(file, 1.0) for file in (BAD, replace(BAD, shape=RING))]
+    fine, _, errors = PartScorer(service.inspector, KEY).readable(parts, Job())
+    assert fine == parts[1:] and [type(error) for error in errors] == [ShapeNeeded]
+
+
+def test_a_shape_of_the_model_that_lies_beside_the_image_differs(tmp_path: Path, vit: DinoV2Features) -> None:
+    class Square(Wrapped):
+        def extract(self, images: Sequence[RGB]) -> Rows:
+            return self.inner.extract(images)
+
+        def extract_part(self, images: Sequence[RGB], inside: Any) -> Rows:
+            return self.inner.extract_part(images, inside)
+
+    square = Square(vit, "")
+    square.input_aspect = "square"
+    service = Collector(quick_settings(tmp_path, part_alone=True, input_aspect="square"), square)
+    service.start()
+    fit(service, shaped(GOOD, Shape("rect", {"x": 72, "y": 40, "w": 20, "h": 20})))
+    narrow = replace(part_file(9, width=28), shape=Shape("circle", {"cx": 14, "cy": 48, "r": 10}))
+    assert "part_differs" in said(service, narrow)
+    service.close()
 
 
 def test_the_rehearsal_runs_what_models_of_the_part_alone_need(opened: Opened, vit: DinoV2Features) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import Any
 
 import numpy as np
 import psutil
@@ -10,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from backend.base.config import load_settings
+from backend.extractors.protocol import RGB
+from backend.extractors.texture import TextureFeatures
 from backend.tools.bench import Others, Plan, Request, _busy_seconds, answered, connect, fitted, run_bench, served
-from backend.tools.bench_stages import encoded, pictures
+from backend.tools.bench_stages import Bench, encoded, pictures
 from backend.tools.cli import app
 
 STAGES = {"decode", "resize", "forward", "knn", "post", "png", "json", "end to end"}
@@ -72,6 +75,21 @@ def test_a_request_is_encoded_once_and_the_service_reads_it(tmp_path: Path) -> N
                 answered(request.post(connection, "/fit_ok"))
     assert answer["n_images"] == 2 and spent > 0 and pid > 0
     assert first["score"] == second["score"] > 0
+
+
+def test_images_are_prepared_as_the_service_has_them_prepared() -> None:
+    class Watched(TextureFeatures):
+        prepared = 0
+
+        def prepare(self, image: Any, grid: Any, size: Any = None) -> RGB:
+            self.prepared += 1
+            return super().prepare(image, grid, size)
+
+    extractor = Watched(112)
+    bench = Bench.of(extractor, np.random.default_rng(0), images=1)
+    assert extractor.prepared == 1
+    bench.stages(112, 1)
+    assert extractor.prepared == 1 + 1 + 2 + 2  # once for all stages, twice each in `resize` and `end to end`
 
 
 def test_stages_alone_need_no_service(tmp_path: Path) -> None:
