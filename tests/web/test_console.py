@@ -72,6 +72,15 @@ def calibrate(console: Console, good: list[Path], bad: list[Path]) -> float:
     return float(notice.get_attribute("data-threshold") or "nan")
 
 
+def calibrated(open_console: Open, pieces: Pieces) -> Console:
+    """A console in English whose model has learned the good pieces and is calibrated with good and bad ones."""
+    desk = open_console(locale="en-GB")
+    desk.open("fit", **MODEL)
+    fit(desk, pieces["learn"])
+    calibrate(desk, pieces["good"], pieces["bad"])
+    return desk
+
+
 def infer(console: Console, path: Path, **more: str) -> dict[str, Any]:
     answer = console.api.post(
         "/infer", data={**FORM, **more}, files={"image": (path.name, path.read_bytes(), "image/png")}
@@ -289,11 +298,8 @@ SPOT = """spot => {
 
 
 def test_a_part_is_looked_at_closely_and_beside_a_good_one(console: Open, pieces: Pieces) -> None:
-    desk = console(locale="en-GB")
-    desk.open("fit", **MODEL)
+    desk = calibrated(console, pieces)
     page = desk.page
-    fit(desk, pieces["learn"])
-    calibrate(desk, pieces["good"], pieces["bad"])
     desk.set_range("#cal-line", desk.value("#gauge .limit") * 3)
     expect(page.locator("#cal-wrong li")).to_have_count(3)
     expect(page.locator("#cal-wrong li").first).to_contain_text("would slip through")
@@ -341,11 +347,8 @@ def test_a_part_is_looked_at_closely_and_beside_a_good_one(console: Open, pieces
 
 
 def test_a_press_on_what_is_listed_is_a_click_though_the_list_changes_meanwhile(console: Open, pieces: Pieces) -> None:
-    desk = console(locale="en-GB")
-    desk.open("fit", **MODEL)
+    desk = calibrated(console, pieces)
     page = desk.page
-    fit(desk, pieces["learn"])
-    calibrate(desk, pieces["good"], pieces["bad"])
     desk.tab("inspect")
     press(page, "#parts li:has-text('bad_40') button")
     desk.set_range("#threshold", desk.value("#gauge .limit") * 3)
@@ -372,11 +375,8 @@ def test_a_press_on_what_is_listed_is_a_click_though_the_list_changes_meanwhile(
 
 
 def test_what_is_focused_keeps_the_focus_while_answers_come(console: Open, pieces: Pieces) -> None:
-    desk = console(locale="en-GB")
-    desk.open("fit", **MODEL)
+    desk = calibrated(console, pieces)
     page = desk.page
-    fit(desk, pieces["learn"])
-    calibrate(desk, pieces["good"], pieces["bad"])
     desk.tab("inspect")
     page.locator("#parts .part").nth(2).focus()
     desk.set_range("#threshold", desk.value("#gauge .limit") * 3)
